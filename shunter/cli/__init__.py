@@ -1,0 +1,1 @@
+"""Thin commands: arguments in, sentences out, no logic."""

@@ -1,0 +1,1 @@
+"""Strict typed configuration: YAML 1.2, dotted overrides, errors that name file, line and mend."""

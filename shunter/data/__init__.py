@@ -1,0 +1,1 @@
+"""Sources, curation, tokens, packing and the loader. Imports numpy and pyarrow, not torch."""

@@ -1,0 +1,1 @@
+"""Tasks, metrics with intervals, paired comparison."""

@@ -1,0 +1,1 @@
+"""Starting and ending processes: signals and fault injection."""

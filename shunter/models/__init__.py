@@ -1,0 +1,1 @@
+"""Arithmetic only: blocks, families, and the maps to and from Hugging Face directories."""

@@ -1,0 +1,103 @@
+"""What a job is to the graph: a kind, a typed configuration in two halves, inputs, checks, work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import Field
+
+from shunter.config.base import Config
+from shunter.recipe.artefact import Artefact
+from shunter.record.events import EventLog
+
+
+@dataclass(frozen=True)
+class Input:
+    """Annotation of a configuration field that names an upstream job.
+
+    `corpus: Annotated[str, Input("corpus")]` takes one artefact of type "corpus";
+    `models: Annotated[list[str], Input("model")]` takes several, and a sweep upstream is gathered
+    into it instead of multiplying this job. Several types may be allowed: Input("model", "tokens").
+    """
+
+    types: tuple[str, ...]
+
+    def __init__(self, *types: str) -> None:
+        object.__setattr__(self, "types", types)
+
+
+class How(Config):
+    """The half of a job's configuration that must not change its result. Recorded per attempt."""
+
+
+class JobConfig(Config):
+    """Base of a job's configuration. Everything outside `how` is the `what` half: the identity."""
+
+    kind: str = Field(description="The verb: which job this is.")
+    seed: int = Field(0, ge=0, description="Seed of every random stream of this job.")
+    how: How = Field(default_factory=How, description="Choices that must not change the result.")
+
+
+C = TypeVar("C", bound=JobConfig)
+
+
+class Control(Protocol):
+    """Requests from outside (signals, `shunter watch`), polled by long work between two steps."""
+
+    def stop_requested(self) -> bool:
+        """True once the run shall save and stop. Work then saves its state and raises `Stopped`."""
+
+    def take_save_request(self) -> bool:
+        """True once for each `save now` request."""
+
+
+class Stopped(Exception):
+    """Raised by a job that has saved its state because a stop was requested. Not an error."""
+
+
+@dataclass
+class JobContext(Generic[C]):
+    """All that a job's work may touch."""
+
+    name: str  # the job's name in the graph; a sweep's variant is `base[train.lr=0.001]`
+    config: C
+    inputs: Mapping[str, Artefact | list[Artefact]]  # by configuration field, as annotated by Input
+    out: Path  # empty staging folder; all that it holds is published, under its content digest
+    log: Path  # published beside `out`'s files as `log/`, outside the content digest: events, timings
+    work: Path  # private, survives a kill, handed to the next attempt, removed after publication
+    base: Path  # the recipe's folder, against which relative paths in the configuration resolve
+    events: EventLog  # `log/events.jsonl`
+    control: Control
+
+    def one(self, field: str) -> Artefact:
+        """The single artefact of an input field."""
+        artefact = self.inputs[field]
+        assert isinstance(artefact, Artefact), f"{field} is a list input"
+        return artefact
+
+    def many(self, field: str) -> list[Artefact]:
+        """The artefacts of a list input field, in the recipe's order."""
+        artefacts = self.inputs[field]
+        assert isinstance(artefacts, list), f"{field} is a single input"
+        return artefacts
+
+
+class Job(Protocol[C]):
+    """One verb. Its module imports without torch; `run` imports what it needs."""
+
+    kind: ClassVar[str]
+    produces: ClassVar[str]  # the artefact type
+    version: ClassVar[int]  # raised when the same `what` would give another result or format
+    Config: ClassVar[type[JobConfig]]
+
+    def check(self, config: C, base: Path) -> Sequence[str]:
+        """Everything that can be checked before a run, fast and without torch.
+
+        Raises ShunterError for what would fail (missing files, missing extras); returns warnings.
+        """
+
+    def run(self, context: JobContext[C]) -> dict[str, Any]:
+        """Do the work, write `context.out`, return headline metrics for the manifest."""

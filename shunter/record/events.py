@@ -1,0 +1,85 @@
+"""The event log: one JSON object a line, appended, readable while it is written."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class EventLog:
+    """Appends events to `path`. Each line has `t` (Unix seconds), `event`, `attempt` and its fields.
+
+    A line is written whole and flushed, so a killed process leaves at most one torn last line, which
+    `read` skips. Non-finite numbers are written as the strings "nan", "inf", "-inf": JSON has none.
+    """
+
+    def __init__(self, path: Path, *, attempt: int = 1) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.attempt = path, attempt
+        # A torn last line of a killed attempt would swallow our first: begin on a fresh line.
+        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        self._file = open(path, "a", encoding="utf-8")
+        if torn:
+            self._file.write("\n")
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event."""
+        line = {"t": time.time(), "event": event, "attempt": self.attempt, **_plain(fields)}
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def metrics(self, step: int, **values: float | int | str) -> None:
+        """Append the metrics of one step under the field's usual names (`train/loss`, `lr`, ...)."""
+        self.write("metrics", step=step, values=values)
+
+    @contextmanager
+    def span(self, name: str, **fields: Any) -> Iterator[None]:
+        """Record the start and end of a piece of work as one `span` event (seconds, monotonic)."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.write("span", name=name, seconds=time.perf_counter() - begin, **fields)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of an event log, in the order written; a torn line is left out."""
+    events = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(event, dict) and "event" in event:
+                events.append(event)
+    return events
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """One row a step, in order of step; a step that was repeated after a kill counts once, the last."""
+    rows: dict[int, dict[str, Any]] = {}
+    for event in read(path):
+        if event["event"] == "metrics":
+            rows.setdefault(event["step"], {}).update(
+                {"step": event["step"], "t": event["t"], "attempt": event["attempt"], **event["values"]}
+            )
+    return [rows[step] for step in sorted(rows)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""The step written out in order; optimizers, schedules, checkpoints, spikes."""
