@@ -22,8 +22,8 @@ class EventLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.attempt = path, attempt
         # A torn last line of a killed attempt would swallow our first: begin on a fresh line.
-        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self._file = open(path, "a", encoding="utf-8")
+        torn = _ends_torn(path)
+        self._file = path.open("a", encoding="utf-8")
         if torn:
             self._file.write("\n")
 
@@ -65,14 +65,39 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """One row a step, in order of step; a step that was repeated after a kill counts once, the last."""
+    """One row a step, in order of step.
+
+    A later attempt went back to a checkpoint: what earlier attempts had written from its first step on
+    is superseded, so that no step counts twice and no row stands that the model never passed through.
+    """
     rows: dict[int, dict[str, Any]] = {}
+    newest = None
     for event in read(path):
-        if event["event"] == "metrics":
-            rows.setdefault(event["step"], {}).update(
-                {"step": event["step"], "t": event["t"], "attempt": event["attempt"], **event["values"]}
-            )
+        if event["event"] != "metrics" or not isinstance(event.get("step"), int):
+            continue
+        step, attempt = event["step"], event.get("attempt", 1)
+        if newest is not None and attempt != newest:
+            rows = {known: row for known, row in rows.items() if known < step}
+        newest = attempt
+        values = event.get("values")
+        rows.setdefault(step, {}).update(
+            {
+                "step": step,
+                "t": event.get("t"),
+                "attempt": attempt,
+                **(values if isinstance(values, dict) else {}),
+            }
+        )
     return [rows[step] for step in sorted(rows)]
+
+
+def _ends_torn(path: Path) -> bool:
+    """True when the file's last line lacks its line end."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
 
 
 def _plain(value: Any) -> Any:

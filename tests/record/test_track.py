@@ -1,0 +1,120 @@
+"""Trackers: what is written can be read back by the service's own reader, once a step."""
+
+import importlib.util
+import math
+import warnings
+
+import pytest
+
+from shunter.config.errors import MissingExtra, ShunterError
+from shunter.record import track
+from shunter.record.track import Tracker, check_trackers, open_trackers
+
+
+def scalars(folder, tag):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    log.Reload()
+    return [(event.step, event.value) for event in log.Scalars(tag)]
+
+
+def test_tensorboard_round_trip(tmp_path):
+    tracker = open_trackers(["tensorboard"], tmp_path, "base", {})
+    for step in range(1, 6):
+        tracker.metrics(step, {"train/loss": 1 / step, "train/tokens": step, "note": "text", "ok": True})
+    tracker.close()
+    tracker.close()
+    assert scalars(tmp_path / "tensorboard", "train/loss") == [
+        (step, pytest.approx(1 / step)) for step in range(1, 6)
+    ]
+    assert tracker.failures == {}
+
+
+def test_a_killed_attempt_is_readable_and_the_resumed_one_replaces_its_steps(tmp_path):
+    killed = open_trackers(["tensorboard"], tmp_path, "base", {})
+    for step in range(1, 8):
+        killed.metrics(step, {"loss": 100.0 + step})
+    assert len(scalars(tmp_path / "tensorboard", "loss")) == 7  # without close, as after kill -9
+    resumed = open_trackers(["tensorboard"], tmp_path, "base", {})
+    for step in range(5, 10):
+        resumed.metrics(step, {"loss": 200.0 + step})
+    resumed.close()
+    points = scalars(tmp_path / "tensorboard", "loss")
+    assert [step for step, _ in points] == list(range(1, 10))
+    assert (points[3], points[4]) == ((4, 104), (5, 205))
+
+
+def test_not_finite_values_do_not_stop_tensorboard(tmp_path):
+    tracker = open_trackers(["tensorboard"], tmp_path, "base", {})
+    tracker.metrics(1, {"loss": math.nan})
+    tracker.close()
+    assert math.isnan(scalars(tmp_path / "tensorboard", "loss")[0][1])
+
+
+def test_unknown_and_missing_trackers_are_refused_before_any_work(monkeypatch, tmp_path):
+    with pytest.raises(ShunterError, match=r"tensorbord.*tensorboard, wandb, mlflow"):
+        check_trackers(["tensorbord"])
+    monkeypatch.setitem(track.PACKAGES, "wandb", ("no_such_package_at_all", "wandb"))
+    with pytest.raises(MissingExtra, match=r"shunter\[wandb\]"):
+        open_trackers(["tensorboard", "wandb"], tmp_path, "base", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracker_that_fails_is_named_and_the_others_go_on():
+    class Sink:
+        def __init__(self, fails):
+            self.fails, self.steps, self.closed = fails, [], 0
+
+        def metrics(self, step, values):
+            if self.fails:
+                raise ConnectionError("away")
+            self.steps.append(step)
+
+        def close(self):
+            self.closed += 1
+
+    good, bad = Sink(False), Sink(True)
+    tracker = Tracker({"bad": bad, "good": good})
+    with pytest.warns(RuntimeWarning, match=r"tracker bad failed.*away"):
+        tracker.metrics(1, {"loss": 1.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tracker.metrics(2, {"loss": 1.0})
+    tracker.close()
+    assert (good.steps, good.closed, bad.closed) == ([1, 2], 1, 1)
+    assert tracker.failures == {"bad": "ConnectionError: away"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
+def test_mlflow_keeps_one_run_an_attempt(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    from mlflow import MlflowClient
+
+    for first in (1, 3):
+        tracker = open_trackers(["mlflow"], tmp_path, "base", {"train": {"lr": 3e-4}})
+        for step in range(first, first + 4):
+            tracker.metrics(step, {"train/loss": 1.0 / step, "bad": math.nan})
+        tracker.close()
+        assert tracker.failures == {}
+    client = MlflowClient(f"sqlite:///{(tmp_path / 'mlflow' / 'mlflow.db').resolve()}")
+    runs = client.search_runs([client.get_experiment_by_name("base").experiment_id])
+    assert {run.info.run_name for run in runs} == {"base attempt 1", "base attempt 2"}
+    for run in runs:
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+        assert steps == sorted(set(steps))
+        assert len(steps) == 4
+        assert run.data.params == {"train.lr": "0.0003"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_is_offline_and_keeps_one_run_an_attempt(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for first in (1, 3):
+        tracker = open_trackers(["wandb"], tmp_path, "base", {"train": {"lr": 3e-4}})
+        for step in range(first, first + 4):
+            tracker.metrics(step, {"train/loss": 1.0 / step})
+        tracker.close()
+        assert tracker.failures == {}
+    kept = list((tmp_path / "wandb" / "wandb").glob("offline-run-*/*.wandb"))
+    assert [path.stat().st_size > 0 for path in kept] == [True, True]
