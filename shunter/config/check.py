@@ -81,6 +81,7 @@ class _Complaint:
         self.path: KeyPath = self.place.path
         if self.kind in ("union_tag_not_found", "union_tag_invalid"):
             self.path = (*self.path, self.context["discriminator"].strip("'"))
+            self.members = [str(key) for key in self.got] if isinstance(self.got, dict) else []
             self.got = self.context.get("tag")
         owner = shape.reach(data, self.place.path[:-1])
         self.siblings: Sequence[str] = list(owner) if isinstance(owner, dict) else []
@@ -107,7 +108,8 @@ class _Complaint:
         if self.kind == "missing":
             return "this key is required", None
         if self.kind == "union_tag_not_found":
-            return "this key is required", None
+            near = nearest(str(self.path[-1]), self.members)
+            return "this key is required", f"Is {near!r} meant to be {self.path[-1]!r}?" if near else None
         if self.kind == "union_tag_invalid":
             known = re.findall(r"'([^']*)'", self.context["expected_tags"])
             return f"unknown value (got {_show(self.got)})", _choice(str(self.got), known)

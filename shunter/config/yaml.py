@@ -25,6 +25,7 @@ MAX_BYTES = 8 << 20
 MAX_VALUES = 200_000
 MAX_DEPTH = 64
 
+_TOO_MANY = f"more than {MAX_VALUES} values, with aliases counted in full"
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAGS = {
     f"tag:yaml.org,2002:{name}": kinds
@@ -140,6 +141,7 @@ class _Builder:
         self.text, self.path = text, path
         self.events: Iterator[Any] = iter(())
         self.anchors: dict[str, Node] = {}
+        self.merged_values = 0
 
     def document(self) -> Node:
         try:
@@ -180,7 +182,7 @@ class _Builder:
             self.refuse_tag(event, "map")
             node = self.mapping(line, depth)
         if node.size > MAX_VALUES:
-            raise self.error(f"more than {MAX_VALUES} values, with aliases counted in full", event)
+            raise self.error(_TOO_MANY, event)
         if event.anchor:
             self.anchors[event.anchor] = node
         return node
@@ -217,6 +219,9 @@ class _Builder:
                 node.value[key] = child.value
                 node.size += child.size
         for parent in merges:
+            self.merged_values += len(parent.value)
+            if self.merged_values > MAX_VALUES:
+                raise ShunterError(_TOO_MANY, where=f"{self.path}:{line}")
             for key, value in parent.value.items():
                 if key not in node.value:
                     node.value[key] = value
