@@ -1,0 +1,162 @@
+"""Tables on what data artefacts hold: documents, bytes, what was dropped and why, what could not be read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shunter.report import numbers
+from shunter.report.facts import Facts, JobFacts, read_json, read_lines
+
+MAX_ROWS = 20
+DATA_TYPES = ("corpus", "conversations", "tokenizer", "tokens")
+
+
+@dataclass
+class Table:
+    """A small table; the first cell of a row is its header. `align`: `num` or empty for text."""
+
+    title: str
+    rows: list[list[str]]
+    head: list[str] = field(default_factory=list)
+    align: str = ""
+
+
+@dataclass
+class DataSection:
+    name: str
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def describe_data(facts: Facts) -> list[DataSection]:
+    """A section for each finished data artefact."""
+    sections = []
+    for job in facts.jobs:
+        if job.path is None or job.type not in DATA_TYPES:
+            continue
+        section = DataSection(job.name)
+        if job.type == "corpus":
+            _corpus(job, job.path, section, facts.problems)
+        if job.type == "conversations":
+            _conversations(job.path, section, facts.problems)
+        headline = _flat_rows(job.metrics)
+        if headline:
+            section.tables.append(Table(f"Headline metrics ({job.type})", headline, align="num"))
+        if section.tables:
+            sections.append(section)
+    return sections
+
+
+def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]) -> None:
+    splits = []
+    for split in ("train", "heldout"):
+        documents, size = _parquet(path / split, problems)
+        if documents is not None:
+            splits.append([split, numbers.count(documents), numbers.size(size)])
+    if splits:
+        section.tables.append(Table("Documents", splits, ["Split", "Documents", "Text (UTF-8)"], "num"))
+    summary = read_json(path / "summary.json", problems) if (path / "summary.json").is_file() else None
+    if isinstance(summary, Mapping) and not job.metrics:
+        section.tables.append(Table("Summary", _flat_rows(summary), align="num"))
+    reasons = _count(path / "dropped.jsonl", "reason", problems)
+    if reasons:
+        section.tables.append(_counted("Dropped documents by reason", "Reason", reasons))
+    places = _count(path / "problems.jsonl", "problem", problems)
+    if places:
+        section.tables.append(_counted("Problems in the sources", "Problem", places))
+        first = next(read_lines(path / "problems.jsonl", problems), {})
+        section.notes.append(
+            f"First: {first.get('file', '?')}, line {first.get('line', '?')}: {first.get('problem', '?')}. "
+            "All are in problems.jsonl of the artefact."
+        )
+    if (path / "dropped.jsonl").is_file() and not reasons:
+        section.notes.append("No document was dropped.")
+    if (path / "problems.jsonl").is_file() and not places:
+        section.notes.append("No problem was found in the sources.")
+
+
+def _conversations(path: Path, section: DataSection, problems: list[str]) -> None:
+    splits = {split: _count(path / f"{split}.jsonl", "task", problems) for split in ("train", "heldout")}
+    tasks = list(dict.fromkeys(task for counts in splits.values() for task in counts))
+    if tasks:
+        rows = [
+            [task, *(numbers.count(counts.get(task, 0)) for counts in splits.values())]
+            for task in tasks[:MAX_ROWS]
+        ]
+        section.tables.append(Table("Conversations by task", rows, ["Task", "train", "heldout"], "num"))
+
+
+def _parquet(folder: Path, problems: list[str]) -> tuple[int | None, int | None]:
+    """Documents and bytes of text of a split; bytes are read one row group at a time."""
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        return None, None
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    documents = size = 0
+    for file in files:
+        try:
+            parquet = pq.ParquetFile(file)
+            documents += parquet.metadata.num_rows
+            for batch in parquet.iter_batches(columns=["text"]):
+                size += pc.sum(pc.binary_length(batch.column(0))).as_py() or 0
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's errors derive from these
+            problems.append(f"{folder.parent.name}/{folder.name}/{file.name} cannot be read: {error}")
+    return documents, size
+
+
+def _count(path: Path, key: str, problems: list[str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    if path.is_file():
+        for line in read_lines(path, problems):
+            counts[str(line.get(key, "not given"))[:120]] += 1
+    return counts
+
+
+def _counted(title: str, name: str, counts: Counter[str]) -> Table:
+    rows = [[key, numbers.count(number)] for key, number in counts.most_common(MAX_ROWS)]
+    rest = sum(counts.values()) - sum(number for _, number in counts.most_common(MAX_ROWS))
+    if rest:
+        rows.append([f"{len(counts) - MAX_ROWS} other", numbers.count(rest)])
+    return Table(title, rows, [name, "Count"], "num")
+
+
+def _flat_rows(tree: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """Scalars of a nested mapping as rows of (dotted name, value); lists and long texts are left to
+    the configuration section."""
+    rows = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            rows.extend(_flat_rows(value, f"{prefix}{key}: "))
+        elif isinstance(value, bool | str):
+            rows.append([name, str(value)[:200]])
+        elif isinstance(value, int | float):
+            rows.append([name, show(name, value)])
+    return rows
+
+
+def show(name: str, number: float) -> str:
+    """A metric by its name: bytes and seconds in their units, whole numbers grouped, others short."""
+    if name.endswith("seconds"):
+        return numbers.duration(number)
+    if isinstance(number, int):
+        return numbers.size(number) if name.endswith("bytes") else numbers.count(number)
+    return numbers.value(number)
+
+
+def environment_table(attempts: Iterable[Mapping[str, Any]]) -> Table | None:
+    """What the jobs ran on. A value that changed between jobs is shown as the list of its values."""
+    seen: dict[str, dict[str, None]] = {}
+    for attempt in attempts:
+        for part in ("environment", "code"):
+            tree = attempt.get(part)
+            for name, text in _flat_rows(tree if isinstance(tree, Mapping) else {part: tree} if tree else {}):
+                seen.setdefault(name, {})[text] = None
+    rows = [[name, ", then ".join(list(values)[:4])] for name, values in seen.items()]
+    return Table("Recorded with each attempt", rows) if rows else None
