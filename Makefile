@@ -1,35 +1,38 @@
 # Two commands do everything on a fresh machine: `make quickstart` and `make test`.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.made
+# Arguments of a test run: make test ARGS="tests/config -x"
+ARGS ?=
 
 .PHONY: install quickstart test test-all lint bench clean
 
 install: $(STAMP)
 
-# Idempotent: runs again only when the declared dependencies change.
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) scripts/install.py --venv $(VENV)
+# The script compares what is installed with what is declared; a newer time stamp alone installs nothing.
+$(STAMP): pyproject.toml constraints.txt scripts/install.py
+	@$(PYTHON) scripts/install.py --venv $(VENV)
 	@touch $@
 
 quickstart: install
-	$(BIN)/shunter run recipes/quickstart.yaml
+	$(PY) -m shunter.cli.main run recipes/quickstart.yaml
+	@$(PY) -m shunter.cli.main report quickstart
 
-test: install lint
-	$(BIN)/python -m pytest
+test: lint
+	$(PY) -m pytest $(ARGS)
 
-test-all: install lint
-	$(BIN)/python -m pytest -m "long or not long"
+test-all: lint
+	$(PY) -m pytest -m "long or not long" $(ARGS)
 
 lint: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-logo
 
 bench: install
-	$(BIN)/python -m bench
+	$(PY) -m bench
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
