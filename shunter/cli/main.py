@@ -103,7 +103,7 @@ def _dispatch(args: list[str]) -> int:
         args = [*args[1:], "--help"]
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
-        near = nearest(verb, VERBS)
+        near = nearest(verb, [*VERBS, "--help", "--version"])
         kind = "option" if verb.startswith("-") else "verb"
         mend = f"Did you mean {near!r}?" if near else "`shunter --help` lists the verbs."
         raise ShunterError(f"no such {kind}: {verb!r}", mend=mend)

@@ -1,0 +1,257 @@
+"""The house rules that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args, get_origin
+
+import pytest
+
+from shunter.config.base import Config
+from shunter.record.points import POINTS
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "shunter"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+ALL = [
+    path for top in ("shunter", "tests", "scripts", "bench") for path in sorted((ROOT / top).rglob("*.py"))
+]
+
+TORCH_FREE_ROOMS = ("config", "record", "recipe", "data", "report", "cli", "jobs")
+TORCH_FREE_FILES = ("models/spec.py", "train/config.py", "generate/config.py", "evaluate/config.py")
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+TORCH_FREE = [
+    module(path)
+    for path in SOURCES
+    if path.relative_to(PACKAGE).parts[0] in TORCH_FREE_ROOMS
+    or path.relative_to(PACKAGE).as_posix() in TORCH_FREE_FILES
+]
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for path in SOURCES:
+        yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_torch_free_modules_import_without_torch() -> None:
+    # One fresh process; each module is imported in turn, and the first to bring torch in is named.
+    code = (
+        "import importlib, json, sys\n"
+        "for name in json.loads(sys.argv[1]):\n"
+        "    importlib.import_module(name)\n"
+        "    heavy = [m for m in ('torch', 'transformers') if m in sys.modules]\n"
+        "    if heavy: sys.exit(f'{name} imports {heavy}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(TORCH_FREE)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_stay_short() -> None:
+    long = {
+        path.relative_to(ROOT).as_posix(): count
+        for path in ALL
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > 500
+    }
+    assert not long, "a file over 500 lines needs to be taken apart"
+
+
+def test_no_drawer_for_odds_and_ends() -> None:
+    drawers = {"utils", "util", "common", "misc", "helpers", "helper", "tools"}
+    assert not [path for path in SOURCES if path.stem in drawers or drawers & set(path.parts)]
+
+
+def test_package_files_hold_only_a_docstring() -> None:
+    for path in SOURCES:
+        if path.name == "__init__.py" and path.parent != PACKAGE:
+            body = ast.parse(path.read_text(encoding="utf-8")).body
+            assert len(body) == 1, f"{path} holds more than its docstring"
+            assert isinstance(body[0], ast.Expr)
+
+
+# What runs code that stands in data. `torch.load` needs weights_only=True.
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "marshal", "jsonpickle"}
+FORBIDDEN_ATTRIBUTES = {
+    *{
+        ("yaml", name)
+        for name in ("load", "load_all", "full_load", "unsafe_load", "FullLoader", "UnsafeLoader")
+    },
+    *{("os", name) for name in ("system", "popen")},
+    ("tempfile", "mktemp"),
+}
+
+
+def dangers(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    # Our own reader is called `yaml` too: only PyYAML's is meant.
+    pyyaml = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == "yaml"
+    }
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        for name in names:
+            if name.split(".")[0] in FORBIDDEN_MODULES:
+                yield node.lineno, f"import {name}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            pair = (node.value.id, node.attr)
+            if pair in FORBIDDEN_ATTRIBUTES and (pair[0] != "yaml" or "yaml" in pyyaml):
+                yield node.lineno, ".".join(pair)
+        if isinstance(node, ast.Call):
+            keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+            shell = keywords.get("shell")
+            if shell is not None and not (isinstance(shell, ast.Constant) and shell.value is False):
+                yield node.lineno, "shell="
+            if isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
+                yield node.lineno, node.func.id
+            if ast.unparse(node.func) == "torch.load":
+                only = keywords.get("weights_only")
+                if not (isinstance(only, ast.Constant) and only.value is True):
+                    yield node.lineno, "torch.load without weights_only=True"
+
+
+def test_nothing_runs_code_that_stands_in_data() -> None:
+    assert [(name, *danger) for name, tree in trees() for danger in dangers(tree)] == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "eval('1')",
+        "import pickle",
+        "from pickle import loads",
+        "import yaml\nyaml.load(x)",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "subprocess.run(x, shell=True)",
+        "os.system(x)",
+    ],
+)
+def test_the_danger_check_sees(code: str) -> None:
+    assert list(dangers(ast.parse(code)))
+
+
+def test_points_and_code_agree() -> None:
+    reached: dict[str, list[str]] = {}
+    for name, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("reach", "points.reach"):
+                argument = node.args[0]
+                assert isinstance(argument, ast.Constant), (
+                    f"{name}:{node.lineno}: a point is named by a literal"
+                )
+                reached.setdefault(argument.value, []).append(f"{name}:{node.lineno}")
+    assert set(reached) == set(POINTS), "every named point is passed by some line, and no other is"
+
+
+def configs() -> list[type[Config]]:
+    for name in TORCH_FREE:
+        importlib.import_module(name)
+    found: list[type[Config]] = []
+    queue: list[type[Config]] = [Config]
+    while queue:
+        for child in queue.pop().__subclasses__():
+            queue.append(child)
+            if child.__module__.startswith("shunter."):
+                found.append(child)
+    return found
+
+
+def plain(kind: object) -> Iterator[object]:
+    """A type and all types inside it."""
+    yield get_origin(kind) or kind
+    for part in get_args(kind):
+        yield from plain(part)
+
+
+def test_every_field_of_a_configuration_carries_a_sentence() -> None:
+    for config in configs():
+        for name, info in config.model_fields.items():
+            text = info.description or ""
+            place = f"{config.__module__}.{config.__qualname__}.{name}"
+            assert text.strip(), f"{place} has no description"
+            assert text.strip().endswith((".", "?", ")")), f"{place}: {text!r} is no sentence"
+            # YAML has lists only, and strict validation takes no list for these.
+            assert not {tuple, set, frozenset, Path} & set(plain(info.annotation)), (
+                f"{place}: use list or str"
+            )
+
+
+def test_public_names_have_docstrings() -> None:
+    missing = [
+        f"{name}:{node.lineno} {node.name}"
+        for name, tree in trees()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    missing += [name for name, tree in trees() if not ast.get_docstring(tree)]
+    assert missing == []
+
+
+def test_a_model_file_holds_arithmetic_only() -> None:
+    # Parallelism, optimizers, recomputation and compilation are applied to a model from above.
+    foreign = ("torch.distributed", "torch.optim", "torch.utils.checkpoint", "torch._dynamo")
+    for name, tree in trees():
+        if not name.startswith("shunter/models/"):
+            continue
+        for node in ast.walk(tree):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Attribute):
+                names = [ast.unparse(node)]
+                assert names != ["torch.compile"], f"{name}:{node.lineno}"
+            assert not [each for each in names if each.startswith(foreign)], f"{name}:{node.lineno}"
+
+
+def test_source_is_ascii_where_it_is_code() -> None:
+    # Letters that look alike cannot hide in names. Strings and comments are free.
+    for name, tree in trees():
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert all(each.isascii() for each in names), name
+
+
+def test_packages_of_the_base_install_are_the_declared_ones() -> None:
+    import tomllib
+
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = [
+        *declared["dependencies"],
+        *(t for extra in declared["optional-dependencies"].values() for t in extra),
+    ]
+    names = {text.split("=")[0].split(">")[0].strip().lower().replace("-", "_") for text in texts}
+    # PyYAML's module, and parts that pydantic and jinja2 bring.
+    allowed = names | {"yaml", "typing_extensions", "pydantic_core", "markupsafe"}
+    used: dict[str, str] = {}
+    for name, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                used.update({alias.name.split(".")[0]: name for alias in node.names})
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                used[node.module.split(".")[0]] = name
+    foreign = {top: name for top, name in used.items() if top not in sys.stdlib_module_names}
+    foreign.pop("shunter", None)
+    assert {top: name for top, name in foreign.items() if top not in allowed} == {}
