@@ -12,7 +12,8 @@ from shunter.report.numbers import compact
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 360.0, 210.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 8.0, 24.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 16.0, 8.0, 24.0
+FAR = 2000.0  # a line that leaves the frame is cut by it; this only bounds the numbers in the file
 MAX_POINTS = 360  # one a unit of width: more cannot be seen, and a long run would fill megabytes
 
 
@@ -83,13 +84,18 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     return [points[0], *(p for p in kept if p not in (points[0], points[-1])), points[-1]]
 
 
-def smooth(points: Sequence[Point], span: float) -> list[Point]:
-    """Exponential moving average with the bias of its start taken out; `span` is in points."""
-    decay = 1.0 - 1.0 / max(1.0, span)
-    total, weight, result = 0.0, 0.0, []
-    for x, y in points:
-        total, weight = decay * total + y, decay * weight + 1.0
-        result.append((x, total / weight))
+def smooth(points: Sequence[Point], reach: int) -> list[Point]:
+    """Mean over `reach` neighbours on either side, fewer but as many on both sides near the ends.
+
+    Unlike an exponential average it does not lag behind a falling loss, and both ends stay where they are.
+    """
+    sums = [0.0]
+    for _, y in points:
+        sums.append(sums[-1] + y)
+    result = []
+    for index, (x, _) in enumerate(points):
+        near = min(reach, index, len(points) - 1 - index)
+        result.append((x, (sums[index + near + 1] - sums[index - near]) / (2 * near + 1)))
     return result
 
 
@@ -126,7 +132,7 @@ def line_chart(
     drawn, hover = [], []
     for line in series:
         points = thin(line.points)
-        places = [(at_x(x), at_y(min(max(y, y_low), y_high))) for x, y in points]
+        places = [(at_x(x), min(max(at_y(y), -FAR), FAR)) for x, y in points]
         path = "M" + "L".join(f"{x:g},{y:g}" for x, y in places)
         dots = places if line.dots or len(places) == 1 else []
         drawn.append(Drawn(line.name, path, line.color, line.faint, places[-1], dots))
@@ -164,7 +170,9 @@ def _frame(lines: Sequence[Sequence[Point]], from_zero: bool) -> tuple[float, fl
 def _outside(
     series: Sequence[Series], low: float, high: float, show: Callable[[float], str], x_name: str
 ) -> str:
-    out = [point for line in series for point in line.points if not low <= point[1] <= high]
+    # A smoothed line repeats its raw one: count the raw.
+    raw = [line for line in series if line.faint] or series
+    out = [point for line in raw for point in line.points if not low <= point[1] <= high]
     if not out:
         return ""
     x, y = max(out, key=lambda point: max(low - point[1], point[1] - high))

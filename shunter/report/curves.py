@@ -18,7 +18,7 @@ SMOOTH_FROM = 60  # fewer points than this are shown as they are
 
 # metric, title, unit, whether the axis begins at zero
 PANELS: list[tuple[str, str, str, bool]] = [
-    ("valid/bits_per_byte", "Held-out bits per byte", "bits per byte", False),
+    ("valid/bits_per_byte", "Held-out bits per byte", "", False),
     ("train/tokens_per_second", "Throughput", "tokens/s", True),
     ("train/lr", "Learning rate", "", True),
     ("train/grad_norm", "Gradient norm before clipping", "", True),
@@ -62,9 +62,8 @@ def _group(stem: str, runs: list[_Run]) -> Group:
         hidden = ", ".join(run.job.name for run in runs[MAX_VARIANTS:])
         group.facts.append(f"The charts show the first {MAX_VARIANTS} variants; not drawn: {hidden}.")
         runs = runs[:MAX_VARIANTS]
-    loss = line_chart("Loss", "nats per token", _loss_series(runs), marks=_marks(runs))
     known = {name for name, *_ in PANELS} | {"train/loss", "valid/loss"}
-    panels = [loss, *(_panel(runs, *panel) for panel in PANELS)]
+    panels = [*_loss_charts(runs), *(_panel(runs, *panel) for panel in PANELS)]
     others = sorted({name for run in runs for row in run.rows for name in row if "/" in name} - known)
     panels += [_panel(runs, name, name, "", False) for name in others if name != "train/tokens"]
     group.charts = [chart for chart in panels if chart is not None]
@@ -73,21 +72,28 @@ def _group(stem: str, runs: list[_Run]) -> Group:
     return group
 
 
-def _loss_series(runs: Sequence[_Run]) -> list[Series]:
-    series = []
-    for index, run in enumerate(runs):
-        label = f"{_variant(run)} " if len(runs) > 1 else ""
-        train, valid = _points(run, "train/loss"), _points(run, "valid/loss")
-        color = index if len(runs) > 1 else 0
-        if len(train) >= SMOOTH_FROM:
-            if len(runs) == 1:
-                series.append(Series("train, each step", train, color, faint=True))
-            series.append(Series(f"{label}train, smoothed", smooth(train, len(train) / 40), color))
-        else:
-            series.append(Series(f"{label}train", train, color))
-        if len(runs) == 1:
-            series.append(Series("held-out", valid, 1, dots=len(valid) <= 30))
-    return series
+def _loss_charts(runs: Sequence[_Run]) -> list[Chart | None]:
+    """Training and held-out loss: in one chart for a single job, in one each for a sweep's variants."""
+    if len(runs) > 1:
+        smoothed = [Series(_variant(run), _smoothed(run), index) for index, run in enumerate(runs)]
+        return [
+            line_chart("Training loss, smoothed", "nats per token", smoothed),
+            _panel(runs, "valid/loss", "Held-out loss", "nats per token", False),
+        ]
+    run = runs[0]
+    train, valid = _points(run, "train/loss"), _points(run, "valid/loss")
+    smoothed = [Series("train, smoothed", _smoothed(run))]
+    if len(train) < SMOOTH_FROM:
+        lines = [Series("train", train)]
+    else:
+        lines = [Series("train, each step", train, faint=True), *smoothed]
+    lines.append(Series("held-out", valid, 1, dots=len(valid) <= 30))
+    return [line_chart("Loss", "nats per token", lines, marks=_marks(runs))]
+
+
+def _smoothed(run: _Run) -> list[Point]:
+    points = _points(run, "train/loss")
+    return smooth(points, len(points) // 80 + 1) if len(points) >= SMOOTH_FROM else points
 
 
 def _panel(runs: Sequence[_Run], metric: str, title: str, unit: str, from_zero: bool) -> Chart | None:

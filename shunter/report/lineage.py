@@ -1,13 +1,20 @@
-"""Layout of the lineage graph: jobs in columns by depth, edges from an input to its user."""
+"""Layout of the lineage graph: jobs in columns by depth, edges from an input to its user.
+
+An edge that passes columns gets a narrow lane of its own in each of them, as Sugiyama's method does,
+so that no edge runs behind a box.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 BOX_WIDTH, BOX_HEIGHT = 158.0, 54.0
-GAP_X, GAP_Y, MARGIN = 52.0, 18.0, 6.0
-SWEEPS = 4
+LANE_HEIGHT = 10.0
+GAP_X, GAP_Y, MARGIN = 52.0, 16.0, 6.0
+ARROW = 5.0  # room for the arrow's head before a box
+SWEEPS = 8
 
 
 @dataclass(frozen=True)
@@ -22,66 +29,105 @@ class Graph:
     """Boxes and edges in the units of a viewBox of `width` x `height`."""
 
     boxes: list[Box]
-    paths: list[tuple[str, str, str]]  # from, to, SVG path
+    paths: list[tuple[str, str, str]]  # from, to, SVG path of cubics
     width: float
     height: float
+
+
+# A job's name, or the lane of an edge in one column: (from, to, column).
+Node = str | tuple[str, str, int]
 
 
 def lay_out(inputs: Mapping[str, Sequence[str]]) -> Graph:
     """`inputs`: for each job the jobs that it reads. Names without an entry are left out; a cycle (which
     no recipe can have, but a damaged record might) is cut where it is met."""
+    depth = _depths(inputs)
+    columns: list[list[Node]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
+    for name in inputs:
+        columns[depth[name]].append(name)
+    edges = [(a, b) for b in inputs for a in dict.fromkeys(inputs[b]) if a in inputs and depth[a] < depth[b]]
+    chains: dict[tuple[str, str], list[Node]] = {}
+    for a, b in edges:
+        lanes: list[Node] = [(a, b, column) for column in range(depth[a] + 1, depth[b])]
+        for index, lane in enumerate(lanes, depth[a] + 1):
+            columns[index].append(lane)
+        chains[a, b] = [a, *lanes, b]
+    _order(columns, [pair for chain in chains.values() for pair in itertools.pairwise(chain)])
+
+    heights = [sum(_height(node) for node in column) + GAP_Y * (len(column) - 1) for column in columns]
+    height = 2 * MARGIN + max(heights, default=0.0)
+    place: dict[Node, tuple[float, float]] = {}
+    for index, column in enumerate(columns):
+        y = (height - heights[index]) / 2
+        for node in column:
+            place[node] = (MARGIN + index * (BOX_WIDTH + GAP_X), y)
+            y += _height(node) + GAP_Y
+    width = 2 * MARGIN + len(columns) * BOX_WIDTH + max(0, len(columns) - 1) * GAP_X
+    boxes = [Box(name, *place[name]) for name in inputs]
+    return Graph(boxes, [(a, b, _path(chain, place)) for (a, b), chain in chains.items()], width, height)
+
+
+def _depths(inputs: Mapping[str, Sequence[str]]) -> dict[str, int]:
     depth: dict[str, int] = {}
 
     def measure(name: str, path: frozenset[str]) -> int:
         if name not in depth:
-            above = [
-                measure(up, path | {name}) for up in inputs[name] if up in inputs and up not in path | {name}
-            ]
-            depth[name] = 1 + max(above, default=-1)
+            path = path | {name}
+            depth[name] = 1 + max(
+                (measure(up, path) for up in inputs[name] if up in inputs and up not in path), default=-1
+            )
         return depth[name]
 
     for name in inputs:
         measure(name, frozenset())
-    columns: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
-    for name in inputs:
-        columns[depth[name]].append(name)
-    edges = [
-        (up, name) for name in inputs for up in dict.fromkeys(inputs[name]) if up in inputs and up != name
-    ]
-    _order(columns, edges)
-
-    tallest = max((len(column) for column in columns), default=0)
-    height = 2 * MARGIN + tallest * BOX_HEIGHT + max(0, tallest - 1) * GAP_Y
-    place: dict[str, Box] = {}
-    for index, column in enumerate(columns):
-        used = len(column) * BOX_HEIGHT + (len(column) - 1) * GAP_Y
-        for row, name in enumerate(column):
-            x = MARGIN + index * (BOX_WIDTH + GAP_X)
-            place[name] = Box(name, x, (height - used) / 2 + row * (BOX_HEIGHT + GAP_Y))
-    width = 2 * MARGIN + len(columns) * BOX_WIDTH + max(0, len(columns) - 1) * GAP_X
-    paths = [(a, b, _curve(place[a], place[b])) for a, b in edges]
-    return Graph(list(place.values()), paths, width, height)
+    return depth
 
 
-def _order(columns: list[list[str]], edges: Sequence[tuple[str, str]]) -> None:
-    """Order each column by the mean row of its neighbours, back and forth: fewer crossings."""
+def _height(node: Node) -> float:
+    return BOX_HEIGHT if isinstance(node, str) else LANE_HEIGHT
+
+
+def _order(columns: list[list[Node]], links: Sequence[tuple[Node, Node]]) -> None:
+    """Order each column by the mean height of its neighbours, back and forth: fewer crossings."""
+    before: dict[Node, list[Node]] = {}
+    after: dict[Node, list[Node]] = {}
+    for a, b in links:
+        before.setdefault(b, []).append(a)
+        after.setdefault(a, []).append(b)
+    row: dict[Node, float] = {}
+    for column in columns:
+        _number(column, row)
     for sweep in range(SWEEPS):
-        row = {name: index - len(column) / 2 for column in columns for index, name in enumerate(column)}
         forward = sweep % 2 == 0
+        near = before if forward else after
         for column in columns if forward else reversed(columns):
-            near = {
-                name: [row[a] if forward else row[b] for a, b in edges if (b if forward else a) == name]
-                for name in column
-            }
-            mean = {n: sum(rows) / len(rows) if rows else row[n] for n, rows in near.items()}
+            mean = {n: sum(row[m] for m in near[n]) / len(near[n]) if n in near else row[n] for n in column}
             column.sort(key=mean.__getitem__)
-            row.update({name: index - len(column) / 2 for index, name in enumerate(column)})
+            _number(column, row)
 
 
-def _curve(a: Box, b: Box) -> str:
-    """A cubic from the right side of `a` to the left side of `b`."""
-    x0, y0 = a.x + BOX_WIDTH, a.y + BOX_HEIGHT / 2
-    x1, y1 = b.x - 5, b.y + BOX_HEIGHT / 2
-    bend = min(GAP_X * 0.7, abs(x1 - x0) * 0.5)
-    # Long edges leave and arrive near the boxes, so that they do not run through the boxes between.
-    return f"M{x0:g},{y0:g}C{x0 + bend:g},{y0:g} {x1 - bend:g},{y1:g} {x1:g},{y1:g}"
+def _number(column: Sequence[Node], row: dict[Node, float]) -> None:
+    """Heights of a column's nodes, centred on zero."""
+    total = sum(_height(node) + GAP_Y for node in column)
+    y = -total / 2
+    for node in column:
+        row[node] = y + _height(node) / 2
+        y += _height(node) + GAP_Y
+
+
+def _path(chain: Sequence[Node], place: Mapping[Node, tuple[float, float]]) -> str:
+    """From the right side of the first box through the lanes to the left side of the last: cubics only."""
+    x, y = place[chain[0]]
+    x, y = x + BOX_WIDTH, y + BOX_HEIGHT / 2
+    path = f"M{x:g},{y:g}"
+    for node in chain[1:]:
+        left, top = place[node]
+        middle = top + _height(node) / 2
+        end = left - ARROW if node == chain[-1] else left
+        bend = (x + end) / 2
+        path += f"C{bend:g},{y:g} {bend:g},{middle:g} {end:g},{middle:g}"
+        x, y = end, middle
+        if node != chain[-1]:
+            x = left + BOX_WIDTH
+            path += f"C{left + BOX_WIDTH / 3:g},{y:g} {x - BOX_WIDTH / 3:g},{y:g} {x:g},{y:g}"
+    return path

@@ -286,3 +286,8 @@ def make_store_fixture():
 @pytest.fixture(name="write_curves")
 def write_curves_fixture():
     return log_curves
+
+
+@pytest.fixture(name="publish")
+def publish_fixture():
+    return publish

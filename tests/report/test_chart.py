@@ -1,7 +1,9 @@
 """Chart and graph geometry, by properties."""
 
 import itertools
+import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,21 +42,27 @@ def test_thinning_keeps_ends_order_and_extremes(points):
 
 
 @given(curves)
-def test_every_point_is_drawn_inside_the_frame(points):
+def test_points_and_ticks_lie_where_the_frame_can_show_or_cut_them(points):
     drawn = line_chart("Loss", "nats", [Series("a", points), Series("b", points[:3], 1, faint=True)])
     left, top, right, bottom = drawn.frame
     for line in drawn.series:
         for pair in line.path[1:].split("L"):
             x, y = map(float, pair.split(","))
             assert left - 0.1 <= x <= right + 0.1
-            assert top - 0.1 <= y <= bottom + 0.1
+            assert abs(y) <= chart.FAR
     assert all(left <= x <= right for x, _ in drawn.x_ticks)
     assert all(top - 0.1 <= y <= bottom + 0.1 for y, _ in drawn.y_ticks)
 
 
-def test_smoothing_has_no_start_bias():
-    assert smooth([(0, 5.0), (1, 5.0), (2, 5.0)], 10) == [(0, 5.0), (1, 5.0), (2, 5.0)]
-    assert smooth([(0, 8.0)], 10) == [(0, 8.0)]
+@given(curves)
+def test_smoothing_keeps_ends_and_straight_lines(points):
+    straight = [(x, 3 - 2 * x) for x, _ in points]
+    assert [y for _, y in smooth(straight, 5)] == pytest.approx([y for _, y in straight])
+    smoothed = smooth(points, 7)
+    assert [x for x, _ in smoothed] == [x for x, _ in points]
+    scale = max(abs(y) for _, y in points) + 1e-30
+    assert abs(smoothed[0][1] - points[0][1]) <= 1e-6 * scale
+    assert abs(smoothed[-1][1] - points[-1][1]) <= 1e-6 * scale
 
 
 def test_nothing_to_draw_is_no_chart():
@@ -79,6 +87,18 @@ def graphs(draw_names="abcdefgh"):
     )
 
 
+def middles(path):
+    """Points on the curves of a path, sampled."""
+    numbers = [float(n) for n in re.findall(r"-?[0-9.]+", path)]
+    start, rest = numbers[:2], numbers[2:]
+    for at in range(0, len(rest), 6):
+        controls = [start, rest[at : at + 2], rest[at + 2 : at + 4], rest[at + 4 : at + 6]]
+        for t in (step / 16 for step in range(17)):
+            weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
+            yield tuple(sum(w * c[axis] for w, c in zip(weights, controls, strict=True)) for axis in (0, 1))
+        start = controls[-1]
+
+
 @given(graphs())
 def test_lineage_runs_left_to_right_without_overlapping_boxes(inputs):
     graph = lineage.lay_out(inputs)
@@ -90,6 +110,11 @@ def test_lineage_runs_left_to_right_without_overlapping_boxes(inputs):
     for box in graph.boxes:
         assert 0 <= box.x <= graph.width - lineage.BOX_WIDTH
         assert 0 <= box.y <= graph.height - lineage.BOX_HEIGHT
+    for a, b, path in graph.paths:  # an edge goes round the boxes of the columns between
+        for x, y in middles(path):
+            for box in graph.boxes:
+                inside = box.x < x < box.x + lineage.BOX_WIDTH and box.y < y < box.y + lineage.BOX_HEIGHT
+                assert not inside or box.name in (a, b)
     columns = {}
     for box in graph.boxes:
         columns.setdefault(box.x, []).append(box.y)
@@ -102,4 +127,3 @@ def test_a_damaged_record_with_a_cycle_still_lays_out():
     graph = lineage.lay_out({"a": ["b"], "b": ["a"], "c": ["c", "missing"]})
     assert {box.name for box in graph.boxes} == {"a", "b", "c"}
     assert lineage.lay_out({}).boxes == []
-    assert chart.WIDTH > 0

@@ -292,3 +292,20 @@ def test_contrast_in_light_and_dark(store):
                 assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
         for line in (f"c{index}" for index in range(8)):
             assert contrast(colors[line], colors["paper"]) >= 3, line
+
+
+def test_variants_of_a_sweep_share_their_charts(tmp_path, make_store, publish, write_curves):
+    store = make_store(tmp_path / "store")
+    for index in range(10):
+        name = f"wide[train.lr={index}]"
+        made = publish(store.path, name, "pretrain", "model", {}, inputs=["corpus"], made=store.artefacts)
+        write_curves(made.path / "log", steps=60, end=3 + index / 10)
+    html, _ = page_of(store)
+    page = Page(html)
+    assert html.count("<h3>wide</h3>") == 1
+    text = " ".join(page.text)
+    assert "Training loss, smoothed" in text
+    assert "The charts show the first 8 variants; not drawn: wide[train.lr=8], wide[train.lr=9]." in text
+    drawn = re.search(r'aria-label="(Training loss, smoothed[^"]*)"', html)[1]
+    assert "train.lr=7:" in drawn
+    assert "train.lr=8:" not in drawn
