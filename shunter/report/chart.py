@@ -107,8 +107,9 @@ def line_chart(
     from_zero: bool = False,
     marks: Sequence[tuple[float, str]] = (),
     x_name: str = "step",
+    limit: int = MAX_POINTS,
 ) -> Chart | None:
-    """Lay out a chart; None when there is nothing to draw.
+    """Lay out a chart of at most about `limit` points a line; None when there is nothing to draw.
 
     The frame holds the smoothed or sparse series whole; a faint raw series may leave it (the first steps
     of training would flatten the rest), and the note under the chart then says how far it went.
@@ -131,7 +132,7 @@ def line_chart(
 
     drawn, hover = [], []
     for line in series:
-        points = thin(line.points)
+        points = thin(line.points, limit)
         places = [(at_x(x), min(max(at_y(y), -FAR), FAR)) for x, y in points]
         path = "M" + "L".join(f"{x:g},{y:g}" for x, y in places)
         dots = places if line.dots or len(places) == 1 else []

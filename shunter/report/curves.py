@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from shunter.record import events
-from shunter.report.chart import Chart, Point, Series, line_chart, smooth
+from shunter.report.chart import MAX_POINTS, Chart, Point, Series, line_chart, smooth
 from shunter.report.facts import JobFacts
 from shunter.report.numbers import number
 
 MAX_VARIANTS = 8  # colours that can be told apart; further variants of a sweep are named, not drawn
+PAGE_POINTS = 36_000  # of all charts together, about 1 MB of page; many jobs get coarser curves
+MIN_POINTS = 40
 SMOOTH_FROM = 60  # fewer points than this are shown as they are
 
 # metric, title, unit, whether the axis begins at zero
@@ -53,32 +55,34 @@ def group_curves(jobs: Sequence[JobFacts]) -> list[Group]:
         rows = events.read_metrics(path)
         if rows:
             stems.setdefault(job.stem, []).append(_Run(job, rows, events.read(path)))
-    return [_group(stem, runs) for stem, runs in stems.items()]
+    lines = sum(len(PANELS) + 3 for runs in stems.values() for _ in runs[:MAX_VARIANTS])
+    limit = max(MIN_POINTS, min(MAX_POINTS, PAGE_POINTS // max(lines, 1)))
+    return [_group(stem, runs, limit) for stem, runs in stems.items()]
 
 
-def _group(stem: str, runs: list[_Run]) -> Group:
+def _group(stem: str, runs: list[_Run], limit: int) -> Group:
     group = Group(stem)
     if len(runs) > MAX_VARIANTS:
         hidden = ", ".join(run.job.name for run in runs[MAX_VARIANTS:])
         group.facts.append(f"The charts show the first {MAX_VARIANTS} variants; not drawn: {hidden}.")
         runs = runs[:MAX_VARIANTS]
     known = {name for name, *_ in PANELS} | {"train/loss", "valid/loss"}
-    panels = [*_loss_charts(runs), *(_panel(runs, *panel) for panel in PANELS)]
+    panels = [*_loss_charts(runs, limit), *(_panel(runs, *panel, limit) for panel in PANELS)]
     others = sorted({name for run in runs for row in run.rows for name in row if "/" in name} - known)
-    panels += [_panel(runs, name, name, "", False) for name in others if name != "train/tokens"]
+    panels += [_panel(runs, name, name, "", False, limit) for name in others if name != "train/tokens"]
     group.charts = [chart for chart in panels if chart is not None]
     for run in runs:
         group.facts.extend(_sentences(run, stem))
     return group
 
 
-def _loss_charts(runs: Sequence[_Run]) -> list[Chart | None]:
+def _loss_charts(runs: Sequence[_Run], limit: int) -> list[Chart | None]:
     """Training and held-out loss: in one chart for a single job, in one each for a sweep's variants."""
     if len(runs) > 1:
         smoothed = [Series(_variant(run), _smoothed(run), index) for index, run in enumerate(runs)]
         return [
-            line_chart("Training loss, smoothed", "nats per token", smoothed),
-            _panel(runs, "valid/loss", "Held-out loss", "nats per token", False),
+            line_chart("Training loss, smoothed", "nats per token", smoothed, limit=limit),
+            _panel(runs, "valid/loss", "Held-out loss", "nats per token", False, limit),
         ]
     run = runs[0]
     train, valid = _points(run, "train/loss"), _points(run, "valid/loss")
@@ -88,7 +92,7 @@ def _loss_charts(runs: Sequence[_Run]) -> list[Chart | None]:
     else:
         lines = [Series("train, each step", train, faint=True), *smoothed]
     lines.append(Series("held-out", valid, 1, dots=len(valid) <= 30))
-    return [line_chart("Loss", "nats per token", lines, marks=_marks(runs))]
+    return [line_chart("Loss", "nats per token", lines, marks=_marks(runs), limit=limit)]
 
 
 def _smoothed(run: _Run) -> list[Point]:
@@ -96,13 +100,15 @@ def _smoothed(run: _Run) -> list[Point]:
     return smooth(points, len(points) // 80 + 1) if len(points) >= SMOOTH_FROM else points
 
 
-def _panel(runs: Sequence[_Run], metric: str, title: str, unit: str, from_zero: bool) -> Chart | None:
+def _panel(
+    runs: Sequence[_Run], metric: str, title: str, unit: str, from_zero: bool, limit: int
+) -> Chart | None:
     series = []
     for index, run in enumerate(runs):
         points = _points(run, metric)
         label = _variant(run) if len(runs) > 1 else title
         series.append(Series(label, points, index, dots=metric.startswith("valid/") and len(points) <= 30))
-    return line_chart(title, unit, series, from_zero=from_zero, marks=_marks(runs))
+    return line_chart(title, unit, series, from_zero=from_zero, marks=_marks(runs), limit=limit)
 
 
 def _points(run: _Run, metric: str) -> list[Point]:

@@ -309,3 +309,18 @@ def test_variants_of_a_sweep_share_their_charts(tmp_path, make_store, publish, w
     drawn = re.search(r'aria-label="(Training loss, smoothed[^"]*)"', html)[1]
     assert "train.lr=7:" in drawn
     assert "train.lr=8:" not in drawn
+
+
+def test_many_training_jobs_stay_under_two_megabytes(tmp_path, make_store, publish, write_curves):
+    store = make_store(tmp_path / "store", samples=[
+        {"model": f"m{model}", "task": f"t{task}", "id": item, "prompt": "p" * 4000, "response": "r" * 4000}
+        for model in range(4) for task in range(5) for item in range(8)
+    ])  # fmt: skip
+    first = publish(store.path, "more0", "pretrain", "model", {}, made=store.artefacts)
+    write_curves(first.path / "log", steps=600)
+    for index in range(1, 40):
+        made = publish(store.path, f"more{index}", "pretrain", "model", {}, made=store.artefacts)
+        (made.path / "log" / "events.jsonl").write_bytes((first.path / "log" / "events.jsonl").read_bytes())
+    html, _ = page_of(store)
+    assert "<h3>more39</h3>" in html
+    assert len(html.encode()) < 2_000_000
