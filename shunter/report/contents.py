@@ -27,6 +27,8 @@ class Table:
 
 @dataclass
 class DataSection:
+    """Tables and remarks on one data artefact."""
+
     name: str
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -19,6 +19,8 @@ SWEEPS = 8
 
 @dataclass(frozen=True)
 class Box:
+    """Where the box of a job stands: its upper left corner."""
+
     name: str
     x: float
     y: float
