@@ -2,6 +2,9 @@
 
 import importlib.util
 import math
+import signal
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -31,11 +34,21 @@ def test_tensorboard_round_trip(tmp_path):
     assert tracker.failures == {}
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from shunter.record.track import open_trackers
+tracker = open_trackers(["tensorboard"], Path(sys.argv[1]), "base", {})
+for step in range(1, 8):
+    tracker.metrics(step, {"loss": 100.0 + step})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_a_killed_attempt_is_readable_and_the_resumed_one_replaces_its_steps(tmp_path):
-    killed = open_trackers(["tensorboard"], tmp_path, "base", {})
-    for step in range(1, 8):
-        killed.metrics(step, {"loss": 100.0 + step})
-    assert len(scalars(tmp_path / "tensorboard", "loss")) == 7  # without close, as after kill -9
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [step for step, _ in scalars(tmp_path / "tensorboard", "loss")] == list(range(1, 8))
     resumed = open_trackers(["tensorboard"], tmp_path, "base", {})
     for step in range(5, 10):
         resumed.metrics(step, {"loss": 200.0 + step})
