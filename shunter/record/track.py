@@ -152,7 +152,13 @@ class TensorBoard:
             def close(self) -> None:
                 self._file.close()
 
-        self._resumed = any(folder.glob("events.out.tfevents.*"))
+        earlier = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+        self._resumed = bool(earlier)
+        # Readers take the files in order of name, which begins with the second of their making: two
+        # attempts in one second would be read in order of process id.
+        now = time.time()
+        if earlier and int(max(earlier)) == int(now):
+            time.sleep(int(now) + 1 - now)
         self._output = Scalars()
         self._writer = Writer(self._output)
 
