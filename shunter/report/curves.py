@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from shunter.record import events
@@ -154,9 +153,3 @@ def _sentences(run: _Run, stem: str) -> list[str]:
     if len(attempts) > 1:
         found.append(f"{prefix}Trained in {len(attempts)} attempts; dashed lines show where one took over.")
     return found
-
-
-def log_of_work(work: Path) -> Path | None:
-    """The log folder of an unfinished job's working folder, if it has one."""
-    log = work / "log"
-    return log if log.is_dir() else None

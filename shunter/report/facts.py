@@ -7,7 +7,7 @@ be damaged. What cannot be read becomes a sentence in `problems`; it never ends 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -130,18 +130,6 @@ def read_lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         problems.append(f"{path.parent.name}/{path.name} cannot be read: {error}")
     if bad:
         problems.append(f"{path.parent.name}/{path.name}: {bad} lines are not JSON objects and are left out")
-
-
-def ancestors(roots: Sequence[str], inputs: Mapping[str, Sequence[str]]) -> list[str]:
-    """`roots` and all that they were made from, in the order of `inputs`."""
-    found: set[str] = set()
-    stack = list(roots)
-    while stack:
-        name = stack.pop()
-        if name in inputs and name not in found:
-            found.add(name)
-            stack.extend(inputs[name])
-    return [name for name in inputs if name in found]
 
 
 def seconds_between(begin: float | str | None, end: float | str | None) -> float | None:

@@ -239,8 +239,11 @@ def _state_class(job: JobFacts) -> str:
 
 
 def _graph(jobs: Sequence[JobFacts]) -> dict[str, Any]:
-    graph = lineage.lay_out({job.name: job.inputs for job in jobs})
     by_name = {job.name: job for job in jobs}
+    for name in [name for job in jobs for name in job.inputs]:
+        # An input that the report was not given is drawn by name, so that nothing seems to come from nowhere.
+        by_name.setdefault(name, JobFacts(name, kind="not in this report", state="other"))
+    graph = lineage.lay_out({name: job.inputs for name, job in by_name.items()})
     boxes = []
     for box in graph.boxes:
         job = by_name[box.name]
@@ -252,8 +255,7 @@ def _graph(jobs: Sequence[JobFacts]) -> dict[str, Any]:
                 "title": f"{job.name} {job.id}".strip(),
                 "kind": job.kind,
                 "size": numbers.size(job.bytes) if job.bytes is not None else "",
-                "id": job.id[:12],
-                "state": job.state,
+                "id": job.id[:12] or ("" if job.state == "other" else job.state),
                 "state_class": _state_class(job),
             }
         )

@@ -324,3 +324,10 @@ def test_many_training_jobs_stay_under_two_megabytes(tmp_path, make_store, publi
     html, _ = page_of(store)
     assert "<h3>more39</h3>" in html
     assert len(html.encode()) < 2_000_000
+
+
+def test_an_input_outside_the_report_is_drawn_by_name(store):
+    facts = from_artefacts("part", [store.artefacts["tuned"], store.artefacts["scores"]])
+    html = render(facts)
+    assert html.count("not in this report") == 4  # corpus, questions, tokenizer, base
+    assert "<title>base → tuned</title>" in html
