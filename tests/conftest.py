@@ -1,0 +1,25 @@
+"""What holds for every test: the same draws each time, and nothing taken from the person's environment."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Two cores are shared by many tests: time limits per example would fail at random, and so would draws
+# that differ from run to run.
+settings.register_profile(
+    "shunter",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("shunter")
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SHUNTER_STORE", "SHUNTER_INJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
