@@ -1,0 +1,167 @@
+"""Every command in README.md and docs/ is run.
+
+A ```sh block is executed line by line. A comment on the line above it says how, when the default does not do:
+
+    <!-- test: in=clone exit=2 long short="shunter ..." stdin="hello" -->
+
+in=empty   an empty folder with a folder `texts/` of text files (the default)
+in=clone   a copy of recipes/ in which `recipes/quickstart.yaml` is its short form, already run
+exit=N     every command ends with N
+long       the block takes minutes: it runs in `make test-all`, and `short` is run in its place otherwise
+stdin      what is typed
+
+`make TARGET` is checked against the Makefile, not run. Any other program is an error here, so nothing is left
+out in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shunter.cli import main as cli
+from tests.cli.documents import ROOT, Block, blocks, markdown
+
+BLOCKS = [block for file in markdown() for block in blocks(file) if block.language == "sh"]
+# Lines that a person types and that need no test.
+HARMLESS = ("cd ", "git clone ", "pip install ")
+
+
+def commands(text: str) -> Iterator[str]:
+    """The command lines of a block: continued lines joined, comments and empty lines left out."""
+    for line in text.replace("\\\n", " ").splitlines():
+        line = line.split(" #")[0].strip()
+        if line and not line.startswith("#"):
+            yield line
+
+
+def run(command: str, block: Block, folder: Path) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "COLUMNS": "120",
+        "OMP_NUM_THREADS": "2",
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder,
+        env=environment,
+        input=block.directive.get("stdin", ""),
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    expected = int(block.directive.get("exit", "0"))
+    assert done.returncode == expected, (
+        f"{block.place}: {command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    )
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone whose quickstart is the short one and has been run."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    short = (folder / "recipes" / "quickstart-short.yaml").read_text(encoding="utf-8")
+    (folder / "recipes" / "quickstart.yaml").write_text(
+        short.replace("name: quickstart-short", "name: quickstart"), encoding="utf-8"
+    )
+    subprocess.run(
+        [sys.executable, "-m", "shunter.cli.main", "run", "recipes/quickstart.yaml"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The folder that the block asks for."""
+    block: Block = request.getfixturevalue("block")
+    if block.directive.get("in", "empty") == "clone":
+        found: Path = request.getfixturevalue("clone")
+        return found
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(60):
+        sentence = f"This is sentence number {number} of a text that somebody wrote. "
+        (texts / f"{number:02}.txt").write_text(sentence * (20 + number), encoding="utf-8")
+    return tmp_path
+
+
+def missing(command: str) -> str | None:
+    """The verb of a command if its module is not there."""
+    words = command.split("shunter ", 1)[1].split() if "shunter " in command else []
+    if words and words[0] in cli.VERBS:
+        try:
+            cli.load(words[0])
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("shunter.cli."):
+                return words[0]
+    return None
+
+
+def check(block: Block, text: str, folder: Path) -> None:
+    for command in commands(text):
+        if command.startswith("make "):
+            targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+            assert f"\n{command.split()[1]}:" in targets, (
+                f"{block.place}: the Makefile has no such target: {command}"
+            )
+        elif "shunter " in command:
+            if verb := missing(command):
+                pytest.skip(
+                    f"the verb {verb!r} is not there yet (tests/cli/test_main.py says so as a failure)"
+                )
+            run(command, block, folder)
+        else:
+            assert command.startswith(HARMLESS), f"{block.place}: this test cannot run: {command}"
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if "long" not in b.directive], ids=lambda b: b.place)
+def test_commands(block: Block, folder: Path) -> None:
+    check(block, block.text, folder)
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if "long" in b.directive], ids=lambda b: b.place)
+def test_short_forms_of_long_commands(block: Block, folder: Path) -> None:
+    assert block.directive.get("short"), f"{block.place}: a long block names its short form"
+    check(block, block.directive["short"], folder)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("block", [b for b in BLOCKS if "long" in b.directive], ids=lambda b: b.place)
+def test_long_commands(block: Block, folder: Path) -> None:
+    check(block, block.text, folder)
+
+
+def test_links_lead_somewhere() -> None:
+    import re
+
+    for file in [*markdown(), ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (file.parent / target).exists(), f"{file.name} links to {target}, which is not there"
+
+
+def test_every_verb_stands_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [verb for verb in cli.VERBS if f"`shunter {verb}" not in text] == []
+
+
+def test_excerpts_of_recipes_stand_in_the_recipe() -> None:
+    excerpts = [
+        b for file in markdown() for b in blocks(file) if b.language == "yaml" and "from" in b.directive
+    ]
+    for block in excerpts:
+        whole = (ROOT / block.directive["from"]).read_text(encoding="utf-8")
+        for part in block.text.split("  # ...\n"):
+            assert part in whole, f"{block.place} does not stand in {block.directive['from']}:\n{part}"
