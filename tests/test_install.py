@@ -1,4 +1,4 @@
-"""scripts/install.py with stand-ins for pip and, but for one test, for venv: what it decides, not what they do."""
+"""scripts/install.py with stand-ins for pip and (but once) venv: what it decides, not what they do."""
 
 from __future__ import annotations
 

@@ -57,6 +57,6 @@ def needs_quotes(text: str) -> bool:
         or ": " in text
         or " #" in text
         or text.endswith(":")
-        or any(ord(c) < 32 or ord(c) in (0x7F, 0x85, 0x2028, 0x2029, 0xFEFF) for c in text)
+        or not text.isprintable()
         or text.startswith(("---", "..."))
     )

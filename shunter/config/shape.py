@@ -80,6 +80,28 @@ def models_of(model: type[BaseModel], key: str) -> list[type[BaseModel]]:
     return [kind for kind in kinds if _is_model(kind)]
 
 
+def describe(model: type[BaseModel], path: KeyPath) -> str | None:
+    """The sentence of the key at `path` below `model`; of a union, the first branch that has it."""
+    kinds: list[Any] = [model]
+    sentence: str | None = None
+    for part in path:
+        following: list[Any] = []
+        for kind in kinds:
+            bare = _strip(kind, False)[0]
+            for branch in _branches(bare):
+                inner = _strip(branch, False)[0]
+                if _is_model(inner) and (info := _field(inner, str(part))):
+                    following.append(info)
+                elif isinstance(part, int) and get_origin(inner) is list:
+                    following += get_args(inner)[:1]
+                elif get_origin(inner) is dict:
+                    following += get_args(inner)[1:]
+        fields = [info for info in following if isinstance(info, FieldInfo)]
+        sentence = fields[0].description if fields else None
+        kinds = [_annotated(item) if isinstance(item, FieldInfo) else item for item in following]
+    return sentence
+
+
 def reach(data: Any, path: KeyPath) -> Any:
     """The value at `path` of plain data, or None."""
     for part in path:
