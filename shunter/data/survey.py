@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from shunter.config.errors import MissingExtra, ShunterError
 
@@ -172,7 +172,7 @@ def _zipped(files: list[Path]) -> list[Found]:
 
 def _unpacked(raw: BinaryIO, suffix: str) -> IO[bytes]:
     if suffix.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
     if suffix.endswith(".zst"):
         try:
             import zstandard
