@@ -147,7 +147,7 @@ class _Complaint:
 
 
 def _choose(complaints: list[_Complaint], level: int) -> list[_Complaint]:
-    """Keep, of each plain union, the branch that the person most likely meant.
+    """Keep, of each union, the branch that the person most likely meant.
 
     pydantic reports every branch. A branch that was entered (its error lies below the union) beats
     one whose type did not fit at all; of several, the one with the fewest errors. If none was
@@ -162,7 +162,7 @@ def _choose(complaints: list[_Complaint], level: int) -> list[_Complaint]:
             path, label = complaint.place.unions[level]
             groups.setdefault(path, {}).setdefault(label, []).append(complaint)
     for path, branches in groups.items():
-        entered = [group for group in branches.values() if any(len(c.path) > len(path) for c in group)]
+        entered = [group for group in branches.values() if any(_entered(c, path) for c in group)]
         if entered:
             chosen += _choose(min(entered, key=len), level + 1)
         else:
@@ -171,6 +171,11 @@ def _choose(complaints: list[_Complaint], level: int) -> list[_Complaint]:
             heads[0].kind, heads[0].context = "literal_error", {"expected": " or ".join(demands)}
             chosen.append(heads[0])
     return chosen
+
+
+def _entered(complaint: _Complaint, union: KeyPath) -> bool:
+    # A validator of ours speaks only after the type fitted, also when it speaks of the whole branch.
+    return len(complaint.path) > len(union) or complaint.kind == "value_error"
 
 
 def _render(complaints: list[_Complaint], source: Source | None, at: KeyPath) -> list[ShunterError]:

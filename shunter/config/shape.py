@@ -23,7 +23,7 @@ class Place:
 
     path:   keys and indices of the data only.
     owners: every model on the way with its path, outermost first.
-    unions: the plain unions on the way, each with the label of the branch that was tried.
+    unions: the unions on the way, each with the label of the branch that was tried (of a tagged one: its tag).
     """
 
     path: KeyPath = ()
@@ -41,8 +41,7 @@ def locate(model: type[BaseModel], loc: Sequence[str | int]) -> Place:
         while len(only := _branches(kind)) == 1 and only[0] is not kind:
             kind, tagged = _strip(only[0], tagged)
         if len(branches := _branches(kind)) > 1:
-            if not tagged:
-                place.unions.append((place.path, str(part)))
+            place.unions.append((place.path, str(part)))
             kind = _branch(branches, str(part), tagged)
             tagged = False
             continue
@@ -157,7 +156,8 @@ def _branch(branches: list[Any], label: str, tagged: bool) -> Any:
                 return branch
         else:
             name = getattr(get_origin(kind) or kind, "__name__", str(kind))
-            if label == name or label.startswith(f"{name}["):
+            # A model with a validator is called `function-after[check(), Name]`.
+            if label == name or label.startswith(f"{name}[") or label.rstrip("]").endswith(f", {name}"):
                 return branch
     return None
 

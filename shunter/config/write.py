@@ -77,7 +77,7 @@ def _inline(value: Any) -> str:
 
 
 def _text(text: str, *, flow: bool = False) -> str:
-    if not text or scalar.needs_quotes(text) or text == "<<" or (flow and any(c in ",[]{}:" for c in text)):
+    if not text or scalar.needs_quotes(text) or (flow and any(c in ",[]{}:" for c in text)):
         # JSON's quoting is YAML's, but for characters above U+FFFF, which JSON escapes as two.
         return "".join(_escape(c) for c in json.dumps(text, ensure_ascii=False))
     return text

@@ -18,6 +18,12 @@ class Text(Config):
     text: str
     limit: int = Field(3, ge=1)
 
+    @model_validator(mode="after")
+    def _is_not_silly(self) -> "Text":
+        if self.text == "silly":
+            raise ValueError("the text is silly")
+        return self
+
 
 class Lines(Config):
     kind: Literal["jsonl", "json"]
@@ -37,6 +43,12 @@ class Left(Config):
 class Right(Config):
     b: int
     c: int = 0
+
+    @model_validator(mode="after")
+    def _differ(self) -> "Right":
+        if self.b == self.c:
+            raise ValueError("b and c are equal")
+        return self
 
 
 class Top(Config):
@@ -111,6 +123,8 @@ def complaint(text: str) -> str:
         ("steps: x", "r.yaml:1: steps: must be an integer or 'auto' (got 'x')"),
         ("side: {a: x}", "r.yaml:1: side.a: must be an integer (got 'x')"),
         ("side: {b: 1, e: 2}", "r.yaml:1: side.e: unknown key. Known keys: b, c."),
+        ("sources: [{kind: text, text: silly}]", "r.yaml:1: sources.0: the text is silly"),
+        ("side: {b: 1, c: 1}", "r.yaml:1: side: b and c are equal"),
         ("steps: auto", "r.yaml: steps: auto needs sources"),
     ],
 )

@@ -48,7 +48,7 @@ def test_the_most_text_comes_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_records(tmp_path: Path, suffix: str) -> None:
     rows: list[dict[str, object]] = [
-        {"id": str(n), "url": "x" * 30, "content": f"{n} {TEXT}"} for n in range(500)
+        {"id": str(n), "url": "x" * 400, "content": f"{n} {TEXT}"} for n in range(500)
     ]
     raw = jsonl(rows)
     file = tmp_path / f"a.jsonl{suffix}"
