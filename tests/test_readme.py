@@ -143,6 +143,27 @@ def test_long_commands(block: Block, folder: Path) -> None:
     check(block, block.text, folder)
 
 
+def test_no_command_escapes_the_tests() -> None:
+    # Indented code and other fences are not executed here; docs/errors.md is by tests/cli/test_bad_input.py.
+    for file in markdown():
+        inside = {n for b in blocks(file) for n in range(b.line, b.line + b.text.count("\n") + 2)}
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            assert number in inside or not line.startswith(("    shunter ", "\tshunter ", "    $ ")), (
+                f"{file.name}:{number}: put the command into a ```sh block"
+            )
+        for block in blocks(file):
+            if block.language in ("sh", "yaml") or (block.language == "console" and file.name == "errors.md"):
+                continue
+            typed = [line for line in block.text.splitlines() if line.startswith(("shunter ", "$ shunter "))]
+            assert not typed, f"{block.place}: commands stand in ```sh blocks"
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    assert [page for page in pages if f"({page})" not in index] == []
+
+
 def test_links_lead_somewhere() -> None:
     import re
 

@@ -23,7 +23,7 @@ class Place:
 
     path:   keys and indices of the data only.
     owners: every model on the way with its path, outermost first.
-    unions: the unions on the way, each with the label of the branch that was tried (of a tagged one: its tag).
+    unions: those on the way, each with the label of the branch that was tried (of a tagged one: its tag).
     """
 
     path: KeyPath = ()
