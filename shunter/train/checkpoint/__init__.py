@@ -1,0 +1,1 @@
+"""Checkpoints: DCP's planners over our own storage (safetensors and JSON), published atomically."""

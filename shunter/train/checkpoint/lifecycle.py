@@ -1,0 +1,249 @@
+"""Reserve, write, publish, point, prune: the order that survives a kill at any instant.
+
+reserve   .step-00000012.tmp exists, nothing else knows of it
+write     shards and tensors.json are written and fsynced
+manifest  sizes and digests of every file, and the values that are not tensors; written last
+rename    the folder becomes step-00000012: from here on the checkpoint exists
+point     `latest` is replaced atomically (a hint for people; loading never trusts it)
+prune     older checkpoints go; only whole ones count, and the newest whole one never goes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+from shunter.config.errors import ShunterError
+from shunter.record.points import reach
+from shunter.train.checkpoint.storage import ShardReader, ShardWriter
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_STEP = re.compile(r"step-(\d{8,})")
+
+State = dict[str, Any]  # nested dicts of tensors, named by strings
+
+
+class Damaged(ShunterError):
+    """A checkpoint whose files are not what its manifest says."""
+
+
+class Checkpointer:
+    """The checkpoints of one training job, in `folder`, of which the `keep` newest whole ones stay.
+
+    One process writes a folder at a time (the runner's lock sees to that). `problems` collects a
+    sentence for each damaged checkpoint that was passed over.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError("keep must be at least 1")
+        self.folder, self.keep = folder, keep
+        self.problems: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".step-*"):  # a killed attempt's staging: never visible, never needed
+            shutil.rmtree(left)
+
+    def save(self, step: int, state: State, extra: dict[str, Any]) -> Path:
+        """Publish `state` (tensors) and `extra` (JSON values) as the checkpoint after `step` steps."""
+        target = self.folder / f"step-{step:08d}"
+        if target.exists():
+            if self._is_whole(target):
+                return target  # published checkpoints are never overwritten
+            shutil.rmtree(target)
+        staging = self.folder / f".step-{step:08d}.tmp"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        reach("checkpoint.reserve", step=step)
+        try:
+            self._write(staging, step, state, extra)
+            os.rename(staging, target)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        _fsync(self.folder)
+        pointer = self.folder / ".latest.tmp"
+        _write_synced(pointer, target.name.encode())
+        os.replace(pointer, self.folder / "latest")
+        reach("checkpoint.prune", step=step)
+        self._prune()
+        return target
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints whose manifest and file sizes agree, oldest first."""
+        return [step for step, path in self._published() if self._is_whole(path)]
+
+    def latest(self) -> int | None:
+        """The newest step whose files match their digests; a damaged newer one is noted and passed over."""
+        for step, path in reversed(self._published()):
+            try:
+                _verify(path)
+            except Damaged as damage:
+                if str(damage) not in self.problems:
+                    self.problems.append(str(damage))
+                continue
+            return step
+        return None
+
+    def load(self, step: int, state: State) -> dict[str, Any]:
+        """Fill the tensors of `state` in place from the checkpoint of `step`; returns its `extra`.
+
+        A tensor that is missing on either side, or has another shape or dtype, is an error.
+        """
+        path = self.folder / f"step-{step:08d}"
+        manifest = _verify(path)
+        flat = flatten(state)
+        reader = ShardReader(path)
+        stored = reader.read_metadata().state_dict_metadata
+        _agree(path, flat, stored)
+        with _alone():
+            dcp_load(flat, storage_reader=reader, planner=DefaultLoadPlanner(), no_dist=True)
+        extra: dict[str, Any] = manifest["extra"]
+        return extra
+
+    def _write(self, staging: Path, step: int, state: State, extra: dict[str, Any]) -> None:
+        writer = ShardWriter(staging)
+        with _alone():
+            dcp_save(flatten(state), storage_writer=writer, planner=DefaultSavePlanner(), no_dist=True)
+        files = {}
+        for path in sorted(staging.iterdir()):
+            _fsync(path)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+            if path.suffix == ".safetensors" and reach("checkpoint.shard", step=step) == "truncate":
+                os.truncate(path, path.stat().st_size // 2)
+        reach("checkpoint.manifest", step=step)
+        manifest = {"format": FORMAT, "step": step, "files": files, "extra": extra}
+        _write_synced(staging / MANIFEST, json.dumps(manifest, allow_nan=False).encode())
+        _fsync(staging)
+        reach("checkpoint.rename", step=step)
+
+    def _published(self) -> list[tuple[int, Path]]:
+        found = []
+        for path in self.folder.iterdir():
+            match = _STEP.fullmatch(path.name)
+            if match:
+                found.append((int(match[1]), path))
+        return sorted(found)
+
+    def _is_whole(self, path: Path) -> bool:
+        try:
+            _read_manifest(path)
+        except Damaged:
+            return False
+        return True
+
+    def _prune(self) -> None:
+        # Sizes are compared for each, so a torn checkpoint neither counts among the kept nor pushes
+        # out a whole one. It is left in place as evidence until a whole one is newer than it.
+        whole = self.steps()
+        kept = set(whole[-self.keep :])
+        for step, path in self._published():
+            if whole and step not in kept and step < whole[-1]:
+                shutil.rmtree(path)
+
+
+def flatten(state: State, prefix: str = "") -> dict[str, torch.Tensor]:
+    """`{"model": {"a": t}}` -> `{"model.a": t}`. Only tensors: other values belong in `extra`."""
+    flat: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        name = f"{prefix}{key}"
+        leaves = flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        for leaf, tensor in leaves.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(f"{leaf} is {type(tensor).__name__}, not a tensor; put it in `extra`")
+            if leaf in flat:
+                raise ValueError(f"two tensors are called {leaf}")
+            flat[leaf] = tensor
+    return flat
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """DCP warns each time that there is no process group; one process is what we meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _agree(path: Path, flat: dict[str, torch.Tensor], stored: dict[str, Any]) -> None:
+    missing, unexpected = sorted(flat.keys() - stored.keys()), sorted(stored.keys() - flat.keys())
+    if missing or unexpected:
+        parts = [
+            f"{label} {', '.join(names[:3])}{' and more' if len(names) > 3 else ''}"
+            for label, names in (("lacks", missing), ("has unexpected", unexpected))
+            if names
+        ]
+        raise ShunterError(
+            f"the checkpoint {' and '.join(parts)}",
+            where=str(path),
+            mend="Resume with the model and optimizer that it was written with.",
+        )
+    for name, tensor in flat.items():
+        entry = stored[name]
+        if tuple(entry.size) != tuple(tensor.shape) or entry.properties.dtype != tensor.dtype:
+            raise ShunterError(
+                f"{name} is {entry.properties.dtype} {tuple(entry.size)} in the checkpoint but "
+                f"{tensor.dtype} {tuple(tensor.shape)} here",
+                where=str(path),
+            )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        number = manifest["format"]
+        files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"the checkpoint has no readable manifest ({error})", where=str(path)) from error
+    if number > FORMAT:
+        raise ShunterError(
+            f"the checkpoint has format {number}, this shunter reads up to {FORMAT}",
+            where=str(path),
+            mend="Use a newer shunter.",
+        )
+    for name, (size, _) in files.items():
+        actual = (path / name).stat().st_size if (path / name).is_file() else None
+        if Path(name).name != name or actual != size:
+            raise Damaged(f"{name} has {actual or 'no'} bytes, its manifest says {size}", where=str(path))
+    return dict(manifest)
+
+
+def _verify(path: Path) -> dict[str, Any]:
+    manifest = _read_manifest(path)
+    for name, record in manifest["files"].items():
+        if _digest(path / name) != record["sha256"]:
+            raise Damaged(f"the content of {name} does not match its digest", where=str(path))
+    return manifest
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
