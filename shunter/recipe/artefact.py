@@ -39,11 +39,15 @@ class Manifest(BaseModel):
     kind: str = Field(description="Job kind.")
     type: str = Field(description="Artefact type.")
     version: int = Field(description="Version of the job kind that made it.")
-    id: str = Field(description="Identity: digest of name, version, `what` and inputs' content.")
+    id: str = Field(description="Identity: digest of name, version, `what`, content of inputs and files.")
     content: str = Field(description="Digest over the files outside `log/`.")
     what: dict[str, Any] = Field(description="Canonical `what` half of the configuration.")
     how: dict[str, Any] = Field(description="`how` half of the attempt that finished.")
     inputs: list[InputRecord] = Field(description="Inputs as used.")
+    reads: list[FileRecord] = Field(
+        default_factory=list,
+        description="Files outside the store that the job read, relative to the recipe's folder if in it.",
+    )
     metrics: dict[str, Any] = Field(description="Headline numbers returned by the job.")
     attempts: list[dict[str, Any]] = Field(
         description="One record an attempt: begin, seconds, how, code, environment, outcome, peak memory."

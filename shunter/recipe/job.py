@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from pydantic import Field
 
@@ -101,3 +101,20 @@ class Job(Protocol[C]):
 
     def run(self, context: JobContext[C]) -> dict[str, Any]:
         """Do the work, write `context.out`, return headline metrics for the manifest."""
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A job that reads files outside the store. Their content is part of its identity: a changed file
+    makes another artefact, and a file that changes while the job works is an error."""
+
+    def reads(self, config: Any, base: Path) -> Sequence[Path]:
+        """The files, each once, in a fixed order. Raises ShunterError when one is missing."""
+
+
+@runtime_checkable
+class EstimatesDisk(Protocol):
+    """A job that can say beforehand how much it will write."""
+
+    def disk_bytes(self, config: Any, base: Path) -> int:
+        """Bytes that its work and its artefact need at their peak; a cautious estimate."""

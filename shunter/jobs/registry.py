@@ -1,0 +1,44 @@
+"""The kinds of jobs. A kind's module is imported when a recipe uses it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shunter.recipe.job import Job
+
+_ENTRIES = {
+    "curate": "shunter.jobs.curate:JOB",
+    "tokenizer": "shunter.jobs.tokenizer:JOB",
+    "tokens": "shunter.jobs.tokens:JOB",
+    "conversations": "shunter.jobs.conversations:JOB",
+    "pretrain": "shunter.jobs.pretrain:JOB",
+    "sft": "shunter.jobs.sft:JOB",
+    "evaluate": "shunter.jobs.evaluate:JOB",
+    "report": "shunter.jobs.report:JOB",
+}
+
+
+class Kinds(Mapping[str, Job[Any]]):
+    """Kind -> job, from `module:attribute` entries."""
+
+    def __init__(self, entries: Mapping[str, str]) -> None:
+        self._entries = dict(entries)
+
+    def __getitem__(self, kind: str) -> Job[Any]:
+        module, _, attribute = self._entries[kind].partition(":")
+        job: Job[Any] = getattr(importlib.import_module(module), attribute)
+        return job
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._entries
+
+
+KINDS: Mapping[str, Job[Any]] = Kinds(_ENTRIES)

@@ -1,0 +1,74 @@
+"""Requests to a running run: signals, and files that `shunter watch` writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RunStopped(KeyboardInterrupt):
+    """The run saved and stopped as it was asked to; the same command continues. `code` is its exit code."""
+
+    def __init__(self, job: str, code: int) -> None:
+        self.job, self.code = job, code
+        super().__init__(f"stopped at {job}")
+
+
+class RunControl:
+    """What work polls between two steps (see `job.Control`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stop, self._save = folder / "stop", folder / "save"
+        self.signal: int | None = None
+
+    def stop_requested(self) -> bool:
+        """True once the run shall save and stop."""
+        return self.signal is not None or self._stop.exists()
+
+    def take_save_request(self) -> bool:
+        """True once for each request."""
+        try:
+            self._save.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    @property
+    def code(self) -> int:
+        """Exit code of a stop: 128 + signal; a stop by `shunter watch` counts as SIGTERM."""
+        return 128 + (self.signal or signal.SIGTERM)
+
+    @contextmanager
+    def listening(self) -> Iterator[RunControl]:
+        """Take SIGINT and SIGTERM as requests to stop; a second one interrupts at once.
+
+        Outside the main thread, where Python delivers no signals, only the files are heard.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        # print is not safe inside a handler: it may interrupt another print.
+        os.write(2, b"\nstopping: the job saves its state first; once more stops at once\n")
+
+
+def request(folder: Path, name: str) -> None:
+    """Ask the run whose control folder this is to `save` or to `stop`."""
+    (folder / name).write_text("")
