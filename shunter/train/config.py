@@ -1,0 +1,80 @@
+"""Configuration of training, in the two halves of DESIGN: what is learnt, and how it is computed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from shunter.config.base import Config
+from shunter.recipe.job import How
+
+Restore = Literal["full", "no-optimizer", "no-schedule", "no-data", "no-rng", "weights-only"]
+
+
+class Restart(Config):
+    """A planned interruption: save, forget everything, restore, go on (arXiv 2412.13335).
+
+    For studying what a lossy restore does to a run. A run that merely was interrupted needs none of
+    this: the same command restores all.
+    """
+
+    at: int = Field(ge=1, description="Steps done when the run is interrupted.")
+    restore: Restore = Field("full", description="What is restored; the rest starts anew.")
+    rewarm: int = Field(0, ge=0, description="Steps over which the rate climbs back after the restart.")
+
+
+class TrainConfig(Config):
+    """One optimisation: the same configuration gives the same weights, however it is computed."""
+
+    steps: int = Field(ge=1, description="Optimizer steps; fixed at the first launch, as the schedule is.")
+    batch_rows: int = Field(16, ge=1, description="Rows in one optimizer step, over all micro-batches.")
+    lr: float = Field(3e-3, gt=0, description="Peak learning rate.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "muon", description="muon: Muon for the weight matrices of the layers, AdamW for all others."
+    )
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="AdamW's decay rates.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's denominator offset.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum.")
+    weight_decay: float = Field(0.1, ge=0, description="Decay of tensors with at least two dims.")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="Shape of the learning rate: cosine, warm-up/stable/decay, or constant."
+    )
+    warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    decay: float = Field(0.3, gt=0, le=1, description="Share of the steps in which wsd decays.")
+    final: float = Field(0.1, ge=0, le=1, description="Last learning rate as a share of the peak.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 computes matrix products in bfloat16; auto does where that is fast."
+    )
+    z_loss: float = Field(0.0, ge=0, description="Weight of the squared log of the softmax normaliser.")
+    max_skipped: int = Field(10, ge=0, description="Steps with a non-finite loss or gradient to endure.")
+    validate_every: int = Field(0, ge=0, description="Steps between validations; 0: at the end only.")
+    validate_rows: int = Field(128, ge=1, description="Held-out rows per validation.")
+    restart: Restart | None = Field(None, description="A planned interruption, to study lossy restores.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup {self.warmup} is longer than steps {self.steps}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas} must lie in [0, 1)")
+        if self.restart and self.restart.at >= self.steps:
+            raise ValueError(f"restart.at {self.restart.at} must be below steps {self.steps}")
+        return self
+
+
+class TrainHow(How):
+    """Choices that do not change what is learnt (equivalent within rounding; tests show it)."""
+
+    micro_batch: int = Field(16, ge=1, description="Rows in one forward and backward pass.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one a core.")
+    compile: bool = Field(False, description="Compile the model; pays off in runs of many minutes.")
+    deterministic: bool = Field(False, description="Refuse kernels whose result varies between runs.")
+    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(2, ge=1, description="Checkpoints to keep.")
+    log_every: int = Field(10, ge=1, description="Steps between lines of progress and metrics.")
+    track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        [], description="Trackers fed beside the event log."
+    )
