@@ -1,0 +1,33 @@
+"""What a paper's module provides: arms over one recipe, and what is measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shunter.recipe.artefact import Artefact
+
+Samples = Mapping[str, float]  # metric -> value
+Arm = Mapping[str, Artefact]  # job name -> what it published
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A small measurement that supports or refutes a paper's claim.
+
+    Each arm is `recipe` with its overrides; each arm runs once a seed, as jobs in the artefact store,
+    so an interrupted experiment continues and arms share every job they have in common. `measure`
+    sees all arms of one seed at once (paired) and returns each arm's metrics; it never decides
+    whether a claim holds. `table` gives the units of the metrics, in the order to print.
+    """
+
+    slug: str
+    recipe: Path
+    arms: Mapping[str, Sequence[str]]
+    seeds: Sequence[int]
+    measure: Callable[[Mapping[str, Arm]], Mapping[str, Samples]]
+    table: Mapping[str, str]
+    short: Sequence[str] = ()  # overrides that make it quick, for tests of the harness
+    notes: Callable[[Mapping[str, Mapping[str, Any]]], Sequence[str]] = lambda verdicts: ()

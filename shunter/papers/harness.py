@@ -1,0 +1,180 @@
+"""`shunter reproduce`: run a paper's arms as jobs, apply its claims, say plainly what holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shunter.config.errors import ShunterError
+from shunter.papers import catalogue
+from shunter.papers.experiment import Experiment, Samples
+from shunter.papers.statistics import MIN_SEEDS, Verdict, judge
+from shunter.recipe.artefact import Artefact
+
+DEFAULT_STORE = "shunter-store"
+
+
+def parse_seeds(text: str) -> list[int] | None:
+    """`"0,1,2"` as numbers; None for an empty text."""
+    if not text:
+        return None
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ShunterError(f"--seeds {text!r} is not a list of numbers", mend="Write --seeds 0,1,2.") from None
+    if len(set(seeds)) < MIN_SEEDS or min(seeds) < 0:
+        raise ShunterError(
+            f"a claim needs at least {MIN_SEEDS} different seeds, none negative", mend="Write --seeds 0,1,2."
+        )
+    return seeds
+
+
+def load_experiment(slug: str) -> Experiment:
+    """The paper's module is `shunter.papers.<slug with underscores>`, its attribute EXPERIMENT."""
+    paper = catalogue.find(slug)
+    if paper.state == "missing":
+        raise ShunterError(
+            f"{slug} has no experiment yet", mend="`shunter papers --state partial` and `works` list those with one."
+        )
+    module = importlib.import_module(f"shunter.papers.{slug.replace('-', '_').replace('.', '_')}")
+    experiment: Experiment = module.EXPERIMENT
+    return experiment
+
+
+def reproduce(
+    slug: str, *, seeds: Sequence[int] | None, store: Path, short: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Run every arm of the paper's experiment once a seed and apply its claims.
+
+    Finished jobs are taken from the store, so a killed experiment continues. The result is plain
+    JSON: slug, claim, baseline, ours, ratio, interval, seeds, unit, holds (of all claims together;
+    the first five describe the headline claim), claims, table (metric, arm, one value a seed),
+    seconds, short, notes, made (commit, date, machine).
+    """
+    experiment = load_experiment(slug)
+    seeds = list(seeds if seeds is not None else experiment.seeds)
+    begin = time.perf_counter()
+    samples = {seed: _run_seed(experiment, seed, store, short, quiet) for seed in seeds}
+    return conclude(experiment, samples, seconds=time.perf_counter() - begin, short=short)
+
+
+def conclude(
+    experiment: Experiment, samples: Mapping[int, Mapping[str, Samples]], *, seconds: float, short: bool
+) -> dict[str, Any]:
+    """Apply the claims of claims.toml to the samples: {seed: {arm: {metric: value}}}."""
+    entry = catalogue.read_toml("claims.toml")[experiment.slug]
+    verdicts: list[dict[str, Any]] = []
+    for claim in entry["claims"]:
+        baseline, ours = (
+            [by_arm[claim[arm]][claim["metric"]] for by_arm in samples.values()] for arm in ("baseline", "ours")
+        )
+        verdict: Verdict = judge(claim["rule"], baseline, ours, threshold=claim.get("threshold", 0.0))
+        verdicts.append(
+            {
+                **{key: claim[key] for key in ("name", "metric", "unit")},
+                "arms": [claim["baseline"], claim["ours"]],
+                **dataclasses.asdict(verdict),
+            }
+        )
+    from shunter.recipe.attempt import code_record, environment_record
+
+    head = verdicts[0]
+    result = {
+        "slug": experiment.slug,
+        "claim": entry["claim"],
+        **{key: head[key] for key in ("baseline", "ours", "ratio", "interval", "unit")},
+        "seeds": list(samples),
+        "holds": all(verdict["holds"] for verdict in verdicts),
+        "claims": verdicts,
+        "table": _table(experiment, samples),
+        "seconds": round(seconds, 1),
+        "short": short,
+        "notes": list(experiment.notes({verdict["name"]: verdict for verdict in verdicts})),
+        "made": {
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "code": code_record(),
+            "machine": environment_record(),
+        },
+    }
+    return _finite(result)
+
+
+def record(result: Mapping[str, Any]) -> Path:
+    """Keep a result as the paper's recorded one; `shunter papers` computes the state from it."""
+    catalogue.RESULTS.mkdir(exist_ok=True)
+    path = catalogue.RESULTS / f"{result['slug']}.json"
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print the claim, the table with the baseline beside ours, and the verdicts."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"[bold]{result['slug']}[/bold]: {result['claim']}\n")
+    table = Table("metric", "unit", "arm", "mean over seeds", "by seed", box=None, header_style="bold")
+    for row in result["table"]:
+        values = "  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row["values"])
+        table.add_row(row["metric"], row["unit"], row["arm"], f"{row['mean']:.4g}", values)
+    console.print(table)
+    verdicts = Table("claim", "holds", "baseline", "ours", "why", box=None, header_style="bold")
+    for verdict in result["claims"]:
+        mark = "[green]yes[/green]" if verdict["holds"] else "[red]no[/red]"
+        base, ours = (f"{verdict[key]:.4g}" for key in ("baseline", "ours"))
+        verdicts.add_row(verdict["name"], mark, base, ours, verdict["reason"])
+    console.print()
+    console.print(verdicts)
+    for note in result["notes"]:
+        console.print(f"- {note}", markup=False)
+    ending = "holds" if result["holds"] else "does not hold"
+    caveat = " (short form: this proves the machinery, not the claim)" if result["short"] else ""
+    console.print(f"\nThe claim {ending} over seeds {result['seeds']}, {result['seconds']} s{caveat}.")
+
+
+def _run_seed(
+    experiment: Experiment, seed: int, store: Path, short: bool, quiet: bool
+) -> dict[str, Samples]:
+    from shunter.jobs.registry import KINDS
+    from shunter.recipe.graph import load_recipe
+    from shunter.recipe.runner import run_graph
+    from shunter.recipe.store import Store
+
+    runs: dict[str, dict[str, Artefact]] = {}
+    for arm, overrides in experiment.arms.items():
+        if not quiet:
+            print(f"{experiment.slug}: arm {arm}, seed {seed}", flush=True)
+        chosen = [f"seed={seed}", *(experiment.short if short else ()), *overrides]
+        graph = load_recipe(experiment.recipe, chosen, KINDS)
+        runs[arm] = run_graph(graph, Store(store), quiet=quiet)
+    return {arm: dict(values) for arm, values in experiment.measure(runs).items()}
+
+
+def _table(experiment: Experiment, samples: Mapping[int, Mapping[str, Samples]]) -> list[dict[str, Any]]:
+    rows = []
+    arms = list(next(iter(samples.values())))
+    for metric, unit in experiment.table.items():
+        for arm in arms:
+            values = [by_arm[arm][metric] for by_arm in samples.values() if metric in by_arm[arm]]
+            if values:
+                mean = sum(values) / len(values)
+                rows.append({"metric": metric, "unit": unit, "arm": arm, "mean": mean, "values": values})
+    return rows
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan or infinity: they become None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

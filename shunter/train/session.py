@@ -1,0 +1,95 @@
+"""Everything that a training run is between two steps, and how it is saved and restored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from shunter.config.seed import derive_seed
+from shunter.data.loader import Loader
+from shunter.data.tokens import TokenRows
+from shunter.models.decoder import Decoder
+from shunter.train.checkpoint.lifecycle import Checkpointer, State
+from shunter.train.config import Restore, TrainConfig
+from shunter.train.optim import Optimizers
+
+
+@dataclass
+class Session:
+    """A run's state. `step` counts finished steps; the schedule is a function of it, not a state.
+
+    There is no hidden random state: the order of rows is derived from (seed, epoch). torch's global
+    generator is saved all the same, for models that draw from it.
+    """
+
+    model: Decoder
+    optimizers: Optimizers
+    loader: Loader
+    step: int = 0
+    tokens: int = 0  # valid targets seen
+    skipped: list[dict[str, Any]] = field(default_factory=list)  # steps without an update: {step, rows}
+    best: float | None = None  # lowest validation loss, nats/token
+    restarted: bool = False  # the planned interruption is behind us
+    schedule_origin: int = 0  # step at which the schedule began; not 0 only after a lossy restore
+    facts: dict[str, Any] = field(default_factory=dict)  # device, precision: to notice a change
+
+    @classmethod
+    def fresh(cls, model: Decoder, config: TrainConfig, rows: TokenRows, seed: int) -> Session:
+        """A run that has done nothing yet."""
+        return cls(model, Optimizers(model, config), Loader(rows, derive_seed(seed, "order")))
+
+    def state(self) -> State:
+        """The live tensors, nested by owner; loading fills them in place."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizers.state(),
+            "rng": {"torch": torch.get_rng_state()},
+        }
+
+    def extra(self) -> dict[str, Any]:
+        """What is not a tensor, as JSON values."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "data": self.loader.state(),
+            "skipped": self.skipped,
+            "best": self.best,
+            "restarted": self.restarted,
+            "schedule_origin": self.schedule_origin,
+            "facts": self.facts,
+        }
+
+    def save(self, checkpointer: Checkpointer) -> None:
+        """Publish the state after `step` steps."""
+        checkpointer.save(self.step, self.state(), self.extra())
+
+    def load(self, checkpointer: Checkpointer, step: int, restore: Restore = "full") -> dict[str, Any]:
+        """Continue from the checkpoint of `step`; returns the facts of the process that wrote it.
+
+        A `restore` other than full leaves the named part as a fresh run has it (see Restart): the
+        losses that arXiv 2412.13335 warns of, made on purpose.
+        """
+        state = self.state()
+        extra = checkpointer.load(step, state)
+        self.step, self.tokens = extra["step"], extra["tokens"]
+        self.skipped, self.best = extra["skipped"], extra["best"]
+        self.restarted, self.schedule_origin = extra["restarted"], extra["schedule_origin"]
+        lost = {restore.removeprefix("no-")} if restore != "weights-only" else _ALL
+        if "optimizer" in lost:
+            self.optimizers.materialise()
+        if "schedule" in lost:
+            self.schedule_origin = self.step
+        if "data" not in lost:
+            self.loader.restore(extra["data"])
+        if "rng" in lost:
+            # The order of rows is the only thing drawn here: without its stream it is another order.
+            self.loader.seed = derive_seed(self.loader.seed, "lost", self.step)
+        else:
+            torch.set_rng_state(state["rng"]["torch"])
+        facts: dict[str, Any] = extra["facts"]
+        return facts
+
+
+_ALL = {"optimizer", "schedule", "data", "rng"}
