@@ -1,0 +1,148 @@
+"""Keeping a disk budget: what may go, oldest first, and why the rest stays."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shunter.config.errors import ShunterError
+from shunter.recipe import disk, lineage
+from shunter.recipe.lock import Busy, Lock, holder
+from shunter.recipe.store import Damaged, Store
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+# What is being removed is first moved to a name of this form, so that no artefact is ever half there.
+REMOVED = ".removed-"
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One folder that goes."""
+
+    path: Path
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What gc would do. `bytes`: of the store now; `after`: once `removals` are gone."""
+
+    removals: Sequence[Removal]
+    bytes: int
+    budget: int | None
+
+    @property
+    def after(self) -> int:
+        return self.bytes - sum(removal.bytes for removal in self.removals)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the store stays above the budget because the rest must not go."""
+        return self.budget is not None and self.after > self.budget
+
+
+def parse_size(text: str) -> int:
+    """`2GB`, `500 MB`, `1.5GiB`, `1000` in bytes. Raises ShunterError."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in _UNITS:
+        raise ShunterError(f"{text!r} is no size", mend="Write it as 2GB, 500MB or 1.5GiB.")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def sweep(store: Store, budget: int | None = None, *, break_lineage: bool = False) -> Sweep:
+    """Choose what goes: orphan work and damaged folders always, artefacts oldest first until the store
+    is within `budget` bytes.
+
+    Never the newest artefact of a job, nor one that a run going on uses; nor, unless `break_lineage`,
+    one from which a kept artefact was made.
+    """
+    removals = [*_orphans(store), *_damaged(store)]
+    total = disk.size(store.path)
+    excess = 0 if budget is None else total - sum(removal.bytes for removal in removals) - budget
+    artefacts = {artefact.path.name: artefact for artefact in store.all()}
+    newest = {artefact.name: folder for folder, artefact in artefacts.items()}
+    protected = set(newest.values()) | _in_use(store)
+    inputs = lineage.needed(store)
+    there = dict.fromkeys(artefacts)  # oldest first
+    while excess > 0:
+        needed = set() if break_lineage else {up for folder in there for up in inputs[folder]}
+        folder = next((each for each in there if each not in protected and each not in needed), None)
+        if folder is None:
+            break
+        del there[folder]
+        size = disk.size(artefacts[folder].path)
+        excess -= size
+        why = f"not the newest {artefacts[folder].name}"
+        removals.append(Removal(artefacts[folder].path, size, why))
+    return Sweep(removals, total, budget)
+
+
+def remove(store: Store, chosen: Sweep) -> int:
+    """Remove what was chosen, except work that somebody has taken up since; return the bytes freed."""
+    freed = 0
+    for removal in chosen.removals:
+        if removal.path.parent == store.work and not removal.path.name.startswith(REMOVED):
+            try:
+                with Lock(removal.path / "lock"):
+                    disk.remove(removal.path)
+            except Busy:
+                continue
+        else:
+            aside = removal.path
+            if not aside.name.startswith(REMOVED):
+                aside = store.work / f"{REMOVED}{removal.path.name}-{os.getpid()}"
+                os.rename(removal.path, aside)
+                disk.sync(removal.path.parent)
+            disk.remove(aside)
+        freed += removal.bytes
+    return freed
+
+
+def _orphans(store: Store) -> list[Removal]:
+    """Work folders to which no newest run of a recipe would come back."""
+    if not store.work.is_dir():
+        return []
+    newest = {run.recipe or run.id: run for run in store.runs()}
+    awaited = {
+        store.work_folder(name, str(entry["id"])).name
+        for run in newest.values()
+        if run.state != "done"
+        for name, entry in run.jobs.items()
+        if entry.get("id") and entry.get("state") not in ("done", "reused")
+    }
+    found = []
+    for entry in sorted(store.work.iterdir()):
+        if not entry.is_dir():
+            continue
+        if entry.name.startswith(REMOVED):
+            found.append(Removal(entry, disk.size(entry), "half removed before"))
+        elif entry.name not in awaited and holder(entry / "lock") is None:
+            found.append(Removal(entry, disk.size(entry), "work that no run goes on with"))
+    return found
+
+
+def _damaged(store: Store) -> list[Removal]:
+    found = []
+    for folder, _, _, _ in store.folders():
+        try:
+            store.load(folder)
+        except Damaged as error:
+            found.append(Removal(folder, disk.size(folder), f"damaged: {error}"))
+        except ShunterError:
+            continue  # of a newer format: it is somebody's
+    return found
+
+
+def _in_use(store: Store) -> set[str]:
+    return {
+        str(entry["artefact"])
+        for run in store.runs()
+        if run.state == "running"
+        for entry in run.jobs.values()
+        if entry.get("artefact")
+    }
