@@ -1,0 +1,165 @@
+"""The decoder: arithmetic only. Shapes: B rows, T tokens, D width, H heads, K key/value heads."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shunter.models.cache import KVCache
+from shunter.models.rope import rotate, tables
+from shunter.models.segments import SegmentPlan, segment_attention
+from shunter.models.spec import DecoderSpec
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (arXiv 1910.07467), the mean taken in float32 at least."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (arXiv 2305.13245), the three projections fused into one product."""
+
+    def __init__(self, spec: DecoderSpec, layer: int) -> None:
+        super().__init__()
+        self.spec, self.layer = spec, layer
+        heads = spec.num_heads + 2 * spec.num_kv_heads
+        self.qkv = nn.Linear(spec.dim, heads * spec.head_dim, bias=spec.qkv_bias)
+        self.out = nn.Linear(spec.num_heads * spec.head_dim, spec.dim, bias=False)
+        self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
+        self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        segments: SegmentPlan | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        positions: Tensor,
+    ) -> Tensor:
+        spec = self.spec
+        rows, length, _ = x.shape
+        qkv = self.qkv(x).view(rows, length, -1, spec.head_dim)
+        q, k, v = qkv.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        cos, sin = (part.to(q.dtype) for part in rope)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.store(self.layer, k, v, positions)
+            k, v = k.to(q.dtype), v.to(q.dtype)
+        group = spec.num_heads // spec.num_kv_heads
+        if group > 1:
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        if mask is None and segments is not None and segments.shapes:
+            y = segment_attention(q, k, v, segments)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.out(y.transpose(1, 2).reshape(rows, length, -1))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202), gate and up fused into one product."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(spec.dim, 2 * spec.ffn_dim, bias=False)
+        self.down = nn.Linear(spec.ffn_dim, spec.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x))."""
+
+    def __init__(self, spec: DecoderSpec, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(spec.dim, spec.norm_eps)
+        self.attention = Attention(spec, layer)
+        self.ffn_norm = RMSNorm(spec.dim, spec.norm_eps)
+        self.ffn = SwiGLU(spec)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        segments: SegmentPlan | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        positions: Tensor,
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, segments, mask, cache, positions)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class Decoder(nn.Module):
+    """A stack of blocks between an embedding and a head."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Embedding(spec.vocab_size, spec.dim)
+        self.layers = nn.ModuleList(Block(spec, layer) for layer in range(spec.num_layers))
+        self.norm = RMSNorm(spec.dim, spec.norm_eps)
+        self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D]: the embedding itself when tied."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        segments: SegmentPlan | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states [B, T, D] after the last norm, for tokens [B, T].
+
+        positions [B, T] default to 0..T-1. With `segments`, documents in a row do not see each other.
+        With `cache`, keys and values are stored at `positions`, and a token sees all stored places up
+        to its own.
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        x = self.embed(tokens)
+        # The length matters to dynamic scaling alone; asking for the maximum would wait for the device.
+        dynamic = self.spec.rope.scaling == "dynamic"
+        length = int(positions.max()) + 1 if dynamic else tokens.shape[1]
+        rope = tables(self.spec, positions, x.dtype, length)
+        mask = self._mask(positions, segments, cache)
+        for layer in self.layers:
+            x = layer(x, rope, segments, mask, cache, positions)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] from hidden states [..., D]."""
+        return F.linear(hidden, self.head_weight)
+
+    def _mask(self, positions: Tensor, segments: SegmentPlan | None, cache: KVCache | None) -> Tensor | None:
+        """[B, 1, T, S], True where query may look; None where plain causal attention is the same."""
+        window = self.spec.sliding_window
+        if cache is not None:
+            places = torch.arange(int(positions.max()) + 1, device=positions.device)
+            gap = positions[:, None, :, None] - places
+        elif window is not None and positions.shape[1] > window:
+            if segments is not None and segments.shapes:
+                raise ValueError("a sliding window shorter than a row of several documents is not supported")
+            steps = torch.arange(positions.shape[1], device=positions.device)
+            gap = (steps[:, None] - steps)[None, None]
+        else:
+            return None
+        mask = gap >= 0
+        return mask & (gap < window) if window is not None else mask

@@ -1,0 +1,97 @@
+"""Documents in one row do not see each other, without a dense mask.
+
+A dense [T, T] mask forbids the fast causal kernel (about an eighth of the step on CPU). Instead the
+segments are gathered into batches of their own, padded on the right, where plain causal attention is
+right for every real token; the padding's outputs are dropped. Work also shrinks from T^2 to the sum
+of the segments' squares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """How to compute attention for one batch of rows [B, T].
+
+    `shapes` is empty when each row is one segment (or one and padding after it): plain causal
+    attention over rows. Otherwise the segments are laid out in slots, bucket after bucket; bucket i
+    has `shapes[i]` = (segments, slots each).
+    take    [slots]: the flat token of each slot (padding slots: some token)
+    outside [n]:     the padding slots
+    back    [B * T]: the slot of each flat token (padding tokens: some slot)
+    padding [m]:     the flat tokens that are padding
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    take: Tensor | None = None
+    outside: Tensor | None = None
+    back: Tensor | None = None
+    padding: Tensor | None = None
+
+    @classmethod
+    def build(cls, segments: Tensor) -> SegmentPlan:
+        """From segments [B, T]: the segment's number in its row, -1 on padding."""
+        rows, length = segments.shape
+        flat = segments.cpu()
+        if bool((flat <= 0).all()) and bool((flat.diff(dim=1) <= 0).all()):
+            return cls(())
+        starts_here = torch.ones_like(flat, dtype=torch.bool)
+        starts_here[:, 1:] = flat.diff(dim=1) != 0
+        starts = starts_here.flatten().nonzero().flatten()
+        ends = torch.cat([starts[1:], torch.tensor([rows * length])])
+        real = flat.flatten()[starts] >= 0
+        starts, lengths = starts[real], (ends - starts)[real]
+        # Sizes double from bucket to bucket, so padding is at most half of a bucket (beyond 16 slots).
+        sizes = torch.tensor([min(length, max(16, 1 << int(n - 1).bit_length())) for n in lengths.tolist()])
+        shapes: list[tuple[int, int]] = []
+        takes: list[Tensor] = []
+        insides: list[Tensor] = []
+        for size in sorted(set(sizes.tolist())):
+            chosen = (sizes == size).nonzero().flatten()
+            slots = torch.arange(size)
+            inside = slots < lengths[chosen][:, None]
+            takes.append((starts[chosen][:, None] + torch.where(inside, slots, 0)).flatten())
+            insides.append(inside.flatten())
+            shapes.append((len(chosen), size))
+        take, inside = torch.cat(takes), torch.cat(insides)
+        back = torch.zeros(rows * length, dtype=torch.int64)
+        back[take[inside]] = inside.nonzero().flatten()
+        parts = (take, (~inside).nonzero().flatten(), back, (flat.flatten() < 0).nonzero().flatten())
+        return cls(tuple(shapes), *(part.to(segments.device) for part in parts))
+
+
+class _Pick(torch.autograd.Function):
+    """x[pick], with the inverse pick as its gradient: faster than scattering, and exact, because each
+    real token stands in exactly one slot, and what padding would receive is set to zero."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, pick: Tensor, inverse: Tensor, zero: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+        ctx.save_for_backward(inverse, zero)
+        return x.index_select(0, pick)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def, override]
+        inverse, zero = ctx.saved_tensors
+        return grad.index_select(0, inverse).index_fill_(0, zero, 0.0), None, None, None
+
+
+@torch.compiler.disable
+def segment_attention(q: Tensor, k: Tensor, v: Tensor, plan: SegmentPlan) -> Tensor:
+    """Causal attention inside each segment. q, k, v: [B, H, T, D] with equal H; returns [B, H, T, D]."""
+    rows, heads, length, width = q.shape
+    flat = torch.cat([x.transpose(1, 2).reshape(rows * length, heads * width) for x in (q, k, v)], dim=1)
+    slots = _Pick.apply(flat, plan.take, plan.back, plan.padding)
+    outputs, begin = [], 0
+    for count, size in plan.shapes:
+        part = slots[begin : begin + count * size].view(count, size, 3, heads, width).permute(2, 0, 3, 1, 4)
+        out = torch.nn.functional.scaled_dot_product_attention(part[0], part[1], part[2], is_causal=True)
+        outputs.append(out.transpose(1, 2).reshape(count * size, heads * width))
+        begin += count * size
+    out = _Pick.apply(torch.cat(outputs), plan.back, plan.take, plan.outside)
+    result: Tensor = out.view(rows, length, heads, width).transpose(1, 2)
+    return result
