@@ -17,7 +17,7 @@ CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 16 MiB in float32, which stays in
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, coefficients: Tensor, z_loss: float
     ) -> tuple[Tensor, Tensor]:
         # The inputs' flags are the truth here: inside a Function grad mode is off.

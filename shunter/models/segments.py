@@ -70,12 +70,12 @@ class _Pick(torch.autograd.Function):
     real token stands in exactly one slot, and what padding would receive is set to zero."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, pick: Tensor, inverse: Tensor, zero: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, x: Tensor, pick: Tensor, inverse: Tensor, zero: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(inverse, zero)
         return x.index_select(0, pick)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
         inverse, zero = ctx.saved_tensors
         return grad.index_select(0, inverse).index_fill_(0, zero, 0.0), None, None, None
 

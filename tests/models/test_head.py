@@ -1,0 +1,69 @@
+"""The fused head against log-softmax over materialised logits, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shunter.models import head
+
+
+def reference(hidden, weight, targets, coefficients, z_loss):
+    logits = hidden @ weight.T
+    normaliser = logits.logsumexp(-1)
+    picked = logits.gather(1, targets.clamp(min=0)[:, None]).squeeze(1) - normaliser
+    return (coefficients * picked).sum() + z_loss * (coefficients.abs() * normaliser**2).sum(), picked
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(2, 50),
+    st.integers(1, 9),
+    st.sampled_from([0.0, 0.01]),
+    st.integers(0, 99),
+)
+def test_loss_and_gradient(count: int, vocab: int, dim: int, z_loss: float, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(count, dim, generator=draw, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(vocab, dim, generator=draw, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, vocab, (count,), generator=draw)
+    coefficients = torch.randn(count, generator=draw, dtype=torch.float64)
+    ignored = torch.rand(count, generator=draw) < 0.4
+    targets[ignored], coefficients[ignored] = -100, 0.0
+    expected, picked = reference(hidden, weight, targets, coefficients, z_loss)
+    want = torch.autograd.grad(3 * expected, (hidden, weight))
+    loss, logprobs = head.linear_cross_entropy(hidden, weight, targets, coefficients, z_loss=z_loss)
+    got = torch.autograd.grad(3 * loss, (hidden, weight))
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(logprobs[~ignored], picked[~ignored].detach(), rtol=1e-12, atol=1e-12)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("elements", [64, 1000, 1 << 22])
+def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(200, 8, generator=draw, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(30, 8, generator=draw, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 30, (200,), generator=draw)
+    coefficients = torch.full((200,), -1 / 200, dtype=torch.float64)
+    loss, _ = head.linear_cross_entropy(hidden, weight, targets, coefficients)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(hidden @ weight.T, targets))
+    loss.backward()
+    want = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(hidden @ weight.T, targets), (hidden, weight)
+    )
+    torch.testing.assert_close(hidden.grad, want[0])
+    torch.testing.assert_close(weight.grad, want[1])
+
+
+def test_no_gradient_is_taken_when_none_is_wanted() -> None:
+    with torch.no_grad():
+        loss, logprobs = head.linear_cross_entropy(
+            torch.randn(4, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, -1]), torch.tensor([1.0, 1, 1, 0])
+        )
+    assert logprobs[3] == 0
+    torch.testing.assert_close(loss, logprobs.double().sum())

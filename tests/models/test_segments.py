@@ -1,0 +1,62 @@
+"""Documents in a row do not see each other: equal to each document alone, forward and backward."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shunter.models.decoder import Decoder
+from shunter.models.init import init_weights
+from shunter.models.segments import SegmentPlan
+from shunter.models.spec import DecoderSpec
+
+SPEC = DecoderSpec(
+    vocab_size=31, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=24, tied=True
+)
+
+
+def a_model() -> Decoder:
+    model = Decoder(SPEC).double()
+    init_weights(model, 3)
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.3, generator=draw)
+    return model
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 24), min_size=1, max_size=4), min_size=1, max_size=3), st.integers(0, 5)
+)
+def test_packed_equals_apart(rows: list[list[int]], padding: int) -> None:
+    model = a_model()
+    length = max(sum(row) for row in rows) + padding
+    draw = torch.Generator().manual_seed(sum(map(sum, rows)))
+    tokens = torch.randint(0, 31, (len(rows), length), generator=draw)
+    segments = torch.full((len(rows), length), -1)
+    positions = torch.zeros(len(rows), length, dtype=torch.int64)
+    apart, weights = [], torch.zeros(len(rows), length, 16, dtype=torch.float64)
+    for r, row in enumerate(rows):
+        begin = 0
+        for s, n in enumerate(row):
+            segments[r, begin : begin + n] = s
+            positions[r, begin : begin + n] = torch.arange(n)
+            weights[r, begin : begin + n] = torch.randn(n, 16, generator=draw, dtype=torch.float64)
+            apart.append((r, begin, n))
+            begin += n
+    (model(tokens, positions, SegmentPlan.build(segments)) * weights).sum().backward()
+    packed = {name: p.grad.clone() for name, p in model.named_parameters()}
+    together = model(tokens, positions, SegmentPlan.build(segments)).detach()
+    model.zero_grad()
+    for r, begin, n in apart:
+        alone = model(tokens[r : r + 1, begin : begin + n])
+        torch.testing.assert_close(together[r, begin : begin + n], alone[0].detach(), rtol=1e-10, atol=1e-10)
+        (alone[0] * weights[r, begin : begin + n]).sum().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(packed[name], p.grad, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_one_document_a_row_takes_the_plain_kernel() -> None:
+    assert SegmentPlan.build(torch.tensor([[0, 0, 0, -1], [0, 0, 0, 0]])).shapes == ()
+    assert SegmentPlan.build(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).shapes != ()
