@@ -1,0 +1,124 @@
+"""Conversations as text: a sandboxed template, and which part the assistant wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension
+from jinja2.nodes import CallBlock, Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from shunter.config.errors import ShunterError
+
+Message = Mapping[str, str]  # role, content
+
+# {% generation %} marks what the assistant writes; transformers reads the same marks.
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{{ '<|assistant|>' }}{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+ROLES = ("system", "user", "assistant")
+
+# Stand where a generated part begins and ends while rendering; a message that holds one is refused.
+_OPEN, _CLOSE = "\x00gen(\x00", "\x00gen)\x00"
+
+
+class _Generation(Extension):
+    """`{% generation %}...{% endgeneration %}`: the text between, within marks."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own interface
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Any) -> str:
+        return f"{_OPEN}{caller()}{_CLOSE}"
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+@lru_cache(maxsize=16)
+def _compile(template: str) -> jinja2.Template:
+    # A template comes with a model: a program of a stranger's. It can read, loop and print, no more.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation]
+    )
+    environment.globals["raise_exception"] = _refuse
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateError as error:
+        raise ShunterError(f"the chat template is not valid: {error}") from error
+
+
+def check(messages: Any) -> list[dict[str, str]]:
+    """A conversation as it must be, or a ShunterError that says what is wrong."""
+    if not isinstance(messages, list) or not messages:
+        raise ShunterError("messages must be a list with at least one message")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise ShunterError(f"message {index} has no text under 'content'")
+        if message.get("role") not in ROLES:
+            raise ShunterError(
+                f"message {index} has role {message.get('role')!r}, not one of {', '.join(ROLES)}"
+            )
+        if "\x00" in message["content"]:
+            raise ShunterError(f"message {index} holds a NUL character")
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def render(
+    template: str,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    specials: Mapping[str, Any] | None = None,
+) -> str:
+    """The whole text of a conversation."""
+    return _marked(template, messages, add_generation_prompt, specials).replace(_OPEN, "").replace(_CLOSE, "")
+
+
+def pieces(
+    template: str, messages: Sequence[Message], specials: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, bool]]:
+    """The text in pieces, each with whether the assistant wrote it. Joined, they are `render`'s text."""
+    text = _marked(template, messages, False, specials)
+    if _OPEN not in text:
+        raise ShunterError(
+            "the chat template does not mark what the assistant writes",
+            mend="Put {% generation %} and {% endgeneration %} around the assistant's content in it.",
+        )
+    written = False
+    for part in re.split(f"({re.escape(_OPEN)}|{re.escape(_CLOSE)})", text):
+        if part in (_OPEN, _CLOSE):
+            written = part == _OPEN
+        elif part:
+            yield part, written
+
+
+def _marked(
+    template: str,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    specials: Mapping[str, Any] | None,
+) -> str:
+    names = {k: v for k, v in (specials or {}).items() if k.endswith("_token") and isinstance(v, str)}
+    try:
+        return _compile(template).render(
+            messages=list(messages), add_generation_prompt=add_generation_prompt, **names
+        )
+    except jinja2.TemplateError as error:
+        raise ShunterError(f"the chat template refuses the conversation: {error}") from error
