@@ -234,6 +234,7 @@ class _Runner:
             facts = {"seconds": seconds, "peak_bytes": peak, "peak_of_job": own_peak}
             log.write("job.end", outcome="done", **facts)
             log.close()
+            log = None
             attempts.note("done", **facts)
             manifest = _manifest(step, inputs, metrics, attempts.records)
             artefact = self.store.publish(work / "out", work / "log", manifest)
