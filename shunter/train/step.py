@@ -46,7 +46,11 @@ def forward_loss(
     with autocast(device, precision):
         hidden = model(tokens, positions, plan)
         loss, _ = linear_cross_entropy(
-            hidden.flatten(0, 1), decoder.head_weight, targets.flatten(), coefficients.flatten(), z_loss=z_loss
+            hidden.flatten(0, 1),
+            decoder.head_weight,
+            targets.flatten(),
+            coefficients.flatten(),
+            z_loss=z_loss,
         )
     return loss
 

@@ -1,0 +1,100 @@
+"""Bytes to texts and records, with every malformed place reported by file and line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow.parquet as pq
+
+from shunter.config.errors import ShunterError
+from shunter.data.sources import Problem, Record
+
+Report = Callable[[Problem], None]
+MAX_LINE_BYTES = 1 << 28
+
+
+def text(raw: bytes, place: str, encoding: str, report: Report) -> str:
+    """A text file's content. Bytes that are not in the encoding become U+FFFD, each line reported."""
+    raw = raw.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return raw.decode(encoding)
+    except LookupError:
+        raise ShunterError(f"no encoding is called {encoding!r}", mend="Try utf-8 or cp1252.") from None
+    except UnicodeDecodeError:
+        for number, line in enumerate(raw.split(b"\n"), 1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError as error:
+                bad = line[error.start]
+                report(Problem(place, number, f"byte 0x{bad:02x} is not {encoding}", "replaced"))
+        return raw.decode(encoding, errors="replace")
+
+
+def jsonl(raw: IO[bytes], place: str, report: Report) -> Iterator[Record]:
+    """The objects of a JSON-lines stream. A malformed line is reported and skipped."""
+    number = 0
+    try:
+        for number, line in enumerate(iter(lambda: raw.readline(MAX_LINE_BYTES), b""), 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                report(Problem(place, number, f"byte 0x{line[error.start]:02x} is not utf-8", "skipped"))
+                continue
+            except (ValueError, RecursionError) as error:
+                report(Problem(place, number, f"not JSON: {error}", "skipped"))
+                continue
+            if not isinstance(value, dict):
+                report(Problem(place, number, f"a {type(value).__name__}, not an object", "skipped"))
+                continue
+            yield Record(place, number, value)
+    except (OSError, EOFError, _zstd_error()) as error:
+        # A cut or damaged compressed file: what came before it is kept, the rest is named.
+        report(Problem(place, number + 1, f"the compressed stream breaks off: {error}", "skipped"))
+
+
+def parquet(path: Path, place: str, columns: list[str] | None) -> Iterator[Record]:
+    """The rows of a Parquet file as records, a batch in memory at a time."""
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise ShunterError(f"not a Parquet file ({error})", where=str(path)) from error
+    for column in columns or []:
+        if column not in file.schema_arrow.names:
+            raise ShunterError(
+                f"no column {column!r}; there are {', '.join(file.schema_arrow.names)}",
+                where=str(path),
+                mend="Set the source's `field`.",
+            )
+    number = 0
+    for batch in file.iter_batches(batch_size=1024, columns=columns):
+        for fields in batch.to_pylist():
+            number += 1
+            yield Record(place, number, fields)
+
+
+def decompressed(raw: IO[bytes], name: str) -> IO[bytes]:
+    """The stream behind .gz or .zst, else the stream itself."""
+    if name.endswith(".gz"):
+        return gzip.open(raw, "rb")  # type: ignore[return-value]
+    if name.endswith(".zst"):
+        import zstandard
+
+        reader: Any = zstandard.ZstdDecompressor().stream_reader(raw)
+        return io.BufferedReader(reader)
+    return raw
+
+
+def _zstd_error() -> type[Exception]:
+    try:
+        import zstandard
+    except ImportError:
+        return EOFError
+    error: type[Exception] = zstandard.ZstdError
+    return error
