@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ MAX_MEMBER_BYTES = 1 << 30  # a larger zip member is more likely a bomb than a d
 class SourceConfig(Config):
     """One source of documents."""
 
-    name: str = Field(pattern=r"^[\w.-]+$", description="Name in document ids and tables.")
+    name: str = Field(
+        "", pattern=r"^[\w.-]*$", description="Name in document ids and tables; default: from the path."
+    )
     path: str = Field(description="A file, a folder or a glob, relative to the recipe.")
     members: str | None = Field(None, description="For zip archives: glob of the members to read.")
     field: str = Field("text", description="For JSONL and Parquet: the field that holds the text.")
@@ -38,6 +41,15 @@ class SourceConfig(Config):
         "utf-8", description="Of text files; what does not fit is replaced, counted and reported."
     )
     licence: str | None = Field(None, description="Under which terms the text may be used.")
+
+    @property
+    def label(self) -> str:
+        """`name`, or what stands for it: the last part of the path that has no wildcard."""
+        if self.name:
+            return self.name
+        parts = [part for part in Path(self.path).parts if not set(part) & set("*?[")]
+        stem = Path(parts[-1]).name.split(".")[0] if parts else ""
+        return re.sub(r"[^\w-]+", "-", stem).strip("-") or "text"
 
 
 @dataclass(frozen=True)
@@ -83,12 +95,12 @@ def files(source: SourceConfig, base: Path) -> list[Path]:
         found = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
     if not found:
         raise ShunterError(
-            f"source {source.name!r} has no files", where=str(path), mend="Correct its path in the recipe."
+            f"source {source.label!r} has no files", where=str(path), mend="Correct its path in the recipe."
         )
     for file in found:
         if _kind(file.name) is None:
             raise ShunterError(
-                f"source {source.name!r} has a file of unknown kind",
+                f"source {source.label!r} has a file of unknown kind",
                 where=str(file),
                 mend=f"Known endings: {' '.join((*TEXT, *RECORDS, ARCHIVE))}.",
             )
@@ -108,7 +120,7 @@ def documents(source: SourceConfig, base: Path, report: Callable[[Problem], None
                 continue
         else:
             text = item
-        yield Document(source.name, row, text)
+        yield Document(source.label, row, text)
         row += 1
 
 
@@ -170,7 +182,7 @@ def _template(source: SourceConfig) -> Callable[[Record, Callable[[Problem], Non
             environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
             template = environment.from_string(source.template)
         except jinja2.TemplateError as error:
-            raise ShunterError(f"the template of source {source.name!r} is not valid: {error}") from error
+            raise ShunterError(f"the template of source {source.label!r} is not valid: {error}") from error
 
     def to_text(record: Record, report: Callable[[Problem], None]) -> str | None:
         if template is not None:

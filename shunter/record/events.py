@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,16 @@ class EventLog:
     """Appends events to `path`. Each line has `t` (Unix seconds), `event`, `attempt` and its fields.
 
     A line is written whole and flushed, so a killed process leaves at most one torn last line, which
-    `read` skips. Non-finite numbers are written as the strings "nan", "inf", "-inf": JSON has none.
+    `read` skips. `listener` is called with each event after it is written. Non-finite numbers are
+    written as the strings "nan", "inf", "-inf": JSON has none.
     """
 
-    def __init__(self, path: Path, *, attempt: int = 1) -> None:
+    def __init__(
+        self, path: Path, *, attempt: int = 1, listener: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.attempt = path, attempt
+        self.path, self.attempt, self._listener = path, attempt, listener
+        self._progress = -math.inf  # moment of the last progress event
         # A torn last line of a killed attempt would swallow our first: begin on a fresh line.
         torn = _ends_torn(path)
         self._file = path.open("a", encoding="utf-8")
@@ -32,6 +36,18 @@ class EventLog:
         line = {"t": time.time(), "event": event, "attempt": self.attempt, **_plain(fields)}
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
+        if self._listener is not None:
+            self._listener(line)
+
+    def progress(self, done: int, total: int | None, unit: str, **shown: float | int | str) -> None:
+        """How far the work is, for people who watch; at most one event a second, and the last one.
+
+        shown: what else to show beside it, such as `loss=2.31`.
+        """
+        now = time.perf_counter()
+        if now - self._progress >= 1.0 or done == total:
+            self._progress = now
+            self.write("progress", done=done, total=total, unit=unit, shown=shown)
 
     def metrics(self, step: int, **values: float | int | str) -> None:
         """Append the metrics of one step under the field's usual names (`train/loss`, `lr`, ...)."""

@@ -1,0 +1,73 @@
+"""A corpus on disk: Parquet files of documents with their place in the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shunter.config.errors import ShunterError
+
+SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("row", pa.int64()), ("text", pa.string())])
+BATCH_BYTES = 16 << 20  # text held before it is written as one row group
+
+
+class Writer:
+    """Writes `00000.parquet` in a folder, a row group at a time, in the order given."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = pq.ParquetWriter(folder / "00000.parquet", SCHEMA, compression="zstd")
+        self._rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
+        self._held = 0
+        self.documents = self.bytes = 0
+
+    def write(self, name: str, source: str, row: int, text: str) -> None:
+        """Add one document."""
+        for column, value in zip(SCHEMA.names, (name, source, row, text), strict=True):
+            self._rows[column].append(value)
+        size = len(text.encode())
+        self.documents += 1
+        self.bytes += size
+        self._held += size
+        if self._held >= BATCH_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._file.close()
+
+    def _flush(self) -> None:
+        if self._rows["id"]:
+            self._file.write_table(pa.table(self._rows, schema=SCHEMA))
+            self._rows = {name: [] for name in SCHEMA.names}
+            self._held = 0
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document of a corpus."""
+
+    id: str
+    source: str
+    text: str
+
+
+def batches(folder: Path, rows: int = 1024) -> Iterator[list[Text]]:
+    """The documents of one split, in order, some at a time."""
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise ShunterError("the corpus has no Parquet file here", where=str(folder))
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=rows, columns=["id", "source", "text"]):
+                yield [Text(**fields) for fields in batch.to_pylist()]
+
+
+def texts(folder: Path) -> Iterator[Text]:
+    """`batches`, one document at a time."""
+    for batch in batches(folder):
+        yield from batch

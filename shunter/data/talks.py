@@ -1,0 +1,98 @@
+"""Conversations: a person's own in the usual forms, and ones made from documents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shunter.config.errors import ShunterError
+from shunter.config.seed import derive_seed
+from shunter.data import chat
+from shunter.data.sources import Problem, Record, SourceConfig, contents
+
+# (question key, answer key) of the flat forms, in the order in which they are looked for.
+_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("instruction", "output"))
+_WORD = re.compile(r"\s+\S*$")
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A conversation. `task` groups conversations for scores and tables."""
+
+    id: str
+    task: str
+    messages: list[dict[str, str]]
+
+    def line(self) -> str:
+        """The JSON line that stands for it."""
+        return json.dumps(vars(self), ensure_ascii=False)
+
+    @property
+    def digest(self) -> bytes:
+        """Of the messages alone."""
+        return hashlib.blake2b(json.dumps(self.messages).encode(), digest_size=16).digest()
+
+
+def own(
+    source: SourceConfig, base: Path, report: Callable[[Problem], None], forms: dict[str, int]
+) -> Iterator[Talk]:
+    """A source's conversations; `forms` counts by which form each was recognised."""
+    row = 0
+    for item in contents(source, base, report):
+        if not isinstance(item, Record):
+            raise ShunterError(
+                f"source {source.label!r} holds plain text, not conversations",
+                mend="Give JSONL or Parquet with `messages`, or `prompt` and `completion`.",
+            )
+        try:
+            form, messages = _recognise(item.fields)
+        except ShunterError as error:
+            report(Problem(item.file, item.line, error.what, "skipped"))
+            continue
+        forms[form] = forms.get(form, 0) + 1
+        yield Talk(f"{source.label}:{row}", source.label, messages)
+        row += 1
+
+
+def _recognise(fields: Mapping[str, Any]) -> tuple[str, list[dict[str, str]]]:
+    """The messages of a record and the form in which they stood."""
+    if "messages" in fields:
+        messages = chat.check(fields["messages"])
+        if not any(m["role"] == "assistant" for m in messages):
+            raise ShunterError("the assistant says nothing in it")
+        return "messages", messages
+    for question, answer in _PAIRS:
+        if question in fields and answer in fields:
+            asked, answered = fields[question], fields[answer]
+            if isinstance(asked, list) and isinstance(answered, list):
+                return f"{question} and {answer}", chat.check([*asked, *answered])
+            pair = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+            return f"{question} and {answer}", chat.check(pair)
+    known = ", ".join(["messages", *(f"{a} and {b}" for a, b in _PAIRS)])
+    raise ShunterError(f"none of these fields: {known}")
+
+
+def continuations(
+    name: str, text: str, count: int, prompt_chars: int, answer_chars: int, seed: int
+) -> Iterator[Talk]:
+    """`count` places of a document, each as a request to go on from there and how it goes on.
+
+    Places are cut at spaces. A document too short for one place gives none.
+    """
+    need = prompt_chars + answer_chars
+    places = max(0, len(text) - need)
+    for number in range(count if places else 0):
+        at = derive_seed(seed, "continuation", name, number) % places
+        at = text.find(" ", at) + 1 if at else 0
+        prompt = _WORD.sub("", text[at : at + prompt_chars])
+        answer = _WORD.sub("", text[at + len(prompt) : at + len(prompt) + answer_chars]).strip()
+        if not prompt.strip() or not answer:
+            continue
+        request = f"Continue this address: {prompt.strip()}"
+        messages = [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
+        yield Talk(f"{name}#{number}", "continuation", messages)

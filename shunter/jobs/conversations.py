@@ -1,0 +1,191 @@
+"""The job `conversations`: what a model is tuned on, from a person's files or made from other data."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from shunter.config.base import Config
+from shunter.config.errors import ShunterError
+from shunter.config.seed import derive_seed
+from shunter.data import arithmetic, corpus
+from shunter.data.sources import Problem, Record, SourceConfig, contents, files
+from shunter.data.talks import Talk, continuations, own
+from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
+
+
+class ArithmeticConfig(Config):
+    """Questions such as "What is 48 / 2?" from the calculator notes of worked problems."""
+
+    source: SourceConfig = Field(description="Worked problems; `field` is where the notes stand.")
+    heldout: SourceConfig | None = Field(
+        None, description="Problems for the held-out split; none: a share of `source`'s expressions."
+    )
+    phrasings: int = Field(2, ge=1, le=5, description="Ways in which each training expression is asked.")
+    limit: int = Field(0, ge=0, description="Expressions to use in each split; 0: all.")
+
+
+class ContinuationConfig(Config):
+    """Requests to continue a document of a corpus from some place."""
+
+    corpus: Annotated[str, Input("corpus")] = Field(
+        description="Job that made it; its held-out documents make held-out requests."
+    )
+    sources: list[str] = Field([], description="Names of the corpus's sources to use; empty: all.")
+    per_document: int = Field(4, ge=1, description="Places in each document.")
+    prompt_chars: int = Field(200, ge=20, description="Characters shown, about.")
+    answer_chars: int = Field(200, ge=20, description="Characters to answer with, about.")
+
+
+class ConversationsConfig(JobConfig):
+    """Collects conversations and holds some out; no held-out question stands in the train split."""
+
+    sources: list[SourceConfig] = Field([], description="Own conversations: JSONL or Parquet.")
+    arithmetic: ArithmeticConfig | None = Field(None, description="Makes questions about numbers.")
+    continuation: ContinuationConfig | None = Field(None, description="Makes requests to continue a text.")
+    heldout: float = Field(
+        0.05, ge=0, le=0.5, description="Share held out, where the kind has no split of its own."
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> ConversationsConfig:
+        if not self.sources and self.arithmetic is None and self.continuation is None:
+            raise ValueError("give sources, arithmetic or continuation")
+        return self
+
+
+class ConversationsJob:
+    """Writes train.jsonl and heldout.jsonl (id, task, messages), problems.jsonl and summary.json."""
+
+    kind: ClassVar[str] = "conversations"
+    produces: ClassVar[str] = "conversations"
+    version: ClassVar[int] = 1
+    Config: ClassVar[type[JobConfig]] = ConversationsConfig
+
+    def check(self, config: ConversationsConfig, base: Path) -> Sequence[str]:
+        self.reads(config, base)
+        return []
+
+    def reads(self, config: ConversationsConfig, base: Path) -> Sequence[Path]:
+        sources = list(config.sources)
+        if config.arithmetic is not None:
+            sources.append(config.arithmetic.source)
+            sources += [config.arithmetic.heldout] if config.arithmetic.heldout else []
+        return list(dict.fromkeys(path for source in sources for path in files(source, base)))
+
+    def run(self, context: JobContext[ConversationsConfig]) -> dict[str, Any]:
+        counts: dict[str, Counter[str]] = {split: Counter() for split in ("train", "heldout")}
+        forms: dict[str, int] = {}
+        seen: set[bytes] = set()
+        duplicates = problems = 0
+        with ExitStack() as stack:
+            out = {
+                split: stack.enter_context((context.out / f"{split}.jsonl").open("w", encoding="utf-8"))
+                for split in counts
+            }
+            bad = stack.enter_context((context.out / "problems.jsonl").open("w", encoding="utf-8"))
+
+            def report(problem: Problem) -> None:
+                nonlocal problems
+                problems += 1
+                bad.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
+
+            for number, (split, talk) in enumerate(_talks(context, report, forms), 1):
+                if talk.digest in seen:
+                    duplicates += 1
+                    continue
+                seen.add(talk.digest)
+                counts[split][talk.task] += 1
+                out[split].write(talk.line() + "\n")
+                context.events.progress(number, None, "conversations")
+                if number % 512 == 0 and context.control.stop_requested():
+                    raise Stopped
+        if not counts["train"]:
+            raise ShunterError(
+                "there is no conversation to train on", mend="See problems.jsonl, or give more."
+            )
+        summary = {**counts, "duplicates": duplicates, "problems": problems, "forms": forms}
+        (context.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        return {
+            "train": counts["train"].total(),
+            "heldout": counts["heldout"].total(),
+            "duplicates": duplicates,
+            "problems": problems,
+        }
+
+
+def _talks(
+    context: JobContext[ConversationsConfig], report: Any, forms: dict[str, int]
+) -> Iterator[tuple[str, Talk]]:
+    config = context.config
+    for source in config.sources:
+        for talk in own(source, context.base, report, forms):
+            # By the question alone: the same question with another answer stays on the same side.
+            yield (
+                _side("\n".join(m["content"] for m in talk.messages if m["role"] != "assistant"), config),
+                talk,
+            )
+    if config.arithmetic is not None:
+        yield from _arithmetic(config.arithmetic, context, report)
+    if config.continuation is not None:
+        folder, wanted = context.one("continuation.corpus").path, config.continuation
+        for split in ("train", "heldout"):
+            for document in corpus.texts(folder / split):
+                if wanted.sources and document.source not in wanted.sources:
+                    continue
+                for talk in continuations(
+                    document.id,
+                    document.text,
+                    wanted.per_document,
+                    wanted.prompt_chars,
+                    wanted.answer_chars,
+                    config.seed,
+                ):
+                    yield split, talk
+
+
+def _arithmetic(
+    config: ArithmeticConfig, context: JobContext[ConversationsConfig], report: Any
+) -> Iterator[tuple[str, Talk]]:
+    train = _expressions(config.source, context.base, report)
+    if config.heldout is not None:
+        heldout = _expressions(config.heldout, context.base, report)
+        heldout = {key: e for key, e in heldout.items() if key not in train}
+    else:
+        heldout = {key: e for key, e in train.items() if _side(key, context.config) == "heldout"}
+        train = {key: e for key, e in train.items() if key not in heldout}
+    for split, found, ways in (("train", train, config.phrasings), ("heldout", heldout, 1)):
+        for number, (key, expression) in enumerate(found.items()):
+            if config.limit and number >= config.limit:
+                break
+            first = derive_seed(context.config.seed, "phrasing", key) % arithmetic.phrasings()
+            for way in range(ways):
+                yield split, Talk(f"{key}@{way}", "arithmetic", arithmetic.ask(expression, first + way))
+
+
+def _expressions(source: SourceConfig, base: Path, report: Any) -> dict[str, arithmetic.Expression]:
+    """Each expression once, by its key, in the order of the source."""
+    found: dict[str, arithmetic.Expression] = {}
+    for item in contents(source, base, report):
+        text = item.fields.get(source.field) if isinstance(item, Record) else item
+        if not isinstance(text, str):
+            assert isinstance(item, Record)
+            report(Problem(item.file, item.line, f"field {source.field!r} is not text", "skipped"))
+            continue
+        for expression in arithmetic.expressions(text):
+            found.setdefault(expression.key, expression)
+    return found
+
+
+def _side(key: str, config: ConversationsConfig) -> str:
+    share = derive_seed(config.seed, "heldout", key) / 2**63
+    return "heldout" if share < config.heldout else "train"
+
+
+JOB = ConversationsJob()

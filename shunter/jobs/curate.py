@@ -1,0 +1,203 @@
+"""The job `curate`: sources of any format become one corpus of clean documents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from shunter.config.errors import ShunterError
+from shunter.data import corpus
+from shunter.data.sources import Document, Problem, SourceConfig, documents, files
+from shunter.recipe.job import JobConfig, JobContext, Stopped
+
+SPLITS = ("train", "heldout")
+# Characters that no text needs: controls but tab and line feed, and the byte order mark.
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
+_SPACES = re.compile(r"[ \t]+(?=\n|$)")
+_BLANKS = re.compile(r"\n{3,}")
+
+
+class CurateConfig(JobConfig):
+    """Reads sources, cleans them, drops what is too short, too long or there twice, and splits."""
+
+    sources: list[SourceConfig] = Field(min_length=1, description="Where the documents come from.")
+    heldout: float = Field(
+        0.03, ge=0, le=0.5, description="Share of documents held out, chosen by the digest of their text."
+    )
+    normalise: bool = Field(
+        True, description="NFC, line feeds, no control characters, trailing spaces or runs of blank lines."
+    )
+    min_chars: int = Field(1, ge=1, description="Shorter documents are dropped.")
+    max_chars: int = Field(10_000_000, ge=1, description="Longer documents are dropped.")
+    deduplicate: bool = Field(True, description="Keep the first of documents with equal text.")
+    limit: int = Field(0, ge=0, description="Documents to read from each source; 0: all.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> CurateConfig:
+        twice = [name for name, n in Counter(source.label for source in self.sources).items() if n > 1]
+        if twice:
+            raise ValueError(f"two sources are called {twice[0]!r}; give each a name of its own")
+        if self.max_chars < self.min_chars:
+            raise ValueError(f"max_chars {self.max_chars} is below min_chars {self.min_chars}")
+        return self
+
+
+class CurateJob:
+    """Writes train/ and heldout/ (Parquet), dropped.jsonl, problems.jsonl and summary.json."""
+
+    kind: ClassVar[str] = "curate"
+    produces: ClassVar[str] = "corpus"
+    version: ClassVar[int] = 1
+    Config: ClassVar[type[JobConfig]] = CurateConfig
+
+    def check(self, config: CurateConfig, base: Path) -> Sequence[str]:
+        for source in config.sources:
+            files(source, base)
+        missing = [source.label for source in config.sources if source.licence is None]
+        return [f"no licence is given for {', '.join(missing)}"] if missing else []
+
+    def reads(self, config: CurateConfig, base: Path) -> Sequence[Path]:
+        return list(dict.fromkeys(path for source in config.sources for path in files(source, base)))
+
+    def disk_bytes(self, config: CurateConfig, base: Path) -> int:
+        # Archives of text hold about four times their size; Parquet makes it smaller again.
+        return 4 * sum(path.stat().st_size for path in self.reads(config, base))
+
+    def run(self, context: JobContext[CurateConfig]) -> dict[str, Any]:
+        with _Output(context.out) as output:
+            for number, document in enumerate(_read(context, output), 1):
+                text = normalise(document.text) if context.config.normalise else document.text
+                output.put(document, text, context.config)
+                if number % 256 == 0 and context.control.stop_requested():
+                    raise Stopped
+                context.events.progress(number, None, "documents")
+        summary = output.summary(context.config)
+        if summary["train"]["documents"] == 0:
+            raise ShunterError(
+                f"none of {summary['read']} documents is left to train on: {summary['dropped']}",
+                mend="Look at dropped.jsonl's reasons: lower min_chars or heldout, or give more text.",
+            )
+        (context.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        return {
+            "documents": summary["train"]["documents"],
+            "bytes": summary["train"]["bytes"],
+            "heldout_documents": summary["heldout"]["documents"],
+            "heldout_bytes": summary["heldout"]["bytes"],
+            "dropped": sum(summary["dropped"].values()),
+            "problems": summary["problems"],
+        }
+
+
+def normalise(text: str) -> str:
+    """Canonical composition and line feeds; no controls, trailing spaces or runs of blank lines."""
+    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
+    text = _SPACES.sub("", _CONTROLS.sub("", text))
+    return _BLANKS.sub("\n\n", text).strip()
+
+
+def split_of(text: str, share: float) -> str:
+    """`heldout` for `share` of all texts, by their digest: no order of sources or files changes it."""
+    digest = hashlib.blake2b(b"heldout:" + text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return "heldout" if int.from_bytes(digest, "big") < share * 2**64 else "train"
+
+
+def _read(context: JobContext[CurateConfig], output: _Output) -> Iterator[Document]:
+    for source in context.config.sources:
+        for document in documents(source, context.base, output.problem):
+            if context.config.limit and document.row >= context.config.limit:
+                break
+            yield document
+
+
+class _Output:
+    """The corpus while it is written. Memory: 16 bytes and their overhead a document, for duplicates."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: set[bytes] = set()
+        self.dropped: Counter[str] = Counter()
+        self.problems = self.read = 0
+        self.sources: dict[str, Counter[str]] = {}
+
+    def __enter__(self) -> _Output:
+        self._dropped: IO[str] = (self.folder / "dropped.jsonl").open("w", encoding="utf-8")
+        self._problems: IO[str] = (self.folder / "problems.jsonl").open("w", encoding="utf-8")
+        self.splits = {split: corpus.Writer(self.folder / split) for split in SPLITS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._dropped.close()
+        self._problems.close()
+        for writer in self.splits.values():
+            writer.close()
+
+    def problem(self, problem: Problem) -> None:
+        self.problems += 1
+        self._problems.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
+
+    def put(self, document: Document, text: str, config: CurateConfig) -> None:
+        self.read += 1
+        counts = self.sources.setdefault(document.source, Counter())
+        reason, facts = self._reason(text, config)
+        if reason is not None:
+            self.dropped[reason] += 1
+            counts[f"dropped: {reason}"] += 1
+            line = {"id": document.id, "reason": reason, **facts}
+            self._dropped.write(json.dumps(line, ensure_ascii=False) + "\n")
+            return
+        split = split_of(text, config.heldout)
+        counts[f"{split} documents"] += 1
+        counts[f"{split} bytes"] += len(text.encode())
+        self.splits[split].write(document.id, document.source, document.row, text)
+
+    def _reason(self, text: str, config: CurateConfig) -> tuple[str | None, dict[str, Any]]:
+        if len(text) < config.min_chars:
+            return "too short", {"chars": len(text), "min_chars": config.min_chars}
+        if len(text) > config.max_chars:
+            return "too long", {"chars": len(text), "max_chars": config.max_chars}
+        if not _encodes(text):
+            return "not encodable", {}
+        if config.deduplicate:
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            if digest in self.seen:
+                return "duplicate", {}
+            self.seen.add(digest)
+        return None, {}
+
+    def summary(self, config: CurateConfig) -> dict[str, Any]:
+        """Counts of documents and bytes, and per source with its licence."""
+        total = {
+            split: {"documents": writer.documents, "bytes": writer.bytes}
+            for split, writer in self.splits.items()
+        }
+        licences = {source.label: source.licence for source in config.sources}
+        return {
+            "read": self.read,
+            **total,
+            "dropped": dict(sorted(self.dropped.items())),
+            "problems": self.problems,
+            "sources": {
+                name: {"licence": licences.get(name), **dict(sorted(self.sources.get(name, {}).items()))}
+                for name in licences
+            },
+        }
+
+
+def _encodes(text: str) -> bool:
+    """False for lone surrogates, which JSON may carry and UTF-8 may not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+JOB = CurateJob()

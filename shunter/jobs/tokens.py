@@ -1,0 +1,159 @@
+"""The job `tokens`: documents or conversations become packed rows of token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from shunter.config.errors import ShunterError
+from shunter.data import corpus
+from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
+
+if TYPE_CHECKING:
+    from shunter.data.tokenizer import Tokenizer
+
+SPLITS = ("train", "heldout")
+
+
+class TokensConfig(JobConfig):
+    """Tokenises a corpus or conversations and packs them into rows, borders and loss masks kept."""
+
+    corpus: Annotated[str | None, Input("corpus")] = Field(None, description="Job that made the documents.")
+    conversations: Annotated[str | None, Input("conversations")] = Field(
+        None, description="Job that made the conversations, instead of a corpus."
+    )
+    tokenizer: Annotated[str, Input("tokenizer", "model")] = Field(
+        description="Job that made the tokenizer, or a model that has one."
+    )
+    row_length: int = Field(1024, ge=8, le=1 << 20, description="Tokens in a row.")
+    packer: Literal["auto", "concat", "best_fit"] = Field(
+        "auto",
+        description="concat fills every row; best_fit keeps examples whole; auto: by the sort of input.",
+    )
+    overlong: Literal["split", "truncate", "error"] = Field(
+        "split", description="What best_fit does with an example longer than a row."
+    )
+    loss: Literal["auto", "all", "assistant"] = Field(
+        "auto", description="Tokens that are learnt; auto: all of a document, the assistant's of a talk."
+    )
+
+    @model_validator(mode="after")
+    def _one_input(self) -> TokensConfig:
+        if (self.corpus is None) == (self.conversations is None):
+            raise ValueError("give either corpus or conversations")
+        if self.corpus is not None and self.loss == "assistant":
+            raise ValueError("a corpus has no assistant; leave loss out")
+        return self
+
+
+@dataclass
+class _Encoded:
+    """Some examples: ids and masks [n] each, names, bytes of text."""
+
+    tokens: list[Any]
+    masks: list[Any] | None
+    ids: list[str]
+    text_bytes: list[int]
+
+
+class TokensJob:
+    """Writes train/, heldout/ (see `shunter.data.tokens`) and a copy of the tokenizer."""
+
+    kind: ClassVar[str] = "tokens"
+    produces: ClassVar[str] = "tokens"
+    version: ClassVar[int] = 1
+    Config: ClassVar[type[JobConfig]] = TokensConfig
+
+    def check(self, config: TokensConfig, base: Path) -> Sequence[str]:
+        return []
+
+    def run(self, context: JobContext[TokensConfig]) -> dict[str, Any]:
+        from shunter.data import tokenizer as tokenizers
+
+        config = context.config
+        source = context.one("tokenizer").path
+        tokenizer = tokenizers.Tokenizer.load(source)
+        (context.out / "tokenizer").mkdir()
+        tokenizers.copy(source, context.out / "tokenizer")
+        index = {split: self._split(context, tokenizer, split) for split in SPLITS}
+        if index["train"]["rows"] == 0:
+            raise ShunterError("there is nothing to train on", mend="Give more text or conversations.")
+        tokens, rows = index["train"]["tokens"], index["train"]["rows"]
+        return {
+            "tokens": tokens,
+            "rows": rows,
+            "heldout_tokens": index["heldout"]["tokens"],
+            "heldout_rows": index["heldout"]["rows"],
+            "bytes_per_token": index["train"]["text_bytes"] / max(tokens, 1),
+            "filled": 1 - index["train"]["padding"] / (rows * config.row_length),
+            "overlong": index["train"]["overlong"]["documents"],
+        }
+
+    def _split(self, context: JobContext[TokensConfig], tokenizer: Tokenizer, split: str) -> dict[str, Any]:
+        from shunter.data.tokens import TokenWriter
+
+        config = context.config
+        talks = config.conversations is not None
+        masked = talks and config.loss != "all"
+        writer = TokenWriter(context.out / split, vocab_size=tokenizer.vocab_size, masked=masked)
+        source = context.one("conversations" if talks else "corpus").path
+        parts = (
+            conversations(source / f"{split}.jsonl", tokenizer)
+            if talks
+            else documents(source / split, tokenizer)
+        )
+        done = 0
+        for part in parts:
+            writer.append(part.tokens, part.ids, part.text_bytes, part.masks if masked else None)
+            done += len(part.ids)
+            context.events.progress(done, None, f"{split} {'conversations' if talks else 'documents'}")
+            if context.control.stop_requested():
+                raise Stopped
+        packer = config.packer
+        if packer == "auto":
+            packer = "best_fit" if talks else "concat"
+        return writer.finish(config.row_length, packer, config.overlong, pad=tokenizer.pad)
+
+
+def documents(folder: Path, tokenizer: Tokenizer) -> Iterator[_Encoded]:
+    """End-of-text, the document, end-of-text: each token of the text is predicted, and its end is too."""
+    import numpy as np
+
+    end = np.asarray([tokenizer.end_of_text], dtype=np.uint32)
+    for batch in corpus.batches(folder):
+        texts = [document.text for document in batch]
+        encoded = tokenizer.encode_batch(texts)
+        yield _Encoded(
+            [np.concatenate([end, ids, end]) for ids in encoded],
+            None,
+            [document.id for document in batch],
+            [len(text.encode()) for text in texts],
+        )
+
+
+def conversations(path: Path, tokenizer: Tokenizer, batch: int = 512) -> Iterator[_Encoded]:
+    """Conversations by the chat template, end-of-text after each (not learnt: answers end themselves)."""
+    import numpy as np
+
+    part = _Encoded([], [], [], [])
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            talk = json.loads(line)
+            ids, mask = tokenizer.encode_chat(talk["messages"])
+            part.tokens.append(np.asarray([*ids, tokenizer.end_of_text], dtype=np.uint32))
+            assert part.masks is not None
+            part.masks.append(np.asarray([*mask, False]))
+            part.ids.append(talk["id"])
+            part.text_bytes.append(sum(len(m["content"].encode()) for m in talk["messages"]))
+            if len(part.ids) == batch:
+                yield part
+                part = _Encoded([], [], [], [])
+    yield part
+
+
+JOB = TokensJob()
