@@ -35,7 +35,9 @@ class SourceConfig(Config):
     members: str | None = Field(None, description="For zip archives: glob of the members to read.")
     field: str = Field("text", description="For JSONL and Parquet: the field that holds the text.")
     template: str | None = Field(
-        None, description="For JSONL and Parquet: Jinja text over the record's fields, instead of `field`."
+        None,
+        description="For JSONL and Parquet: Jinja text over the record's fields, instead of `field`; "
+        "the filter `without(PATTERN)` leaves out what a regular expression matches.",
     )
     encoding: str = Field(
         "utf-8", description="Of text files; what does not fit is replaced, counted and reported."
@@ -180,6 +182,7 @@ def _template(source: SourceConfig) -> Callable[[Record, Callable[[Problem], Non
     if source.template is not None:
         try:
             environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+            environment.filters["without"] = _without
             template = environment.from_string(source.template)
         except jinja2.TemplateError as error:
             raise ShunterError(f"the template of source {source.label!r} is not valid: {error}") from error
@@ -188,7 +191,7 @@ def _template(source: SourceConfig) -> Callable[[Record, Callable[[Problem], Non
         if template is not None:
             try:
                 return template.render(record.fields)
-            except (jinja2.TemplateError, TypeError) as error:
+            except (jinja2.TemplateError, TypeError, re.error) as error:
                 report(Problem(record.file, record.line, f"the template fails: {error}", "skipped"))
                 return None
         value = record.fields.get(source.field)
@@ -201,6 +204,10 @@ def _template(source: SourceConfig) -> Callable[[Record, Callable[[Problem], Non
         return value
 
     return to_text
+
+
+def _without(text: str, pattern: str) -> str:
+    return re.sub(pattern, "", text)
 
 
 def _kind(name: str) -> str | None:

@@ -27,17 +27,15 @@ class RopeSpec(Config):
     attention_factor: float | None = Field(None, gt=0, description="yarn: scale of cos and sin.")
 
 
-class DecoderSpec(Config):
-    """A decoder of the Llama lineage: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+class DecoderShape(Config):
+    """A decoder of the Llama lineage, but for what the data decide: vocabulary and context."""
 
-    vocab_size: int = Field(ge=1, description="Rows of the embedding.")
     dim: int = Field(ge=1, description="Width of the residual stream.")
     num_layers: int = Field(ge=1, description="Blocks.")
     num_heads: int = Field(ge=1, description="Query heads.")
     num_kv_heads: int = Field(ge=1, description="Key and value heads; divides num_heads.")
     head_dim: int = Field(ge=2, description="Width of one head; even.")
     ffn_dim: int = Field(ge=1, description="Width of the SwiGLU.")
-    max_positions: int = Field(2048, ge=1, description="Longest context.")
     norm_eps: float = Field(1e-5, gt=0, description="Offset inside RMSNorm's root.")
     rope: RopeSpec = Field(default_factory=RopeSpec, description="Position embedding.")
     qkv_bias: bool = Field(False, description="Bias on the query, key and value projections (Qwen2).")
@@ -47,12 +45,19 @@ class DecoderSpec(Config):
     family: Family = Field("llama", description="Hugging Face architecture to export as.")
 
     @model_validator(mode="after")
-    def _consistent(self) -> DecoderSpec:
+    def _consistent(self) -> DecoderShape:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs")
         return self
+
+
+class DecoderSpec(DecoderShape):
+    """A decoder of the Llama lineage: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+
+    vocab_size: int = Field(ge=1, description="Rows of the embedding.")
+    max_positions: int = Field(2048, ge=1, description="Longest context.")
 
     @property
     def num_parameters(self) -> int:

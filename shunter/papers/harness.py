@@ -27,7 +27,8 @@ def parse_seeds(text: str) -> list[int] | None:
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
-        raise ShunterError(f"--seeds {text!r} is not a list of numbers", mend="Write --seeds 0,1,2.") from None
+        sentence = f"--seeds {text!r} is not a list of numbers"
+        raise ShunterError(sentence, mend="Write --seeds 0,1,2.") from None
     if len(set(seeds)) < MIN_SEEDS or min(seeds) < 0:
         raise ShunterError(
             f"a claim needs at least {MIN_SEEDS} different seeds, none negative", mend="Write --seeds 0,1,2."
@@ -40,7 +41,8 @@ def load_experiment(slug: str) -> Experiment:
     paper = catalogue.find(slug)
     if paper.state == "missing":
         raise ShunterError(
-            f"{slug} has no experiment yet", mend="`shunter papers --state partial` and `works` list those with one."
+            f"{slug} has no experiment yet",
+            mend="`shunter papers --state partial` and `works` list those with one.",
         )
     module = importlib.import_module(f"shunter.papers.{slug.replace('-', '_').replace('.', '_')}")
     experiment: Experiment = module.EXPERIMENT
@@ -72,7 +74,8 @@ def conclude(
     verdicts: list[dict[str, Any]] = []
     for claim in entry["claims"]:
         baseline, ours = (
-            [by_arm[claim[arm]][claim["metric"]] for by_arm in samples.values()] for arm in ("baseline", "ours")
+            [by_arm[claim[arm]][claim["metric"]] for by_arm in samples.values()]
+            for arm in ("baseline", "ours")
         )
         verdict: Verdict = judge(claim["rule"], baseline, ours, threshold=claim.get("threshold", 0.0))
         verdicts.append(
@@ -122,7 +125,7 @@ def show(result: Mapping[str, Any]) -> None:
     console.print(f"[bold]{result['slug']}[/bold]: {result['claim']}\n")
     table = Table("metric", "unit", "arm", "mean over seeds", "by seed", box=None, header_style="bold")
     for row in result["table"]:
-        values = "  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row["values"])
+        values = "  ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row["values"])
         table.add_row(row["metric"], row["unit"], row["arm"], f"{row['mean']:.4g}", values)
     console.print(table)
     verdicts = Table("claim", "holds", "baseline", "ours", "why", box=None, header_style="bold")
@@ -139,9 +142,7 @@ def show(result: Mapping[str, Any]) -> None:
     console.print(f"\nThe claim {ending} over seeds {result['seeds']}, {result['seconds']} s{caveat}.")
 
 
-def _run_seed(
-    experiment: Experiment, seed: int, store: Path, short: bool, quiet: bool
-) -> dict[str, Samples]:
+def _run_seed(experiment: Experiment, seed: int, store: Path, short: bool, quiet: bool) -> dict[str, Samples]:
     from shunter.jobs.registry import KINDS
     from shunter.recipe.graph import load_recipe
     from shunter.recipe.runner import run_graph

@@ -40,9 +40,7 @@ def t_interval(samples: Sequence[float]) -> tuple[float, float]:
     return (float(values.mean() - half), float(values.mean() + half))
 
 
-def judge(
-    rule: Rule, baseline: Sequence[float], ours: Sequence[float], *, threshold: float = 0.0
-) -> Verdict:
+def judge(rule: Rule, baseline: Sequence[float], ours: Sequence[float], *, threshold: float = 0.0) -> Verdict:
     """Apply `rule` to samples that are paired by seed, in the same order.
 
     equal:          every pair is equal exactly.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shunter.data.tokens import Batch
 
 Counts = Mapping[str, float]
+Scope = Literal["token", "sequence", "pair", "batch"]
 
 
 class Objective(Protocol):
@@ -26,7 +27,7 @@ class Objective(Protocol):
     """
 
     needs: frozenset[str]
-    scope: Literal["token", "sequence", "pair", "batch"]
+    scope: Scope
 
     def weights(self, batch: Batch) -> dict[str, float]:
         """Count of each term in `batch`; counts of micro-batches and ranks are added up."""
@@ -39,7 +40,7 @@ class CrossEntropy:
     """Mean negative log-probability of the targets over all valid tokens of the global batch."""
 
     needs = frozenset({"logprob"})
-    scope: Literal["token"] = "token"
+    scope: Scope = "token"
 
     def weights(self, batch: Batch) -> dict[str, float]:
         return {"token": float(batch.num_valid)}

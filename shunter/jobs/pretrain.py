@@ -1,0 +1,69 @@
+"""The job `pretrain`: a decoder learns text, from nothing or from an earlier model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from shunter.jobs import training
+from shunter.models.spec import DecoderShape
+from shunter.recipe.job import Input, JobConfig, JobContext
+from shunter.train.config import TrainConfig, TrainHow
+
+
+class PretrainConfig(JobConfig):
+    """Trains a model on rows of text."""
+
+    tokens: Annotated[str, Input("tokens")] = Field(description="Job that made the rows.")
+    model: DecoderShape | None = Field(
+        None, description="Shape of a new model; the rows decide its vocabulary and context."
+    )
+    init: Annotated[str | None, Input("model")] = Field(
+        None, description="Job whose model is trained further, instead of a new one."
+    )
+    train: TrainConfig = Field(description="How long, how fast, with which optimizer.")
+    how: TrainHow = Field(default_factory=TrainHow, description="Choices that must not change the result.")
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> PretrainConfig:
+        if (self.model is None) == (self.init is None):
+            raise ValueError("give either model, for a new one, or init")
+        return self
+
+
+class PretrainJob:
+    """Writes a Hugging Face model folder."""
+
+    kind: ClassVar[str] = "pretrain"
+    produces: ClassVar[str] = "model"
+    version: ClassVar[int] = 1
+    Config: ClassVar[type[JobConfig]] = PretrainConfig
+
+    def check(self, config: PretrainConfig, base: Path) -> Sequence[str]:
+        return training.check_how(config.how)
+
+    def disk_bytes(self, config: PretrainConfig, base: Path) -> int:
+        return training.disk_bytes(config.model, config.how) if config.model else 0
+
+    def run(self, context: JobContext[PretrainConfig]) -> dict[str, Any]:
+        from shunter.data.tokens import TokenRows
+        from shunter.models.decoder import Decoder
+        from shunter.models.hf import load_model
+        from shunter.models.init import init_weights
+        from shunter.models.spec import DecoderSpec
+
+        tokens = context.one("tokens").path
+        if context.config.model is None:
+            decoder = load_model(context.one("init").path)
+        else:
+            rows = TokenRows(tokens / "train")
+            shape = context.config.model.model_dump()
+            decoder = Decoder(DecoderSpec(**shape, vocab_size=rows.vocab_size, max_positions=rows.row_length))
+            init_weights(decoder, context.config.seed)
+        return training.train(context, decoder, tokens)
+
+
+JOB = PretrainJob()
