@@ -1,14 +1,19 @@
-"""A line a job: coloured on a terminal, plain otherwise."""
+"""A line a job and how far it is: live and coloured on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from shunter.recipe import disk
 from shunter.recipe.artefact import Artefact
 from shunter.recipe.plan import Step
+
+# Seconds between two plain lines of one job's progress, where there is no terminal to redraw.
+PLAIN_EVERY = 10.0
 
 
 class Progress:
@@ -18,6 +23,9 @@ class Progress:
         self.quiet = quiet
         self.stream = stream or sys.stdout
         self._console: Any = None
+        self._live: Any = None  # the line that is redrawn
+        self._begun: tuple[float, int] | None = None  # moment and amount of the job's first progress event
+        self._said = -math.inf
         if not quiet and self.stream.isatty():
             from rich.console import Console
 
@@ -30,8 +38,51 @@ class Progress:
 
     def begin(self, number: int, step: Step, attempt: int) -> None:
         """A job's attempt begins."""
+        self._number, self._name, self._begun, self._said = number, step.node.name, None, time.perf_counter()
         again = f", attempt {attempt}" if attempt > 1 else ""
         self._line(number, step.node.name, f"{step.node.kind}{again}: {step.why}", "cyan")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """What a job records while it works: how far it is, and what a person should know at once."""
+        if self.quiet:
+            return
+        if event["event"] == "progress":
+            self._progress(event)
+        elif event["event"] in TOLD:
+            facts = ", ".join(f"{k} {v}" for k, v in event.items() if k in TOLD[event["event"]])
+            self._line(self._number, self._name, f"{event['event']}: {facts}", "yellow")
+
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        now, done, total = time.perf_counter(), int(event["done"]), event.get("total")
+        if self._begun is None:
+            self._begun = (now, done)
+        since, first = self._begun
+        parts = [f"{event['unit']} {done}" + (f"/{total}" if total else "")]
+        parts += [f"{name} {_short(value)}" for name, value in event.get("shown", {}).items()]
+        if total and done > first:
+            parts.append(f"{duration((now - since) / (done - first) * (total - done))} left")
+        text = "  ".join(parts)
+        if self._console is not None:
+            from rich.live import Live
+            from rich.text import Text
+
+            bar = _bar(done, total) if total else ""
+            line = Text(
+                f"{' ' * (2 * len(str(self._total)) + 3)} {bar}{text}", overflow="ellipsis", no_wrap=True
+            )
+            if self._live is None:
+                self._live = Live(line, console=self._console, transient=True, auto_refresh=False)
+                self._live.start()
+            self._live.update(line, refresh=True)
+        elif now - self._said >= PLAIN_EVERY:
+            self._said = now
+            self._line(self._number, self._name, text, "")
+
+    def rest(self) -> None:
+        """Take the live line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def reused(self, number: int, step: Step) -> None:
         """A job is finished already."""
@@ -62,11 +113,13 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Something that a person should know and that stops nothing."""
+        self.rest()
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _line(self, number: int, name: str, text: str, style: str) -> None:
         if self.quiet:
             return
+        self.rest()
         total = str(self._total)
         head = f"[{number:>{len(total)}}/{total}] {name:<{self._width}}"
         if self._console is None:
@@ -75,6 +128,29 @@ class Progress:
             from rich.text import Text
 
             self._console.print(Text.assemble((head, style), f"  {text}"), soft_wrap=True)
+
+
+# Events that are told as they happen, with the fields shown.
+TOLD: dict[str, tuple[str, ...]] = {
+    "resume": ("step",),
+    "restart": ("step", "restore"),
+    "skip": ("step", "loss", "grad_norm", "rows"),
+    "spike": ("step", "z", "causes"),
+    "hardware": ("step", "changed"),
+    "problem": ("problem",),
+    "saved": ("step", "why"),
+}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
+
+
+def _bar(done: int, total: int, width: int = 24) -> str:
+    full = round(width * min(1.0, done / max(total, 1)))
+    return f"{'━' * full}{'╌' * (width - full)}  "
 
 
 def duration(seconds: float) -> str:

@@ -208,7 +208,7 @@ class _Runner:
             attempt = attempts.begin(identity.how(node.config))
             self.run_record.job(node.name, state="running", id=identifier, attempt=attempt, error=None)
             self.progress.begin(number, step, attempt)
-            log = EventLog(work / "log" / "events.jsonl", attempt=attempt)
+            log = EventLog(work / "log" / "events.jsonl", attempt=attempt, listener=self.progress.event)
             log.write("job.begin", job=node.name, kind=node.kind)
             own_peak = memory.reset_peak()
             points.reach("job.begin", job=node.name)
@@ -269,6 +269,7 @@ class _Runner:
         seconds: float,
     ) -> None:
         """Record an attempt that did not finish; the cause itself goes on to be raised."""
+        self.progress.rest()
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         outcome = "stopped" if stopped else "failed"
         text = None if stopped else f"{type(error).__name__}: {error}"
