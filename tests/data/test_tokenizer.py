@@ -12,7 +12,10 @@ from shunter.config.errors import ShunterError
 from shunter.data import chat
 from shunter.data.tokenizer import ASSISTANT, END, END_OF_TEXT, SPECIAL, USER, Tokenizer, save, train
 
-TEXTS = ["the cat sat on the mat. 12 + 30 = 42\n" * 20, "a dog and the cat ran over the hill to the sea " * 20]
+TEXTS = [
+    "the cat sat on the mat. 12 + 30 = 42\n" * 20,
+    "a dog and the cat ran over the hill to the sea " * 20,
+]
 
 
 @pytest.fixture(scope="module")
