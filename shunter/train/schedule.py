@@ -19,7 +19,7 @@ def rate(config: TrainConfig, step: int) -> float:
         return config.lr
     begin = config.warmup
     if config.schedule == "wsd":
-        begin = max(begin, round(config.steps * (1 - config.decay)))
+        begin = max(begin, min(config.steps - 1, round(config.steps * (1 - config.decay))))
     if step < begin:
         return config.lr
     done = (step - begin + 1) / max(1, config.steps - begin)
