@@ -116,16 +116,14 @@ def test_bad_conversations_are_refused(messages: object, complaint: str) -> None
     [
         "{{ ''.__class__.__mro__ }}",
         "{% for x in messages %}{{ x.__init__.__globals__ }}{% endfor %}",
-        "{{ messages.append(1) }}",
+        "{% for m in messages %}{{ m.clear() }}{% endfor %}",
         "{{ raise_exception('no') }}",
         "{% if %}",
     ],
 )
 def test_templates_run_in_a_sandbox(template: str) -> None:
-    with pytest.raises(ShunterError):
-        text = chat.render(template, [{"role": "user", "content": "x"}], False)
-        assert text.strip() in ("", "None"), text
-        raise ShunterError("harmless")
+    with pytest.raises(ShunterError, match=r"refuses the conversation|not valid"):
+        chat.render(template, [{"role": "user", "content": "x"}], False)
 
 
 def test_a_template_without_marks_is_refused_for_training() -> None:

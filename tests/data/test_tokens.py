@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Literal
@@ -51,7 +52,7 @@ def test_documents_come_back(
     batch = rows.rows(np.arange(rows.num_rows))
     real = batch.segments >= 0
     assert sorted(batch.tokens[real].tolist()) == sorted(t for d in documents for t in d)
-    wanted = sorted((a, b) for d in documents for a, b in zip(d, d[1:], strict=False))
+    wanted = sorted((a, b) for d in documents for a, b in itertools.pairwise(d))
     has = batch.targets != IGNORE
     found = sorted(zip(batch.tokens[has].tolist(), batch.targets[has].tolist(), strict=True))
     assert found == wanted, "a target was lost, made up, or crosses a border"

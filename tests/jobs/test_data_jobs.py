@@ -19,7 +19,7 @@ from shunter.jobs import conversations, curate, tokenizer, tokens
 from shunter.recipe.job import Stopped
 from tests.jobs.conftest import Still, Work
 
-WORDS = "the ship of state sails on over calm and rough water to a far shore".split()
+WORDS = ["the", "ship", "of", "state", "sails", "on", "over", "calm", "and", "rough", "water", "shore"]
 
 
 def prose(number: int, length: int = 40) -> str:
