@@ -1,0 +1,121 @@
+"""Exact match: held-out questions, answered greedily, compared with what the assistant said."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shunter.config.errors import ShunterError
+from shunter.evaluate.config import ExactMatchTask, label
+from shunter.evaluate.heldout import choose
+from shunter.evaluate.multiple_choice import proportion
+from shunter.evaluate.subject import Subject, Tick
+from shunter.evaluate.writing import Written, write
+
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A conversation up to the assistant's last message, which is the target."""
+
+    id: str
+    messages: list[dict[str, str]]
+    target: str
+
+
+def read(path: Path, task: str) -> list[Asked]:
+    """The conversations of one task in a split's JSONL file, in order. Raises when there is none."""
+    found: list[Asked] = []
+    names: set[str] = set()
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            talk = json.loads(line)
+            names.add(talk["task"])
+            last = max((i for i, m in enumerate(talk["messages"]) if m["role"] == "assistant"), default=0)
+            if talk["task"] == task and last > 0:
+                messages = talk["messages"]
+                found.append(Asked(talk["id"], messages[:last], messages[last]["content"]))
+    if not found:
+        known = ", ".join(sorted(names)) or "none at all"
+        raise ShunterError(
+            f"no held-out conversation of the task {task!r}", where=str(path), mend=f"There are: {known}."
+        )
+    return found
+
+
+def normal(text: str, compare: str) -> str:
+    """What is compared. text: white space is one space, none at the ends. number: the last number, without
+    separators of thousands and without zeros after the point; the whole text when it has none."""
+    if compare == "number" and (numbers := _NUMBER.findall(text)):
+        number = numbers[-1].replace(",", "").lstrip("+")
+        return number.rstrip("0").rstrip(".") if "." in number else number
+    return " ".join(text.split())
+
+
+def run(task: ExactMatchTask, subject: Subject, folder: Path, seed: int, tick: Tick) -> dict[str, Any]:
+    """One score and one item a conversation of heldout.jsonl in `folder`.
+
+    The baseline always gives the answer that is most frequent in train.jsonl. A conversation that leaves
+    no room for `max_new_tokens` in the model's context counts as wrong, and is counted (`too_long`).
+    """
+    everything = read(folder / "heldout.jsonl", task.task)
+    asked = [everything[i] for i in choose(len(everything), task.items, task.task, seed=seed)]
+    prompts = [subject.tokenizer.render(talk.messages, add_generation_prompt=True) for talk in asked]
+    ids = [subject.tokenizer.encode_control(prompt) for prompt in prompts]
+    fits = [len(prompt) + task.max_new_tokens <= subject.context for prompt in ids]
+    if not any(fits):
+        raise ShunterError(
+            f"no conversation of {task.task!r} leaves {task.max_new_tokens} tokens for an answer in the "
+            f"context of {subject.name}, {subject.context} tokens",
+            mend="Lower max_new_tokens.",
+        )
+    written = write(
+        subject,
+        [prompt for prompt, fit in zip(ids, fits, strict=True) if fit],
+        max_new_tokens=task.max_new_tokens,
+        tick=lambda done, total: tick(done, total, "answers"),
+    )
+    following = iter(written)
+    answers = [next(following) if fit else Written("", "too long") for fit in fits]
+    items = [
+        {
+            "task": label(task),
+            "id": talk.id,
+            "metric": "exact_match",
+            "unit": "fraction",
+            "prompt": prompt,
+            "response": answer.text,
+            "target": talk.target,
+            "score": float(fit and normal(answer.text, task.compare) == normal(talk.target, task.compare)),
+            "stop": answer.stop,
+        }
+        for talk, prompt, answer, fit in zip(asked, prompts, answers, fits, strict=True)
+    ]
+    score = {
+        "task": label(task),
+        "metric": "exact_match",
+        **proportion([float(str(item["score"])) for item in items]),
+        "compare": task.compare,
+    }
+    counts = {"cut": sum(x.stop == "length" for x in written), "too_long": len(fits) - len(written)}
+    score.update({name: count for name, count in counts.items() if count})
+    if baseline := _most_frequent(folder / "train.jsonl", task, asked):
+        score["baseline"] = baseline
+    return {"scores": [score], "items": items}
+
+
+def _most_frequent(path: Path, task: ExactMatchTask, asked: Sequence[Asked]) -> dict[str, Any] | None:
+    try:
+        counts = Counter(normal(talk.target, task.compare) for talk in read(path, task.task))
+    except (OSError, ShunterError):
+        return None  # nothing of this task was trained on
+    answer = counts.most_common(1)[0][0]
+    right = sum(normal(talk.target, task.compare) == answer for talk in asked)
+    shown = answer if len(answer) <= 20 else answer[:20] + "..."
+    return {"name": f"always {shown!r}, most frequent in training", "value": right / len(asked)}

@@ -1,0 +1,207 @@
+"""The job `evaluate`: models are measured on held-out data, and compared item by item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from shunter.evaluate.config import (
+    BitsPerByteTask,
+    ExactMatchTask,
+    MultipleChoiceTask,
+    SamplesTask,
+    Task,
+    label,
+)
+from shunter.recipe import disk
+from shunter.recipe.artefact import Artefact
+from shunter.recipe.job import How, Input, JobConfig, JobContext, Stopped
+
+if TYPE_CHECKING:
+    from shunter.evaluate.subject import Subject, Tick
+
+FORMAT = 1
+
+
+def _usual() -> list[Task]:
+    return [BitsPerByteTask(), SamplesTask()]
+
+
+class EvaluateHow(How):
+    """Where to evaluate."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+
+
+class EvaluateConfig(JobConfig):
+    """Measures models on held-out data, with intervals, baselines and paired comparisons."""
+
+    models: Annotated[list[str], Input("model")] = Field(
+        min_length=1, description="Jobs that made the models; each is compared with the first."
+    )
+    tokens: Annotated[str | None, Input("tokens")] = Field(
+        None, description="Job that made rows of a corpus; their held-out documents are scored."
+    )
+    conversations: Annotated[str | None, Input("conversations")] = Field(
+        None, description="Job that made the conversations for exact-match tasks."
+    )
+    tasks: list[Task] = Field(
+        default_factory=_usual,
+        min_length=1,
+        description="What to measure; when left out: bits per byte, and samples to read.",
+    )
+    how: EvaluateHow = Field(
+        default_factory=EvaluateHow, description="Choices that must not change the result."
+    )
+
+    @model_validator(mode="after")
+    def _inputs(self) -> EvaluateConfig:
+        if len(set(self.models)) < len(self.models):
+            raise ValueError("models names a job twice")
+        names = [label(task) for task in self.tasks]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two tasks are called {twice!r}; give one another `name`")
+        for task in self.tasks:
+            if isinstance(task, ExactMatchTask) and self.conversations is None:
+                raise ValueError(f"the task {label(task)!r} needs `conversations`")
+            if _needs_text(task) and self.tokens is None:
+                raise ValueError(f"the task {label(task)!r} needs `tokens`, rows of a corpus")
+        return self
+
+
+class EvaluateJob:
+    """Writes scores.json, items.jsonl (each scored item with its prompt) and samples.jsonl."""
+
+    kind: ClassVar[str] = "evaluate"
+    produces: ClassVar[str] = "scores"
+    version: ClassVar[int] = 1
+    Config: ClassVar[type[JobConfig]] = EvaluateConfig
+
+    def check(self, config: EvaluateConfig, base: Path) -> Sequence[str]:
+        from shunter.evaluate.choices import from_file
+
+        for task in config.tasks:
+            if isinstance(task, MultipleChoiceTask) and task.path is not None:
+                from_file(base / task.path, task.prompt)
+        return []
+
+    def reads(self, config: EvaluateConfig, base: Path) -> Sequence[Path]:
+        self.check(config, base)
+        named = (t.path for t in config.tasks if isinstance(t, MultipleChoiceTask) and t.path is not None)
+        return [base / path for path in dict.fromkeys(named)]
+
+    def run(self, context: JobContext[EvaluateConfig]) -> dict[str, Any]:
+        work = _Work(context)
+        models = context.many("models")
+        results = {model.name: work.model(number, model) for number, model in enumerate(models)}
+        return _publish(context, results)
+
+
+class _Work:
+    """Scores one model after another; each finished task of a model is kept for the next attempt."""
+
+    def __init__(self, context: JobContext[EvaluateConfig]) -> None:
+        from shunter.evaluate.heldout import HeldOut
+
+        self.context, self.config = context, context.config
+        text = any(_needs_text(task) for task in self.config.tasks)
+        self.held = HeldOut(context.one("tokens").path) if text else None
+        self.folder = context.work / "done"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def model(self, number: int, model: Artefact) -> list[dict[str, Any]]:
+        """The result of each task, in the order of the configuration."""
+        from shunter.evaluate import subject as subjects
+        from shunter.train.device import choose_device
+
+        subject: Subject | None = None
+        results = []
+        for index, task in enumerate(self.config.tasks):
+            path = self.folder / f"{number}-{index}.json"
+            if (before := disk.read_json(path)) is not None:
+                results.append(before)
+                continue
+            if subject is None:
+                other = self.context.one("tokens").path / "tokenizer" if self.config.tokens else None
+                device = choose_device(self.config.how.device)
+                subject = subjects.load(model.name, model.path, other, device)
+            with self.context.events.span("task", model=model.name, task=label(task)):
+                result = self._task(task, subject, self._tick(model.name, label(task)))
+            disk.write_json(path, result)
+            results.append(result)
+            for score in result.get("scores", []):
+                self.context.events.write("score", model=model.name, **score)
+        return results
+
+    def _task(self, task: Task, subject: Subject, tick: Tick) -> dict[str, Any]:
+        from shunter.evaluate import bits_per_byte, choices, exact_match, multiple_choice, samples
+
+        seed = self.config.seed
+        if isinstance(task, BitsPerByteTask):
+            assert self.held is not None
+            return bits_per_byte.run(task, subject, self.held, seed, tick)
+        if isinstance(task, ExactMatchTask):
+            return exact_match.run(task, subject, self.context.one("conversations").path, seed, tick)
+        if isinstance(task, MultipleChoiceTask):
+            found = choices.of(task, self.context.base, self.held, seed)
+            return multiple_choice.run(task.name, subject, found, tick)
+        return samples.run(task, subject, samples.prompts_of(task, self.held, seed), seed, tick)
+
+    def _tick(self, model: str, task: str) -> Tick:
+        def tick(done: int, total: int, unit: str) -> None:
+            self.context.events.progress(done, total, f"{model}, {task}: {unit}")
+            if self.context.control.stop_requested():
+                raise Stopped
+
+        return tick
+
+
+def _needs_text(task: Task) -> bool:
+    """Whether a task works on the held-out documents."""
+    if isinstance(task, MultipleChoiceTask):
+        return task.derived is not None
+    return isinstance(task, BitsPerByteTask) or (isinstance(task, SamplesTask) and not task.prompts)
+
+
+def _publish(context: JobContext[EvaluateConfig], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Write the three files; returns the first score of each task and model."""
+    models: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    for model, parts in results.items():
+        tasks = models.setdefault(model, {"tasks": {}})["tasks"]
+        for part in parts:
+            for number, score in enumerate(part.get("scores", [])):
+                key = score["task"] if score["task"] not in tasks else f"{score['task']} {score['metric']}"
+                tasks[key] = score
+                if number == 0:
+                    metrics[f"{model} {score['task']}"] = score["value"]
+    scores = {"format": FORMAT, "models": models, "comparisons": list(_comparisons(context, results))}
+    text = json.dumps(scores, indent=1, ensure_ascii=False)
+    (context.out / "scores.json").write_text(text + "\n", encoding="utf-8")
+    for name in ("items", "samples"):
+        with (context.out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for model, parts in results.items():
+                for line in (line for part in parts for line in part.get(name, [])):
+                    file.write(json.dumps({"model": model, **line}, ensure_ascii=False) + "\n")
+    return metrics
+
+
+def _comparisons(
+    context: JobContext[EvaluateConfig], results: dict[str, list[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """Each other model against the first, for every task that has items."""
+    from shunter.evaluate.paired import compare_items
+
+    first, *others = results
+    for other in others:
+        for task, a, b in zip(context.config.tasks, results[first], results[other], strict=True):
+            if a.get("items"):
+                found = compare_items(a["items"], b["items"], seed=context.config.seed)
+                yield {"task": label(task), "a": first, "b": other, **found}
+
+
+JOB = EvaluateJob()
