@@ -1,0 +1,210 @@
+"""Which Hugging Face architecture a decoder is, and how its configuration is written there.
+
+Facts of each family as transformers' modelling files and the published checkpoints have them. Imports
+without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shunter.config.errors import ShunterError
+from shunter.models.spec import DecoderSpec, Family, RopeSpec
+
+
+@dataclass(frozen=True)
+class FamilyFacts:
+    """What a family always has, and defaults of keys that its config.json may leave out."""
+
+    architecture: str
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: bool = False
+    norm_eps: float = 1e-6
+    theta: float = 10000.0
+    max_positions: int = 2048
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+
+
+FAMILIES: dict[Family, FamilyFacts] = {
+    "llama": FamilyFacts("LlamaForCausalLM"),
+    "mistral": FamilyFacts("MistralForCausalLM", sliding_window=True, max_positions=4096 * 32),
+    "qwen2": FamilyFacts("Qwen2ForCausalLM", qkv_bias=True, max_positions=32768),
+    "qwen3": FamilyFacts("Qwen3ForCausalLM", qk_norm=True, max_positions=32768, head_dim=128),
+}
+
+# Keys that change the arithmetic, with the only values that this arithmetic is right for.
+REQUIRED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "use_sliding_window": (False, None),
+    "quantization_config": (None,),
+    "attention_dropout": (0, 0.0, None),
+    "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "partial_rotary_factor": (1, 1.0, None),
+}
+# Keys that say nothing about the arithmetic (or, as the windows of Qwen, only together with one above).
+IGNORED = {
+    "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
+    "id2label", "initializer_range", "label2id", "max_window_layers", "model_type", "output_attentions",
+    "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "sep_token_id",
+    "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "_attn_implementation",
+}  # fmt: skip
+READ = {
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "intermediate_size", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling",
+    "rope_parameters", "tie_word_embeddings", "sliding_window", "layer_types",
+}  # fmt: skip
+
+# (their key, our field, default) of each rope type beyond theta; `original` is handled apart.
+_ROPE: dict[str, list[tuple[str, str]]] = {
+    "linear": [("factor", "factor")],
+    "dynamic": [("factor", "factor")],
+    "llama3": [
+        ("factor", "factor"),
+        ("low_freq_factor", "low_freq_factor"),
+        ("high_freq_factor", "high_freq_factor"),
+    ],
+    "yarn": [
+        ("factor", "factor"),
+        ("beta_fast", "beta_fast"),
+        ("beta_slow", "beta_slow"),
+        ("attention_factor", "attention_factor"),
+    ],
+}
+_ROPE_KEYS = {"rope_type", "type", "rope_theta", "original_max_position_embeddings"}
+
+
+def family_of(spec: DecoderSpec) -> Family:
+    """The family to export as: the spec's own if it can express it, else the one that can.
+
+    Raises ShunterError when none can: its weights would mean something else there.
+    """
+    for family in (spec.family, *FAMILIES):
+        facts = FAMILIES[family]
+        window = spec.sliding_window is None or facts.sliding_window
+        if (facts.qkv_bias, facts.qk_norm) == (spec.qkv_bias, spec.qk_norm) and window:
+            return family
+    traits = [
+        name
+        for name, there in (
+            ("qkv_bias", spec.qkv_bias),
+            ("qk_norm", spec.qk_norm),
+            ("sliding_window", spec.sliding_window is not None),
+        )
+        if there
+    ]
+    raise ShunterError(f"no Hugging Face architecture here has {' and '.join(traits)} together")
+
+
+def to_config(spec: DecoderSpec) -> dict[str, Any]:
+    """The keys of config.json that describe the arithmetic, readable by transformers 4 and 5."""
+    family = family_of(spec)
+    rope: dict[str, Any] = {"rope_type": "default" if spec.rope.scaling == "none" else spec.rope.scaling}
+    for theirs, ours in _ROPE.get(spec.rope.scaling, []):
+        if (value := getattr(spec.rope, ours)) is not None:
+            rope[theirs] = value
+    if spec.rope.scaling not in ("none", "linear"):
+        rope["original_max_position_embeddings"] = spec.rope.original_positions or spec.max_positions
+    config: dict[str, Any] = {
+        "architectures": [FAMILIES[family].architecture],
+        "model_type": family,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.dim,
+        "intermediate_size": spec.ffn_dim,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": spec.max_positions,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_theta": spec.rope.theta,
+        "rope_scaling": None if spec.rope.scaling == "none" else rope,
+        "rope_parameters": {**rope, "rope_theta": spec.rope.theta},
+        "tie_word_embeddings": spec.tied,
+        "attention_dropout": 0.0,
+        "use_cache": True,
+    }
+    if family in ("llama", "qwen3"):
+        config["attention_bias"] = False
+    if family == "llama":
+        config["mlp_bias"] = False
+    if family == "mistral":
+        config["sliding_window"] = spec.sliding_window
+    if family in ("qwen2", "qwen3"):
+        config["use_sliding_window"] = False
+        config["sliding_window"] = None
+    return config
+
+
+def from_config(config: Mapping[str, Any], where: str) -> DecoderSpec:
+    """The spec of a config.json. Raises ShunterError for whatever this arithmetic does not do."""
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ShunterError(
+            f"model_type {family!r} is not one of {', '.join(FAMILIES)}",
+            where=where,
+            mend="Only these architectures can be loaded.",
+        )
+    facts = FAMILIES[family]
+    for key, allowed in REQUIRED.items():
+        if key in config and config[key] not in allowed:
+            raise ShunterError(f"{key} is {config[key]!r}, which is not supported", where=where)
+    for key in config.keys() - READ - IGNORED - REQUIRED.keys():
+        if config[key] not in (None, False, 0, "", [], {}):
+            raise ShunterError(f"the key {key!r} is not known, and it may change the model", where=where)
+    try:
+        dim, heads = config["hidden_size"], config["num_attention_heads"]
+        window = config.get("sliding_window") if facts.sliding_window else None
+        _check_layer_types(config, window, where)
+        return DecoderSpec(
+            vocab_size=config["vocab_size"],
+            dim=dim,
+            num_layers=config["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or facts.head_dim or dim // heads,
+            ffn_dim=config["intermediate_size"],
+            max_positions=config.get("max_position_embeddings", facts.max_positions),
+            norm_eps=config.get("rms_norm_eps", facts.norm_eps),
+            rope=_rope(config, facts, where),
+            qkv_bias=facts.qkv_bias,
+            qk_norm=facts.qk_norm,
+            tied=bool(config.get("tie_word_embeddings", False)),
+            sliding_window=window,
+            family=family,
+        )
+    except KeyError as error:
+        raise ShunterError(f"the key {error.args[0]!r} is missing", where=where) from None
+    except (ValueError, TypeError) as error:
+        raise ShunterError(f"not a valid model configuration: {error}", where=where) from None
+
+
+def _check_layer_types(config: Mapping[str, Any], window: int | None, where: str) -> None:
+    expected = "full_attention" if window is None else "sliding_attention"
+    types = config.get("layer_types") or []
+    if any(kind != expected for kind in types):
+        raise ShunterError(f"layer_types other than {expected} are not supported", where=where)
+
+
+def _rope(config: Mapping[str, Any], facts: FamilyFacts, where: str) -> RopeSpec:
+    # transformers 5 writes rope_parameters with theta inside; before, theta stood beside rope_scaling.
+    found: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(found.get("rope_theta", config.get("rope_theta", facts.theta)))
+    scaling = found.get("rope_type", found.get("type", "default"))
+    if scaling == "default":
+        return RopeSpec(theta=theta)
+    if scaling not in _ROPE:
+        raise ShunterError(f"rope scaling {scaling!r} is not supported", where=where)
+    known = dict(_ROPE[scaling])
+    for key, value in found.items():
+        if key not in known and key not in _ROPE_KEYS and value not in (None, False):
+            raise ShunterError(f"rope scaling has the unsupported key {key!r}", where=where)
+    values = {ours: float(found[theirs]) for theirs, ours in known.items() if found.get(theirs) is not None}
+    original = int(found.get("original_max_position_embeddings") or 0)
+    return RopeSpec(theta=theta, scaling=scaling, original_positions=original, **values)

@@ -1,0 +1,305 @@
+"""Import and export against transformers: every tensor redrawn, positions past the original context.
+
+Default initialisation hides missing biases, norms and rope scaling (ones, zeros, short contexts), so each
+tensor is drawn from N(0, 0.3). transformers takes RMSNorm's mean and the rotary angles in float32 even in
+a float64 model; the fixture `exact` lifts the norm to float64, so that what is left is rounding alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shunter.config.errors import ShunterError
+from shunter.models.decoder import Decoder
+from shunter.models.families import family_of, from_config, to_config
+from shunter.models.hf import load_model, read_spec, save_model
+from shunter.models.spec import DecoderSpec, RopeSpec
+
+LENGTH = 48  # three times the original context of the cases with scaling
+
+CASES: dict[str, dict[str, Any]] = {
+    "llama2": {},
+    "llama-gqa-tied": {"num_kv_heads": 1, "tied": True},
+    "llama-wide-heads": {"head_dim": 24, "norm_eps": 1e-3},
+    "llama-linear": {"rope": {"scaling": "linear", "factor": 4.0}},
+    "llama-dynamic": {
+        "rope": {"scaling": "dynamic", "factor": 2.0, "original_positions": 16},
+        "max_positions": 16,
+    },
+    "llama3": {
+        "rope": {
+            "theta": 500000.0,
+            "scaling": "llama3",
+            "factor": 8.0,
+            "original_positions": 16,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        }
+    },
+    "llama-yarn": {"rope": {"scaling": "yarn", "factor": 4.0, "original_positions": 16}},
+    "mistral": {"family": "mistral", "num_kv_heads": 2},
+    "mistral-window": {"family": "mistral", "sliding_window": 9},
+    "qwen2": {"family": "qwen2", "qkv_bias": True, "rope": {"theta": 1e6}},
+    "qwen2-yarn-tied": {
+        "family": "qwen2",
+        "qkv_bias": True,
+        "tied": True,
+        "rope": {"theta": 1e6, "scaling": "yarn", "factor": 4.0, "original_positions": 16},
+    },
+    "qwen3": {"family": "qwen3", "qk_norm": True, "head_dim": 32, "num_kv_heads": 2, "rope": {"theta": 1e6}},
+    "qwen3-tied": {"family": "qwen3", "qk_norm": True, "tied": True},
+}
+
+
+def spec_of(name: str) -> DecoderSpec:
+    case = dict(CASES[name])
+    rope = RopeSpec(**case.pop("rope", {}))
+    values = {
+        "vocab_size": 97,
+        "dim": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": 16,
+        "ffn_dim": 80,
+        "max_positions": 64,
+        "norm_eps": 1e-6,
+        **case,
+    }
+    return DecoderSpec(**values, rope=rope)
+
+
+def redraw(model: torch.nn.Module, seed: int = 0) -> None:
+    """Every tensor, norms and biases too, from N(0, 0.3)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(0, 97, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' RMSNorm in the dtype of its input."""
+    import transformers.models.llama.modeling_llama as llama
+    import transformers.models.mistral.modeling_mistral as mistral
+    import transformers.models.qwen2.modeling_qwen2 as qwen2
+    import transformers.models.qwen3.modeling_qwen3 as qwen3
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+    for norm in (llama.LlamaRMSNorm, mistral.MistralRMSNorm, qwen2.Qwen2RMSNorm, qwen3.Qwen3RMSNorm):
+        monkeypatch.setattr(norm, "forward", forward)
+
+
+def theirs(folder: Path) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    return model.double().eval()
+
+
+def gap(ours: Decoder, other: torch.nn.Module) -> float:
+    """Largest difference of logits, relative to the largest logit."""
+    ids = tokens()
+    with torch.no_grad():
+        expected = other(ids, use_cache=False).logits
+        found = ours.logits(ours(ids))
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("name", CASES)
+def test_export_is_what_transformers_computes(name: str, tmp_path: Path) -> None:
+    ours = Decoder(spec_of(name)).double()
+    redraw(ours)
+    save_model(ours, tmp_path)
+    assert gap(ours, theirs(tmp_path)) < 1e-6
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("name", CASES)
+def test_import_of_what_transformers_saved(name: str, tmp_path: Path) -> None:
+    save_model(Decoder(spec_of(name)).double(), tmp_path / "shape")
+    other = theirs(tmp_path / "shape")
+    redraw(other, seed=2)
+    other.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1, "not sharded"
+    assert read_spec(tmp_path / "theirs") == spec_of(name).model_copy(
+        update={"rope": read_spec(tmp_path / "theirs").rope}
+    )
+    assert gap(load_model(tmp_path / "theirs", torch.float64), other) < 1e-6
+
+
+MUTATIONS = {
+    "a bias": ("qwen2", "attention.qkv.bias", None),
+    "a query norm": ("qwen3", "attention.q_norm.weight", None),
+    "a block's norm": ("llama2", "ffn_norm.weight", None),
+    "the last norm": ("llama2", "norm.weight", None),
+    "the scaling": ("llama3", None, {"rope": RopeSpec(theta=500000.0)}),
+    "the factor of yarn": (
+        "llama-yarn",
+        None,
+        {"rope": RopeSpec(scaling="yarn", factor=2.0, original_positions=16)},
+    ),
+    "theta": ("qwen2", None, {"rope": RopeSpec(theta=10000.0)}),
+    "the window": ("mistral-window", None, {"sliding_window": None}),
+    "the offset of the norm": ("llama-wide-heads", None, {"norm_eps": 1e-6}),
+}
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_dropping_a_part_fails_the_parity(what: str, tmp_path: Path) -> None:
+    """The parity above is able to fail: each part matters to it."""
+    name, parameter, update = MUTATIONS[what]
+    ours = Decoder(spec_of(name)).double()
+    redraw(ours)
+    save_model(ours, tmp_path)
+    other = theirs(tmp_path)
+    broken = Decoder(spec_of(name).model_copy(update=update or {})).double()
+    broken.load_state_dict(ours.state_dict())
+    if parameter is not None:
+        with torch.no_grad():
+            for key, value in broken.named_parameters():
+                if key.endswith(parameter):
+                    value.fill_(0.0 if key.endswith("bias") else 1.0)
+    assert gap(ours, other) < 1e-6
+    assert gap(broken, other) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama2", "qwen2-yarn-tied", "qwen3"])
+def test_saving_and_loading_keeps_every_bit(name: str, tmp_path: Path) -> None:
+    ours = Decoder(spec_of(name))
+    redraw(ours)
+    for limit in (10**9, 50_000):
+        folder = tmp_path / str(limit)
+        save_model(ours, folder, max_shard_bytes=limit)
+        assert read_spec(folder) == spec_of(name)
+        again = load_model(folder)
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), again.parameters(), strict=True))
+    assert len(list((tmp_path / "50000").glob("*.safetensors"))) > 3
+    assert load_model(tmp_path / "50000", torch.bfloat16).embed.weight.dtype == torch.bfloat16
+
+
+def test_generation_config_and_stored_dtype(tmp_path: Path) -> None:
+    ours = Decoder(spec_of("llama2"))
+    save_model(ours, tmp_path, dtype=torch.bfloat16, eos_token_id=[5, 7], pad_token_id=1)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [5, 7]
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert load_file(tmp_path / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+
+
+def test_older_rope_keys_are_read() -> None:
+    config = to_config(spec_of("llama3"))
+    del config["rope_parameters"]
+    assert from_config(config, "x").rope == spec_of("llama3").rope
+    config["rope_scaling"]["type"] = config["rope_scaling"].pop("rope_type")
+    assert from_config(config, "x").rope == spec_of("llama3").rope
+
+
+def test_the_family_is_one_that_can_express_the_model() -> None:
+    spec = spec_of("llama2")
+    assert family_of(spec.model_copy(update={"qk_norm": True})) == "qwen3"
+    assert family_of(spec.model_copy(update={"sliding_window": 4})) == "mistral"
+    with pytest.raises(ShunterError, match="no Hugging Face architecture here has qkv_bias and qk_norm"):
+        family_of(spec.model_copy(update={"qk_norm": True, "qkv_bias": True}))
+
+
+REFUSED = {
+    "model_type": ("gpt2", "model_type 'gpt2' is not one of"),
+    "hidden_act": ("gelu", "hidden_act is 'gelu'"),
+    "attention_bias": (True, "attention_bias is True"),
+    "mlp_bias": (True, "mlp_bias is True"),
+    "quantization_config": ({"bits": 4}, "quantization_config is"),
+    "use_sliding_window": (True, "use_sliding_window is True"),
+    "layer_types": (["full_attention", "sliding_attention"], "layer_types"),
+    "logit_softcapping": (30.0, "'logit_softcapping' is not known"),
+    "rope_parameters": ({"rope_type": "longrope"}, "rope scaling 'longrope'"),
+    "num_key_value_heads": (3, "does not divide"),
+    "hidden_size": ("64", "not a valid model configuration"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    ours = Decoder(spec_of("llama2"))
+    redraw(ours)
+    save_model(ours, tmp_path / "m")
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_configurations_that_mean_other_arithmetic_are_refused(key: str, folder: Path) -> None:
+    value, complaint = REFUSED[key]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ShunterError, match=complaint):
+        read_spec(folder)
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda t: t.pop(NORM), f"tensors are missing: {NORM}"),
+        (lambda t: t.update(extra=torch.zeros(2)), "the tensor extra belongs nowhere"),
+        (lambda t: t.update({NORM: torch.zeros(2)}), r"is \(2,\), by the configuration it is \(64,\)"),
+    ],
+)
+def test_wrong_tensors_are_refused(change: Any, complaint: str, folder: Path) -> None:
+    rewrite(folder, change)
+    with pytest.raises(ShunterError, match=complaint):
+        load_model(folder)
+
+
+def test_a_tied_head_that_differs_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    with pytest.raises(ShunterError, match="differs from the embedding"):
+        load_model(folder)
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert load_model(folder).spec.tied
+
+
+def test_damaged_folders_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShunterError, match="no readable model configuration"):
+        load_model(tmp_path / "none")
+    (folder / "model.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(ShunterError, match="not a readable safetensors file"):
+        load_model(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ShunterError, match="can run code"):
+        load_model(folder)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(ShunterError, match="there are no weights"):
+        load_model(folder)
+
+
+def test_an_index_cannot_name_files_elsewhere(folder: Path) -> None:
+    for name, complaint in {
+        "../model.safetensors": "not a file beside it",
+        "gone.safetensors": "is missing",
+    }.items():
+        index = {"weight_map": {"x": name}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ShunterError, match=complaint):
+            load_model(folder)
