@@ -96,22 +96,40 @@ def test_a_missing_or_empty_file_is_named(tmp_path):
 def test_the_likeliest_choice_is_the_models_own(tmp_path):
     subject = a_subject(a_tokenizer(tmp_path))
     encode, start = subject.tokenizer.encode, subject.tokenizer.end_of_text
-    choices = [" peace", " the strong union of the people", " the", " nation is called"]
-    questions = [Question(str(n), f"the people {n}", choices, n % 4) for n in range(6)]
+    questions = [
+        Question(
+            str(n),
+            f"the people {n}",
+            [f" {a_text(n + k, k)[9:]}" + "\u00e9" * (n % k) for k in range(1, 5)],
+            n % 4,
+        )
+        for n in range(24)
+    ]
     found = multiple_choice.run("mc", subject, questions, no_tick)
-    right = []
+    winners = []
     for question, item in zip(questions, found["items"], strict=True):
-        prompt = [start, *encode(question.prompt)]
+        prompt, choices = [start, *encode(question.prompt)], question.choices
         sums = [reference(subject.decoder, [*prompt, *encode(c)], len(prompt)) for c in choices]
         assert item["logprobs"] == pytest.approx(sums, abs=1e-4)
-        per_byte = [x / len(c) for x, c in zip(sums, choices, strict=True)]
-        assert item["response"] == choices[per_byte.index(max(per_byte))]
-        assert item["score"] == (item["response"] == choices[question.answer])
-        assert item["score_sum"] == (sums.index(max(sums)) == question.answer)
+        best = [
+            max(range(4), key=[x / n for x, n in zip(sums, sizes, strict=True)].__getitem__)
+            for sizes in (
+                [len(c.encode()) for c in choices],
+                [1] * 4,
+                [len(c.split()) for c in choices],
+                [len(encode(c)) for c in choices],
+                [len(c) for c in choices],
+            )
+        ]
+        winners.append(best)
+        assert item["response"] == choices[best[0]]
+        assert item["score"] == (best[0] == question.answer)
+        assert item["score_sum"] == (best[1] == question.answer)
         assert item["prompt"] == question.prompt
-        right.append(item["score"])
+    for other in (1, 2, 3, 4):
+        assert any(best[0] != best[other] for best in winners), "here the ways of counting disagree"
     first, second = found["scores"]
-    assert first["value"] == sum(right) / 6
+    assert first["value"] == sum(item["score"] for item in found["items"]) / 24
     assert first["baseline"] == {"name": "chance", "value": 0.25}
     assert (first["metric"], second["metric"], first["shortened"]) == ("accuracy", "accuracy_sum", 0)
 
