@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.models.decoder import Decoder
-from shunter.models.head import linear_cross_entropy
+
+CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB in float32
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Scored:
+    """Of each token asked for: its log-probability in nats, and whether it was the likeliest."""
+
+    logprobs: NDArray[np.float64]
+    likeliest: NDArray[np.bool_]
+
+
 def token_logprobs(
     decoder: Decoder,
     sequences: Sequence[Sequence[int] | NDArray[np.int64]],
@@ -22,15 +32,28 @@ def token_logprobs(
     batch_tokens: int = 8192,
     tick: Callable[[int], None] | None = None,
 ) -> list[NDArray[np.float64]]:
-    """log p(s[i] | s[:i]) in nats for i from begin (at least 1) to the end, for each sequence s.
+    """The log-probabilities of `score_tokens` alone."""
+    found = score_tokens(decoder, sequences, begins, batch_tokens=batch_tokens, tick=tick)
+    return [scored.logprobs for scored in found]
+
+
+@torch.no_grad()
+def score_tokens(
+    decoder: Decoder,
+    sequences: Sequence[Sequence[int] | NDArray[np.int64]],
+    begins: Sequence[int],
+    *,
+    batch_tokens: int = 8192,
+    tick: Callable[[int], None] | None = None,
+) -> list[Scored]:
+    """p(s[i] | s[:i]) for i from begin (at least 1) to the end, for each sequence s.
 
     Sequences of like length share a batch of at most `batch_tokens` tokens; padding stands on the right,
     where causal attention never looks. tick(n) is called after each batch with the tokens scored in it.
     Raises ShunterError when a probability is not a number.
     """
     device = decoder.head_weight.device
-    weight = decoder.head_weight.detach()
-    found: list[NDArray[np.float64]] = [np.zeros(0)] * len(sequences)
+    found = [Scored(np.zeros(0), np.zeros(0, dtype=bool))] * len(sequences)
     for chosen in _batches([len(s) - 1 for s in sequences], batch_tokens):
         width = max(len(sequences[i]) for i in chosen) - 1
         tokens = np.zeros((len(chosen), width), dtype=np.int64)
@@ -43,22 +66,36 @@ def token_logprobs(
             wanted[row, begins[i] - 1 : len(ids) - 1] = True
         hidden = decoder(torch.from_numpy(tokens).to(device))
         picked = torch.from_numpy(wanted.reshape(-1)).to(device)
-        hidden = hidden.reshape(-1, hidden.shape[-1])[picked]
         answers = torch.from_numpy(targets.reshape(-1)).to(device)[picked]
-        ones = torch.ones(len(answers), dtype=torch.float32, device=device)
-        _, logprobs = linear_cross_entropy(hidden, weight, answers, ones)
-        values = logprobs.double().cpu().numpy()
-        if not np.isfinite(values).all():
+        logprobs, likeliest = _head(decoder, hidden.reshape(-1, hidden.shape[-1])[picked], answers)
+        if not np.isfinite(logprobs).all():
             raise ShunterError(
                 "the model gives probabilities that are not numbers",
                 mend="Its training diverged, or its file is damaged: look at its loss with shunter report.",
             )
-        counts = wanted.sum(axis=1)
-        for i, part in zip(chosen, np.split(values, np.cumsum(counts)[:-1]), strict=True):
-            found[i] = part
+        borders = np.cumsum(wanted.sum(axis=1))
+        parts = zip(chosen, np.split(logprobs, borders[:-1]), np.split(likeliest, borders[:-1]), strict=True)
+        for i, part, flags in parts:
+            found[i] = Scored(part, flags)
         if tick is not None:
-            tick(int(counts.sum()))
+            tick(len(logprobs))
     return found
+
+
+def _head(decoder: Decoder, hidden: Tensor, answers: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Log-probabilities of answers [N] after hidden [N, D], and which of them are likeliest; all logits of
+    a chunk exist at once, those of a batch never."""
+    logprobs, likeliest = [], []
+    size = max(64, CHUNK_ELEMENTS // decoder.spec.vocab_size)
+    for begin in range(0, len(answers), size):
+        logits = decoder.logits(hidden[begin : begin + size]).float()
+        answer = answers[begin : begin + size]
+        value = logits.gather(1, answer[:, None]).squeeze(1)
+        logprobs.append((value - logits.logsumexp(dim=-1)).double().cpu().numpy())
+        likeliest.append((logits.argmax(dim=-1) == answer).cpu().numpy())
+    if not logprobs:
+        return np.zeros(0), np.zeros(0, dtype=bool)
+    return np.concatenate(logprobs), np.concatenate(likeliest)
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -18,7 +18,7 @@ from shunter.evaluate import bits_per_byte
 from shunter.evaluate.bits_per_byte import windows
 from shunter.evaluate.config import BitsPerByteTask
 from shunter.evaluate.heldout import HeldOut
-from shunter.evaluate.likelihood import token_logprobs
+from shunter.evaluate.likelihood import score_tokens, token_logprobs
 from tests.evaluate.small import TEXTS, a_model, a_subject, a_tokenizer, no_tick, reference, rows
 
 
@@ -46,6 +46,20 @@ def test_log_probabilities_equal_a_full_softmax(batch_tokens):
         if len(ids) > begin:
             assert logprobs.sum() == pytest.approx(reference(model, ids, begin), abs=1e-4)
     assert sum(counted) == sum(len(ids) - begin for ids, begin in zip(sequences, begins, strict=True))
+
+
+def test_the_likeliest_token_is_marked(monkeypatch):
+    monkeypatch.setattr("shunter.evaluate.likelihood.CHUNK_ELEMENTS", 1)
+    model = a_model(50)
+    ids = np.random.default_rng(0).integers(0, 50, 300).tolist()
+    logits = model.logits(model(torch.tensor([ids[:-1]])))[0]
+    ids[5] = int(logits[4].argmax())
+    (found,) = score_tokens(model, [ids[:6]], [1])
+    best = model.logits(model(torch.tensor([ids[:5]])))[0].argmax(-1)
+    assert found.likeliest.tolist() == [int(best[i]) == ids[i + 1] for i in range(5)]
+    assert found.likeliest[-1]
+    (long,) = score_tokens(model, [ids], [3])
+    assert long.logprobs.sum() == pytest.approx(reference(model, ids, 3), abs=1e-3), "chunks are joined"
 
 
 def test_a_model_that_gives_no_numbers_is_named():
