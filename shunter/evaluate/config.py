@@ -93,8 +93,23 @@ class SamplesTask(Config):
     )
 
 
+class LmEvalTask(Config):
+    """Tasks of lm-evaluation-harness with local data (needs the extra lm-eval)."""
+
+    kind: Literal["lm-eval"] = Field(description="The kind of task.")
+    name: str = Field("lm-eval", min_length=1, pattern=NAME, description="Name of this entry.")
+    path: str = Field(description="Folder of the tasks' YAML files and data, relative to the recipe.")
+    tasks: list[str] = Field(min_length=1, description="Names of the tasks to run.")
+    fewshot: int | None = Field(
+        None, ge=0, description="Examples before each question; null: the task's own."
+    )
+    limit: int = Field(0, ge=0, description="First items of each task to score; 0: all.")
+    chat: bool = Field(False, description="Put questions by the model's chat template.")
+
+
 Task = Annotated[
-    BitsPerByteTask | ExactMatchTask | MultipleChoiceTask | SamplesTask, Field(discriminator="kind")
+    BitsPerByteTask | ExactMatchTask | MultipleChoiceTask | SamplesTask | LmEvalTask,
+    Field(discriminator="kind"),
 ]
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from shunter.config.errors import MissingExtra, ShunterError
 from shunter.evaluate.config import (
     BitsPerByteTask,
     ExactMatchTask,
+    LmEvalTask,
     MultipleChoiceTask,
     SamplesTask,
     Task,
@@ -87,12 +90,29 @@ class EvaluateJob:
         for task in config.tasks:
             if isinstance(task, MultipleChoiceTask) and task.path is not None:
                 from_file(base / task.path, task.prompt)
+            if isinstance(task, LmEvalTask):
+                if find_spec("lm_eval") is None:
+                    raise MissingExtra("lm-eval", extra="lm-eval", purpose=f"The task {label(task)!r}")
+                if not list((base / task.path).glob("*.yaml")):
+                    raise ShunterError(
+                        "no folder with tasks of lm-eval (*.yaml)",
+                        where=str(base / task.path),
+                        mend=f"Correct the path of the task {label(task)!r}.",
+                    )
         return []
 
     def reads(self, config: EvaluateConfig, base: Path) -> Sequence[Path]:
-        self.check(config, base)
-        named = (t.path for t in config.tasks if isinstance(t, MultipleChoiceTask) and t.path is not None)
-        return [base / path for path in dict.fromkeys(named)]
+        from shunter.evaluate.choices import from_file
+
+        found: list[Path] = []
+        for task in config.tasks:
+            if isinstance(task, MultipleChoiceTask) and task.path is not None:
+                from_file(base / task.path, task.prompt)  # a missing file is named here
+                found.append(base / task.path)
+            elif isinstance(task, LmEvalTask):
+                files = (path for path in (base / task.path).rglob("*") if path.is_file())
+                found += sorted(path for path in files if path.suffix != ".pyc")
+        return list(dict.fromkeys(found))
 
     def run(self, context: JobContext[EvaluateConfig]) -> dict[str, Any]:
         work = _Work(context)
@@ -149,6 +169,10 @@ class _Work:
         if isinstance(task, MultipleChoiceTask):
             found = choices.of(task, self.context.base, self.held, seed)
             return multiple_choice.run(task.name, subject, found, tick)
+        if isinstance(task, LmEvalTask):
+            from shunter.evaluate import lm_eval
+
+            return lm_eval.run(task, subject, self.context.base, seed, tick)
         return samples.run(task, subject, samples.prompts_of(task, self.held, seed), seed, tick)
 
     def _tick(self, model: str, task: str) -> Tick:
@@ -198,10 +222,12 @@ def _comparisons(
 
     first, *others = results
     for other in others:
-        for task, a, b in zip(context.config.tasks, results[first], results[other], strict=True):
-            if a.get("items"):
-                found = compare_items(a["items"], b["items"], seed=context.config.seed)
-                yield {"task": label(task), "a": first, "b": other, **found}
+        for a, b in zip(results[first], results[other], strict=True):
+            # One entry of lm-eval may hold several of its tasks.
+            for name in dict.fromkeys(item["task"] for item in a.get("items", [])):
+                sides = ([item for item in side["items"] if item["task"] == name] for side in (a, b))
+                found = compare_items(*sides, seed=context.config.seed)
+                yield {"task": name, "a": first, "b": other, **found}
 
 
 JOB = EvaluateJob()

@@ -242,6 +242,24 @@ def test_questions_in_a_file_are_read_and_part_of_the_identity(
         JOB.check(config, tmp_path)
 
 
+def test_tasks_of_lm_eval_are_checked_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [{"kind": "lm-eval", "path": "harness", "tasks": ["x"]}]
+    config = EvaluateConfig(kind="evaluate", models=["base"], tasks=tasks)
+    monkeypatch.setattr("shunter.jobs.evaluate.find_spec", lambda name: None)
+    with pytest.raises(ShunterError, match=r"needs the package 'lm-eval'.*pip install 'shunter\[lm-eval\]'"):
+        JOB.check(config, tmp_path)
+    monkeypatch.setattr("shunter.jobs.evaluate.find_spec", lambda name: name)
+    with pytest.raises(ShunterError, match="no folder with tasks of lm-eval"):
+        JOB.check(config, tmp_path)
+    (tmp_path / "harness").mkdir()
+    for name in ("x.yaml", "data.jsonl"):
+        (tmp_path / "harness" / name).touch()
+    assert JOB.check(config, tmp_path) == []
+    assert [path.name for path in JOB.reads(config, tmp_path)] == ["data.jsonl", "x.yaml"]
+
+
 def test_a_conversation_too_long_for_the_context_is_wrong_and_counted(place: Place, work: Work) -> None:
     with (place.talks / "heldout.jsonl").open("a", encoding="utf-8") as file:
         question = {"role": "user", "content": "What is 1 + 1? " * 400}
