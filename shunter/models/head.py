@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ROUND = 128  # active tokens are filled up to a multiple of this
 CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 16 MiB in float32, which stays in cache
 
 
@@ -35,15 +36,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Tokens without a coefficient cost nothing: in instruction data most are such.
         active = coefficients.nonzero().flatten()
         whole = len(active) == count
+        if not whole and (odd := len(active) % ROUND):
+            # Each new shape makes oneDNN build and keep a kernel: a token without a coefficient fills up.
+            spare = (coefficients == 0).nonzero().flatten()[: ROUND - odd]
+            active = torch.cat([active, spare])
         chunk = max(64, CHUNK_ELEMENTS // weight.shape[0])
         for begin in range(0, len(active), chunk):
             rows = slice(begin, min(begin + chunk, count)) if whole else active[begin : begin + chunk]
-            h, target = hidden[rows].to(compute), targets[rows]
+            h, target = hidden[rows].to(compute), targets[rows].clamp_min(0)
             coefficient = coefficients[rows].to(accumulate)
             logits = (h @ used.t()).to(accumulate)
             normaliser = logits.logsumexp(dim=-1)
             picked = logits.gather(1, target[:, None]).squeeze(1) - normaliser
-            logprobs[rows] = picked
+            logprobs[rows] = torch.where(coefficient != 0, picked, 0.0)
             loss += (coefficient.double() * picked.double()).sum()
             if z_loss:
                 loss += z_loss * (coefficient.abs().double() * normaliser.double().square()).sum()

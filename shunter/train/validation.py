@@ -17,13 +17,15 @@ from shunter.train.step import forward_loss
 def validate(
     decoder: Decoder, rows: TokenRows, count: int, size: int, device: torch.device, precision: str
 ) -> tuple[float, float]:
-    """Mean negative log-probability, nats a target, of the first `count` rows, and bits per byte of text.
+    """Mean negative log-probability, nats a target, of `count` rows, and bits per byte of text.
 
+    The rows are spread evenly over the split, whose sources stand one after the other.
     Bits per byte takes the targets per byte of the whole split; `evaluate` measures it exactly.
     """
     nats, targets, tokens = 0.0, 0, 0
-    for begin in range(0, count, size):
-        batch = rows.rows(np.arange(begin, min(begin + size, count)))
+    numbers = np.unique(np.linspace(0, rows.num_rows - 1, count).round().astype(np.int64))
+    for begin in range(0, len(numbers), size):
+        batch = rows.rows(numbers[begin : begin + size])
         coefficients = torch.from_numpy(CrossEntropy().coefficients(batch, {"token": 1.0})).to(device)
         nats += float(forward_loss(decoder, decoder, batch, coefficients, device, precision))
         targets += batch.num_valid
