@@ -5,32 +5,92 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from shunter.models.rope import tables
 from shunter.models.spec import DecoderSpec
 
 
 class KVCache:
     """[layers, B, num_kv_heads, max_length, head_dim] each for keys and values.
 
-    A token's place is its position, so rows of different lengths need no padding on the left, and a
-    place past a row's end is overwritten when the row gets there.
+    Rows are aligned at their right end: all write the same slots in each step, which is one plain copy,
+    and a row shorter than the longest begins at a later slot, hidden before it by a mask. A token's
+    position is its slot minus the slot where its row begins, so padding is never seen.
     """
 
     def __init__(
-        self, spec: DecoderSpec, batch: int, max_length: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        spec: DecoderSpec,
+        starts: Tensor,
+        max_length: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
-        shape = (spec.num_layers, batch, spec.num_kv_heads, max_length, spec.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.max_length = max_length
+        """starts [B]: the slot where each row begins. max_length: slots in all."""
+        shape = (spec.num_layers, len(starts), spec.num_kv_heads, max_length, spec.head_dim)
+        self.spec, self.starts, self.max_length = spec, starts.to(device), max_length
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.length = 0  # slots written
+        self._slots = torch.arange(max_length, device=device)
+        self._tables: tuple[Tensor, Tensor] | None = None
+        self._look()
 
-    def store(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [B, Hkv, T, D] at positions [B, T]; returns those up to the last one."""
-        index = positions[:, None, :, None].expand_as(keys)
-        self.keys[layer].scatter_(2, index, keys.to(self.keys.dtype))
-        self.values[layer].scatter_(2, index, values.to(self.values.dtype))
-        end = int(positions.max()) + 1
+    def _look(self) -> None:
+        # A row that begins at slot 0 needs no mask; asked once, because asking waits for the device.
+        self._padded = bool((self.starts > 0).any())
+        self._hidden = self._slots < self.starts[:, None]  # [B, S]
+
+    def positions(self, count: int) -> Tensor:
+        """[B, count]: positions of the next `count` tokens; padding has 0."""
+        slots = self._slots[self.length : self.length + count]
+        return (slots - self.starts[:, None]).clamp_min(0)
+
+    def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin [B, 1, T, head_dim / 2], looked up: a table of all positions is made once."""
+        if self.spec.rope.scaling == "dynamic":
+            # Depends on the present length; stored keys keep the stretch of their time, as everywhere.
+            return tables(self.spec, positions, dtype, self.length + positions.shape[1])
+        if self._tables is None or self._tables[0].dtype != dtype:
+            cos, sin = tables(self.spec, self._slots[None], dtype, self.max_length)
+            self._tables = (cos[0, 0], sin[0, 0])
+        cos, sin = self._tables
+        return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+
+    def mask(self, count: int) -> Tensor | None:
+        """[B or 1, 1, count, slots]: True where the next `count` tokens may look; None: everywhere, or,
+        for the first tokens, plain causal."""
+        window, end = self.spec.sliding_window, self.length + count
+        narrow = window is not None and end > window
+        if not self._padded and not narrow and (count == 1 or self.length == 0):
+            return None
+        seen = self._slots[:end]
+        queries = self._slots[self.length : end, None]
+        allowed = seen <= queries
+        if narrow and window is not None:
+            allowed = allowed & (queries - seen < window)
+        if not self._padded:
+            return allowed[None, None]
+        # Padding looks at itself, so that its softmax is not empty.
+        return (allowed & ~self._hidden[:, None, :end] | (seen == queries))[:, None]
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values [B, Hkv, T, D] in the next slots; returns all up to the last one."""
+        end = self.length + keys.shape[2]
+        self.keys[layer][:, :, self.length : end] = keys
+        self.values[layer][:, :, self.length : end] = values
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def advance(self, count: int) -> None:
+        """The slots of `count` tokens are written in every layer."""
+        self.length += count
 
     def select(self, rows: Tensor) -> None:
         """Keep only the given rows (finished ones leave the batch)."""
-        self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
+        kept = slice(0, self.length)
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = torch.empty((old.shape[0], len(rows), *old.shape[2:]), dtype=old.dtype, device=old.device)
+            new[:, :, :, kept] = old[:, rows, :, kept]
+            setattr(self, name, new)
+        self.starts = self.starts[rows]
+        self._look()

@@ -43,7 +43,6 @@ class Attention(nn.Module):
         segments: SegmentPlan | None,
         mask: Tensor | None,
         cache: KVCache | None,
-        positions: Tensor,
     ) -> Tensor:
         spec = self.spec
         rows, length, _ = x.shape
@@ -55,9 +54,14 @@ class Attention(nn.Module):
         cos, sin = (part.to(q.dtype) for part in rope)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
-            k, v = cache.store(self.layer, k, v, positions)
+            k, v = cache.store(self.layer, k, v)
             k, v = k.to(q.dtype), v.to(q.dtype)
         group = spec.num_heads // spec.num_kv_heads
+        if length == 1 and cache is not None:
+            # One query a row: the heads of a group stand as queries side by side, nothing is repeated.
+            q = q.view(rows, spec.num_kv_heads, group, spec.head_dim)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return self.out(y.reshape(rows, 1, -1))
         if group > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         if mask is None and segments is not None and segments.shapes:
@@ -97,9 +101,8 @@ class Block(nn.Module):
         segments: SegmentPlan | None,
         mask: Tensor | None,
         cache: KVCache | None,
-        positions: Tensor,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, segments, mask, cache, positions)
+        x = x + self.attention(self.attention_norm(x), rope, segments, mask, cache)
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -129,37 +132,38 @@ class Decoder(nn.Module):
         """Hidden states [B, T, D] after the last norm, for tokens [B, T].
 
         positions [B, T] default to 0..T-1. With `segments`, documents in a row do not see each other.
-        With `cache`, keys and values are stored at `positions`, and a token sees all stored places up
-        to its own.
+        With `cache`, tokens follow those stored there, which they see; positions are the cache's.
         """
-        if positions is None:
+        if cache is not None:
+            positions = cache.positions(tokens.shape[1])
+        elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         x = self.embed(tokens)
-        # The length matters to dynamic scaling alone; asking for the maximum would wait for the device.
-        dynamic = self.spec.rope.scaling == "dynamic"
-        length = int(positions.max()) + 1 if dynamic else tokens.shape[1]
-        rope = tables(self.spec, positions, x.dtype, length)
-        mask = self._mask(positions, segments, cache)
+        if cache is not None:
+            rope, mask = cache.rope(positions, x.dtype), cache.mask(tokens.shape[1])
+        else:
+            # The length matters to dynamic scaling alone; asking for the maximum would wait for the device.
+            dynamic = self.spec.rope.scaling == "dynamic"
+            length = int(positions.max()) + 1 if dynamic else tokens.shape[1]
+            rope = tables(self.spec, positions, x.dtype, length)
+            mask = self._window(tokens.shape[1], segments, tokens.device)
         for layer in self.layers:
-            x = layer(x, rope, segments, mask, cache, positions)
+            x = layer(x, rope, segments, mask, cache)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] from hidden states [..., D]."""
         return F.linear(hidden, self.head_weight)
 
-    def _mask(self, positions: Tensor, segments: SegmentPlan | None, cache: KVCache | None) -> Tensor | None:
-        """[B, 1, T, S], True where query may look; None where plain causal attention is the same."""
+    def _window(self, length: int, segments: SegmentPlan | None, device: torch.device) -> Tensor | None:
+        """[1, 1, T, T], True inside a sliding window shorter than the row; None where there is none."""
         window = self.spec.sliding_window
-        if cache is not None:
-            places = torch.arange(int(positions.max()) + 1, device=positions.device)
-            gap = positions[:, None, :, None] - places
-        elif window is not None and positions.shape[1] > window:
-            if segments is not None and segments.shapes:
-                raise ValueError("a sliding window shorter than a row of several documents is not supported")
-            steps = torch.arange(positions.shape[1], device=positions.device)
-            gap = (steps[:, None] - steps)[None, None]
-        else:
+        if window is None or length <= window:
             return None
-        mask = gap >= 0
-        return mask & (gap < window) if window is not None else mask
+        if segments is not None and segments.shapes:
+            raise ValueError("a sliding window shorter than a row of several documents is not supported")
+        steps = torch.arange(length, device=device)
+        gap = (steps[:, None] - steps)[None, None]
+        return (gap >= 0) & (gap < window)

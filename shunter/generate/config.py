@@ -1,0 +1,21 @@
+"""How tokens are chosen. Imports without torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from shunter.config.base import Config
+
+
+class SamplingConfig(Config):
+    """How the next token is drawn from the model's distribution, and when to stop."""
+
+    temperature: float = Field(
+        1.0, ge=0, description="Divides the logits; 0 takes the likeliest token each time."
+    )
+    top_k: int = Field(0, ge=0, description="Draw among the k likeliest tokens; 0: among all.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Draw among the likeliest tokens that together have this probability."
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Tokens to write at most.")
+    batch: int = Field(32, ge=1, description="Prompts that are continued together.")
