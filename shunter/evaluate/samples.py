@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.evaluate.config import SamplesTask
 from shunter.evaluate.heldout import HeldOut, choose
@@ -13,14 +12,12 @@ from shunter.evaluate.writing import write
 
 
 def prompts_of(task: SamplesTask, held: HeldOut | None, seed: int) -> list[str]:
-    """The prompts given, or the beginnings of held-out documents drawn by the seed."""
+    """The prompts given, or the beginnings of held-out documents; empty ones when there are none."""
     if task.prompts:
         return task.prompts
     texts = [d.text for d in held.documents if d.text is not None and d.text.strip()] if held else []
     if not texts:
-        raise ShunterError(
-            "there is no held-out text to begin samples with", mend="Give the samples task some `prompts`."
-        )
+        return [""] * task.count  # from nothing but the start of a text
     return [
         _beginning(texts[i], task.prompt_chars) for i in choose(len(texts), task.count, task.name, seed=seed)
     ]

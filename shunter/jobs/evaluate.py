@@ -152,6 +152,8 @@ class _Work:
             with self.context.events.span("task", model=model.name, task=label(task)):
                 result = self._task(task, subject, self._tick(model.name, label(task)))
             disk.write_json(path, result)
+            if problem := result.get("problem"):
+                self.context.events.write("problem", problem=problem)
             results.append(result)
             for score in result.get("scores", []):
                 self.context.events.write("score", model=model.name, **score)
@@ -203,7 +205,16 @@ def _publish(context: JobContext[EvaluateConfig], results: dict[str, list[dict[s
                 tasks[key] = score
                 if number == 0:
                     metrics[f"{model} {score['task']}"] = score["value"]
-    scores = {"format": FORMAT, "models": models, "comparisons": list(_comparisons(context, results))}
+    problems = list(
+        dict.fromkeys(p["problem"] for parts in results.values() for p in parts if "problem" in p)
+    )
+    scores: dict[str, Any] = {
+        "format": FORMAT,
+        "models": models,
+        "comparisons": list(_comparisons(context, results)),
+    }
+    if problems:
+        scores["problems"] = problems
     text = json.dumps(scores, indent=1, ensure_ascii=False)
     (context.out / "scores.json").write_text(text + "\n", encoding="utf-8")
     for name in ("items", "samples"):

@@ -225,6 +225,18 @@ def test_what_a_drafted_recipe_asks_for_works(place: Place, work: Work) -> None:
     assert json.loads((out / "scores.json").read_text(encoding="utf-8"))["comparisons"] == []
 
 
+def test_a_corpus_without_held_out_text_still_gives_samples(place: Place, work: Work, tmp_path: Path) -> None:
+    inputs = {"models": place.models[:1], "tokens": rows(tmp_path / "none" / "x", {})}
+    out, metrics = work(JOB, {"models": ["base"], "tokens": "rows"}, inputs=inputs)
+    assert metrics == {}
+    (problem,) = json.loads((out / "scores.json").read_text(encoding="utf-8"))["problems"]
+    assert "there is no held-out text to score" in problem
+    told = [e for e in read(out.parent / "log" / "events.jsonl") if e["event"] == "problem"]
+    assert [event["problem"] for event in told] == [problem]
+    assert [sample["prompt"] for sample in lines(out / "samples.jsonl")] == [""] * 4
+    assert place.asked[0][1] == ["<|endoftext|>"] * 4
+
+
 def test_questions_in_a_file_are_read_and_part_of_the_identity(
     place: Place, work: Work, tmp_path: Path
 ) -> None:
