@@ -34,7 +34,7 @@ def write(
 ) -> list[Written]:
     """What the model writes after each prompt; temperature 0 takes the likeliest token each time.
 
-    A text ends at the end of the model's context, too. A prompt that fills the context is refused.
+    A text also ends with the model's context (`stop` is `context` then). A prompt that fills the context is refused.
     """
     from shunter.generate.config import SamplingConfig
     from shunter.generate.engine import generate
@@ -46,9 +46,8 @@ def write(
             f"a prompt of {longest} tokens fills the context of {subject.name}, {subject.context} tokens",
             mend="Give shorter prompts.",
         )
-    count = min(max_new_tokens, subject.context - longest)
     config = SamplingConfig(
-        temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=count, batch=AT_ONCE
+        temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens, batch=AT_ONCE
     )
     stop_ids = subject.tokenizer.stop_ids
     found: list[Written] = []

@@ -108,6 +108,8 @@ def to_config(spec: DecoderSpec) -> dict[str, Any]:
     for theirs, ours in _ROPE.get(spec.rope.scaling, []):
         if (value := getattr(spec.rope, ours)) is not None:
             rope[theirs] = value
+    if spec.rope.scaling == "dynamic" and spec.rope.original_positions not in (0, spec.max_positions):
+        raise ShunterError("transformers takes max_positions for dynamic scaling's original context")
     if spec.rope.scaling not in ("none", "linear"):
         rope["original_max_position_embeddings"] = spec.rope.original_positions or spec.max_positions
     config: dict[str, Any] = {
