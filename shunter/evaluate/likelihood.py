@@ -13,6 +13,8 @@ from torch import Tensor
 from shunter.config.errors import ShunterError
 from shunter.models.decoder import Decoder
 
+# Each new shape makes oneDNN build and keep a kernel: lengths are filled up to multiples of these.
+ROUND_WIDTH, ROUND_COUNT = 32, 128
 CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB in float32
 
 
@@ -54,8 +56,11 @@ def score_tokens(
     """
     device = decoder.head_weight.device
     found = [Scored(np.zeros(0), np.zeros(0, dtype=bool))] * len(sequences)
-    for chosen in _batches([len(s) - 1 for s in sequences], batch_tokens):
+    # Dynamic scaling stretches by the row's length, so there padding is not without effect.
+    alone = decoder.spec.rope.scaling == "dynamic"
+    for chosen in _batches([len(s) - 1 for s in sequences], 1 if alone else batch_tokens):
         width = max(len(sequences[i]) for i in chosen) - 1
+        width = width if alone else -(-width // ROUND_WIDTH) * ROUND_WIDTH
         tokens = np.zeros((len(chosen), width), dtype=np.int64)
         targets = np.zeros_like(tokens)
         wanted = np.zeros((len(chosen), width), dtype=bool)
@@ -88,8 +93,10 @@ def _head(decoder: Decoder, hidden: Tensor, answers: Tensor) -> tuple[NDArray[np
     logprobs, likeliest = [], []
     size = max(64, CHUNK_ELEMENTS // decoder.spec.vocab_size)
     for begin in range(0, len(answers), size):
-        logits = decoder.logits(hidden[begin : begin + size]).float()
         answer = answers[begin : begin + size]
+        spare = -len(answer) % ROUND_COUNT
+        part = torch.nn.functional.pad(hidden[begin : begin + size], (0, 0, 0, spare))
+        logits = decoder.logits(part)[: len(answer)].float()
         value = logits.gather(1, answer[:, None]).squeeze(1)
         logprobs.append((value - logits.logsumexp(dim=-1)).double().cpu().numpy())
         likeliest.append((logits.argmax(dim=-1) == answer).cpu().numpy())

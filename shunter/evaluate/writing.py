@@ -34,7 +34,7 @@ def write(
 ) -> list[Written]:
     """What the model writes after each prompt; temperature 0 takes the likeliest token each time.
 
-    A text also ends with the model's context (`stop` is `context` then). A prompt that fills the context is refused.
+    A text also ends with the model's context (`stop` is `context` then). A prompt that fills it is refused.
     """
     from shunter.generate.config import SamplingConfig
     from shunter.generate.engine import generate

@@ -19,6 +19,7 @@ from shunter.evaluate.bits_per_byte import windows
 from shunter.evaluate.config import BitsPerByteTask
 from shunter.evaluate.heldout import HeldOut
 from shunter.evaluate.likelihood import score_tokens, token_logprobs
+from shunter.models.spec import RopeSpec
 from tests.evaluate.small import TEXTS, a_model, a_subject, a_tokenizer, no_tick, reference, rows
 
 
@@ -46,6 +47,18 @@ def test_log_probabilities_equal_a_full_softmax(batch_tokens):
         if len(ids) > begin:
             assert logprobs.sum() == pytest.approx(reference(model, ids, begin), abs=1e-4)
     assert sum(counted) == sum(len(ids) - begin for ids, begin in zip(sequences, begins, strict=True))
+
+
+def test_padding_does_not_stretch_a_dynamic_position_embedding():
+    model = a_model(50)
+    model.spec = model.spec.model_copy(
+        update={"rope": RopeSpec(scaling="dynamic", factor=2.0, original_positions=8)}
+    )
+    draw = np.random.default_rng(0)
+    sequences = [draw.integers(0, 50, n).tolist() for n in (6, 12, 40)]
+    found = token_logprobs(model, sequences, [1, 1, 1])
+    for ids, logprobs in zip(sequences, found, strict=True):
+        assert logprobs.sum() == pytest.approx(reference(model, ids), abs=1e-4)
 
 
 def test_the_likeliest_token_is_marked(monkeypatch):

@@ -18,12 +18,13 @@ from shunter.data.tokenizer import Tokenizer
 from shunter.evaluate import subject as subjects
 from shunter.evaluate.exact_match import normal
 from shunter.jobs.evaluate import JOB, EvaluateConfig
+from shunter.models.hf import save_model
 from shunter.recipe.job import Stopped
 from shunter.record.events import read
 from shunter.report.samples import read_samples
 from shunter.report.scores import parse
 from shunter.report.summary import score_lines
-from tests.evaluate.small import TEXTS, a_subject, a_tokenizer, rows
+from tests.evaluate.small import TEXTS, a_model, a_subject, a_tokenizer, rows
 from tests.jobs.conftest import Still, Work
 
 PROMPT = "<|user|>What is {a} + {b}?<|end|><|assistant|>"
@@ -235,6 +236,25 @@ def test_a_corpus_without_held_out_text_still_gives_samples(place: Place, work: 
     assert [event["problem"] for event in told] == [problem]
     assert [sample["prompt"] for sample in lines(out / "samples.jsonl")] == [""] * 4
     assert place.asked[0][1] == ["<|endoftext|>"] * 4
+
+
+def test_with_real_models_and_the_real_engine(tmp_path: Path, work: Work) -> None:
+    tokens = rows(tmp_path / "rows" / "x")
+    folder = tmp_path / "base" / "x"
+    tokenizer = Tokenizer.load(tokens / "tokenizer")
+    model = a_model(tokenizer.vocab_size, context=48)
+    save_model(model, folder, tokenizer_folder=tokens / "tokenizer")
+    config = {"models": ["base"], "tokens": "rows"}
+    out, metrics = work(JOB, config, inputs={"models": [folder], "tokens": tokens})
+    assert metrics["base heldout"] > 2
+    samples = lines(out / "samples.jsonl")
+    assert len(samples) == 4
+    for sample in samples:
+        prompt = [tokenizer.end_of_text, *tokenizer.encode(sample["prompt"])]
+        assert sample["stop"] in ("stop", "context"), "the context has no room for 80 tokens"
+        if sample["stop"] == "context":
+            assert sample["response"]
+            assert len(prompt) < 48
 
 
 def test_questions_in_a_file_are_read_and_part_of_the_identity(
