@@ -100,6 +100,8 @@ def save_model(
     _write_json(folder / CONFIG, {**to_config(model.spec), **special, "torch_dtype": kind, "dtype": kind})
     generation = {"eos_token_id": ends or None, "pad_token_id": pad_token_id, "bos_token_id": None}
     _write_json(folder / "generation_config.json", generation)
+    for path in folder.glob("*.safetensors"):  # written readable by their owner alone
+        path.chmod((folder / CONFIG).stat().st_mode)
     if tokenizer_folder is not None:
         for name in TOKENIZER_FILES:
             if (tokenizer_folder / name).is_file():
