@@ -15,6 +15,7 @@ from shunter.models.decoder import Decoder
 
 # Each new shape makes oneDNN build and keep a kernel: lengths are filled up to multiples of these.
 ROUND_WIDTH, ROUND_COUNT = 32, 128
+CPU_BATCH, GPU_BATCH = 2048, 32768  # tokens; on a CPU small batches stay in its cache
 CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB in float32
 
 
@@ -31,7 +32,7 @@ def token_logprobs(
     sequences: Sequence[Sequence[int] | NDArray[np.int64]],
     begins: Sequence[int],
     *,
-    batch_tokens: int = 8192,
+    batch_tokens: int = 0,
     tick: Callable[[int], None] | None = None,
 ) -> list[NDArray[np.float64]]:
     """The log-probabilities of `score_tokens` alone."""
@@ -45,16 +46,17 @@ def score_tokens(
     sequences: Sequence[Sequence[int] | NDArray[np.int64]],
     begins: Sequence[int],
     *,
-    batch_tokens: int = 8192,
+    batch_tokens: int = 0,
     tick: Callable[[int], None] | None = None,
 ) -> list[Scored]:
     """p(s[i] | s[:i]) for i from begin (at least 1) to the end, for each sequence s.
 
-    Sequences of like length share a batch of at most `batch_tokens` tokens; padding stands on the right,
-    where causal attention never looks. tick(n) is called after each batch with the tokens scored in it.
-    Raises ShunterError when a probability is not a number.
+    Sequences of like length share a batch of at most `batch_tokens` tokens (0: what suits the device);
+    padding stands on the right, where causal attention never looks. tick(n) is called after each batch with
+    the tokens scored in it. Raises ShunterError when a probability is not a number.
     """
     device = decoder.head_weight.device
+    batch_tokens = batch_tokens or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
     found = [Scored(np.zeros(0), np.zeros(0, dtype=bool))] * len(sequences)
     # Dynamic scaling stretches by the row's length, so there padding is not without effect.
     alone = decoder.spec.rope.scaling == "dynamic"
@@ -99,7 +101,7 @@ def _head(decoder: Decoder, hidden: Tensor, answers: Tensor) -> tuple[NDArray[np
         logits = decoder.logits(part)[: len(answer)].float()
         value = logits.gather(1, answer[:, None]).squeeze(1)
         logprobs.append((value - logits.logsumexp(dim=-1)).double().cpu().numpy())
-        likeliest.append((logits.argmax(dim=-1) == answer).cpu().numpy())
+        likeliest.append((value == logits.amax(dim=-1)).cpu().numpy())
     if not logprobs:
         return np.zeros(0), np.zeros(0, dtype=bool)
     return np.concatenate(logprobs), np.concatenate(likeliest)

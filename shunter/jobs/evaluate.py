@@ -150,7 +150,7 @@ class _Work:
                 device = choose_device(self.config.how.device)
                 subject = subjects.load(model.name, model.path, other, device)
             with self.context.events.span("task", model=model.name, task=label(task)):
-                result = self._task(task, subject, self._tick(model.name, label(task)))
+                result = self._task(task, subject, self._tick(number, index))
             disk.write_json(path, result)
             if problem := result.get("problem"):
                 self.context.events.write("problem", problem=problem)
@@ -177,9 +177,18 @@ class _Work:
             return lm_eval.run(task, subject, self.context.base, seed, tick)
         return samples.run(task, subject, samples.prompts_of(task, self.held, seed), seed, tick)
 
-    def _tick(self, model: str, task: str) -> Tick:
-        def tick(done: int, total: int, unit: str) -> None:
-            self.context.events.progress(done, total, f"{model}, {task}: {unit}")
+    def _tick(self, number: int, index: int) -> Tick:
+        """Tells progress in percent of the job, as if each task took equally long."""
+        count = len(self.config.tasks)
+        model, task = self.context.many("models")[number].name, label(self.config.tasks[index])
+        total = 100 * len(self.context.many("models")) * count
+
+        def tick(done: int, out_of: int, unit: str) -> None:
+            points = 100 * (number * count + index) + 100 * done // max(out_of, 1)
+            shown = {unit: f"{done}/{out_of}"}
+            self.context.events.progress(
+                100 * points // total, 100, "percent", task=f"{model} {task}", **shown
+            )
             if self.context.control.stop_requested():
                 raise Stopped
 

@@ -210,9 +210,12 @@ def test_a_finished_model_is_not_loaded_again(place: Place, work: Work) -> None:
 def test_progress_is_told_while_it_works(place: Place, work: Work) -> None:
     out, _ = work(JOB, ALL, inputs=place.inputs)
     told = [e for e in read(out.parent / "log" / "events.jsonl") if e["event"] == "progress"]
-    units = {e["unit"] for e in told}
-    assert "base, heldout: tokens" in units
-    assert "chat, sums: answers" in units
+    assert [told[0]["unit"], told[0]["total"]] == ["percent", 100]
+    assert "base heldout" in {e["shown"]["task"] for e in told}
+    done = [e["done"] for e in told]
+    assert done == sorted(done)
+    assert done[-1] == 100
+    assert told[-1]["shown"] == {"task": "chat asked", "samples": "1/1"}
 
 
 def test_what_a_drafted_recipe_asks_for_works(place: Place, work: Work) -> None:
