@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     line a mistake on stderr), 3 a paper's claim does not hold, 130 and 143 stopped by a signal.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    _share_cores()
     try:
         code = _dispatch(args)
         sys.stdout.flush()
@@ -74,6 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         place = f"{error.filename}: " if error.filename else ""
         return _complain(f"{place}the disk is full. Free some space and run the same command again.")
+
+
+def _share_cores() -> None:
+    """Let idle worker threads sleep soon, where the person has not chosen otherwise.
+
+    GNU OpenMP's workers spin for milliseconds at each barrier. That gains little on a free machine, and
+    where another process wants a core too it made a training ten times slower. Read when torch is loaded.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def load(verb: str) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from shunter.models.decoder import Decoder
 
 # Each new shape makes oneDNN build and keep a kernel: lengths are filled up to multiples of these.
 ROUND_WIDTH, ROUND_COUNT = 32, 128
-CPU_BATCH, GPU_BATCH = 2048, 32768  # tokens; on a CPU small batches stay in its cache
+CPU_BATCH, GPU_BATCH = 4096, 32768  # tokens; on a CPU small batches stay in its cache
 CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB in float32
 
 
