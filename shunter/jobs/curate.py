@@ -38,6 +38,12 @@ class CurateConfig(JobConfig):
     min_chars: int = Field(1, ge=1, description="Shorter documents are dropped.")
     max_chars: int = Field(10_000_000, ge=1, description="Longer documents are dropped.")
     deduplicate: bool = Field(True, description="Keep the first of documents with equal text.")
+    section_chars: int = Field(
+        0,
+        ge=0,
+        description="Longer documents are taken apart at paragraphs into sections of about this many "
+        "characters, each held out or not by itself; 0: never.",
+    )
     limit: int = Field(0, ge=0, description="Documents to read from each source; 0: all.")
 
     @model_validator(mode="after")
@@ -75,7 +81,11 @@ class CurateJob:
         with _Output(context.out) as output:
             for number, document in enumerate(_read(context, output), 1):
                 text = normalise(document.text) if context.config.normalise else document.text
-                output.put(document, text, context.config)
+                parts = sections(text, context.config.section_chars)
+                output.read += 1
+                for index, part in enumerate(parts):
+                    name = document.id if len(parts) == 1 else f"{document.id}.{index}"
+                    output.put(document, name, part, context.config)
                 if number % 256 == 0 and context.control.stop_requested():
                     raise Stopped
                 context.events.progress(number, None, "documents")
@@ -101,6 +111,33 @@ def normalise(text: str) -> str:
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     text = _SPACES.sub("", _CONTROLS.sub("", text))
     return _BLANKS.sub("\n\n", text).strip()
+
+
+def sections(text: str, limit: int) -> list[str]:
+    """The text in parts of at most about `limit` characters: whole paragraphs, else lines, else as it is.
+
+    Joined by what stood between them, they are the text again; 0 takes nothing apart.
+    """
+    if not limit or len(text) <= limit:
+        return [text]
+    for mark in ("\n\n", "\n"):
+        pieces = text.split(mark)
+        if len(pieces) > 1:
+            break
+    count = -(-len(text) // limit)  # parts of like length, no short rest
+    parts: list[list[str]] = [[]]
+    size = 0
+    for piece in pieces:
+        if parts[-1] and size + len(piece) / 2 > len(text) / count:
+            parts.append([])
+            size = 0
+        parts[-1].append(piece)
+        size += len(piece) + len(mark)
+    joined = [mark.join(part) for part in parts]
+    if mark == "\n":
+        return joined
+    # A paragraph longer than the limit is taken apart at its lines.
+    return [line for part in joined for line in (sections(part, limit) if "\n\n" not in part else [part])]
 
 
 def split_of(text: str, share: float) -> str:
@@ -143,20 +180,19 @@ class _Output:
         self.problems += 1
         self._problems.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
 
-    def put(self, document: Document, text: str, config: CurateConfig) -> None:
-        self.read += 1
+    def put(self, document: Document, name: str, text: str, config: CurateConfig) -> None:
         counts = self.sources.setdefault(document.source, Counter())
         reason, facts = self._reason(text, config)
         if reason is not None:
             self.dropped[reason] += 1
             counts[f"dropped: {reason}"] += 1
-            line = {"id": document.id, "reason": reason, **facts}
+            line = {"id": name, "reason": reason, **facts}
             self._dropped.write(json.dumps(line, ensure_ascii=False) + "\n")
             return
         split = split_of(text, config.heldout)
         counts[f"{split} documents"] += 1
         counts[f"{split} bytes"] += len(text.encode())
-        self.splits[split].write(document.id, document.source, document.row, text)
+        self.splits[split].write(name, document.source, document.row, text)
 
     def _reason(self, text: str, config: CurateConfig) -> tuple[str | None, dict[str, Any]]:
         if len(text) < config.min_chars:

@@ -43,6 +43,8 @@ SHAPES = [
 ]
 MIN_TEXT = 10_000
 HELDOUT = 0.03
+# A book is held out in parts: as one document it would be held out as a whole, or not at all.
+SECTION = 8000
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def tree(name: str, found: list[Found], size: Size, folder: Path) -> dict[str, A
         "warmup": min(200, max(5, size.steps // 20)),
     }
     jobs: dict[str, Any] = {
-        "corpus": {"kind": "curate", "sources": texts, "heldout": HELDOUT},
+        "corpus": {"kind": "curate", "sources": texts, "heldout": HELDOUT, "section_chars": SECTION},
         "tokenizer": {"kind": "tokenizer", "corpus": "corpus", "vocab_size": size.vocabulary},
         "rows": {
             "kind": "tokens",

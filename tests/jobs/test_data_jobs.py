@@ -79,6 +79,27 @@ def test_normalise() -> None:
     assert curate.normalise("\ufeffa\u0301b  \r\nc\x00\r\rd\n\n\n\ne\t\n") == "\u00e1b\nc\n\nd\n\ne"
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(20, 200), st.booleans())
+def test_sections_are_the_text(lengths: list[int], limit: int, lines: bool) -> None:
+    mark = "\n" if lines else "\n\n"
+    text = mark.join("x" * length for length in lengths)
+    parts = curate.sections(text, limit)
+    assert mark.join(parts) == text
+    longest = max(lengths)
+    assert all(len(part) <= 1.5 * limit + longest for part in parts)
+    assert curate.sections(text, 0) == [text]
+
+
+def test_one_long_document_has_a_held_out_part(texts: Path, work: Work) -> None:
+    (texts / "book.txt").write_text("\n\n".join(prose(n) for n in range(200)))
+    config = {"sources": [{"path": "book.txt"}], "heldout": 0.1, "section_chars": 500}
+    out, _ = work(curate.JOB, config)
+    kept = {split: list(corpus.texts(out / split)) for split in ("train", "heldout")}
+    assert len(kept["heldout"]) > 2
+    together = sorted((d for part in kept.values() for d in part), key=lambda d: int(d.id.split(".")[1]))
+    assert "\n\n".join(d.text for d in together) == (texts / "book.txt").read_text()
+
+
 def test_curate_refuses_what_leaves_nothing(texts: Path, work: Work) -> None:
     with pytest.raises(ShunterError, match="none of 60 documents is left"):
         work(curate.JOB, {"sources": SOURCES, "min_chars": 100_000})
