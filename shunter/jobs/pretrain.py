@@ -9,9 +9,18 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from shunter.jobs import training
+from shunter.jobs.milestones import Milestones, tracker
 from shunter.models.spec import DecoderShape
 from shunter.recipe.job import Input, JobConfig, JobContext
 from shunter.train.config import TrainConfig, TrainHow
+
+
+class PretrainHow(TrainHow):
+    """How to train, and what to look at meanwhile."""
+
+    milestones: Milestones | None = Field(
+        None, description="Score and samples during the training, at some validations."
+    )
 
 
 class PretrainConfig(JobConfig):
@@ -25,12 +34,17 @@ class PretrainConfig(JobConfig):
         None, description="Job whose model is trained further, instead of a new one."
     )
     train: TrainConfig = Field(description="How long, how fast, with which optimizer.")
-    how: TrainHow = Field(default_factory=TrainHow, description="Choices that must not change the result.")
+    how: PretrainHow = Field(
+        default_factory=PretrainHow, description="Choices that must not change the result."
+    )
 
     @model_validator(mode="after")
     def _one_beginning(self) -> PretrainConfig:
         if (self.model is None) == (self.init is None):
             raise ValueError("give either model, for a new one, or init")
+        every = self.train.validate_every
+        if self.how.milestones is not None and every and self.how.milestones.every % every:
+            raise ValueError(f"how.milestones.every must be a multiple of train.validate_every, {every}")
         return self
 
 
@@ -63,7 +77,11 @@ class PretrainJob:
             shape = context.config.model.model_dump()
             decoder = Decoder(DecoderSpec(**shape, vocab_size=rows.vocab_size, max_positions=rows.row_length))
             init_weights(decoder, context.config.seed)
-        return training.train(context, decoder, tokens)
+        look = None
+        if (wanted := context.config.how.milestones) is not None:
+            last = context.config.train.steps
+            look = tracker(wanted, decoder, tokens, context.events, context.config.seed, last)
+        return training.train(context, decoder, tokens, look)
 
 
 JOB = PretrainJob()

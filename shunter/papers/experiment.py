@@ -17,17 +17,17 @@ Arm = Mapping[str, Artefact]  # job name -> what it published
 class Experiment:
     """A small measurement that supports or refutes a paper's claim.
 
-    Each arm is `recipe` with its overrides; each arm runs once a seed, as jobs in the artefact store,
-    so an interrupted experiment continues and arms share every job they have in common. `measure`
-    sees all arms of one seed at once (paired) and returns each arm's metrics; it never decides
-    whether a claim holds. `table` gives the units of the metrics, in the order to print.
+    Each arm is `recipe` with the overrides that `arms(seed, short)` gives it; each arm runs once a
+    seed, as jobs in the artefact store, so an interrupted experiment continues and arms share every
+    job they have in common. `short` asks for a form that is quick and proves the machinery only.
+    `measure` sees all arms of one seed at once (paired) and returns each arm's metrics; it never
+    decides whether a claim holds. `table` gives the units of the metrics, in the order to print.
     """
 
     slug: str
     recipe: Path
-    arms: Mapping[str, Sequence[str]]
+    arms: Callable[[int, bool], Mapping[str, Sequence[str]]]
     seeds: Sequence[int]
     measure: Callable[[Mapping[str, Arm]], Mapping[str, Samples]]
     table: Mapping[str, str]
-    short: Sequence[str] = ()  # overrides that make it quick, for tests of the harness
     notes: Callable[[Mapping[str, Mapping[str, Any]]], Sequence[str]] = lambda verdicts: ()

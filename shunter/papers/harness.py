@@ -123,11 +123,16 @@ def show(result: Mapping[str, Any]) -> None:
 
     console = Console()
     console.print(f"[bold]{result['slug']}[/bold]: {result['claim']}\n")
-    table = Table("metric", "unit", "arm", "mean over seeds", "by seed", box=None, header_style="bold")
-    for row in result["table"]:
-        values = "  ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row["values"])
-        table.add_row(row["metric"], row["unit"], row["arm"], f"{row['mean']:.4g}", values)
+    arms = list(dict.fromkeys(row["arm"] for row in result["table"]))
+    metrics = {row["metric"]: row["unit"] for row in result["table"]}
+    table = Table("arm, mean over seeds", *metrics, box=None, header_style="bold")
+    means = {(row["arm"], row["metric"]): row["mean"] for row in result["table"]}
+    for arm in arms:
+        cells = (means.get((arm, metric)) for metric in metrics)
+        table.add_row(arm, *("" if cell is None else f"{cell:.4g}" for cell in cells))
     console.print(table)
+    for metric, unit in metrics.items():
+        console.print(f"  {metric}: {unit}", style="dim", highlight=False)
     verdicts = Table("claim", "holds", "baseline", "ours", "why", box=None, header_style="bold")
     for verdict in result["claims"]:
         mark = "[green]yes[/green]" if verdict["holds"] else "[red]no[/red]"
@@ -149,10 +154,10 @@ def _run_seed(experiment: Experiment, seed: int, store: Path, short: bool, quiet
     from shunter.recipe.store import Store
 
     runs: dict[str, dict[str, Artefact]] = {}
-    for arm, overrides in experiment.arms.items():
+    for arm, overrides in experiment.arms(seed, short).items():
         if not quiet:
             print(f"{experiment.slug}: arm {arm}, seed {seed}", flush=True)
-        chosen = [f"seed={seed}", *(experiment.short if short else ()), *overrides]
+        chosen = [f"seed={seed}", *overrides]
         graph = load_recipe(experiment.recipe, chosen, KINDS)
         runs[arm] = run_graph(graph, Store(store), quiet=quiet)
     return {arm: dict(values) for arm, values in experiment.measure(runs).items()}
