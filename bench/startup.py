@@ -6,18 +6,14 @@ cannot go below. Promises: 0.2 s and 0.5 s.
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench.measure import ROOT, rounded, save
+
 ROUNDS = 9
 SHUNTER = [sys.executable, "-m", "shunter.cli.main"]
 PROMISES = {"help": 0.2, "dry-run": 0.5}
@@ -42,37 +38,19 @@ def main() -> int:
     for name, value in medians.items():
         promise = f"  promise {PROMISES[name]:.1f} s" if name in PROMISES else "  baseline"
         print(f"{name:<14}{value:7.3f} s{promise}")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    result = {
-        "what": "seconds until the command ends, median",
-        "unit": "s",
-        "rounds": ROUNDS,
-        "baseline": {"import torch": medians["import torch"]},
-        "ours": {name: medians[name] for name in PROMISES},
-        "promises": PROMISES,
-        "all": {name: values[1:] for name, values in seconds.items()},
-        "machine": {
-            "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}",
+    save(
+        "startup",
+        {
+            "what": "seconds until the command ends, median",
+            "unit": "s",
+            "rounds": ROUNDS,
+            "baseline": {"import torch": medians["import torch"]},
+            "ours": {name: medians[name] for name in PROMISES},
+            "promises": PROMISES,
+            "all": {name: rounded(values[1:]) for name, values in seconds.items()},
         },
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-    }
-    target = ROOT / "bench" / "results" / "startup.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    )
     return int(any(medians[name] > promise for name, promise in PROMISES.items()))
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

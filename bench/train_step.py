@@ -1,0 +1,237 @@
+"""Our training step against transformers' LlamaForCausalLM: same configuration, weights, rows, optimizer.
+
+A step is forward, loss, backward, clipping and AdamW (fused), from token ids to new weights. Both sides
+have the same number of threads, sdpa attention, and take turns. `rows` are whole rows without padding.
+`documents` are rows of four documents that do not see each other: we gather segments, transformers takes
+position ids and builds a dense mask.
+
+Peak live bytes come from the profiler's memory events over one step, plus what is alive before it
+(parameters and optimizer state): the same tool on both sides, saved activations and logits included.
+
+`python -m bench.train_step` measures all; `python -m bench.train_step 5M-eager-fp32-rows` one case. Cases
+not measured keep their earlier result.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.measure import RESULTS, alternate, machine, rounded, save
+from shunter.data.tokens import IGNORE, Batch
+from shunter.models.decoder import Decoder
+from shunter.models.hf import save_model
+from shunter.models.init import init_weights
+from shunter.models.spec import DecoderSpec
+from shunter.train.config import TrainConfig
+from shunter.train.objective import CrossEntropy
+from shunter.train.optim import Optimizers
+from shunter.train.step import train_step
+
+RATE, CLIP = 3e-4, 1.0
+GOALS = {"eager-fp32": 0.98, "compiled-fp32": 1.08, "compiled-bf16": 1.15}
+MEMORY_GOAL = 0.8
+# The interval of the ratio shall be this narrow, or the time be up.
+WIDTH, LIMIT, ROUNDS = 0.02, 45.0, 16
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and the batch that it is trained on."""
+
+    spec: DecoderSpec
+    rows: int
+    length: int
+
+
+def _spec(vocab: int, dim: int, layers: int, ffn: int) -> DecoderSpec:
+    heads = dim // 64
+    return DecoderSpec(
+        vocab_size=vocab, max_positions=1024, dim=dim, num_layers=layers, num_heads=heads,
+        num_kv_heads=heads, head_dim=64, ffn_dim=ffn, tied=True,
+    )  # fmt: skip
+
+
+SIZES = {
+    "5M": Size(_spec(8192, 256, 4, 704), rows=8, length=256),
+    "30M": Size(_spec(8192, 512, 8, 1408), rows=8, length=256),
+}
+CASES = {
+    f"{size}-{mode}-{sort}": (size, mode, sort)
+    for size, mode, sort in product(SIZES, GOALS, ("rows", "documents"))
+}
+
+
+def batch_of(size: Size, sort: str, seed: int = 0) -> Batch:
+    """Random rows of one document, or of four."""
+    draw = np.random.default_rng(seed)
+    shape = (size.rows, size.length)
+    tokens = draw.integers(0, size.spec.vocab_size, shape)
+    segments = np.zeros(shape, dtype=np.int32)
+    positions = np.tile(np.arange(size.length), (size.rows, 1))
+    targets = np.full(shape, IGNORE, dtype=np.int64)
+    targets[:, :-1] = tokens[:, 1:]
+    if sort == "documents":
+        for row in range(size.rows):
+            cuts = sorted(draw.choice(np.arange(8, size.length - 8), 3, replace=False).tolist())
+            for cut in cuts:
+                segments[row, cut:] += 1
+                positions[row, cut:] = np.arange(size.length - cut)
+                targets[row, cut - 1] = IGNORE
+    return Batch(tokens, targets, segments, positions, np.arange(size.rows))
+
+
+def ours(folder: Path, size: Size, mode: str, batch: Batch) -> Callable[[], float]:
+    """Write the weights for the other side, and return our step."""
+    decoder = Decoder(size.spec)
+    init_weights(decoder, 0)
+    save_model(decoder, folder)
+    config = TrainConfig(steps=1000, optimizer="adamw", lr=RATE)
+    optimizers = Optimizers(decoder, config)
+    compiled, precision = mode.split("-")
+    model: Any = torch.compile(decoder) if compiled == "compiled" else decoder
+    objective, device = CrossEntropy(), torch.device("cpu")
+
+    def step() -> float:
+        return train_step(
+            model, decoder, optimizers, objective, [batch],
+            step=0, rate=RATE, clip=CLIP, device=device, precision=precision,
+        ).loss  # fmt: skip
+
+    return step
+
+
+def theirs(folder: Path, mode: str, sort: str, batch: Batch) -> Callable[[], float]:
+    """The step that a user of transformers writes, on the weights in `folder`."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").train()
+    config = TrainConfig(steps=1000, optimizer="adamw", lr=RATE)
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    betas = (config.betas[0], config.betas[1])
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=betas, eps=config.eps, fused=True)
+    compiled, precision = mode.split("-")
+    called: Any = torch.compile(model) if compiled == "compiled" else model
+    labels = batch.tokens.copy()
+    labels[:, 1:][batch.targets[:, :-1] == IGNORE] = IGNORE
+    inputs = {"input_ids": torch.from_numpy(batch.tokens), "labels": torch.from_numpy(labels)}
+    if sort == "documents":
+        inputs["position_ids"] = torch.from_numpy(batch.positions)
+
+    def step() -> float:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = called(**inputs, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
+
+
+def peak_bytes(step: Callable[[], object], before: int) -> int:
+    """The most bytes of tensors alive during one step, `before` of them already when it begins."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    live = peak = 0
+    results: Any = record.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return before + peak
+
+
+def measure(case: str) -> dict[str, Any]:
+    """One case: both sides on the same weights and rows. Raises if their losses are not the same."""
+    name, mode, sort = CASES[case]
+    size = SIZES[name]
+    batch = batch_of(size, sort)
+    with tempfile.TemporaryDirectory() as folder:
+        a = ours(Path(folder), size, mode, batch)
+        b = theirs(Path(folder), mode, sort, batch)
+    losses = [[a(), b()] for _ in range(4)]
+    tolerance = 2e-2 if mode.endswith("bf16") else 1e-4
+    if max(abs(x - y) for x, y in losses) > tolerance:
+        raise SystemExit(f"{case}: the two sides do not compute the same: {losses}")
+    found = alternate(a, b, ROUNDS, 1, width=WIDTH, limit=LIMIT)
+    parameters = size.spec.num_parameters
+    static = 3 * 4 * parameters  # weights, two moments
+    bytes_a, bytes_b = peak_bytes(a, static), peak_bytes(b, static)
+    tokens = size.rows * size.length
+    medians = {side: float(np.median(found[side])) for side in "ab"}
+    return {
+        "parameters": parameters,
+        "batch": [size.rows, size.length],
+        "tokens_per_second": {"ours": tokens / medians["a"], "baseline": tokens / medians["b"]},
+        "ratio": found["ratio_median"],
+        "interval": [found["ratio_low"], found["ratio_high"]],
+        "goal": GOALS[mode],
+        "reached": found["ratio_median"] >= GOALS[mode],
+        "rounds": len(found["a"]),
+        "peak_mib": {"ours": bytes_a / 2**20, "baseline": bytes_b / 2**20, "before": static / 2**20},
+        "peak_ratio": bytes_a / bytes_b,
+        "peak_goal": MEMORY_GOAL,
+        "peak_reached": bytes_a <= MEMORY_GOAL * bytes_b,
+        "losses": losses[-1],
+        "seconds": {"ours": rounded(found["a"]), "baseline": rounded(found["b"])},
+        "machine": machine(),
+    }
+
+
+def main() -> int:
+    """Measure the cases named, or all. Returns 0; what is not reached stands in the table."""
+    chosen = sys.argv[1:] or list(CASES)
+    if unknown := [case for case in chosen if case not in CASES]:
+        print(f"error: no such case: {', '.join(unknown)}. Known: {', '.join(CASES)}.", file=sys.stderr)
+        return 2
+    threads = int(os.environ.get("BENCH_THREADS", "0")) or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    path = RESULTS / "train_step.json"
+    kept: dict[str, Any] = json.loads(path.read_text("utf-8"))["cases"] if path.exists() else {}
+    print(f"{'case':<30}{'ours tok/s':>11}{'theirs':>9}{'ratio':>7}  interval       goal   peak ratio")
+    for case in chosen:
+        torch._dynamo.reset()
+        found = measure(case)
+        kept[case] = {**found, "threads": threads}
+        speed, (low, high) = found["tokens_per_second"], found["interval"]
+        mark = "" if found["reached"] else "  NOT REACHED"
+        memory = "" if found["peak_reached"] else f"  OVER {MEMORY_GOAL}"
+        print(
+            f"{case:<30}{speed['ours']:>11.0f}{speed['baseline']:>9.0f}{found['ratio']:>7.3f}"
+            f"  {low:.3f}-{high:.3f}  {found['goal']:.2f}{mark}   {found['peak_ratio']:.3f}{memory}",
+            flush=True,
+        )
+        save(
+            "train_step",
+            {
+                "what": "tokens a second of a whole training step, ours by transformers' LlamaForCausalLM",
+                "how": "alternating in one process; the median of the ratios of rounds, 95 % bootstrap",
+                "note": "Other work may have shared the cores: each case tells the load when it ended.",
+                "cases": {name: kept[name] for name in CASES if name in kept},
+            },
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
