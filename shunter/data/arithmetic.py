@@ -52,6 +52,20 @@ def expressions(text: str) -> Iterator[Expression]:
             yield found
 
 
+def table(limit: int) -> dict[str, Expression]:
+    """Sums, differences and products of two numbers from 0 (products: 2) to `limit`, by key; 0: none."""
+    found: dict[str, Expression] = {}
+    numbers = range(limit + 1) if limit else range(0)
+    for op in "+-*":
+        for a in numbers:
+            for b in numbers:
+                if (op == "-" and b > a) or (op == "*" and min(a, b) < 2):
+                    continue
+                expression = Expression(a, op, b)
+                found.setdefault(expression.key, expression)
+    return found
+
+
 def phrasings() -> int:
     """How many ways there are to ask."""
     return len(_PHRASINGS)

@@ -13,6 +13,7 @@ from shunter.config.errors import ShunterError
 from shunter.generate.config import SamplingConfig
 from shunter.generate.sampling import choose, uniforms
 from shunter.models.cache import KVCache
+from shunter.models.decode import decode
 from shunter.models.decoder import Decoder
 
 StopReason = Literal["stop", "length", "context"]
@@ -100,15 +101,17 @@ class _Batch:
 
     def run(self) -> None:
         """Write until every prompt is finished."""
+        logits = self.model.logits(self.model(self.tokens, cache=self.cache)[:, -1])
         for step in range(self.steps):
-            hidden = self.model(self.tokens, cache=self.cache)[:, -1]
+            if step:
+                logits = decode(self.model, self.tokens, self.cache)
             uniform = None if self.uniforms is None else self.uniforms[:, step]
-            tokens, logprobs = choose(self.model.logits(hidden), uniform, self.config)
+            tokens, logprobs = choose(logits, uniform, self.config)
             self._note(step, tokens.tolist(), logprobs.tolist())
             going = [i for i, row in enumerate(self.rows) if row is not None]
             if not going:
                 return
-            self.tokens = tokens[:, None]
+            self.tokens = tokens
             # Leaving costs a copy of the cache: it pays off when half of the batch is finished.
             if len(going) <= len(self.rows) // 2:
                 self._keep(going)

@@ -28,7 +28,10 @@ class ArithmeticConfig(Config):
         None, description="Problems for the held-out split; none: a share of `source`'s expressions."
     )
     phrasings: int = Field(2, ge=1, le=5, description="Ways in which each training expression is asked.")
-    limit: int = Field(0, ge=0, description="Expressions to use in each split; 0: all.")
+    up_to: int = Field(
+        0, ge=0, le=1000, description="Also ask all sums, differences and products of numbers up to this one."
+    )
+    limit: int = Field(0, ge=0, description="Expressions of the sources to use in each split; 0: all.")
 
 
 class ContinuationConfig(Config):
@@ -160,10 +163,14 @@ def _arithmetic(
     else:
         heldout = {key: e for key, e in train.items() if _side(key, context.config) == "heldout"}
         train = {key: e for key, e in train.items() if key not in heldout}
+    if config.limit:
+        train, heldout = (dict(list(found.items())[: config.limit]) for found in (train, heldout))
+    for key, expression in arithmetic.table(config.up_to).items():
+        if key not in train and key not in heldout:
+            side = train if _side(key, context.config) == "train" else heldout
+            side[key] = expression
     for split, found, ways in (("train", train, config.phrasings), ("heldout", heldout, 1)):
-        for number, (key, expression) in enumerate(found.items()):
-            if config.limit and number >= config.limit:
-                break
+        for key, expression in found.items():
             first = derive_seed(context.config.seed, "phrasing", key) % arithmetic.phrasings()
             for way in range(ways):
                 yield split, Talk(f"{key}@{way}", "arithmetic", arithmetic.ask(expression, first + way))

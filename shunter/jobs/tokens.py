@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -17,6 +18,7 @@ from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
 if TYPE_CHECKING:
     from shunter.data.tokenizer import Tokenizer
 
+PART_BYTES = 1 << 20  # of text that is tokenised at once
 SPLITS = ("train", "heldout")
 
 
@@ -108,7 +110,7 @@ class TokensJob:
             else documents(source / split, tokenizer)
         )
         done = 0
-        for part in parts:
+        for part in ahead(parts):
             writer.append(part.tokens, part.ids, part.text_bytes, part.masks if masked else None)
             done += len(part.ids)
             context.events.progress(done, None, f"{split} {'conversations' if talks else 'documents'}")
@@ -126,14 +128,34 @@ def documents(folder: Path, tokenizer: Tokenizer) -> Iterator[_Encoded]:
 
     end = np.asarray([tokenizer.end_of_text], dtype=np.uint32)
     for batch in corpus.batches(folder):
-        texts = [document.text for document in batch]
-        encoded = tokenizer.encode_batch(texts)
-        yield _Encoded(
-            [np.concatenate([end, ids, end]) for ids in encoded],
-            None,
-            [document.id for document in batch],
-            [len(text.encode()) for text in texts],
-        )
+        sizes = [len(document.text.encode()) for document in batch]
+        for part in _parts(sizes):
+            encoded = tokenizer.encode_batch([document.text for document in batch[part]])
+            yield _Encoded(
+                [np.concatenate([end, ids, end]) for ids in encoded],
+                None,
+                [document.id for document in batch[part]],
+                sizes[part],
+            )
+
+
+def _parts(sizes: Sequence[int]) -> Iterator[slice]:
+    """Slices of about PART_BYTES: the library keeps over a hundred bytes a token until it is done."""
+    begin = held = 0
+    for at, size in enumerate(sizes, 1):
+        held += size
+        if held >= PART_BYTES or at == len(sizes):
+            yield slice(begin, at)
+            begin, held = at, 0
+
+
+def ahead(parts: Iterator[_Encoded]) -> Iterator[_Encoded]:
+    """The same parts, the next one made in a thread meanwhile: the library works without the GIL."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = pool.submit(next, parts, None)
+            yield part
 
 
 def conversations(path: Path, tokenizer: Tokenizer, batch: int = 512) -> Iterator[_Encoded]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shunter.data.arithmetic import Expression, ask, expressions, phrasings
+from shunter.data.arithmetic import Expression, ask, expressions, phrasings, table
 
 
 def test_notes_are_found_and_checked() -> None:
@@ -25,3 +25,12 @@ def test_answers_and_keys(a: int, op: str, b: int) -> None:
         assert str(b) in question["content"]
         questions.add(question["content"])
     assert len(questions) == phrasings()
+
+
+def test_the_table_holds_each_expression_once() -> None:
+    found = table(12)
+    assert all(key == expression.key for key, expression in found.items())
+    assert {e.value for e in found.values() if e.op == "+"} == set(range(25))
+    assert all(e.value >= 0 for e in found.values())
+    assert len([k for k in found if "*" in k]) == 11 * 12 // 2
+    assert table(0) == {}

@@ -174,7 +174,11 @@ def problems(path: Path, first: int, last: int) -> None:
 def test_no_held_out_question_was_trained_on(texts: Path, work: Work, own_heldout: bool) -> None:
     problems(texts / "a.jsonl", 1, 12)
     problems(texts / "b.jsonl", 8, 20)
-    arithmetic: dict[str, Any] = {"source": {"path": "a.jsonl", "field": "answer"}, "phrasings": 3}
+    arithmetic: dict[str, Any] = {
+        "source": {"path": "a.jsonl", "field": "answer"},
+        "phrasings": 3,
+        "up_to": 9,
+    }
     if own_heldout:
         arithmetic["heldout"] = {"path": "b.jsonl", "field": "answer"}
     out, _ = work(conversations.JOB, {"arithmetic": arithmetic, "heldout": 0.3})
