@@ -26,11 +26,15 @@ def papers(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("paper", "state", "claim holds", "title", "lacks", box=None, header_style="bold")
+    table = Table("paper", "state", "holds", box=None, header_style="bold")
+    table.add_column("title", no_wrap=True, overflow="ellipsis")
     for paper in chosen:
         holds = "-" if paper.holds is None else ("yes" if paper.holds else "no")
-        lacks = "" if paper.state == "missing" else "; ".join(paper.lacks)
-        table.add_row(paper.slug, paper.state, holds, paper.title, lacks)
-    Console().print(table)
+        table.add_row(paper.slug, paper.state, holds, paper.title)
+    console = Console()
+    console.print(table)
+    for paper in chosen:
+        if paper.state == "partial":
+            console.print(f"{paper.slug} lacks: {'; '.join(paper.lacks)}", markup=False)
     counts = {s: sum(paper.state == s for paper in known) for s in ("works", "partial", "missing")}
     typer.echo(", ".join(f"{count} {name}" for name, count in counts.items()) + f" of {len(known)} papers")
