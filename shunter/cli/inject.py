@@ -20,9 +20,7 @@ def inject(
     step: Annotated[int | None, typer.Option(help="Only at this step of a training.")] = None,
     job: Annotated[str | None, typer.Option(help="Only in this job.")] = None,
     hit: Annotated[int, typer.Option(help="Strike at the how-manieth passage.")] = 1,
-    times: Annotated[
-        int, typer.Option(min=1, help="Without --point: how many faults, one after another.")
-    ] = 1,
+    times: Annotated[int, typer.Option(min=1, help="How many faults, each in an attempt of its own.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Without --point: steps among which one is drawn.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
     compare: Annotated[
@@ -43,6 +41,8 @@ def inject(
         raise ShunterError(
             "no recipe is given", mend="`shunter inject --list` shows points, --help the options."
         )
+    if kind == "nan" and compare is not None:
+        raise ShunterError("a step that is skipped changes the weights", mend="Leave out --compare.")
     chosen = faults.chosen(kind, point, step, job, hit, times, steps, seed)
     outcome = drill.drill(
         recipe,

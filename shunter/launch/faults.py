@@ -18,12 +18,12 @@ def chosen(
     steps: int,
     seed: int,
 ) -> list[Fault]:
-    """The one fault described, or `times` kills at points drawn by the seed. Raises ShunterError."""
+    """`times` faults as described, or kills at points drawn by the seed. Raises ShunterError."""
     if point is None and step is None and kind == "kill":
         return [random_fault(seed, number, steps) for number in range(times)]
     default = "checkpoint.shard" if kind == "truncate" else "train.step"
     data = {"kind": kind, "point": point or default, "step": step, "job": job, "hit": hit}
-    return [parse(Fault, {key: value for key, value in data.items() if value is not None})]
+    return [parse(Fault, {key: value for key, value in data.items() if value is not None})] * times
 
 
 def catalogue() -> dict[str, dict[str, str]]:

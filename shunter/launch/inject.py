@@ -15,7 +15,6 @@ from pydantic import Field, model_validator
 from shunter.config import yaml
 from shunter.config.base import Config
 from shunter.config.check import parse
-from shunter.config.errors import ShunterError
 from shunter.config.nearest import nearest
 from shunter.config.seed import derive_seed
 from shunter.record import points
@@ -82,7 +81,7 @@ class Injector:
         for number, fault in enumerate(self.plan.faults):
             if fault.point != point or (fault.step is not None and facts.get("step") != fault.step):
                 continue
-            if fault.job is not None and self.job != fault.job:
+            if fault.job is not None and facts.get("job", self.job) != fault.job:
                 continue
             self.passages[number] += 1
             if fault.probability < 1:
@@ -133,12 +132,3 @@ def random_fault(seed: int, number: int, steps: int) -> Fault:
     point = draw.choice(sorted(points.POINTS))
     hit = draw.randint(1, steps) if point.startswith("train.") else draw.randint(1, 3)
     return Fault(kind="kill", point=point, hit=hit)
-
-
-def unknown(point: str) -> ShunterError:
-    """The sentence for a point that does not exist."""
-    near = nearest(point, list(points.POINTS))
-    return ShunterError(
-        f"no such point: {point!r}",
-        mend=f"Did you mean {near!r}?" if near else "`shunter inject --list` shows them.",
-    )
