@@ -26,13 +26,17 @@ def papers(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("paper", "state", "holds", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for name in ("paper", "state", "holds"):
+        longest = max((len(p.slug if name == "paper" else p.state) for p in chosen), default=0)
+        table.add_column(name, no_wrap=True, min_width=longest if name != "holds" else None)
     table.add_column("title", no_wrap=True, overflow="ellipsis")
     for paper in chosen:
         holds = "-" if paper.holds is None else ("yes" if paper.holds else "no")
         table.add_row(paper.slug, paper.state, holds, paper.title)
     console = Console()
-    console.print(table)
+    if chosen:
+        console.print(table)
     for paper in chosen:
         if paper.state == "partial":
             console.print(f"{paper.slug} lacks: {'; '.join(paper.lacks)}", markup=False)
