@@ -15,7 +15,7 @@ import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +62,40 @@ def alternate(
     The ratio is b's seconds by a's of the same round, so above 1 `a` is the faster; its median comes
     with a 95 % bootstrap interval. With `width`, rounds go on until the interval is no wider than
     that share of the median, or `limit` seconds have passed.
+
+    cpu_ratio_median is the same of the process's CPU seconds (all threads): on a machine whose cores
+    are shared it varies much less, but it does not see what waits, nor what runs side by side.
     """
     for _ in range(warmup):
         a()
         b()
     seconds: dict[str, list[float]] = {"a": [], "b": []}
+    cpu: dict[str, list[float]] = {"a": [], "b": []}
     begin = time.perf_counter()
     while True:
         turn = (("a", a), ("b", b)) if len(seconds["a"]) % 2 == 0 else (("b", b), ("a", a))
         for name, side in turn:
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             side()
             seconds[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - used)
         count = len(seconds["a"])
         if count < rounds or (width is not None and count % 4):
             continue
-        ratios = [other / ours for ours, other in zip(seconds["a"], seconds["b"], strict=True)]
-        middle, low, high = interval(ratios)
+        middle, low, high = _ratio(seconds)
         if width is None or high - low <= width * middle or time.perf_counter() - begin > limit:
-            return {**seconds, "ratio_median": middle, "ratio_low": low, "ratio_high": high}
+            return {
+                **seconds,
+                "ratio_median": middle,
+                "ratio_low": low,
+                "ratio_high": high,
+                "cpu_ratio_median": _ratio(cpu)[0],
+            }
+
+
+def _ratio(seconds: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
+    """How many times faster a is than b, round by round: median and interval."""
+    return interval([other / ours for ours, other in zip(seconds["a"], seconds["b"], strict=True)])
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -185,6 +185,7 @@ def measure(case: str) -> dict[str, Any]:
         "tokens_per_second": {"ours": tokens / medians["a"], "baseline": tokens / medians["b"]},
         "ratio": found["ratio_median"],
         "interval": [found["ratio_low"], found["ratio_high"]],
+        "cpu_ratio": found["cpu_ratio_median"],
         "goal": GOALS[mode],
         "reached": found["ratio_median"] >= GOALS[mode],
         "rounds": len(found["a"]),
@@ -208,7 +209,7 @@ def main() -> int:
     torch.set_num_threads(threads)
     path = RESULTS / "train_step.json"
     kept: dict[str, Any] = json.loads(path.read_text("utf-8"))["cases"] if path.exists() else {}
-    print(f"{'case':<30}{'ours tok/s':>11}{'theirs':>9}{'ratio':>7}  interval       goal   peak ratio")
+    print(f"{'case':<30}{'ours tok/s':>11}{'theirs':>9}{'ratio':>7}  interval       cpu    goal   peak ratio")
     for case in chosen:
         torch._dynamo.reset()
         found = measure(case)
@@ -218,7 +219,8 @@ def main() -> int:
         memory = "" if found["peak_reached"] else f"  OVER {MEMORY_GOAL}"
         print(
             f"{case:<30}{speed['ours']:>11.0f}{speed['baseline']:>9.0f}{found['ratio']:>7.3f}"
-            f"  {low:.3f}-{high:.3f}  {found['goal']:.2f}{mark}   {found['peak_ratio']:.3f}{memory}",
+            f"  {low:.3f}-{high:.3f}  {found['cpu_ratio']:.3f}  "
+            f"{found['goal']:.2f}{mark}   {found['peak_ratio']:.3f}{memory}",
             flush=True,
         )
         save(
