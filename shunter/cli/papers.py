@@ -23,22 +23,15 @@ def papers(
     if as_json:
         typer.echo(json.dumps([paper.as_json() for paper in chosen], indent=1, ensure_ascii=False))
         return
-    from rich.console import Console
-    from rich.table import Table
+    import shutil
 
-    table = Table(box=None, header_style="bold")
-    for name in ("paper", "state", "holds"):
-        longest = max((len(p.slug if name == "paper" else p.state) for p in chosen), default=0)
-        table.add_column(name, no_wrap=True, min_width=longest if name != "holds" else None)
-    table.add_column("title", no_wrap=True, overflow="ellipsis")
+    room = shutil.get_terminal_size((120, 24)).columns
+    width = max((len(paper.slug) for paper in chosen), default=0)
     for paper in chosen:
-        holds = "-" if paper.holds is None else ("yes" if paper.holds else "no")
-        table.add_row(paper.slug, paper.state, holds, paper.title)
-    console = Console()
-    if chosen:
-        console.print(table)
+        holds = "" if paper.holds is None else "holds" if paper.holds else "does not hold"
+        typer.echo(f"{paper.slug:<{width}}  {paper.state:<7}  {holds:<13}  {paper.title}"[:room].rstrip())
     for paper in chosen:
         if paper.state == "partial":
-            console.print(f"{paper.slug} lacks: {'; '.join(paper.lacks)}", markup=False)
+            typer.echo(f"{paper.slug} lacks: {'; '.join(paper.lacks)}")
     counts = {s: sum(paper.state == s for paper in known) for s in ("works", "partial", "missing")}
     typer.echo(", ".join(f"{count} {name}" for name, count in counts.items()) + f" of {len(known)} papers")
