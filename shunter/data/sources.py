@@ -12,8 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
 from shunter.config.base import Config
@@ -178,6 +176,9 @@ def _archive(
 
 
 def _template(source: SourceConfig) -> Callable[[Record, Callable[[Problem], None]], str | None]:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     template = None
     if source.template is not None:
         try:

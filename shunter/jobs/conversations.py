@@ -7,17 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from shunter.config.base import Config
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
-from shunter.data import arithmetic, corpus
+from shunter.data import arithmetic
 from shunter.data.sources import Problem, Record, SourceConfig, contents, files
-from shunter.data.talks import Talk, continuations, own
 from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
+
+if TYPE_CHECKING:
+    from shunter.data.talks import Talk
 
 
 class ArithmeticConfig(Config):
@@ -126,6 +128,9 @@ class ConversationsJob:
 def _talks(
     context: JobContext[ConversationsConfig], report: Any, forms: dict[str, int]
 ) -> Iterator[tuple[str, Talk]]:
+    from shunter.data import corpus
+    from shunter.data.talks import continuations, own
+
     config = context.config
     for source in config.sources:
         for talk in own(source, context.base, report, forms):
@@ -156,6 +161,8 @@ def _talks(
 def _arithmetic(
     config: ArithmeticConfig, context: JobContext[ConversationsConfig], report: Any
 ) -> Iterator[tuple[str, Talk]]:
+    from shunter.data.talks import Talk
+
     train = _expressions(config.source, context.base, report)
     if config.heldout is not None:
         heldout = _expressions(config.heldout, context.base, report)

@@ -14,7 +14,6 @@ from typing import IO, Any, ClassVar
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
-from shunter.data import corpus
 from shunter.data.sources import Document, Problem, SourceConfig, documents, files
 from shunter.recipe.job import JobConfig, JobContext, Stopped
 
@@ -165,6 +164,8 @@ class _Output:
         self.sources: dict[str, Counter[str]] = {}
 
     def __enter__(self) -> _Output:
+        from shunter.data import corpus
+
         self._dropped: IO[str] = (self.folder / "dropped.jsonl").open("w", encoding="utf-8")
         self._problems: IO[str] = (self.folder / "problems.jsonl").open("w", encoding="utf-8")
         self.splits = {split: corpus.Writer(self.folder / split) for split in SPLITS}

@@ -85,10 +85,10 @@ class EvaluateJob:
     Config: ClassVar[type[JobConfig]] = EvaluateConfig
 
     def check(self, config: EvaluateConfig, base: Path) -> Sequence[str]:
-        from shunter.evaluate.choices import from_file
-
         for task in config.tasks:
             if isinstance(task, MultipleChoiceTask) and task.path is not None:
+                from shunter.evaluate.choices import from_file
+
                 from_file(base / task.path, task.prompt)
             if isinstance(task, LmEvalTask):
                 if find_spec("lm_eval") is None:
@@ -102,11 +102,11 @@ class EvaluateJob:
         return []
 
     def reads(self, config: EvaluateConfig, base: Path) -> Sequence[Path]:
-        from shunter.evaluate.choices import from_file
-
         found: list[Path] = []
         for task in config.tasks:
             if isinstance(task, MultipleChoiceTask) and task.path is not None:
+                from shunter.evaluate.choices import from_file
+
                 from_file(base / task.path, task.prompt)  # a missing file is named here
                 found.append(base / task.path)
             elif isinstance(task, LmEvalTask):

@@ -9,8 +9,6 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from shunter.recipe.job import Input, JobConfig, JobContext
-from shunter.report.facts import from_artefacts
-from shunter.report.page import render
 
 TYPES = ("corpus", "conversations", "tokenizer", "tokens", "model", "scores")
 
@@ -36,6 +34,9 @@ class ReportJob:
         return []
 
     def run(self, context: JobContext[ReportConfig]) -> dict[str, Any]:
+        from shunter.report.facts import from_artefacts
+        from shunter.report.page import render
+
         facts = from_artefacts(context.config.title, context.many("of"))
         page = render(facts)
         (context.out / "report.html").write_text(page, encoding="utf-8")

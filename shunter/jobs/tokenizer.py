@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from shunter.config.errors import ShunterError
-from shunter.data import corpus
 from shunter.recipe.job import Input, JobConfig, JobContext
 
 MIN_VOCABULARY = 256 + 6  # every byte, and the special tokens
@@ -41,6 +40,7 @@ class TokenizerJob:
         return []
 
     def run(self, context: JobContext[TokenizerConfig]) -> dict[str, Any]:
+        from shunter.data import corpus
         from shunter.data.tokenizer import Tokenizer, save, train
 
         config = context.config
@@ -61,6 +61,8 @@ class TokenizerJob:
 
 
 def _sample(folder: Path, limit: int) -> Iterator[str]:
+    from shunter.data import corpus
+
     for document in corpus.texts(folder):
         limit -= len(document.text.encode())
         yield document.text

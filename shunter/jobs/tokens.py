@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
-from shunter.data import corpus
 from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
 
 if TYPE_CHECKING:
@@ -125,6 +124,8 @@ class TokensJob:
 def documents(folder: Path, tokenizer: Tokenizer) -> Iterator[_Encoded]:
     """End-of-text, the document, end-of-text: each token of the text is predicted, and its end is too."""
     import numpy as np
+
+    from shunter.data import corpus
 
     end = np.asarray([tokenizer.end_of_text], dtype=np.uint32)
     for batch in corpus.batches(folder):

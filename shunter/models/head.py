@@ -16,10 +16,46 @@ ROUND = 128  # active tokens are filled up to a multiple of this
 CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 16 MiB in float32, which stays in cache
 
 
+def _softmax(
+    logits: Tensor, target: Tensor, coefficient: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normaliser [n], log-probability of the target [n], gradient by the logits [n, V].
+
+    coefficient [n] has the dtype to compute in. One exponential an element; `logits` may be overwritten.
+    """
+    wide = logits.to(coefficient.dtype)
+    top = wide.amax(dim=-1)
+    at_target = wide.gather(1, target[:, None]).squeeze(1)
+    wide = wide.sub_(top[:, None]).exp_()
+    total = wide.sum(dim=-1)
+    normaliser = top + total.log()
+    scale = -coefficient
+    if z_loss:
+        scale = scale + 2 * z_loss * coefficient.abs() * normaliser
+    wide = wide.mul_((scale / total)[:, None])
+    if torch.compiler.is_compiling():
+        # A comparison goes into the same loop over the logits; scattering would be a loop of its own.
+        hit = torch.arange(wide.shape[1], device=wide.device) == target[:, None]
+        wide = torch.where(hit, wide + coefficient[:, None], wide)
+    else:
+        wide.scatter_add_(1, target[:, None], coefficient[:, None])
+    return normaliser, at_target - normaliser, wide.to(logits.dtype)
+
+
+# Made when first called; the number of rows varies, the vocabulary does not.
+_compiled_softmax = torch.compile(_softmax, dynamic=None)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, coefficients: Tensor, z_loss: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        coefficients: Tensor,
+        z_loss: float,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         # The inputs' flags are the truth here: inside a Function grad mode is off.
         wants = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
@@ -41,33 +77,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
             spare = (coefficients == 0).nonzero().flatten()[: ROUND - odd]
             active = torch.cat([active, spare])
         chunk = max(64, CHUNK_ELEMENTS // weight.shape[0])
+        # One buffer for all chunks: fresh memory costs page faults, about what the exponentials cost.
+        buffer = torch.empty(min(chunk, len(active)), weight.shape[0], dtype=compute, device=hidden.device)
+        softmax = _compiled_softmax if compiled else _softmax
         for begin in range(0, len(active), chunk):
             rows = slice(begin, min(begin + chunk, count)) if whole else active[begin : begin + chunk]
             h, target = hidden[rows].to(compute), targets[rows].clamp_min(0)
             coefficient = coefficients[rows].to(accumulate)
-            logits = (h @ used.t()).to(accumulate)
-            normaliser = logits.logsumexp(dim=-1)
-            picked = logits.gather(1, target[:, None]).squeeze(1) - normaliser
+            logits = torch.mm(h, used.t(), out=buffer[: len(h)])
+            if not wants:
+                wide = logits.to(accumulate)
+                normaliser = wide.logsumexp(dim=-1)
+                picked = wide.gather(1, target[:, None]).squeeze(1) - normaliser
+                grad = None
+            else:
+                normaliser, picked, grad = softmax(logits, target, coefficient, z_loss)
             logprobs[rows] = torch.where(coefficient != 0, picked, 0.0)
             loss += (coefficient.double() * picked.double()).sum()
             if z_loss:
                 loss += z_loss * (coefficient.abs().double() * normaliser.double().square()).sum()
-            if grad_hidden is None or grad_weight is None:
+            if grad is None or grad_hidden is None or grad_weight is None:
                 continue
-            scale = -coefficient
-            if z_loss:
-                scale = scale + 2 * z_loss * coefficient.abs() * normaliser
-            grad = logits.sub_(normaliser[:, None]).exp_().mul_(scale[:, None])
-            grad.scatter_add_(1, target[:, None], coefficient[:, None])
-            grad = grad.to(compute)
             grad_hidden[rows] = (grad @ used).to(hidden.dtype)
-            grad_weight += grad.t() @ h
+            if grad_weight.dtype == compute:
+                grad_weight.addmm_(grad.t(), h)
+            else:
+                grad_weight += grad.t() @ h
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(logprobs)
         return loss, logprobs
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         outer = grads[0]
         return (
@@ -76,19 +117,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, coefficients: Tensor, *, z_loss: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    coefficients: Tensor,
+    *,
+    z_loss: float = 0.0,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """sum of coefficient x log softmax(hidden @ weight.T)[target], and the log-probabilities.
 
     hidden [N, D], weight [V, D], targets [N] (any negative value where the coefficient is 0),
     coefficients [N]: the derivative of the loss by each log-probability, so -1/count for the mean
     cross-entropy. z_loss adds z_loss x |coefficient| x logsumexp^2 (arXiv 2204.02311, section 5).
+    compiled: the loops over the logits are fused by torch.compile.
     Returns the loss (float64 scalar) and log-probabilities [N], 0 where the coefficient is 0; the
     latter carry no gradient.
     """
-    loss, logprobs = _LinearCrossEntropy.apply(hidden, weight, targets, coefficients, z_loss)
+    loss, logprobs = _LinearCrossEntropy.apply(hidden, weight, targets, coefficients, z_loss, compiled)
     return loss, logprobs

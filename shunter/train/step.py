@@ -51,6 +51,7 @@ def forward_loss(
             targets.flatten(),
             coefficients.flatten(),
             z_loss=z_loss,
+            compiled=model is not decoder,
         )
     return loss
 
