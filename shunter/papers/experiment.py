@@ -30,4 +30,5 @@ class Experiment:
     seeds: Sequence[int]
     measure: Callable[[Mapping[str, Arm]], Mapping[str, Samples]]
     table: Mapping[str, str]
+    apart: Sequence[str] = ()  # arms that differ in `how` alone: they get a store of their own
     notes: Callable[[Mapping[str, Mapping[str, Any]]], Sequence[str]] = lambda verdicts: ()

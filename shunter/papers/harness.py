@@ -159,7 +159,9 @@ def _run_seed(experiment: Experiment, seed: int, store: Path, short: bool, quiet
             print(f"{experiment.slug}: arm {arm}, seed {seed}", flush=True)
         chosen = [f"seed={seed}", *overrides]
         graph = load_recipe(experiment.recipe, chosen, KINDS)
-        runs[arm] = run_graph(graph, Store(store), quiet=quiet)
+        # `how` is no part of an artefact's identity: such an arm would be taken for another one.
+        place = store / "apart" / arm if arm in experiment.apart else store
+        runs[arm] = run_graph(graph, Store(place), quiet=quiet)
     return {arm: dict(values) for arm, values in experiment.measure(runs).items()}
 
 

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from shunter.config.base import Config
 from shunter.recipe.job import How
 
-Restore = Literal["full", "no-optimizer", "no-schedule", "no-data", "no-rng", "weights-only"]
+# other-seed restores all, and draws what comes next from another seed: the band of chance to compare with.
+Restore = Literal["full", "no-optimizer", "no-schedule", "no-data", "no-rng", "weights-only", "other-seed"]
 
 
 class Restart(Config):

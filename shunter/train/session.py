@@ -86,6 +86,8 @@ class Session:
         if "rng" in lost:
             # The order of rows is the only thing drawn here: without its stream it is another order.
             self.loader.seed = derive_seed(self.loader.seed, "lost", self.step)
+        elif restore == "other-seed":
+            self.loader.seed = derive_seed(self.loader.seed, "other", self.step)
         else:
             torch.set_rng_state(state["rng"]["torch"])
         facts: dict[str, Any] = extra["facts"]

@@ -51,7 +51,6 @@ def forward_loss(
             targets.flatten(),
             coefficients.flatten(),
             z_loss=z_loss,
-            compiled=model is not decoder,
         )
     return loss
 

@@ -64,9 +64,12 @@ def test_seeds_that_prove_nothing(text: str, complaint: str) -> None:
 def fake(deviations: Mapping[str, float]) -> tuple[Experiment, dict[int, Any]]:
     """An experiment with the arms of dmas-llama's claims and samples made up for them."""
     same = {"loss_100": 2.0, "weights": 5.0, "score": 0.5, "samples": 7.0}
-    arms = ["uninterrupted", "full", "band", "no-optimizer", "no-schedule", "no-data", "no-rng"]
+    arms = ["uninterrupted", "full", "band", "rounding", "no-optimizer", "no-schedule", "no-data", "no-rng"]
     samples = {
-        seed: {arm: {**same, "deviation": deviations.get(arm, 0.1) + 0.001 * seed} for arm in arms}
+        seed: {
+            arm: {**same, "deviation": {"rounding": 0.01, **deviations}.get(arm, 0.1) + 0.001 * seed}
+            for arm in arms
+        }
         for seed in (0, 1, 2)
     }
     experiment = Experiment(
@@ -86,7 +89,7 @@ def test_holds_is_computed_from_all_claims() -> None:
     assert result["holds"]
     fields = "slug claim baseline ours ratio interval seeds unit holds table seconds notes"
     assert set(fields.split()) <= result.keys()
-    assert not harness.conclude(*fake({**wide, "no-rng": 0.1}), seconds=1.0, short=False)["holds"]
+    assert not harness.conclude(*fake({**wide, "no-data": 0.1}), seconds=1.0, short=False)["holds"]
     experiment, samples = fake(wide)
     samples[2]["full"]["weights"] += 1
     broken = harness.conclude(experiment, samples, seconds=1.0, short=False)

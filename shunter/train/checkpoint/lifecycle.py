@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
@@ -172,10 +173,17 @@ def flatten(state: State, prefix: str = "") -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """DCP warns each time that there is no process group; one process is what we meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+    """DCP warns each time that there is no process group; one process is what we meant.
+
+    It also wraps whatever is raised inside, even KeyboardInterrupt: the original comes out here, so that
+    a full disk and an interruption are still seen as what they are.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as wrapped:
+        raise next(iter(wrapped.failures.values()))[0] from None
 
 
 def _agree(path: Path, flat: dict[str, torch.Tensor], stored: dict[str, Any]) -> None:
