@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from shunter.models.cache import KVCache
 from shunter.models.rope import rotate, tables
-from shunter.models.segments import SegmentPlan, segment_attention
+from shunter.models.segments import SegmentPlan, segment_attention, window_mask
 from shunter.models.spec import DecoderSpec
 
 
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         if group > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         if mask is None and segments is not None and segments.shapes:
-            y = segment_attention(q, k, v, segments)
+            y = segment_attention(q, k, v, segments, spec.sliding_window)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.out(y.transpose(1, 2).reshape(rows, length, -1))
@@ -146,7 +146,9 @@ class Decoder(nn.Module):
             dynamic = self.spec.rope.scaling == "dynamic"
             length = int(positions.max()) + 1 if dynamic else tokens.shape[1]
             rope = tables(self.spec, positions, x.dtype, length)
-            mask = self._window(tokens.shape[1], segments, tokens.device)
+            mask = None
+            if self.spec.sliding_window is not None and (segments is None or not segments.shapes):
+                mask = window_mask(tokens.shape[1], self.spec.sliding_window, tokens.device)
         for layer in self.layers:
             x = layer(x, rope, segments, mask, cache)
         if cache is not None:
@@ -156,14 +158,3 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] from hidden states [..., D]."""
         return F.linear(hidden, self.head_weight)
-
-    def _window(self, length: int, segments: SegmentPlan | None, device: torch.device) -> Tensor | None:
-        """[1, 1, T, T], True inside a sliding window shorter than the row; None where there is none."""
-        window = self.spec.sliding_window
-        if window is None or length <= window:
-            return None
-        if segments is not None and segments.shapes:
-            raise ValueError("a sliding window shorter than a row of several documents is not supported")
-        steps = torch.arange(length, device=device)
-        gap = (steps[:, None] - steps)[None, None]
-        return (gap >= 0) & (gap < window)

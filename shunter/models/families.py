@@ -26,13 +26,23 @@ class FamilyFacts:
     theta: float = 10000.0
     max_positions: int = 2048
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    num_kv_heads: int | None = None  # None: num_attention_heads
+    default_window: int | None = None
 
 
 FAMILIES: dict[Family, FamilyFacts] = {
     "llama": FamilyFacts("LlamaForCausalLM"),
-    "mistral": FamilyFacts("MistralForCausalLM", sliding_window=True, max_positions=4096 * 32),
-    "qwen2": FamilyFacts("Qwen2ForCausalLM", qkv_bias=True, max_positions=32768),
-    "qwen3": FamilyFacts("Qwen3ForCausalLM", qk_norm=True, max_positions=32768, head_dim=128),
+    "mistral": FamilyFacts(
+        "MistralForCausalLM",
+        sliding_window=True,
+        max_positions=4096 * 32,
+        num_kv_heads=8,
+        default_window=4096,
+    ),
+    "qwen2": FamilyFacts("Qwen2ForCausalLM", qkv_bias=True, max_positions=32768, num_kv_heads=32),
+    "qwen3": FamilyFacts(
+        "Qwen3ForCausalLM", qk_norm=True, max_positions=32768, num_kv_heads=32, head_dim=128
+    ),
 }
 
 # Keys that change the arithmetic, with the only values that this arithmetic is right for.
@@ -47,12 +57,17 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
     "partial_rotary_factor": (1, 1.0, None),
 }
-# Keys that say nothing about the arithmetic (or, as the windows of Qwen, only together with one above).
+# Keys that say nothing about the arithmetic (or, as the windows of Qwen, only together with one above);
+# older exporters kept settings of generation here too.
 IGNORED = {
     "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
     "id2label", "initializer_range", "label2id", "max_window_layers", "model_type", "output_attentions",
     "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "sep_token_id",
     "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "_attn_implementation",
+    "transformers.js_config", "is_llama_config", "max_length", "max_sequence_length", "min_length", "do_sample",
+    "temperature", "top_k", "top_p", "typical_p", "num_beams", "num_beam_groups", "diversity_penalty",
+    "length_penalty", "repetition_penalty", "early_stopping", "num_return_sequences", "tokenizer_class",
+    "torchscript", "unsloth_fixed", "unsloth_version",
 }  # fmt: skip
 READ = {
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -60,7 +75,7 @@ READ = {
     "rope_parameters", "tie_word_embeddings", "sliding_window", "layer_types",
 }  # fmt: skip
 
-# (their key, our field, default) of each rope type beyond theta; `original` is handled apart.
+# (their key, our field) of each rope type beyond theta; the original context is handled apart.
 _ROPE: dict[str, list[tuple[str, str]]] = {
     "linear": [("factor", "factor")],
     "dynamic": [("factor", "factor")],
@@ -76,7 +91,14 @@ _ROPE: dict[str, list[tuple[str, str]]] = {
         ("attention_factor", "attention_factor"),
     ],
 }
+_ROPE_NEEDED = {"factor", "low_freq_factor", "high_freq_factor"}
 _ROPE_KEYS = {"rope_type", "type", "rope_theta", "original_max_position_embeddings"}
+# Further keys, with the values that change nothing.
+_ROPE_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "truncate": (True,),
+    "partial_rotary_factor": (1.0,),
+    "finetuned": (True, False),
+}
 
 
 def family_of(spec: DecoderSpec) -> Family:
@@ -162,14 +184,14 @@ def from_config(config: Mapping[str, Any], where: str) -> DecoderSpec:
             raise ShunterError(f"the key {key!r} is not known, and it may change the model", where=where)
     try:
         dim, heads = config["hidden_size"], config["num_attention_heads"]
-        window = config.get("sliding_window") if facts.sliding_window else None
+        window = config.get("sliding_window", facts.default_window) if facts.sliding_window else None
         _check_layer_types(config, window, where)
         return DecoderSpec(
             vocab_size=config["vocab_size"],
             dim=dim,
             num_layers=config["num_hidden_layers"],
             num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
+            num_kv_heads=config.get("num_key_value_heads", facts.num_kv_heads) or heads,
             head_dim=config.get("head_dim") or facts.head_dim or dim // heads,
             ffn_dim=config["intermediate_size"],
             max_positions=config.get("max_position_embeddings", facts.max_positions),
@@ -196,17 +218,43 @@ def _check_layer_types(config: Mapping[str, Any], window: int | None, where: str
 
 def _rope(config: Mapping[str, Any], facts: FamilyFacts, where: str) -> RopeSpec:
     # transformers 5 writes rope_parameters with theta inside; before, theta stood beside rope_scaling.
-    found: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(found.get("rope_theta", config.get("rope_theta", facts.theta)))
-    scaling = found.get("rope_type", found.get("type", "default"))
+    forms = [_flat(config[key]) for key in ("rope_parameters", "rope_scaling") if config.get(key)]
+    thetas = [form.pop("rope_theta") for form in forms if form.get("rope_theta") is not None]
+    if config.get("rope_theta") is not None:
+        thetas.append(config["rope_theta"])
+    if any(form != forms[0] for form in forms) or any(theta != thetas[0] for theta in thetas):
+        raise ShunterError("rope_parameters, rope_scaling and rope_theta contradict each other", where=where)
+    found = forms[0] if forms else {}
+    theta = float(thetas[0]) if thetas else facts.theta
+    scaling = found.get("rope_type", "default")
+    if scaling != "default" and scaling not in _ROPE:
+        raise ShunterError(f"rope scaling {scaling!r} is not supported", where=where)
+    known = dict(_ROPE.get(scaling, []))
+    for key, value in found.items():
+        unknown = key not in known and key not in _ROPE_KEYS
+        if (key in _ROPE_NEUTRAL or unknown) and value not in _ROPE_NEUTRAL.get(key, ()):
+            # In the default rope, keys of a scaling that is not used say nothing.
+            if scaling != "default" or key in _ROPE_NEUTRAL or isinstance(value, dict):
+                raise ShunterError(f"rope scaling has the unsupported key {key!r}: {value!r}", where=where)
     if scaling == "default":
         return RopeSpec(theta=theta)
-    if scaling not in _ROPE:
-        raise ShunterError(f"rope scaling {scaling!r} is not supported", where=where)
-    known = dict(_ROPE[scaling])
-    for key, value in found.items():
-        if key not in known and key not in _ROPE_KEYS and value not in (None, False):
-            raise ShunterError(f"rope scaling has the unsupported key {key!r}", where=where)
-    values = {ours: float(found[theirs]) for theirs, ours in known.items() if found.get(theirs) is not None}
+    if missing := [key for key in known if key in _ROPE_NEEDED and key not in found]:
+        raise ShunterError(f"rope scaling {scaling} lacks {', '.join(missing)}", where=where)
+    values = {ours: float(found[theirs]) for theirs, ours in known.items() if theirs in found}
     original = int(found.get("original_max_position_embeddings") or 0)
+    if scaling == "dynamic" and original not in (0, config.get("max_position_embeddings")):
+        # transformers stretches from max_position_embeddings, whatever stands here.
+        raise ShunterError(
+            "dynamic rope scaling from another context than max_position_embeddings is not supported",
+            where=where,
+        )
     return RopeSpec(theta=theta, scaling=scaling, original_positions=original, **values)
+
+
+def _flat(form: Any) -> dict[str, Any]:
+    """One way of writing a rope: the type under its newer key, nothing empty."""
+    if not isinstance(form, Mapping):
+        raise ValueError(f"a rope is written as an object, not as {form!r}")
+    kind = form.get("rope_type", form.get("type", "default"))
+    rest = {key: value for key, value in form.items() if key not in ("rope_type", "type")}
+    return {"rope_type": kind, **{key: value for key, value in rest.items() if value is not None}}

@@ -13,37 +13,35 @@ import torch
 from torch import Tensor
 
 ROUND = 128  # active tokens are filled up to a multiple of this
-CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 16 MiB in float32, which stays in cache
+CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 16 MiB in float32
+BLOCK_ELEMENTS = 1 << 20  # of those that the softmax takes at a time: 4 MiB, which stays in a CPU's cache
 
 
 def _softmax(
-    logits: Tensor, target: Tensor, coefficient: Tensor, z_loss: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normaliser [n], log-probability of the target [n], gradient by the logits [n, V].
+    logits: Tensor, target: Tensor, coefficient: Tensor, z_loss: float, scratch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Normaliser [n] and log-probability of the target [n]; `logits` [n, V] become their gradient.
 
-    coefficient [n] has the dtype to compute in. One exponential an element; `logits` may be overwritten.
+    coefficient [n] has the dtype to compute in; scratch [m, V] too, for as many rows at a time as stay
+    in cache from one loop to the next. One exponential an element.
     """
-    wide = logits.to(coefficient.dtype)
-    top = wide.amax(dim=-1)
-    at_target = wide.gather(1, target[:, None]).squeeze(1)
-    wide = wide.sub_(top[:, None]).exp_()
-    total = wide.sum(dim=-1)
-    normaliser = top + total.log()
-    scale = -coefficient
-    if z_loss:
-        scale = scale + 2 * z_loss * coefficient.abs() * normaliser
-    wide = wide.mul_((scale / total)[:, None])
-    if torch.compiler.is_compiling():
-        # A comparison goes into the same loop over the logits; scattering would be a loop of its own.
-        hit = torch.arange(wide.shape[1], device=wide.device) == target[:, None]
-        wide = torch.where(hit, wide + coefficient[:, None], wide)
-    else:
-        wide.scatter_add_(1, target[:, None], coefficient[:, None])
-    return normaliser, at_target - normaliser, wide.to(logits.dtype)
-
-
-# Made when first called; the number of rows varies, the vocabulary does not.
-_compiled_softmax = torch.compile(_softmax, dynamic=None)
+    normalisers, picks = torch.empty_like(coefficient), torch.empty_like(coefficient)
+    for begin in range(0, len(logits), len(scratch)):
+        rows = slice(begin, begin + len(scratch))
+        part, at, factor = logits[rows], target[rows, None], coefficient[rows]
+        wide = part if part.dtype == factor.dtype else scratch[: len(part)].copy_(part)
+        top = wide.amax(dim=-1)
+        picked = wide.gather(1, at).squeeze(1)
+        total = wide.sub_(top[:, None]).exp_().sum(dim=-1)
+        normaliser = top + total.log()
+        scale = -factor
+        if z_loss:
+            scale = scale + 2 * z_loss * factor.abs() * normaliser
+        wide.mul_((scale / total)[:, None]).scatter_add_(1, at, factor[:, None])
+        if wide is not part:
+            part.copy_(wide)
+        normalisers[rows], picks[rows] = normaliser, picked - normaliser
+    return normalisers, picks
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -55,7 +53,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         coefficients: Tensor,
         z_loss: float,
-        compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         # The inputs' flags are the truth here: inside a Function grad mode is off.
         wants = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
@@ -77,9 +74,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             spare = (coefficients == 0).nonzero().flatten()[: ROUND - odd]
             active = torch.cat([active, spare])
         chunk = max(64, CHUNK_ELEMENTS // weight.shape[0])
+        block = max(16, BLOCK_ELEMENTS // weight.shape[0]) if hidden.device.type == "cpu" else chunk
         # One buffer for all chunks: fresh memory costs page faults, about what the exponentials cost.
         buffer = torch.empty(min(chunk, len(active)), weight.shape[0], dtype=compute, device=hidden.device)
-        softmax = _compiled_softmax if compiled else _softmax
+        scratch = torch.empty(block, weight.shape[0], dtype=accumulate, device=hidden.device)
         for begin in range(0, len(active), chunk):
             rows = slice(begin, min(begin + chunk, count)) if whole else active[begin : begin + chunk]
             h, target = hidden[rows].to(compute), targets[rows].clamp_min(0)
@@ -89,15 +87,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 wide = logits.to(accumulate)
                 normaliser = wide.logsumexp(dim=-1)
                 picked = wide.gather(1, target[:, None]).squeeze(1) - normaliser
-                grad = None
             else:
-                normaliser, picked, grad = softmax(logits, target, coefficient, z_loss)
+                normaliser, picked = _softmax(logits, target, coefficient, z_loss, scratch)
             logprobs[rows] = torch.where(coefficient != 0, picked, 0.0)
             loss += (coefficient.double() * picked.double()).sum()
             if z_loss:
                 loss += z_loss * (coefficient.abs().double() * normaliser.double().square()).sum()
-            if grad is None or grad_hidden is None or grad_weight is None:
+            if grad_hidden is None or grad_weight is None:
                 continue
+            grad = logits  # overwritten
             grad_hidden[rows] = (grad @ used).to(hidden.dtype)
             if grad_weight.dtype == compute:
                 grad_weight.addmm_(grad.t(), h)
@@ -117,7 +115,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
-            None,
         )
 
 
@@ -128,16 +125,14 @@ def linear_cross_entropy(
     coefficients: Tensor,
     *,
     z_loss: float = 0.0,
-    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """sum of coefficient x log softmax(hidden @ weight.T)[target], and the log-probabilities.
 
     hidden [N, D], weight [V, D], targets [N] (any negative value where the coefficient is 0),
     coefficients [N]: the derivative of the loss by each log-probability, so -1/count for the mean
     cross-entropy. z_loss adds z_loss x |coefficient| x logsumexp^2 (arXiv 2204.02311, section 5).
-    compiled: the loops over the logits are fused by torch.compile.
     Returns the loss (float64 scalar) and log-probabilities [N], 0 where the coefficient is 0; the
     latter carry no gradient.
     """
-    loss, logprobs = _LinearCrossEntropy.apply(hidden, weight, targets, coefficients, z_loss, compiled)
+    loss, logprobs = _LinearCrossEntropy.apply(hidden, weight, targets, coefficients, z_loss)
     return loss, logprobs

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,19 @@ from shunter.models.decoder import Decoder
 from shunter.models.families import from_config, to_config
 from shunter.models.spec import DecoderSpec
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    # Of models from elsewhere.
+    "added_tokens.json",
+    "chat_template.json",
+    "merges.txt",
+    "tokenizer.model",
+    "vocab.json",
 )
 
 
@@ -42,37 +50,60 @@ def read_spec(folder: Path) -> DecoderSpec:
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     """The model of a folder, on the CPU, its tensors converted to `dtype`.
 
-    Every tensor of the model must be there with its shape, and no other. Raises ShunterError.
+    Every tensor of the model must be there with its shape, and no other; that is known from the files'
+    headers before any memory is taken. Raises ShunterError.
     """
     spec = read_spec(folder)
+    stored = _stored(folder)
+    if spec.num_layers > len(stored):  # before so many layers are made
+        raise ShunterError(
+            f"the configuration has {spec.num_layers} layers, but there are {len(stored)} tensors in all",
+            where=str(folder),
+        )
     with torch.device("meta"):
         model = Decoder(spec)
+    expected = {
+        name: part.shape for ours, p in model.named_parameters() for name, part in _split(spec, ours, p)
+    }
+    _check(spec, expected, stored, str(folder))
     model.to(dtype=dtype).to_empty(device="cpu")
-    parts = {part: where for name, target in _targets(model) for part, where in _split(spec, name, target)}
+    targets = {name: part for ours, p in model.named_parameters() for name, part in _split(spec, ours, p)}
     with torch.no_grad():
-        for name, stored in _stored(folder):
-            if name == "lm_head.weight" and spec.tied:
-                # Some exporters write the shared tensor twice.
-                if not torch.equal(stored.to(dtype), model.embed.weight):
-                    raise ShunterError(
-                        "the head is declared tied but differs from the embedding", where=str(folder)
-                    )
-                continue
-            if name.endswith("rotary_emb.inv_freq"):  # old exporters stored this constant
-                continue
-            target = parts.pop(name, None)
-            if target is None:
-                raise ShunterError(f"the tensor {name} belongs nowhere in this model", where=str(folder))
-            if target.shape != stored.shape:
+        for path in sorted({place.path for place in stored.values()}):
+            with safe_open(path, framework="pt") as file:
+                for name, target in targets.items():
+                    if stored[name].path == path:
+                        target.copy_(file.get_tensor(name))
+    if HEAD in stored and HEAD not in targets:
+        # Some exporters write the shared tensor twice.
+        with safe_open(stored[HEAD].path, framework="pt") as file:
+            if not torch.equal(file.get_tensor(HEAD).to(dtype), model.embed.weight):
                 raise ShunterError(
-                    f"{name} is {tuple(stored.shape)}, by the configuration it is {tuple(target.shape)}",
-                    where=str(folder),
+                    "the head is declared tied but differs from the embedding", where=str(folder)
                 )
-            target.copy_(stored)
-    if parts:
-        names = ", ".join(sorted(parts)[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
-        raise ShunterError(f"tensors are missing: {names}", where=str(folder))
     return model
+
+
+def _check(
+    spec: DecoderSpec, expected: Mapping[str, Sequence[int]], stored: Mapping[str, _Place], where: str
+) -> None:
+    for name, place in stored.items():
+        shape = expected.get(EMBEDDING if name == HEAD and spec.tied else name)
+        if shape is None:
+            if name.endswith("rotary_emb.inv_freq"):  # a constant that old exporters stored
+                continue
+            raise ShunterError(f"the tensor {name} belongs nowhere in this model", where=where)
+        if tuple(shape) != place.shape:
+            raise ShunterError(
+                f"{name} is {place.shape}, by the configuration it is {tuple(shape)}", where=where
+            )
+        if not place.kind.startswith(("F", "BF")):
+            raise ShunterError(
+                f"{name} is stored as {place.kind}; quantised weights are not supported", where=where
+            )
+    if missing := sorted(expected.keys() - stored.keys()):
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ShunterError(f"tensors are missing: {names}", where=where)
 
 
 def save_model(
@@ -87,13 +118,13 @@ def save_model(
 ) -> None:
     """Write a folder that transformers and vLLM load; `dtype` None keeps the model's own."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in _targets(model):
-        for part, value in _split(model.spec, name, tensor):
-            # A clone each: safetensors refuses views of shared storage.
-            tensors[part] = value.detach().to(device="cpu", dtype=dtype or value.dtype).clone()
-    _write_shards(tensors, folder, max_shard_bytes)
-    stored = next(iter(tensors.values())).dtype
+    views = {
+        part: value
+        for name, parameter in model.named_parameters()
+        for part, value in _split(model.spec, name, parameter.detach())
+    }
+    stored = dtype or next(iter(views.values())).dtype
+    _write_shards(views, folder, max_shard_bytes, stored)
     kind = str(stored).removeprefix("torch.")
     ends = list(eos_token_id)
     special = {"bos_token_id": None, "eos_token_id": ends[0] if ends else None, "pad_token_id": pad_token_id}
@@ -108,10 +139,6 @@ def save_model(
                 shutil.copyfile(tokenizer_folder / name, folder / name)
 
 
-def _targets(model: Decoder) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-
-
 _NAMES = {
     "attention.out": "self_attn.o_proj",
     "attention.q_norm": "self_attn.q_norm",
@@ -121,9 +148,9 @@ _NAMES = {
     "ffn_norm": "post_attention_layernorm",
 }
 _TOP = {
-    "embed.weight": "model.embed_tokens.weight",
+    "embed.weight": EMBEDDING,
     "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
+    "head.weight": HEAD,
 }
 
 
@@ -148,72 +175,75 @@ def _split(spec: DecoderSpec, name: str, tensor: Tensor) -> Iterator[tuple[str, 
         yield f"{prefix}.{_NAMES[place]}.{leaf}", tensor
 
 
-def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a folder's safetensors files, one at a time, the embedding before the head."""
-    files = _files(folder)
-    places: dict[str, Path] = {}
-    for path in files:
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor is stored, and as what; `kind` is safetensors' name of the type, such as BF16."""
+
+    path: Path
+    shape: tuple[int, ...]
+    kind: str
+
+
+def _stored(folder: Path) -> dict[str, _Place]:
+    """Every tensor of a folder's safetensors files, from their headers."""
+    places: dict[str, _Place] = {}
+    for path in _files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     if name in places:
                         raise ShunterError(f"the tensor {name} stands in two files", where=str(folder))
-                    places[name] = path
+                    part = file.get_slice(name)
+                    places[name] = _Place(path, tuple(part.get_shape()), str(part.get_dtype()))
         except (OSError, SafetensorError) as error:
             raise ShunterError(f"not a readable safetensors file ({error})", where=str(path)) from None
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in sorted(n for n, place in places.items() if place == path and n != "lm_head.weight"):
-                yield name, file.get_tensor(name)
-    if "lm_head.weight" in places:
-        with safe_open(places["lm_head.weight"], framework="pt") as file:
-            yield "lm_head.weight", file.get_tensor("lm_head.weight")
+    return places
 
 
 def _files(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        try:
-            names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ShunterError(f"no readable index of shards ({error})", where=str(folder / INDEX)) from None
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
-                raise ShunterError(
-                    f"the index names {name!r}, which is not a file beside it", where=str(folder)
-                )
-            if not (folder / name).is_file():
-                raise ShunterError(f"the shard {name} is missing", where=str(folder))
-        return sorted(folder / name for name in names)
-    if (folder / WEIGHTS).is_file():
+    if (folder / WEIGHTS).is_file():  # before the index, as transformers looks
         return [folder / WEIGHTS]
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise ShunterError(
-            "the weights are pickled, and loading a pickle can run code",
-            where=str(folder),
-            mend="Convert them to safetensors with a tool that you trust.",
-        )
-    raise ShunterError("there are no weights (model.safetensors)", where=str(folder))
+    if not (folder / INDEX).is_file():
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+            raise ShunterError(
+                "the weights are pickled, and loading a pickle can run code",
+                where=str(folder),
+                mend="Convert them to safetensors with a tool that you trust.",
+            )
+        raise ShunterError("there are no weights (model.safetensors)", where=str(folder))
+    try:
+        names = list(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ShunterError(f"no readable index of shards ({error})", where=str(folder / INDEX)) from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ShunterError(f"the index names {name!r}, which is not a file beside it", where=str(folder))
+        if not (folder / name).is_file():
+            raise ShunterError(f"the shard {name} is missing", where=str(folder))
+    return sorted({folder / name for name in names})
 
 
-def _write_shards(tensors: dict[str, Tensor], folder: Path, limit: int) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > limit:
-            shards.append({})
+def _write_shards(views: Mapping[str, Tensor], folder: Path, limit: int, dtype: torch.dtype) -> None:
+    """One file, or several of at most `limit` bytes (but one tensor at least) and their index."""
+    shards: list[list[str]] = [[]]
+    total = size = 0
+    for name, view in views.items():
+        nbytes = view.numel() * dtype.itemsize
+        if shards[-1] and size + nbytes > limit:
+            shards.append([])
             size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / WEIGHTS, metadata={"format": "pt"})
-        return
+        shards[-1].append(name)
+        size += nbytes
+        total += nbytes
     where: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        where |= dict.fromkeys(shard, name)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    for number, names in enumerate(shards, 1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        # Copies, of one shard at a time: safetensors refuses views of shared storage.
+        tensors = {name: views[name].to(device="cpu", dtype=dtype, copy=True) for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -48,8 +48,9 @@ def _yarn(spec: DecoderSpec, inverse: Tensor, original: int) -> tuple[Tensor, fl
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low, high = max(math.floor(turn(rope.beta_fast)), 0), min(math.ceil(turn(rope.beta_slow)), dim - 1)
+    width = high - low or 0.001
     steps = torch.arange(dim // 2, dtype=torch.float32, device=inverse.device)
-    ramp = ((steps - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((steps - low) / width).clamp(0, 1)
     scale = rope.attention_factor or (0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0)
     return inverse / rope.factor * ramp + inverse * (1 - ramp), scale
 

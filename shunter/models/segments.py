@@ -80,16 +80,34 @@ class _Pick(torch.autograd.Function):
         return grad.index_select(0, inverse).index_fill_(0, zero, 0.0), None, None, None
 
 
+def window_mask(length: int, window: int, device: torch.device) -> Tensor | None:
+    """[T, T], True where a token sees another one: itself and the window - 1 before it. None when the
+    window hides nothing beyond what causality does."""
+    if length <= window:
+        return None
+    steps = torch.arange(length, device=device)
+    gap = steps[:, None] - steps
+    return (gap >= 0) & (gap < window)
+
+
 @torch.compiler.disable
-def segment_attention(q: Tensor, k: Tensor, v: Tensor, plan: SegmentPlan) -> Tensor:
-    """Causal attention inside each segment. q, k, v: [B, H, T, D] with equal H; returns [B, H, T, D]."""
+def segment_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: SegmentPlan, window: int | None = None
+) -> Tensor:
+    """Causal attention inside each segment, to the last `window` tokens of it where one is given.
+
+    q, k, v: [B, H, T, D] with equal H; returns [B, H, T, D].
+    """
     rows, heads, length, width = q.shape
     flat = torch.cat([x.transpose(1, 2).reshape(rows * length, heads * width) for x in (q, k, v)], dim=1)
     slots = _Pick.apply(flat, plan.take, plan.back, plan.padding)
     outputs, begin = [], 0
     for count, size in plan.shapes:
         part = slots[begin : begin + count * size].view(count, size, 3, heads, width).permute(2, 0, 3, 1, 4)
-        out = torch.nn.functional.scaled_dot_product_attention(part[0], part[1], part[2], is_causal=True)
+        mask = None if window is None else window_mask(size, window, q.device)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            part[0], part[1], part[2], attn_mask=mask, is_causal=mask is None
+        )
         outputs.append(out.transpose(1, 2).reshape(count * size, heads * width))
         begin += count * size
     out = _Pick.apply(torch.cat(outputs), plan.back, plan.take, plan.outside)

@@ -76,6 +76,7 @@ class DecoderSpec(DecoderShape):
         qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         block = self.dim * (qkv + self.num_heads * self.head_dim) + 3 * self.dim * self.ffn_dim
         weights = self.num_layers * block + self.vocab_size * self.dim
-        seen = min(context, self.sliding_window or context)
-        attention = 2 * self.num_layers * self.num_heads * self.head_dim * seen  # half of 4: causal
+        window = min(context, self.sliding_window or context)
+        seen = window - window * (window - 1) / (2 * context)  # a token's mean number of visible ones
+        attention = 4 * self.num_layers * self.num_heads * self.head_dim * seen
         return (2 * weights + attention) * (3 if training else 1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from shunter.config.errors import ShunterError
 
@@ -121,15 +122,26 @@ def human(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def full(error: OSError, where: Path) -> ShunterError:
+def full(error: BaseException, where: Path) -> ShunterError:
     """The sentence for a disk that is full."""
     return ShunterError(
-        "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up",
+        "the disk quota is used up" if _number(error) == errno.EDQUOT else "the disk is full",
         where=str(where),
         mend="Free some space (`shunter gc` helps) and run the same command again.",
     )
 
 
-def is_full(error: BaseException) -> TypeGuard[OSError]:
+def is_full(error: BaseException) -> bool:
     """Whether an error says that no more can be written."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _number(error) in (errno.ENOSPC, errno.EDQUOT)
+
+
+# Libraries written in Rust (safetensors, tokenizers) raise errors of their own that end in this.
+_RUST = re.compile(r"\(os error (\d+)\)")
+
+
+def _number(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    found = _RUST.search(str(error)) if isinstance(error, Exception) else None
+    return int(found[1]) if found else None

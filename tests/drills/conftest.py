@@ -41,7 +41,7 @@ class Zygote:
         self,
         *args: str,
         faults: Sequence[dict[str, Any]] = (),
-        watch: dict[str, str] | None = None,
+        watch: dict[str, Any] | None = None,
     ) -> tuple[int, str]:
         """Exit code (-N: signal N) and what was printed."""
         environment = {"SHUNTER_INJECT": json.dumps({"faults": list(faults)})} if faults else {}

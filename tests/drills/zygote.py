@@ -4,13 +4,15 @@ Run as `python -m tests.drills.zygote`. It reads one JSON request a line: `args`
 `environment`, `output` (a file for what is printed) and `watch`, what a hook does at the points:
 
 {"record": FILE}                     append each passage to FILE, as [point, job, step]
-{"fill": FOLDER, "point": , "job": } at this point write FOLDER/ballast until its disk is full
+{"fill": FOLDER, "point": , "job": , "leave": BYTES}
+                                     at this point write FOLDER/ballast until that much is free on its disk
 
 It answers with the child's exit code, -N for a signal N. The child runs the same `main` as the command.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -20,22 +22,19 @@ from typing import Any
 
 from shunter.record import points
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def main() -> None:
     """Load what jobs load, then serve until the requests end. Nothing is computed here: a fork of a
     process in which torch has started threads would hang."""
-    import pyarrow.parquet
-    import tokenizers
-    import torch
-
-    import shunter.jobs.evaluate
-    import shunter.jobs.pretrain
-    import shunter.jobs.report
-    import shunter.models.hf
-    import shunter.train.loop
-
-    loaded = (pyarrow.parquet, tokenizers, torch, shunter)
-    print(json.dumps(f"ready with {len(loaded)}"), flush=True)
+    for room in ("recipe", "data", "models", "train", "generate", "evaluate", "report", "jobs", "launch"):
+        for module in sorted((ROOT / "shunter" / room).rglob("[a-z]*.py")):
+            if module.stem != "lm_eval":  # an extra
+                importlib.import_module(".".join(module.relative_to(ROOT).with_suffix("").parts))
+    for name in ("shunter.cli.run", "typer.main", "pyarrow.compute", "numpy.ctypeslib", "tokenizers"):
+        importlib.import_module(name)
+    print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -68,7 +67,7 @@ def _child(request: dict[str, Any]) -> int:
 class _Watch:
     """The hook of `watch`."""
 
-    def __init__(self, wanted: dict[str, str]) -> None:
+    def __init__(self, wanted: dict[str, Any]) -> None:
         self.wanted = wanted
         self.job: str | None = None
 
@@ -77,20 +76,20 @@ class _Watch:
         if "record" in self.wanted:
             with open(self.wanted["record"], "a", encoding="utf-8") as file:
                 file.write(json.dumps([point, self.job, facts.get("step")]) + "\n")
-        elif (point, self.job) == (self.wanted["point"], self.wanted["job"]):
-            fill(Path(self.wanted["fill"]))
+        elif (point, self.job) == (self.wanted["point"], self.wanted.get("job")):
+            fill(Path(self.wanted["fill"]), self.wanted.get("leave", 0))
 
 
-def fill(folder: Path) -> None:
-    """Leave not one byte of the folder's file system free."""
-    ballast = os.open(folder / "ballast", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for size in (1 << 20, 1 << 12, 1):
-        try:
-            while os.write(ballast, b"\0" * size) == size:
-                pass
-        except OSError:
-            continue
-    os.close(ballast)
+def fill(folder: Path, leave: int = 0) -> None:
+    """Leave only so many bytes of the folder's file system free (in whole blocks)."""
+    with (folder / "ballast").open("ab") as ballast:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while os.write(ballast.fileno(), b"\0" * size) == size:
+                    pass
+            except OSError:
+                continue
+        ballast.truncate(ballast.tell() - leave)
 
 
 if __name__ == "__main__":

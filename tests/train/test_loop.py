@@ -126,7 +126,8 @@ def test_a_lost_optimizer_state_would_be_seen(uninterrupted: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "restore", ["full", "no-optimizer", "no-schedule", "no-data", "no-rng", "weights-only"]
+    "restore",
+    ["full", "no-optimizer", "no-schedule", "no-data", "no-rng", "weights-only", "other-seed"],
 )
 def test_restore_modes(uninterrupted: Any, restore: str, tmp_path: Path) -> None:
     optimizer, expected, steps = uninterrupted
