@@ -92,9 +92,7 @@ def test_every_checkpoint_torn_means_from_the_start(stage: Stage, store: Path) -
     assert redone(made["base"], attempt=2) == 0
 
 
-@pytest.mark.parametrize(
-    "point", ["checkpoint.reserve", "checkpoint.shard", "checkpoint.rename", "job.done", "publish.manifest"]
-)
+@pytest.mark.parametrize("point", ["checkpoint.shard", "checkpoint.rename", "job.done", "publish.manifest"])
 def test_no_space_is_one_line_and_costs_nothing(point: str, stage: Stage, store: Path) -> None:
     output = stage.strike(store, "full-disk", FULL, point=point, job="base")
     assert f"error: {store}: the disk is full. Free some space" in output
@@ -120,14 +118,7 @@ def small_disk(tmp_path: Path, zygote: Zygote) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     ("point", "visible"),
-    [
-        ("job.begin", False),
-        ("checkpoint.reserve", False),
-        ("checkpoint.manifest", False),
-        ("job.done", False),
-        ("publish.manifest", False),
-        ("publish.rename", True),
-    ],
+    [("checkpoint.reserve", False), ("publish.manifest", False), ("publish.rename", True)],
 )
 def test_a_really_full_disk(point: str, visible: bool, stage: Stage, small_disk: Path) -> None:
     store = small_disk / "store"

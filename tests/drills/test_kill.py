@@ -59,7 +59,7 @@ def test_killed_inside_a_training(point: str, stage: Stage, store: Path) -> None
             assert redone(made[job], attempt=2) == saved, "goes on from the newest checkpoint"
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 10))])
 def test_ten_random_kills(seed: int, stage: Stage, tmp_path: Path) -> None:
     draw = random.Random(seed)
     chosen = sorted(draw.sample(range(len(stage.passages)), 10))
