@@ -64,10 +64,10 @@ IGNORED = {
     "id2label", "initializer_range", "label2id", "max_window_layers", "model_type", "output_attentions",
     "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "sep_token_id",
     "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "_attn_implementation",
-    "transformers.js_config", "is_llama_config", "max_length", "max_sequence_length", "min_length", "do_sample",
-    "temperature", "top_k", "top_p", "typical_p", "num_beams", "num_beam_groups", "diversity_penalty",
-    "length_penalty", "repetition_penalty", "early_stopping", "num_return_sequences", "tokenizer_class",
-    "torchscript", "unsloth_fixed", "unsloth_version",
+    "transformers.js_config", "is_llama_config", "max_length", "max_sequence_length", "min_length",
+    "do_sample", "temperature", "top_k", "top_p", "typical_p", "num_beams", "num_beam_groups",
+    "diversity_penalty", "length_penalty", "repetition_penalty", "early_stopping", "num_return_sequences",
+    "tokenizer_class", "torchscript", "unsloth_fixed", "unsloth_version",
 }  # fmt: skip
 READ = {
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -230,12 +230,9 @@ def _rope(config: Mapping[str, Any], facts: FamilyFacts, where: str) -> RopeSpec
     if scaling != "default" and scaling not in _ROPE:
         raise ShunterError(f"rope scaling {scaling!r} is not supported", where=where)
     known = dict(_ROPE.get(scaling, []))
-    for key, value in found.items():
-        unknown = key not in known and key not in _ROPE_KEYS
-        if (key in _ROPE_NEUTRAL or unknown) and value not in _ROPE_NEUTRAL.get(key, ()):
-            # In the default rope, keys of a scaling that is not used say nothing.
-            if scaling != "default" or key in _ROPE_NEUTRAL or isinstance(value, dict):
-                raise ShunterError(f"rope scaling has the unsupported key {key!r}: {value!r}", where=where)
+    for key in found.keys() - known.keys() - _ROPE_KEYS:
+        if found[key] not in _ROPE_NEUTRAL.get(key, ()):
+            raise ShunterError(f"rope scaling has the unsupported key {key!r}: {found[key]!r}", where=where)
     if scaling == "default":
         return RopeSpec(theta=theta)
     if missing := [key for key in known if key in _ROPE_NEEDED and key not in found]:

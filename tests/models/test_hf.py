@@ -13,74 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from shunter.config.errors import ShunterError
 from shunter.models.decoder import Decoder
 from shunter.models.families import family_of, from_config, to_config
 from shunter.models.hf import load_model, read_spec, save_model
-from shunter.models.spec import DecoderSpec, RopeSpec
-
-LENGTH = 48  # three times the original context of the cases with scaling
-
-CASES: dict[str, dict[str, Any]] = {
-    "llama2": {},
-    "llama-gqa-tied": {"num_kv_heads": 1, "tied": True},
-    "llama-wide-heads": {"head_dim": 24, "norm_eps": 1e-3},
-    "llama-linear": {"rope": {"scaling": "linear", "factor": 4.0}},
-    "llama-dynamic": {
-        "rope": {"scaling": "dynamic", "factor": 2.0, "original_positions": 16},
-        "max_positions": 16,
-    },
-    "llama3": {
-        "rope": {
-            "theta": 500000.0,
-            "scaling": "llama3",
-            "factor": 8.0,
-            "original_positions": 16,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-        }
-    },
-    "llama-yarn": {"rope": {"scaling": "yarn", "factor": 4.0, "original_positions": 16}},
-    "mistral": {"family": "mistral", "num_kv_heads": 2},
-    "mistral-window": {"family": "mistral", "sliding_window": 9},
-    "qwen2": {"family": "qwen2", "qkv_bias": True, "rope": {"theta": 1e6}},
-    "qwen2-yarn-tied": {
-        "family": "qwen2",
-        "qkv_bias": True,
-        "tied": True,
-        "rope": {"theta": 1e6, "scaling": "yarn", "factor": 4.0, "original_positions": 16},
-    },
-    "qwen3": {"family": "qwen3", "qk_norm": True, "head_dim": 32, "num_kv_heads": 2, "rope": {"theta": 1e6}},
-    "qwen3-tied": {"family": "qwen3", "qk_norm": True, "tied": True},
-}
-
-
-def spec_of(name: str) -> DecoderSpec:
-    case = dict(CASES[name])
-    rope = RopeSpec(**case.pop("rope", {}))
-    values = {
-        "vocab_size": 97,
-        "dim": 64,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 4,
-        "head_dim": 16,
-        "ffn_dim": 80,
-        "max_positions": 64,
-        "norm_eps": 1e-6,
-        **case,
-    }
-    return DecoderSpec(**values, rope=rope)
-
-
-def redraw(model: torch.nn.Module, seed: int = 0) -> None:
-    """Every tensor, norms and biases too, from N(0, 0.3)."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+from shunter.models.spec import RopeSpec
+from tests.models.small import CASES, LENGTH, redraw, spec_of
 
 
 def tokens() -> torch.Tensor:
@@ -214,92 +154,3 @@ def test_the_family_is_one_that_can_express_the_model() -> None:
     assert family_of(spec.model_copy(update={"sliding_window": 4})) == "mistral"
     with pytest.raises(ShunterError, match="no Hugging Face architecture here has qkv_bias and qk_norm"):
         family_of(spec.model_copy(update={"qk_norm": True, "qkv_bias": True}))
-
-
-REFUSED = {
-    "model_type": ("gpt2", "model_type 'gpt2' is not one of"),
-    "hidden_act": ("gelu", "hidden_act is 'gelu'"),
-    "attention_bias": (True, "attention_bias is True"),
-    "mlp_bias": (True, "mlp_bias is True"),
-    "quantization_config": ({"bits": 4}, "quantization_config is"),
-    "use_sliding_window": (True, "use_sliding_window is True"),
-    "layer_types": (["full_attention", "sliding_attention"], "layer_types"),
-    "logit_softcapping": (30.0, "'logit_softcapping' is not known"),
-    "rope_parameters": ({"rope_type": "longrope"}, "rope scaling 'longrope'"),
-    "num_key_value_heads": (3, "does not divide"),
-    "hidden_size": ("64", "not a valid model configuration"),
-}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    ours = Decoder(spec_of("llama2"))
-    redraw(ours)
-    save_model(ours, tmp_path / "m")
-    return tmp_path / "m"
-
-
-@pytest.mark.parametrize("key", REFUSED)
-def test_configurations_that_mean_other_arithmetic_are_refused(key: str, folder: Path) -> None:
-    value, complaint = REFUSED[key]
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, key: value}))
-    with pytest.raises(ShunterError, match=complaint):
-        read_spec(folder)
-
-
-def rewrite(folder: Path, change: Any) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-
-
-NORM = "model.layers.1.input_layernorm.weight"
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        (lambda t: t.pop(NORM), f"tensors are missing: {NORM}"),
-        (lambda t: t.update(extra=torch.zeros(2)), "the tensor extra belongs nowhere"),
-        (lambda t: t.update({NORM: torch.zeros(2)}), r"is \(2,\), by the configuration it is \(64,\)"),
-    ],
-)
-def test_wrong_tensors_are_refused(change: Any, complaint: str, folder: Path) -> None:
-    rewrite(folder, change)
-    with pytest.raises(ShunterError, match=complaint):
-        load_model(folder)
-
-
-def test_a_tied_head_that_differs_is_refused(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    with pytest.raises(ShunterError, match="differs from the embedding"):
-        load_model(folder)
-    rewrite(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
-    assert load_model(folder).spec.tied
-
-
-def test_damaged_folders_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ShunterError, match="no readable model configuration"):
-        load_model(tmp_path / "none")
-    (folder / "model.safetensors").write_bytes(b"\x00" * 20)
-    with pytest.raises(ShunterError, match="not a readable safetensors file"):
-        load_model(folder)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ShunterError, match="can run code"):
-        load_model(folder)
-    (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(ShunterError, match="there are no weights"):
-        load_model(folder)
-
-
-def test_an_index_cannot_name_files_elsewhere(folder: Path) -> None:
-    for name, complaint in {
-        "../model.safetensors": "not a file beside it",
-        "gone.safetensors": "is missing",
-    }.items():
-        index = {"weight_map": {"x": name}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(ShunterError, match=complaint):
-            load_model(folder)

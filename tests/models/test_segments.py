@@ -16,8 +16,8 @@ SPEC = DecoderSpec(
 )
 
 
-def a_model() -> Decoder:
-    model = Decoder(SPEC).double()
+def a_model(window: int | None = None) -> Decoder:
+    model = Decoder(SPEC.model_copy(update={"sliding_window": window})).double()
     init_weights(model, 3)
     draw = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -27,10 +27,12 @@ def a_model() -> Decoder:
 
 
 @given(
-    st.lists(st.lists(st.integers(1, 24), min_size=1, max_size=4), min_size=1, max_size=3), st.integers(0, 5)
+    st.lists(st.lists(st.integers(1, 24), min_size=1, max_size=4), min_size=1, max_size=3),
+    st.integers(0, 5),
+    st.sampled_from([None, 1, 7]),
 )
-def test_packed_equals_apart(rows: list[list[int]], padding: int) -> None:
-    model = a_model()
+def test_packed_equals_apart(rows: list[list[int]], padding: int, window: int | None) -> None:
+    model = a_model(window)
     length = max(sum(row) for row in rows) + padding
     draw = torch.Generator().manual_seed(sum(map(sum, rows)))
     tokens = torch.randint(0, 31, (len(rows), length), generator=draw)
@@ -60,3 +62,17 @@ def test_packed_equals_apart(rows: list[list[int]], padding: int) -> None:
 def test_one_document_a_row_takes_the_plain_kernel() -> None:
     assert SegmentPlan.build(torch.tensor([[0, 0, 0, -1], [0, 0, 0, 0]])).shapes == ()
     assert SegmentPlan.build(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).shapes != ()
+
+
+def test_flops_count_what_a_token_sees() -> None:
+    for window in (None, 1, 5, 100):
+        spec = SPEC.model_copy(update={"sliding_window": window})
+        seen = sum(min(place + 1, window or 12) for place in range(12)) / 12
+        weights = 2 * (16 * 32 + 16 * 16 + 3 * 16 * 24) + 31 * 16
+        assert spec.flops_per_token(12, training=False) == 2 * weights + 4 * 2 * 16 * seen
+
+
+def test_parameters_are_counted_without_making_them() -> None:
+    for update in ({}, {"tied": False}, {"qkv_bias": True}, {"qk_norm": True}):
+        spec = SPEC.model_copy(update=update)
+        assert spec.num_parameters == sum(p.numel() for p in Decoder(spec).parameters())

@@ -1,0 +1,70 @@
+"""Small configurations of every family, all their tensors redrawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from shunter.models.spec import DecoderSpec, RopeSpec
+
+LENGTH = 48  # three times the original context of the cases with scaling
+
+CASES: dict[str, dict[str, Any]] = {
+    "llama2": {},
+    "llama-gqa-tied": {"num_kv_heads": 1, "tied": True},
+    "llama-wide-heads": {"head_dim": 24, "norm_eps": 1e-3},
+    "llama-linear": {"rope": {"scaling": "linear", "factor": 4.0}},
+    "llama-dynamic": {
+        "rope": {"scaling": "dynamic", "factor": 2.0, "original_positions": 16},
+        "max_positions": 16,
+    },
+    "llama3": {
+        "rope": {
+            "theta": 500000.0,
+            "scaling": "llama3",
+            "factor": 8.0,
+            "original_positions": 16,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        }
+    },
+    "llama-yarn": {"rope": {"scaling": "yarn", "factor": 4.0, "original_positions": 16}},
+    "mistral": {"family": "mistral", "num_kv_heads": 2},
+    "mistral-window": {"family": "mistral", "sliding_window": 9},
+    "qwen2": {"family": "qwen2", "qkv_bias": True, "rope": {"theta": 1e6}},
+    "qwen2-yarn-tied": {
+        "family": "qwen2",
+        "qkv_bias": True,
+        "tied": True,
+        "rope": {"theta": 1e6, "scaling": "yarn", "factor": 4.0, "original_positions": 16},
+    },
+    "qwen3": {"family": "qwen3", "qk_norm": True, "head_dim": 32, "num_kv_heads": 2, "rope": {"theta": 1e6}},
+    "qwen3-tied": {"family": "qwen3", "qk_norm": True, "tied": True},
+}
+
+
+def spec_of(name: str) -> DecoderSpec:
+    case = dict(CASES[name])
+    rope = RopeSpec(**case.pop("rope", {}))
+    values = {
+        "vocab_size": 97,
+        "dim": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": 16,
+        "ffn_dim": 80,
+        "max_positions": 64,
+        "norm_eps": 1e-6,
+        **case,
+    }
+    return DecoderSpec(**values, rope=rope)
+
+
+def redraw(model: torch.nn.Module, seed: int = 0) -> None:
+    """Every tensor, norms and biases too, from N(0, 0.3)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
