@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 from shunter.config.errors import ShunterError
-from shunter.recipe.disk import human
+from shunter.recipe import disk
 from shunter.recipe.store import Store
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -35,33 +37,56 @@ def size(text: str) -> int:
 
 
 def export(store: str, ref: str, folder: Path, dtype: str, max_shard_size: str) -> str:
-    """Write the model `ref` to `folder`; returns a line about it. Never overwrites."""
+    """Write the model `ref` to `folder`; returns a line about it. Never overwrites.
+
+    The folder appears as a whole, or not at all: it is written aside and renamed.
+    """
     limit = size(max_shard_size)
     if dtype not in ("", "float32", "bfloat16", "float16"):
         raise ShunterError(f"--dtype {dtype!r} is not one of float32, bfloat16, float16")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ShunterError("already exists and is not empty", where=str(folder), mend="Name a new folder.")
     source = find(store, ref)
-    import json
+    ends, pad = _special(source)
 
     import torch
 
     from shunter.models.hf import load_model, save_model
 
-    stored = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    kind = getattr(torch, dtype or stored.get("torch_dtype") or stored.get("dtype") or "float32")
-    model = load_model(source, kind)
-    generation = source / "generation_config.json"
-    ends = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else stored
-    stop = ends.get("eos_token_id")
-    save_model(
-        model,
-        folder,
-        tokenizer_folder=source,
-        max_shard_bytes=limit,
-        eos_token_id=[stop] if isinstance(stop, int) else stop or [],
-        pad_token_id=ends.get("pad_token_id"),
-    )
-    total = sum(path.stat().st_size for path in folder.iterdir())
-    name = str(kind).removeprefix("torch.")
-    return f"{folder}: {model.spec.num_parameters:,} parameters, {name}, {human(total)}"
+    model = load_model(source, getattr(torch, dtype) if dtype else None)
+    target = folder.absolute()
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        save_model(
+            model,
+            aside,
+            tokenizer_folder=source,
+            max_shard_bytes=limit,
+            eos_token_id=ends,
+            pad_token_id=pad,
+        )
+        total = disk.size(aside)
+        os.replace(aside, target)  # a folder may take the place of an empty one
+    except Exception as error:
+        if disk.is_full(error):
+            raise disk.full(error, folder) from None
+        if isinstance(error, OSError):
+            raise ShunterError(f"cannot be written ({error.strerror})", where=str(folder)) from None
+        raise
+    finally:
+        disk.remove(aside)
+    name = str(model.embed.weight.dtype).removeprefix("torch.")
+    return f"{folder}: {model.spec.num_parameters:,} parameters, {name}, {disk.human(total)}"
+
+
+def _special(source: Path) -> tuple[list[int], int | None]:
+    """The tokens that end an answer, and the one that pads, as the model's folder tells."""
+    told: dict[str, Any] = {}
+    for name in ("config.json", "generation_config.json"):  # the latter has the last word
+        if (source / name).is_file():
+            found = disk.read_json(source / name)
+            if found is None:
+                raise ShunterError("holds no JSON object", where=str(source / name))
+            told |= {key: value for key, value in found.items() if value is not None}
+    ends = told.get("eos_token_id", [])
+    return [ends] if isinstance(ends, int) else list(ends), told.get("pad_token_id")

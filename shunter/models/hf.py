@@ -21,6 +21,7 @@ from shunter.models.spec import DecoderSpec
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,8 +48,8 @@ def read_spec(folder: Path) -> DecoderSpec:
     return from_config(config, str(path))
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """The model of a folder, on the CPU, its tensors converted to `dtype`.
+def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> Decoder:
+    """The model of a folder, on the CPU, its tensors converted to `dtype` (None: as its embedding is stored).
 
     Every tensor of the model must be there with its shape, and no other; that is known from the files'
     headers before any memory is taken. Raises ShunterError.
@@ -66,6 +67,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
         name: part.shape for ours, p in model.named_parameters() for name, part in _split(spec, ours, p)
     }
     _check(spec, expected, stored, str(folder))
+    dtype = dtype or _DTYPES[stored[EMBEDDING].kind]
     model.to(dtype=dtype).to_empty(device="cpu")
     targets = {name: part for ours, p in model.named_parameters() for name, part in _split(spec, ours, p)}
     with torch.no_grad():
@@ -97,7 +99,7 @@ def _check(
             raise ShunterError(
                 f"{name} is {place.shape}, by the configuration it is {tuple(shape)}", where=where
             )
-        if not place.kind.startswith(("F", "BF")):
+        if place.kind not in _DTYPES:
             raise ShunterError(
                 f"{name} is stored as {place.kind}; quantised weights are not supported", where=where
             )
