@@ -22,6 +22,9 @@ from tests.drills import tiny
 ROOT = Path(__file__).resolve().parents[2]
 
 
+Passage = tuple[str, str | None, int | None]  # point, job, step
+
+
 class Zygote:
     """`shunter` commands in fresh children of one warm process."""
 
@@ -76,7 +79,7 @@ class Stage:
     recipe: Path
     whole: Path  # a store with all artefacts
     prepared: Path  # a store in which all that comes before training is finished
-    passages: list[tuple[str, str | None, int | None]]
+    passages: list[Passage]
     overrides: Sequence[str] = ()
     content: dict[str, str] = field(default_factory=dict)
 
@@ -113,6 +116,12 @@ class Stage:
         assert list(Store(store).work.iterdir()) == [], "nothing is left behind"
         sound(store)
         return made
+
+
+def faults(passages: Sequence[Passage]) -> list[dict[str, Any]]:
+    """Passages as the places of faults that strike there."""
+    named = [{"point": point, "job": job, "step": step} for point, job, step in passages]
+    return [{key: value for key, value in fault.items() if value is not None} for fault in named]
 
 
 def artefacts(store: Path, recipe: Path) -> dict[str, Artefact]:
@@ -163,13 +172,8 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 
 def uninterrupted(zygote: Zygote, recipe: Path, folder: Path, overrides: Sequence[str] = ()) -> Stage:
-    """Run the recipe once to the job before training, and once to its end."""
+    """Run the recipe once to its end, and note what it passes."""
     stage = Stage(zygote, recipe, folder / "whole", folder / "prepared", [], overrides)
-    for last in ("rows", "talk-rows"):
-        options = ("--store", str(stage.prepared), "--to", last)
-        code, output = zygote.shunter("run", str(recipe), *overrides, *options)
-        assert code == 0, output
-    shutil.rmtree(stage.prepared / "runs")
     code, output = stage.run(stage.whole, watch={"record": str(folder / "passages.jsonl")})
     assert code == 0, output
     lines = (folder / "passages.jsonl").read_text().splitlines()
@@ -182,7 +186,13 @@ def uninterrupted(zygote: Zygote, recipe: Path, folder: Path, overrides: Sequenc
 @pytest.fixture(scope="session")
 def stage(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     folder = tmp_path_factory.mktemp("tiny")
-    return uninterrupted(zygote, tiny.write(folder), folder)
+    stage = uninterrupted(zygote, tiny.write(folder), folder)
+    for last in ("rows", "talk-rows"):
+        options = ("--store", str(stage.prepared), "--to", last)
+        code, output = zygote.shunter("run", str(stage.recipe), *options)
+        assert code == 0, output
+    shutil.rmtree(stage.prepared / "runs")
+    return stage
 
 
 @pytest.fixture

@@ -5,23 +5,16 @@ from __future__ import annotations
 import random
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from shunter.record.points import POINTS
 from tests.drills import tiny
-from tests.drills.conftest import Stage, redone, steps
+from tests.drills.conftest import Stage, faults, redone, steps
 
 KILLED = -signal.SIGKILL
 TRAINING = [point for point in POINTS if point.split(".")[0] in ("train", "checkpoint")]
 PUBLICATION = [point for point in POINTS if point not in TRAINING]
-
-
-def faults(passages: list[Any]) -> list[dict[str, Any]]:
-    """Passages as the faults that strike there."""
-    named = [{"point": point, "job": job, "step": step} for point, job, step in passages]
-    return [{key: value for key, value in fault.items() if value is not None} for fault in named]
 
 
 def test_the_recipe_passes_every_point(stage: Stage) -> None:
