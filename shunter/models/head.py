@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 ROUND = 128  # active tokens are filled up to a multiple of this
-CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 16 MiB in float32
+CHUNK_BYTES = 1 << 24  # logits of a chunk
 BLOCK_ELEMENTS = 1 << 20  # of those that the softmax takes at a time: 4 MiB, which stays in a CPU's cache
 
 
@@ -44,6 +44,21 @@ def _softmax(
     return normalisers, picks
 
 
+def _accumulate(total: Tensor, grad: Tensor, hidden: Tensor, first: bool) -> None:
+    """total [V, D] plus (or, at first, becomes) grad [n, V] transposed times hidden [n, D]."""
+    if total.dtype == grad.dtype:
+        total.addmm_(grad.t(), hidden, beta=0 if first else 1)
+        return
+    product = grad.t() @ hidden
+    if first:
+        total.copy_(product)
+        return
+    # A sum of two dtypes converts the whole of one beforehand: by parts, that stays in cache.
+    size = max(1, (BLOCK_ELEMENTS // 4) // total.shape[1])
+    for into, part in zip(total.split(size), product.split(size), strict=True):
+        into.add_(part)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -65,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         logprobs = torch.zeros(count, dtype=accumulate, device=hidden.device)
         loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if wants else None
-        grad_weight = torch.zeros_like(weight) if wants else None
+        grad_weight = torch.empty_like(weight) if wants else None
         # Tokens without a coefficient cost nothing: in instruction data most are such.
         active = coefficients.nonzero().flatten()
         whole = len(active) == count
@@ -73,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # Each new shape makes oneDNN build and keep a kernel: a token without a coefficient fills up.
             spare = (coefficients == 0).nonzero().flatten()[: ROUND - odd]
             active = torch.cat([active, spare])
-        chunk = max(64, CHUNK_ELEMENTS // weight.shape[0])
+        chunk = max(64, CHUNK_BYTES // compute.itemsize // weight.shape[0])
         block = max(16, BLOCK_ELEMENTS // weight.shape[0]) if hidden.device.type == "cpu" else chunk
         # One buffer for all chunks: fresh memory costs page faults, about what the exponentials cost.
         buffer = torch.empty(min(chunk, len(active)), weight.shape[0], dtype=compute, device=hidden.device)
@@ -97,10 +112,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             grad = logits  # overwritten
             grad_hidden[rows] = (grad @ used).to(hidden.dtype)
-            if grad_weight.dtype == compute:
-                grad_weight.addmm_(grad.t(), h)
-            else:
-                grad_weight += grad.t() @ h
+            _accumulate(grad_weight, grad, h, begin == 0)
+        if grad_weight is not None and len(active) == 0:
+            grad_weight.zero_()
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(logprobs)
         return loss, logprobs

@@ -42,9 +42,12 @@ def test_loss_and_gradient(count: int, vocab: int, dim: int, z_loss: float, seed
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("elements", [64, 1000, 1 << 22])
-def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
+@pytest.mark.parametrize(
+    ("chunk", "block"), [(512, 1 << 20), (8000, 500), (1 << 24, 1 << 20), (1 << 24, 1000)]
+)
+def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, chunk: int, block: int) -> None:
+    monkeypatch.setattr(head, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(head, "BLOCK_ELEMENTS", block)
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(200, 8, generator=draw, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(30, 8, generator=draw, dtype=torch.float64, requires_grad=True)
@@ -67,3 +70,31 @@ def test_no_gradient_is_taken_when_none_is_wanted() -> None:
         )
     assert logprobs[3] == 0
     torch.testing.assert_close(loss, logprobs.double().sum())
+
+
+@pytest.mark.parametrize("chunk", [512, 1 << 24])
+def test_bfloat16_products_accumulate_in_float32(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(head, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(head, "BLOCK_ELEMENTS", 1000)
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 16, generator=draw).requires_grad_()
+    weight = torch.randn(70, 16, generator=draw).requires_grad_()
+    targets = torch.randint(0, 70, (300,), generator=draw)
+    coefficients = torch.full((300,), -1 / 300, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = head.linear_cross_entropy(hidden, weight, targets, coefficients)
+    got = torch.autograd.grad(loss, (hidden, weight))
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets)
+    torch.testing.assert_close(loss.float(), expected, rtol=3e-3, atol=0)
+    for a, b in zip(got, torch.autograd.grad(expected, (hidden, weight)), strict=True):
+        assert a.dtype == torch.float32
+        assert float((a - b).norm() / b.norm()) < 1e-2
+
+
+def test_no_token_counts() -> None:
+    hidden = torch.randn(5, 4, requires_grad=True)
+    weight = torch.randn(7, 4, requires_grad=True)
+    zero = torch.zeros(5, dtype=torch.float64)
+    loss, _ = head.linear_cross_entropy(hidden, weight, torch.full((5,), -100), zero)
+    for grad in (loss, *torch.autograd.grad(loss, (hidden, weight))):
+        assert float(grad.detach().abs().sum()) == 0
