@@ -187,3 +187,25 @@ def _nothing():
     from contextlib import nullcontext
 
     return nullcontext()
+
+
+def test_what_is_raised_inside_comes_out_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # DCP wraps even KeyboardInterrupt in an exception of its own, and safetensors knows no OSError.
+    from safetensors import SafetensorError
+
+    from shunter.recipe import disk
+
+    checkpointer = Checkpointer(tmp_path)
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    for error in (KeyboardInterrupt(), full):
+
+        def write(*args: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr("shunter.train.checkpoint.storage.save_file", write)
+        with pytest.raises(type(error)) as found:
+            checkpointer.save(1, {"a": torch.zeros(2)}, {})
+        assert found.value is error
+    assert disk.is_full(full)
+    assert not disk.is_full(KeyboardInterrupt())
+    assert checkpointer.latest() is None
