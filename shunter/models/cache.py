@@ -39,6 +39,7 @@ class KVCache:
         self._look()
 
     def _look(self) -> None:
+        self._layers = list(zip(self.keys.unbind(), self.values.unbind(), strict=True))
         # A row that begins at slot 0 needs no mask; asked once, because asking waits for the device.
         self._padded = bool((self.starts > 0).any())
         self._hidden = self._slots < self.starts[:, None]  # [B, S]
@@ -78,10 +79,10 @@ class KVCache:
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values [B, Hkv, T, D] in the next slots; returns all up to the last one."""
-        end = self.length + keys.shape[2]
-        self.keys[layer][:, :, self.length : end] = keys
-        self.values[layer][:, :, self.length : end] = values
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        count, (k, v) = keys.shape[2], self._layers[layer]
+        k.narrow(2, self.length, count).copy_(keys)
+        v.narrow(2, self.length, count).copy_(values)
+        return k.narrow(2, 0, self.length + count), v.narrow(2, 0, self.length + count)
 
     def advance(self, count: int) -> None:
         """The slots of `count` tokens are written in every layer."""

@@ -62,4 +62,7 @@ def _project(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _norm(norm: RMSNorm, x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight.to(x.dtype), norm.eps)
+    """As `RMSNorm`, at half the cost for few rows."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = (wide * wide).sum(dim=1, keepdim=True).mul_(1 / x.shape[1]).add_(norm.eps).rsqrt_()
+    return (wide * scale).to(x.dtype) * norm.weight.to(x.dtype)
