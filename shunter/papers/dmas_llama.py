@@ -53,7 +53,8 @@ def _arms(seed: int, short: bool) -> Mapping[str, Sequence[str]]:
 
 def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
     runs = {name: _Run(arm) for name, arm in arms.items()}
-    return {name: run.samples(runs["uninterrupted"]) for name, run in runs.items()}
+    whole = runs["uninterrupted"]
+    return {name: run.samples(whole, began_apart=name == "rounding") for name, run in runs.items()}
 
 
 class _Run:
@@ -73,8 +74,11 @@ class _Run:
         self.weights_digest = _number(weights.sha256)
         self.at = len(self.losses) // 2
 
-    def samples(self, whole: _Run) -> dict[str, float]:
-        after = sorted(step for step in self.valid if step > self.at)
+    def samples(self, whole: _Run, *, began_apart: bool) -> dict[str, float]:
+        """began_apart: the run differs from its first step on, not from the restart on. Differences
+        grow with time, so as many steps are looked at from there as from the restart."""
+        after = sorted(step for step in self.valid if (step <= self.at if began_apart else step > self.at))
+        begin = 0 if began_apart else self.at
         gaps = {step: abs(self.valid[step] - whole.valid[step]) for step in after}
         away = [step for step, gap in gaps.items() if gap > RETURNED]
         return {
@@ -82,8 +86,8 @@ class _Run:
             "loss_100": statistics.fmean(self.losses[self.at : self.at + 100]),
             "deviation": max(gaps.values()),
             "deviation_first": gaps[after[0]],
-            "steps_to_return": float(max(away) - self.at if away else 0),
-            "final_valid": self.valid[after[-1]],
+            "steps_to_return": float(max(away) - begin if away else 0),
+            "final_valid": self.valid[max(self.valid)],
             "score": float(self.scores[-1]),
             "samples": self.samples_digest,
             "weights": self.weights_digest,
