@@ -30,6 +30,18 @@ CASES: dict[str, dict[str, Any]] = {
         }
     },
     "llama-yarn": {"rope": {"scaling": "yarn", "factor": 4.0, "original_positions": 16}},
+    "llama-yarn-inside": {  # both ends of the ramp lie between the first and the last frequency
+        "head_dim": 32,
+        "rope": {
+            "theta": 100.0,
+            "scaling": "yarn",
+            "factor": 4.0,
+            "original_positions": 16,
+            "beta_fast": 2.0,
+            "beta_slow": 0.25,
+            "attention_factor": 1.3,
+        },
+    },
     "mistral": {"family": "mistral", "num_kv_heads": 2},
     "mistral-window": {"family": "mistral", "sliding_window": 9},
     "qwen2": {"family": "qwen2", "qkv_bias": True, "rope": {"theta": 1e6}},
