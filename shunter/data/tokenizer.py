@@ -64,6 +64,12 @@ class Tokenizer:
         return self.special(self._name("eos_token", END_OF_TEXT))
 
     @property
+    def start(self) -> int:
+        """The token that a text begins after: the folder's bos_token, or the end of the text before."""
+        name = self._name("bos_token", "")
+        return self.special(name) if name else self.end_of_text
+
+    @property
     def pad(self) -> int:
         if self.engine.token_to_id(PAD) is None:
             return self.end_of_text

@@ -33,9 +33,7 @@ class Subject:
     @property
     def start(self) -> int:
         """The token that a text begins after: the tokenizer's bos_token, or its end of text."""
-        bos = self.tokenizer.specials.get("bos_token")
-        name = bos.get("content") if isinstance(bos, dict) else bos
-        return self.tokenizer.special(name) if name else self.tokenizer.end_of_text
+        return self.tokenizer.start
 
     def check_ids(self, sequences: Sequence[Sequence[int]]) -> None:
         """Refuse ids that the model has no embedding for."""

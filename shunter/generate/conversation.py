@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from shunter.config.errors import ShunterError
@@ -17,6 +17,7 @@ from shunter.models.decoder import Decoder
 class Conversation:
     """Turns of a person and a model. `raw` continues plain text instead, without a chat template.
 
+    stop_ids:  tokens that end an answer besides the tokenizer's own.
     forgotten: messages left out of the last prompt because the context was full.
     """
 
@@ -26,6 +27,7 @@ class Conversation:
     system: str | None = None
     seed: int = 0
     raw: bool = False
+    stop_ids: Sequence[int] = ()
     messages: list[dict[str, str]] = field(default_factory=list)
     turns: int = 0
     forgotten: int = 0
@@ -36,14 +38,21 @@ class Conversation:
         Interrupted (Ctrl-C), what was written so far is kept in the history and the interrupt goes on.
         """
         self.messages.append({"role": "user", "content": text})
-        stream = _Stream(self.tokenizer, show)
+        stops = {*self.tokenizer.stop_ids, *self.stop_ids}
+        stream = _Stream(self.tokenizer, stops, show)
         seed = derive_seed(self.seed, "turn", self.turns)
         self.turns += 1
         try:
-            stops = self.tokenizer.stop_ids
-            return generate(
-                self.model, [self._prompt()], self.config, stops, seed, lambda _, token: stream.add(token)
+            done = generate(
+                self.model,
+                [self._prompt()],
+                self.config,
+                list(stops),
+                seed,
+                lambda _, token: stream.add(token),
             )[0]
+            stream.end()
+            return done
         except ShunterError:
             self.messages.pop()
             raise
@@ -62,7 +71,7 @@ class Conversation:
         room = context - min(self.config.max_new_tokens, max(1, context // 4))
         if self.raw:
             self.forgotten = len(self.messages) - 1
-            return [self.tokenizer.end_of_text, *self.tokenizer.encode(self.messages[-1]["content"])]
+            return [self.tokenizer.start, *self.tokenizer.encode(self.messages[-1]["content"])]
         head = [{"role": "system", "content": self.system}] if self.system else []
         for first in range(0, len(self.messages), 2):
             rendered = self.tokenizer.render([*head, *self.messages[first:]], add_generation_prompt=True)
@@ -79,16 +88,24 @@ class Conversation:
 class _Stream:
     """Turns ids into text as they come; bytes of an unfinished character wait for the rest."""
 
-    def __init__(self, tokenizer: Tokenizer, show: Callable[[str], None]) -> None:
-        self.tokenizer, self.show = tokenizer, show
+    def __init__(self, tokenizer: Tokenizer, stops: Collection[int], show: Callable[[str], None]) -> None:
+        self.tokenizer, self.stops, self.show = tokenizer, stops, show
         self.ids: list[int] = []
         self.text = ""
 
     def add(self, token: int) -> None:
-        if token in self.tokenizer.stop_ids:
+        if token in self.stops:
             return
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids, skip_special=True)
         if not text.endswith("\ufffd"):
+            self._show(text)
+
+    def end(self) -> None:
+        """Nothing more comes: show also a character that was left unfinished."""
+        self._show(self.tokenizer.decode(self.ids, skip_special=True))
+
+    def _show(self, text: str) -> None:
+        if len(text) > len(self.text):
             self.show(text[len(self.text) :])
             self.text = text

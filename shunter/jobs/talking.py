@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from shunter.config.check import parse
@@ -42,10 +44,16 @@ def talk(
         raise ShunterError(
             "the model has no chat template", where=str(folder), mend="Continue text with --raw."
         )
+    if not raw and _untaught(folder):
+        print(
+            "note: this model was trained on plain text alone and has seen no conversation; "
+            "--raw continues text instead",
+            file=sys.stderr,
+        )
     model = load_model(folder)
     if torch.cuda.is_available():
         model.to("cuda")
-    conversation = Conversation(model, tokenizer, config, system, seed, raw)
+    conversation = Conversation(model, tokenizer, config, system, seed, raw, _stops(folder))
     terminal = lines.isatty() and out.isatty()
     if terminal:
         import readline  # noqa: F401 - gives input() editing and history
@@ -60,6 +68,19 @@ def talk(
             print(f"no such command: {text}; there are /reset and /quit", file=sys.stderr)
         elif text:
             _answer(conversation, text, out, terminal)
+
+
+def _stops(folder: Path) -> list[int]:
+    """Tokens that end an answer by the model's own generation_config.json (Llama 3 has three)."""
+    path = folder / "generation_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    return [named] if isinstance(named, int) else list(named or [])
+
+
+def _untaught(folder: Path) -> bool:
+    """Whether an artefact's manifest says that it comes from pre-training, without tuning after it."""
+    manifest = folder / "manifest.json"
+    return manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8")).get("kind") == "pretrain"
 
 
 def _next(lines: TextIO, terminal: bool) -> str | None:

@@ -111,6 +111,16 @@ def test_the_context_ends_a_completion() -> None:
     assert {long.stop_reason, short.stop_reason} == {"context"}
 
 
+def test_the_context_ends_those_that_stay_when_others_have_left() -> None:
+    decoder = model(positions=24)
+    done = generate(decoder, PROMPTS, SamplingConfig(max_new_tokens=40), [4, 9, 17], seed=3)
+    reasons = [completion.stop_reason for completion in done]
+    assert (reasons.count("stop"), reasons.count("context")) == (4, 2), "the case tests no batch that shrinks"
+    for prompt, completion in zip(PROMPTS, done, strict=True):
+        if completion.stop_reason == "context":
+            assert len(prompt) + len(completion.ids) == 24
+
+
 @pytest.mark.parametrize(("prompt", "complaint"), [([], "prompt 1 is empty"), ([1] * 10, "has 10 tokens")])
 def test_prompts_that_cannot_be_continued(prompt: list[int], complaint: str) -> None:
     with pytest.raises(ShunterError, match=complaint):
