@@ -4,8 +4,9 @@ The paper's lesson is that a checkpoint must hold everything: when the optimizer
 loss jumped and took long to return. Each arm is interrupted at the same step and restores all but one
 part; losses are compared with an uninterrupted run of the same seed on the same held-out rows. The
 seed band is what a full restore does that goes on with another seed: a deviation inside it could be
-chance. Losing the RNG is going on with another seed, so it is held against rounding instead: against a
-run whose micro-batches have another size, which is all that a lossless change of hardware does.
+chance. Losing the RNG is going on with another seed: it lies in that band by its nature, so it is held
+against the full restore. Beside them stands a run whose micro-batches have another size: rounding, which is
+all that a lossless change of hardware does, and which a high learning rate lets grow.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     notes = [
         "band: all is restored, but the order of rows from then on is drawn from another seed.",
         "rounding: uninterrupted, with micro-batches of another size.",
-        "no-rng is such another order too: it cannot lie beyond the band, only beyond rounding.",
+        "no-rng is such another order too: it lies in the band by its nature, and deviates all the same.",
     ]
     inside = [name for name, verdict in verdicts.items() if not verdict["holds"]]
     return [*notes, f"Not shown here: {', '.join(inside)}."] if inside else notes
@@ -114,7 +115,8 @@ EXPERIMENT = Experiment(
     recipe=RECIPE,
     arms=_arms,
     apart=("rounding",),
-    seeds=(0, 1, 2, 3, 4),
+    # Seeds 0 to 4 served to choose the measures; the claim is tested on others.
+    seeds=(5, 6, 7, 8, 9),
     measure=_measure,
     table={
         "loss_20": "nats/token, train, 20 steps after the restart",

@@ -63,11 +63,15 @@ def test_seeds_that_prove_nothing(text: str, complaint: str) -> None:
 
 def fake(deviations: Mapping[str, float]) -> tuple[Experiment, dict[int, Any]]:
     """An experiment with the arms of dmas-llama's claims and samples made up for them."""
-    same = {"loss_100": 2.0, "weights": 5.0, "score": 0.5, "samples": 7.0}
+    same = {"loss_100": 2.0, "weights": 5.0, "score": 0.5, "samples": 7.0, "final_valid": 2.0}
     arms = ["uninterrupted", "full", "band", "rounding", "no-optimizer", "no-schedule", "no-data", "no-rng"]
     samples = {
         seed: {
-            arm: {**same, "deviation": {"rounding": 0.01, **deviations}.get(arm, 0.1) + 0.001 * seed}
+            arm: {
+                **same,
+                "deviation": {"full": 0.0, **deviations}.get(arm, 0.1) + 0.001 * seed,
+                "final_valid": 2.0 + deviations.get(arm, 0.1),
+            }
             for arm in arms
         }
         for seed in (0, 1, 2)
