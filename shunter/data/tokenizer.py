@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ class Tokenizer:
         # A second engine for plain text, in which "<|end|>" is seven characters and not a command.
         self._plain = Engine.from_str(engine.to_str())
         self._plain.encode_special_tokens = True
+        added = engine.get_added_tokens_decoder().values()
+        self._controls = [token.content for token in added if token.special]
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -102,17 +105,37 @@ class Tokenizer:
         """Ids of a conversation, and which of them the assistant wrote (its end token included)."""
         ids: list[int] = []
         mask: list[bool] = []
-        for text, written in chat.pieces(self._chat_template(), messages, self.specials):
-            part = self.encode_control(text)
+        guarded = self._guard(messages)
+        for text, written in chat.pieces(self._chat_template(), guarded, self.specials):
+            part = self._encode_guarded(text)
             ids += part
             mask += [written] * len(part)
-        if ids != self.encode_control(self.render(messages)):
+        if ids != self._encode_guarded(self.render(guarded)):
             raise ShunterError(
                 "the chat template puts a border between roles where the tokenizer merges across it",
                 where=str(self.folder),
                 mend="Let special tokens stand on both sides of what the assistant writes.",
             )
         return ids, mask
+
+    def encode_prompt(self, messages: Sequence[chat.Message]) -> list[int]:
+        """Ids of a conversation up to where the assistant begins to write."""
+        return self._encode_guarded(self.render(self._guard(messages), add_generation_prompt=True))
+
+    def _guard(self, messages: Sequence[chat.Message]) -> list[dict[str, str]]:
+        """Messages whose control tokens are marked: a person who writes "<|end|>" ends nothing."""
+        names = {name: f"\x00{index}\x00" for index, name in enumerate(self._controls)}
+        pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+        return [
+            {"role": m["role"], "content": pattern.sub(lambda found: names[found[0]], m["content"])}
+            for m in messages
+        ]
+
+    def _encode_guarded(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for number, part in enumerate(re.split("\x00(\\d+)\x00", text)):
+            ids += self.encode(self._controls[int(part)]) if number % 2 else self.encode_control(part)
+        return ids
 
     def encode_control(self, text: str) -> list[int]:
         """Ids of a rendered template, in which special tokens are control."""

@@ -74,8 +74,7 @@ class Conversation:
             return [self.tokenizer.start, *self.tokenizer.encode(self.messages[-1]["content"])]
         head = [{"role": "system", "content": self.system}] if self.system else []
         for first in range(0, len(self.messages), 2):
-            rendered = self.tokenizer.render([*head, *self.messages[first:]], add_generation_prompt=True)
-            ids = self.tokenizer.encode_control(rendered)
+            ids = self.tokenizer.encode_prompt([*head, *self.messages[first:]])
             if len(ids) <= room:
                 self.forgotten = first
                 return ids
