@@ -71,7 +71,7 @@ def alternate(
         b()
     seconds: dict[str, list[float]] = {"a": [], "b": []}
     cpu: dict[str, list[float]] = {"a": [], "b": []}
-    begin = time.perf_counter()
+    begin, watch = time.perf_counter(), Others()
     while True:
         turn = (("a", a), ("b", b)) if len(seconds["a"]) % 2 == 0 else (("b", b), ("a", a))
         for name, side in turn:
@@ -90,7 +90,32 @@ def alternate(
                 "ratio_low": low,
                 "ratio_high": high,
                 "cpu_ratio_median": _ratio(cpu)[0],
+                "others": watch.share(),
             }
+
+
+class Others:
+    """How much of the machine other processes use; 0 where /proc does not tell."""
+
+    def __init__(self) -> None:
+        self._begin = self._now()
+
+    def share(self) -> float:
+        """Share of all cores since this was made, without this process and its ended children."""
+        wall, busy, own = (now - then for now, then in zip(self._now(), self._begin, strict=True))
+        cores = os.cpu_count() or 1
+        return round(max(0.0, (busy - own) / max(wall * cores, 1e-9)), 3)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        own = sum(os.times()[:4])
+        try:
+            ticks = [int(x) for x in Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:]]
+        except (OSError, ValueError):
+            return time.perf_counter(), float("nan"), own
+        # user, nice, system, irq, softirq; not idle, not waiting, not a guest's (counted in user).
+        busy = sum(ticks[:3]) + sum(ticks[5:7])
+        return time.perf_counter(), busy / os.sysconf("SC_CLK_TCK"), own
 
 
 def _ratio(seconds: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:

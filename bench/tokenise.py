@@ -95,6 +95,7 @@ def main() -> int:
                     "ratio": found["ratio_median"],
                     "interval": [found["ratio_low"], found["ratio_high"]],
                     "cpu_ratio": found["cpu_ratio_median"],
+                    "others": found["others"],
                     "fast_ratio": fast["ratio_median"],
                     "fast_interval": [fast["ratio_low"], fast["ratio_high"]],
                     "fast_cpu_ratio": fast["cpu_ratio_median"],

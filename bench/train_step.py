@@ -189,6 +189,7 @@ def measure(case: str) -> dict[str, Any]:
         "goal": GOALS[mode],
         "reached": found["ratio_median"] >= GOALS[mode],
         "rounds": len(found["a"]),
+        "others": found["others"],
         "peak_mib": {"ours": bytes_a / 2**20, "baseline": bytes_b / 2**20, "before": static / 2**20},
         "peak_ratio": bytes_a / bytes_b,
         "peak_goal": MEMORY_GOAL,

@@ -19,6 +19,7 @@ from shunter.config.nearest import nearest
 
 # Exit codes. A run that is stopped by a signal ends with 128 plus its number, as shells expect.
 OK, BUG, USER_ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+SPIN = "1000"  # rounds that an idle worker thread looks for work before it sleeps; see bench/spin.py
 
 # Group -> verb -> ("module:function" below shunter.cli, one line of help).
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
@@ -84,7 +85,7 @@ def _share_cores() -> None:
     where another process wants a core too it made a training ten times slower. Read when torch is loaded.
     """
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+        os.environ["GOMP_SPINCOUNT"] = SPIN
 
 
 def load(verb: str) -> Callable[..., Any]:
