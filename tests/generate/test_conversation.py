@@ -51,11 +51,14 @@ def test_the_same_seed_says_the_same_and_turns_differ(tokenizer: Tokenizer) -> N
 
 
 def test_a_full_context_forgets_the_oldest_turns(tokenizer: Tokenizer) -> None:
+    for context in range(64, 112, 6):
+        talk = conversation(tokenizer, context=context)
+        for _ in range(5):
+            talk.reply("the union of the states", lambda piece: None)
+            assert talk.forgotten % 2 == 0, "an answer stands without its question"
+        assert talk.forgotten > 0
     talk = conversation(tokenizer, context=100)
-    for _ in range(6):
-        talk.reply("the union of the states", lambda piece: None)
-    assert talk.forgotten > 0
-    assert talk.forgotten % 2 == 0, "an answer stands without its question"
+    talk.reply("the union of the states", lambda piece: None)
     with pytest.raises(ShunterError, match="of which the model's context of 100 holds"):
         talk.reply("the union of the states " * 40, lambda piece: None)
     assert talk.messages[-1]["role"] == "assistant", "the message that did not fit stayed"
