@@ -57,13 +57,14 @@ def reproduce(
     Finished jobs are taken from the store, so a killed experiment continues. The result is plain
     JSON: slug, claim, baseline, ours, ratio, interval, seeds, unit, holds (of all claims together;
     the first five describe the headline claim), claims, table (metric, arm, one value a seed),
-    seconds, short, notes, made (commit, date, machine).
+    seconds (of work in all jobs, also in those found in the store), short, notes, made (commit, date,
+    machine).
     """
     experiment = load_experiment(slug)
     seeds = list(seeds if seeds is not None else experiment.seeds)
-    begin = time.perf_counter()
-    samples = {seed: _run_seed(experiment, seed, store, short, quiet) for seed in seeds}
-    return conclude(experiment, samples, seconds=time.perf_counter() - begin, short=short)
+    work: dict[Path, float] = {}  # of each artefact, made now or found in the store
+    samples = {seed: _run_seed(experiment, seed, store, short, quiet, work) for seed in seeds}
+    return conclude(experiment, samples, seconds=sum(work.values()), short=short)
 
 
 def conclude(
@@ -147,7 +148,9 @@ def show(result: Mapping[str, Any]) -> None:
     console.print(f"\nThe claim {ending} over seeds {result['seeds']}, {result['seconds']} s{caveat}.")
 
 
-def _run_seed(experiment: Experiment, seed: int, store: Path, short: bool, quiet: bool) -> dict[str, Samples]:
+def _run_seed(
+    experiment: Experiment, seed: int, store: Path, short: bool, quiet: bool, work: dict[Path, float]
+) -> dict[str, Samples]:
     from shunter.jobs.registry import KINDS
     from shunter.recipe.graph import load_recipe
     from shunter.recipe.runner import run_graph
@@ -162,6 +165,9 @@ def _run_seed(experiment: Experiment, seed: int, store: Path, short: bool, quiet
         # `how` is no part of an artefact's identity: such an arm would be taken for another one.
         place = store / "apart" / arm if arm in experiment.apart else store
         runs[arm] = run_graph(graph, Store(place), quiet=quiet)
+        for artefact in runs[arm].values():
+            attempts = artefact.manifest.attempts
+            work[artefact.path] = sum(float(attempt.get("seconds") or 0) for attempt in attempts)
     return {arm: dict(values) for arm, values in experiment.measure(runs).items()}
 
 
