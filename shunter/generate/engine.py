@@ -13,7 +13,7 @@ from shunter.config.errors import ShunterError
 from shunter.generate.config import SamplingConfig
 from shunter.generate.sampling import choose, uniforms
 from shunter.models.cache import KVCache
-from shunter.models.decode import decode
+from shunter.models.decode import Stepper
 from shunter.models.decoder import Decoder
 
 StopReason = Literal["stop", "length", "context"]
@@ -84,6 +84,7 @@ class _Batch:
         on_token: Callable[[int, int], None] | None,
     ) -> None:
         self.model, self.config, self.stops, self.done, self.on_token = model, config, stops, done, on_token
+        self.stepper = Stepper(model)
         weight = model.embed.weight
         longest = max(len(prompts[row]) for row in rows)
         padded = [[0] * (longest - len(prompts[row])) + list(prompts[row]) for row in rows]
@@ -104,7 +105,7 @@ class _Batch:
         logits = self.model.logits(self.model(self.tokens, cache=self.cache)[:, -1])
         for step in range(self.steps):
             if step:
-                logits = decode(self.model, self.tokens, self.cache)
+                logits = self.stepper(self.tokens, self.cache)
             uniform = None if self.uniforms is None else self.uniforms[:, step]
             tokens, logprobs = choose(logits, uniform, self.config)
             self._note(step, tokens.tolist(), logprobs.tolist())

@@ -1,68 +1,118 @@
 """One more token for each row, computed for speed; the same arithmetic as `Decoder.forward`.
 
 A product of a weight [N, K] with a few columns is nearly twice as fast on a CPU as a few rows times
-its transpose: the large operand is read as it lies. So activations [B, N] here have strides (1, B): each
-product leaves them so, elementwise work keeps them so, and nothing is copied or packed.
+its transpose: the large operand is read as it lies. So activations here are [width, B], and nothing is
+copied or packed. A step of a small model is a few hundred small operations: what does not change
+between steps is looked up once.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from shunter.models.cache import KVCache
-from shunter.models.decoder import Attention, Block, Decoder, RMSNorm
+from shunter.models.decoder import Block, Decoder, RMSNorm
 
 
-def decode(model: Decoder, tokens: Tensor, cache: KVCache) -> Tensor:
-    """Logits [B, V] after tokens [B], which follow those in the cache. Without gradients."""
-    x = model.embed(tokens).t().contiguous().t()
-    cos, sin = (part[:, 0] for part in cache.rope(cache.positions(1), x.dtype))
-    # Turned by the angle: x * cos + (the halves of x exchanged) * sin, the first half's sine negated.
-    rope = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-    mask = cache.mask(1)
-    if mask is not None:  # as numbers to add, made once; attention would make them in every layer
-        mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -torch.inf)
-    for layer in model.layers:
-        assert isinstance(layer, Block)
-        x = x + _attend(layer.attention, _norm(layer.attention_norm, x), rope, mask, cache)
-        gate, up = _project(layer.ffn.gate_up.weight, _norm(layer.ffn_norm, x)).chunk(2, dim=1)
-        x = x + _project(layer.ffn.down.weight, F.silu(gate) * up)
-    cache.advance(1)
-    return _project(model.head_weight, _norm(model.norm, x)).contiguous()
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The weights of a block; norms as `_scaled` gives them."""
+
+    attention_norm: Tensor
+    qkv: Tensor
+    bias: Tensor | None
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
+    out: Tensor
+    ffn_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
 
 
-def _attend(
-    part: Attention, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache
-) -> Tensor:
-    spec = part.spec
-    rows, width = x.shape[0], spec.head_dim
-    qkv = _project(part.qkv.weight, x)
-    if part.qkv.bias is not None:
-        qkv = qkv + part.qkv.bias
-    heads = qkv.contiguous().view(rows, -1, width)
-    v = heads[:, spec.num_heads + spec.num_kv_heads :]
-    if part.q_norm is not None and part.k_norm is not None:
-        q, k = heads[:, : spec.num_heads], heads[:, spec.num_heads : -spec.num_kv_heads]
-        qk = torch.cat((part.q_norm(q), part.k_norm(k)), dim=1)
-    else:
-        qk = heads[:, : -spec.num_kv_heads]
-    cos, sin = rope
-    qk = torch.addcmul(qk * cos, qk.roll(width // 2, dims=-1), sin)
-    keys, values = cache.store(part.layer, qk[:, spec.num_heads :, None], v[:, :, None])
-    # The query heads of a group stand as queries side by side; nothing is repeated.
-    q = qk[:, : spec.num_heads].reshape(rows, spec.num_kv_heads, -1, width)
-    y = F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype), attn_mask=mask)
-    return _project(part.out.weight, y.reshape(rows, -1))
+class Stepper:
+    """Steps of one model without gradients. Its weights must stay in place while this is used."""
+
+    def __init__(self, model: Decoder) -> None:
+        self.model, self.spec = model, model.spec
+        self.layers = [_look_up(layer) for layer in model.layers if isinstance(layer, Block)]
+        self.norm = _scaled(model.norm)
+        self.offset = model.spec.norm_eps * model.spec.dim
+
+    def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Logits [B, V] after tokens [B], which follow those in the cache."""
+        x = self.model.embed(tokens).t().contiguous()
+        cos, sin = (part[:, 0] for part in cache.rope(cache.positions(1), x.dtype))
+        # Turned by the angle: x * cos + (the halves of x exchanged) * sin, the first half's sine negated.
+        rope = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        mask = cache.mask(1)
+        if mask is not None:  # as numbers to add, made once; attention would make them in every layer
+            mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -torch.inf)
+        for number, layer in enumerate(self.layers):
+            x = x + self._attend(number, layer, self._normed(x, layer.attention_norm), rope, mask, cache)
+            gate, up = torch.mm(layer.gate_up, self._normed(x, layer.ffn_norm)).chunk(2)
+            x = x + torch.mm(layer.down, F.silu(gate).mul_(up))
+        cache.advance(1)
+        return torch.mm(self.model.head_weight, self._normed(x, self.norm)).t().contiguous()
+
+    def _attend(
+        self,
+        number: int,
+        layer: _Layer,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache,
+    ) -> Tensor:
+        spec = self.spec
+        rows, width = x.shape[1], spec.head_dim
+        qkv = torch.mm(layer.qkv, x)
+        if layer.bias is not None:
+            qkv = qkv + layer.bias
+        heads = qkv.t().contiguous().view(rows, -1, width)
+        qk, v = heads.split([spec.num_heads + spec.num_kv_heads, spec.num_kv_heads], dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = qk.split([spec.num_heads, spec.num_kv_heads], dim=1)
+            qk = torch.cat((layer.q_norm(q), layer.k_norm(k)), dim=1)
+        qk = torch.addcmul(qk * rope[0], qk.roll(width // 2, dims=-1), rope[1])
+        q, k = qk.split([spec.num_heads, spec.num_kv_heads], dim=1)
+        keys, values = cache.store(number, k.unsqueeze(2), v.unsqueeze(2))
+        if keys.dtype != q.dtype:
+            keys, values = keys.to(q.dtype), values.to(q.dtype)
+        # The query heads of a group stand as queries side by side; nothing is repeated.
+        q = q.view(rows, spec.num_kv_heads, -1, width)
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        return torch.mm(layer.out, y.reshape(rows, -1).t())
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x / rms(x) * weight over the first dim, with as few operations as it takes."""
+        wide = x if x.dtype == weight.dtype else x.to(weight.dtype)
+        # sqrt(dim) is in the weight, so the sum of squares serves for their mean.
+        scale = (wide * wide).sum(dim=0).add_(self.offset).rsqrt_()
+        normed = (wide * scale).mul_(weight)
+        return normed if x.dtype == weight.dtype else normed.to(x.dtype)
 
 
-def _project(weight: Tensor, x: Tensor) -> Tensor:
-    return torch.mm(weight, x.t()).t()
+def _look_up(layer: Block) -> _Layer:
+    attention, ffn = layer.attention, layer.ffn
+    bias = attention.qkv.bias
+    return _Layer(
+        attention_norm=_scaled(layer.attention_norm),
+        qkv=attention.qkv.weight,
+        bias=None if bias is None else bias[:, None],
+        q_norm=attention.q_norm,
+        k_norm=attention.k_norm,
+        out=attention.out.weight,
+        ffn_norm=_scaled(layer.ffn_norm),
+        gate_up=ffn.gate_up.weight,
+        down=ffn.down.weight,
+    )
 
 
-def _norm(norm: RMSNorm, x: Tensor) -> Tensor:
-    """As `RMSNorm`, at half the cost for few rows."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = (wide * wide).sum(dim=1, keepdim=True).mul_(1 / x.shape[1]).add_(norm.eps).rsqrt_()
-    return (wide * scale).to(x.dtype) * norm.weight.to(x.dtype)
+def _scaled(norm: RMSNorm) -> Tensor:
+    """[D, 1]: the weight times sqrt(D), in float32 at least."""
+    weight = norm.weight
+    return (weight.to(torch.promote_types(weight.dtype, torch.float32)) * len(weight) ** 0.5)[:, None]

@@ -9,7 +9,7 @@ import torch
 
 from shunter.models import cache as cache_module
 from shunter.models.cache import KVCache
-from shunter.models.decode import decode
+from shunter.models.decode import Stepper
 from shunter.models.decoder import Decoder
 from shunter.models.spec import DecoderSpec, RopeSpec
 
@@ -39,6 +39,7 @@ def steps(name: str, dtype: torch.dtype, fast: bool) -> torch.Tensor:
     cache = KVCache(decoder.spec, torch.tensor([0, 3, 1]), 16, dtype)
     draw = torch.Generator().manual_seed(2)
     found = []
+    stepper = Stepper(decoder)
     with torch.inference_mode():
         decoder(torch.randint(0, 37, (3, 5), generator=draw), cache=cache)
         for step in range(8):
@@ -48,7 +49,7 @@ def steps(name: str, dtype: torch.dtype, fast: bool) -> torch.Tensor:
             if step >= 5:
                 tokens = tokens[:2]
             if fast:
-                logits = decode(decoder, tokens, cache)
+                logits = stepper(tokens, cache)
             else:
                 logits = decoder.logits(decoder(tokens[:, None], cache=cache)[:, 0])
             found.append(logits[:2].double())
