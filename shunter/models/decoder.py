@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from shunter.models.cache import KVCache
 from shunter.models.rope import rotate, tables
@@ -68,8 +67,6 @@ class Attention(nn.Module):
         if mask is None and segments is not None and segments.shapes:
             y = segment_attention(q, k, v, segments, spec.sliding_window)
         else:
-            # A view would keep all of qkv until the backward pass, which wants a third of it.
-            v = v.contiguous()
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.out(y.transpose(1, 2).reshape(rows, length, -1))
 
@@ -83,16 +80,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(spec.ffn_dim, spec.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate_up = self.gate_up(x)
-        if not torch.is_grad_enabled():
-            return self._rest(gate_up)
-        # silu(gate) and the product are taken again in the backward pass rather than kept: a quarter of a
-        # block's memory. The product with `down` is not: recomputation stops when it has its input.
-        result: Tensor = checkpoint(self._rest, gate_up, use_reentrant=False, preserve_rng_state=False)
-        return result
-
-    def _rest(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
