@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shunter.models.cache import KVCache
+from shunter.models.norm import rms_norm
 from shunter.models.rope import rotate, tables
 from shunter.models.segments import SegmentPlan, segment_attention, window_mask
 from shunter.models.spec import DecoderSpec
@@ -21,7 +22,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
