@@ -23,6 +23,7 @@ def main() -> int:
             f"error: no such measurement: {', '.join(unknown)}. Known: {', '.join(known)}.", file=sys.stderr
         )
         return 2
+    print(f"measurements: {', '.join(chosen)}", flush=True)
     failed = []
     for name in chosen:
         print(f"== {name}", flush=True)
