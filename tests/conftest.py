@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 # Before torch is loaded, as the command line does it: spinning workers starve whoever shares the machine.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -19,7 +19,7 @@ from shunter.config.nearest import nearest
 
 # Exit codes. A run that is stopped by a signal ends with 128 plus its number, as shells expect.
 OK, BUG, USER_ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
-SPIN = "1000"  # rounds that an idle worker thread looks for work before it sleeps; see bench/spin.py
+SPIN = "10000"  # rounds that an idle worker thread looks for work before it sleeps; see bench/spin.py
 
 # Group -> verb -> ("module:function" below shunter.cli, one line of help).
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
@@ -45,7 +45,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Papers and faults": {
         "papers": ("papers:papers", "List the papers known, with their state."),
         "reproduce": ("reproduce:reproduce", "Measure a paper's claim against its baseline."),
-        "inject": ("inject:inject", "Run a command with a fault at a chosen point."),
+        "inject": ("inject:inject", "Run a recipe with a fault at a chosen point."),
     },
 }
 VERBS = {verb: entry for group in GROUPS.values() for verb, entry in group.items()}
@@ -81,8 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _share_cores() -> None:
     """Let idle worker threads sleep soon, where the person has not chosen otherwise.
 
-    GNU OpenMP's workers spin for milliseconds at each barrier. That gains little on a free machine, and
-    where another process wants a core too it made a training ten times slower. Read when torch is loaded.
+    GNU OpenMP's workers spin for milliseconds at each barrier. Where another process wants a core too, that
+    makes a training six times slower; a shorter spin costs a free machine nothing that can be measured, a
+    much shorter one a quarter of its speed (`bench/spin.py`). Read when torch is loaded.
     """
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
         os.environ["GOMP_SPINCOUNT"] = SPIN
