@@ -14,6 +14,7 @@ install:
 quickstart: install
 	$(PY) -m shunter.cli.main run recipes/quickstart.yaml
 	@$(PY) -m shunter.cli.main report quickstart
+	@echo "Talk to the model: $(VENV)/bin/shunter chat chat"
 
 test: lint
 	$(PY) -m pytest $(ARGS)

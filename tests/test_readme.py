@@ -30,7 +30,7 @@ from tests.cli.documents import ROOT, Block, blocks, markdown
 
 BLOCKS = [block for file in markdown() for block in blocks(file) if block.language == "sh"]
 # Lines that a person types and that need no test.
-HARMLESS = ("cd ", "git clone ", "pip install ")
+HARMLESS = ("cd ", "git clone ", "pip install ", "source .venv/bin/activate")
 
 
 def commands(text: str) -> Iterator[str]:

@@ -65,7 +65,10 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
     share, square = successes / count, Z95**2 / count
     center = (share + square / 2) / (1 + square)
     half = Z95 * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
-    return (max(0.0, center - half), min(1.0, center + half))
+    # At the ends the bound is the end itself, which rounding would miss by an ulp.
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    high = 1.0 if successes == count else min(1.0, center + half)
+    return (low, high)
 
 
 def sign_test(higher: int, lower: int) -> float:

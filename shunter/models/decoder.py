@@ -11,6 +11,7 @@ from shunter.models.norm import rms_norm
 from shunter.models.rope import rotate, tables
 from shunter.models.segments import SegmentPlan, segment_attention, window_mask
 from shunter.models.spec import DecoderSpec
+from shunter.models.swiglu import swiglu
 
 
 class RMSNorm(nn.Module):
@@ -65,6 +66,9 @@ class Attention(nn.Module):
             return self.out(y.reshape(rows, 1, -1))
         if group > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        elif cache is None:
+            # A view would keep the whole fused product for the backward pass.
+            v = v.contiguous()
         if mask is None and segments is not None and segments.shapes:
             y = segment_attention(q, k, v, segments, spec.sliding_window)
         else:
@@ -81,8 +85,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(spec.ffn_dim, spec.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x)))
 
 
 class Block(nn.Module):
@@ -147,9 +150,10 @@ class Decoder(nn.Module):
             dynamic = self.spec.rope.scaling == "dynamic"
             length = int(positions.max()) + 1 if dynamic else tokens.shape[1]
             rope = tables(self.spec, positions, x.dtype, length)
-            mask = None
+            mask = None if segments is None else segments.mask
             if self.spec.sliding_window is not None and (segments is None or not segments.shapes):
-                mask = window_mask(tokens.shape[1], self.spec.sliding_window, tokens.device)
+                window = window_mask(tokens.shape[1], self.spec.sliding_window, tokens.device)
+                mask = window if mask is None or window is None else mask & window
         for layer in self.layers:
             x = layer(x, rope, segments, mask, cache)
         if cache is not None:

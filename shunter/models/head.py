@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 ROUND = 128  # active tokens are filled up to a multiple of this
-CHUNK_BYTES = 1 << 24  # logits of a chunk
+CHUNK_BYTES = 1 << 23  # logits of a chunk
 BLOCK_ELEMENTS = 1 << 20  # of those that the softmax takes at a time: 4 MiB, which stays in a CPU's cache
 
 

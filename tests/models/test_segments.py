@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shunter.models.decoder import Decoder
 from shunter.models.init import init_weights
-from shunter.models.segments import SegmentPlan
+from shunter.models.segments import MASK_UP_TO, SegmentPlan
 from shunter.models.spec import DecoderSpec
 
 SPEC = DecoderSpec(
@@ -30,8 +30,11 @@ def a_model(window: int | None = None) -> Decoder:
     st.lists(st.lists(st.integers(1, 24), min_size=1, max_size=4), min_size=1, max_size=3),
     st.integers(0, 5),
     st.sampled_from([None, 1, 7]),
+    st.sampled_from([0, MASK_UP_TO]),
 )
-def test_packed_equals_apart(rows: list[list[int]], padding: int, window: int | None) -> None:
+def test_packed_equals_apart(
+    rows: list[list[int]], padding: int, window: int | None, mask_up_to: int
+) -> None:
     model = a_model(window)
     length = max(sum(row) for row in rows) + padding
     draw = torch.Generator().manual_seed(sum(map(sum, rows)))
@@ -47,9 +50,10 @@ def test_packed_equals_apart(rows: list[list[int]], padding: int, window: int | 
             weights[r, begin : begin + n] = torch.randn(n, 16, generator=draw, dtype=torch.float64)
             apart.append((r, begin, n))
             begin += n
-    (model(tokens, positions, SegmentPlan.build(segments)) * weights).sum().backward()
+    plan = SegmentPlan.build(segments, mask_up_to)
+    (model(tokens, positions, plan) * weights).sum().backward()
     packed = {name: p.grad.clone() for name, p in model.named_parameters()}
-    together = model(tokens, positions, SegmentPlan.build(segments)).detach()
+    together = model(tokens, positions, plan).detach()
     model.zero_grad()
     for r, begin, n in apart:
         alone = model(tokens[r : r + 1, begin : begin + n])
@@ -60,8 +64,18 @@ def test_packed_equals_apart(rows: list[list[int]], padding: int, window: int | 
 
 
 def test_one_document_a_row_takes_the_plain_kernel() -> None:
-    assert SegmentPlan.build(torch.tensor([[0, 0, 0, -1], [0, 0, 0, 0]])).shapes == ()
-    assert SegmentPlan.build(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).shapes != ()
+    plain = SegmentPlan.build(torch.tensor([[0, 0, 0, -1], [0, 0, 0, 0]]))
+    assert plain.shapes == ()
+    assert plain.mask is None
+
+
+def test_short_rows_take_a_mask_and_long_ones_are_gathered() -> None:
+    several = torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])
+    masked, gathered = SegmentPlan.build(several, 4), SegmentPlan.build(several, 3)
+    assert masked.mask is not None
+    assert masked.shapes == ()
+    assert gathered.mask is None
+    assert gathered.shapes != ()
 
 
 def test_flops_count_what_a_token_sees() -> None:
