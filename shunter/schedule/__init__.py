@@ -1,0 +1,1 @@
+"""Programs: build, check, simulate and read the order of work of a pipeline. Imports without torch."""

@@ -1,0 +1,1 @@
+"""Builders of orders: what each rank of a pipeline does, one after the other."""

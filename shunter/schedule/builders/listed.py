@@ -1,0 +1,147 @@
+"""A list scheduler: whenever a rank is free, it takes the most urgent thing that it can.
+
+Urgency, a number for each (operation, stage, micro-batch), decides between a forward and the gradient of an
+input. Gradients of weights fill what would be idle, and compete for their turn only where they have to make
+room. No rank ever holds more than its cap.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from shunter.config.errors import ShunterError
+from shunter.schedule.action import FORWARD, INPUT, WEIGHT, Action
+from shunter.schedule.costs import Costs
+from shunter.schedule.order import Order
+
+Urgency = Callable[[str, int, int], float]  # (operation, stage, micro-batch) -> when it would like to begin
+
+_SLACK = 1e-9  # times and memory are sums: what should be equal may differ by rounding
+
+
+@dataclass
+class _Rank:
+    """What one rank has to do and what it holds."""
+
+    stages: list[int]
+    owed: dict[tuple[int, int], None] = field(default_factory=dict)  # forwards done, input's gradient not
+    due: deque[tuple[int, int]] = field(default_factory=deque)  # gradients of weights
+    held: float = 0.0
+    free: float = 0.0
+    actions: list[Action] = field(default_factory=list)
+
+
+class ListScheduler:
+    """Schedules `microbatches` over stages placed on ranks.
+
+    placement: the rank of each stage.
+    caps:      for each rank, the most activations it may hold, in micro-batches of a whole rank.
+    reserve:   a forward may pass a more urgent one of another stage of its rank only if so many stages'
+               activations still fit after it; otherwise early stages would take the room that late ones
+               need to give anything back, and all would wait for ever. At least 1.
+    released_at_input: share of a stage's activations that the input's gradient releases.
+    """
+
+    def __init__(
+        self,
+        placement: Sequence[int],
+        microbatches: int,
+        costs: Costs,
+        caps: Sequence[float],
+        urgency: Urgency,
+        *,
+        reserve: int = 2,
+        released_at_input: float = 0.0,
+    ) -> None:
+        self.placement, self.microbatches = tuple(placement), microbatches
+        self.caps, self.urgency = caps, urgency
+        self.reserve, self.released_at_input = reserve, released_at_input
+        stages = range(len(placement))
+        self.seconds = {(op, s): costs.of(op, s) for op in (FORWARD, INPUT, WEIGHT) for s in stages}
+        self.share = [1 / self.placement.count(rank) for rank in placement]
+        self.ranks = [_Rank([s for s in stages if placement[s] == rank]) for rank in range(len(caps))]
+        self.next_forward = [0] * len(placement)
+        self.done: dict[tuple[str, int, int], float] = {}
+
+    def run(self) -> tuple[Order, float]:
+        """The order, and the time when its last operation ends.
+
+        Raises ShunterError where a cap leaves no room for a micro-batch to come back.
+        """
+        total, finished, now = 3 * len(self.placement) * self.microbatches, 0, 0.0
+        while True:
+            moved = True
+            while moved:  # what costs nothing lets another operation begin at the same moment
+                moved = False
+                for number, rank in enumerate(self.ranks):
+                    if rank.free <= now + _SLACK and self._act(number, rank, now):
+                        finished += 1
+                        moved = True
+            later = [rank.free for rank in self.ranks if rank.free > now + _SLACK]
+            if not later:
+                break
+            now = min(later)
+        if finished < total:
+            self._complain()
+        actions = tuple(tuple(rank.actions) for rank in self.ranks)
+        return Order(self.placement, actions, self.microbatches), max(rank.free for rank in self.ranks)
+
+    def _act(self, number: int, rank: _Rank, now: float) -> bool:
+        """Begin the most urgent operation that the rank could begin now. False if there is none."""
+        limit, done, last = now + _SLACK, self.done, len(self.placement) - 1
+        could: list[tuple[float, str, int, int]] = []
+        for stage, microbatch in rank.owed:
+            before = (FORWARD, stage, microbatch) if stage == last else (INPUT, stage + 1, microbatch)
+            if done.get(before, limit + 1) <= limit:
+                could.append((self.urgency(INPUT, stage, microbatch), INPUT, stage, microbatch))
+        full = False
+        heads = sorted(
+            (self.urgency(FORWARD, stage, self.next_forward[stage]), stage)
+            for stage in rank.stages
+            if self.next_forward[stage] < self.microbatches
+        )
+        for passed, (wish, stage) in enumerate(heads):
+            microbatch = self.next_forward[stage]
+            if stage and done.get((FORWARD, stage - 1, microbatch), limit + 1) > limit:
+                continue
+            needed = self.share[stage] * (1 + passed * self.reserve)
+            if rank.held + needed <= self.caps[number] + _SLACK:
+                could.append((wish, FORWARD, stage, microbatch))
+            else:
+                full = True
+        if rank.due and (full or not could):
+            stage, microbatch = rank.due[0]
+            could.append((self.urgency(WEIGHT, stage, microbatch), WEIGHT, stage, microbatch))
+        if not could:
+            return False
+        self._do(rank, now, *min(could)[1:])
+        return True
+
+    def _do(self, rank: _Rank, now: float, op: str, stage: int, microbatch: int) -> None:
+        rank.free = self.done[op, stage, microbatch] = now + self.seconds[op, stage]
+        rank.actions.append(Action(stage, op, microbatch))
+        if op == FORWARD:
+            self.next_forward[stage] += 1
+            rank.owed[stage, microbatch] = None
+            rank.held += self.share[stage]
+        elif op == INPUT:
+            del rank.owed[stage, microbatch]
+            rank.due.append((stage, microbatch))
+            rank.held -= self.share[stage] * self.released_at_input
+        else:
+            rank.due.popleft()
+            rank.held -= self.share[stage] * (1 - self.released_at_input)
+
+    def _complain(self) -> None:
+        for number, rank in enumerate(self.ranks):
+            for stage in rank.stages:
+                if rank.held + self.share[stage] > self.caps[number] + _SLACK:
+                    raise ShunterError(
+                        f"rank {number} has no room for {Action(stage, FORWARD, self.next_forward[stage])}: "
+                        f"it may hold {self.caps[number]:g} micro-batches, holds {rank.held:g}, and "
+                        "nothing that it could do gives any back",
+                        mend="Raise the cap: one micro-batch a rank always suffices.",
+                    )
+        raise AssertionError("the list scheduler stopped with room left on every rank")

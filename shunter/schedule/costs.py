@@ -1,0 +1,62 @@
+"""What the simulator needs: seconds of each stage's operations, and links between ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds (or any other unit of time) of each operation on each stage; operations unknown here cost 0.
+
+    A whole backward costs both of its halves unless it is given.
+    """
+
+    seconds: Mapping[tuple[str, int], float]
+
+    def of(self, op: str, stage: int) -> float:
+        found = self.seconds.get((op, stage))
+        if found is None:
+            if op == BACKWARD:
+                return self.of(INPUT, stage) + self.of(WEIGHT, stage)
+            return 0.0
+        return found
+
+    @classmethod
+    def even(
+        cls,
+        placement: tuple[int, ...],
+        forward: float = 1.0,
+        input_grad: float = 1.0,
+        weight_grad: float = 1.0,
+    ) -> Costs:
+        """Costs of a rank, split evenly over its stages."""
+        seconds: dict[tuple[str, int], float] = {}
+        for stage, rank in enumerate(placement):
+            share = 1 / placement.count(rank)
+            seconds[FORWARD, stage] = forward * share
+            seconds[INPUT, stage] = input_grad * share
+            seconds[WEIGHT, stage] = weight_grad * share
+        return cls(seconds)
+
+
+@dataclass(frozen=True)
+class Links:
+    """How long a message takes from one rank to another.
+
+    latency:  seconds between leaving and arriving, during which the link takes further messages.
+    occupied: seconds for which a message keeps its link (bytes / bandwidth); the next one waits.
+    between:  (from, to) -> (latency, occupied), for pairs that differ.
+    blocking: both sides compute nothing while a message passes.
+    """
+
+    latency: float = 0.0
+    occupied: float = 0.0
+    between: Mapping[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
+    blocking: bool = False
+
+    def of(self, source: int, target: int) -> tuple[float, float]:
+        return self.between.get((source, target), (self.latency, self.occupied))

@@ -1,0 +1,268 @@
+"""When each node of a program begins and ends, given its cost and the links between ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from shunter.record.timeline import Timeline
+from shunter.schedule.check import Blocked, raise_deadlock
+from shunter.schedule.costs import Costs, Links
+from shunter.schedule.program import COMPUTE_LANE, Node, Program
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """begin and end of each node by id, in the unit of the costs; messages[(source, target)] arrive then."""
+
+    program: Program
+    begin: list[float]
+    end: list[float]
+    elapsed: float
+    arrivals: dict[tuple[int, int], float]
+
+    def _compute(self) -> Iterator[tuple[int, list[int]]]:
+        for (rank, lane), ids in self.program.order.items():
+            if lane == COMPUTE_LANE and ids:
+                yield rank, ids
+
+    @property
+    def ideal(self) -> float:
+        """Time that the busiest rank computes: the elapsed time without any idling of it."""
+        begin, end = self.begin, self.end
+        return max((sum(end[id] - begin[id] for id in ids) for _, ids in self._compute()), default=0.0)
+
+    @property
+    def idle_over_ideal(self) -> float:
+        return self.elapsed / self.ideal - 1 if self.ideal else 0.0
+
+    @property
+    def longest_span(self) -> float:
+        """Longest time from a rank's first begin to its last end: what counts where steps may slide."""
+        return max((self.end[ids[-1]] - self.begin[ids[0]] for _, ids in self._compute()), default=0.0)
+
+    @property
+    def peak_activations(self) -> list[float]:
+        """Most activations that each rank holds at once, in micro-batches."""
+        found = [0.0] * self.program.ranks
+        nodes = self.program.nodes
+        for rank in range(self.program.ranks):
+            lanes = [ids for (owner, _), ids in self.program.order.items() if owner == rank]
+            holding = [ids for ids in lanes if any(nodes[id].memory for id in ids)]
+            if len(holding) == 1:
+                changes = [nodes[id].memory for id in holding[0]]
+            else:
+                # What ends makes room for what begins at the same time.
+                events = [
+                    (self.begin[id], 1, nodes[id].memory)
+                    if nodes[id].memory > 0
+                    else (self.end[id], 0, nodes[id].memory)
+                    for ids in holding
+                    for id in ids
+                    if nodes[id].memory
+                ]
+                changes = [change for _, _, change in sorted(events)]
+            held = most = 0.0
+            for change in changes:
+                held += change
+                most = max(most, held)
+            found[rank] = round(most, 9)
+        return found
+
+    def critical_path(self) -> list[Node]:
+        """The chain of nodes, first to last, that determines the elapsed time."""
+        program, begin, end = self.program, self.begin, self.end
+        before = {b: a for ids in program.order.values() for a, b in pairwise(ids)}
+        sources: dict[int, list[int]] = {}
+        for source, target, _ in program.edges:
+            sources.setdefault(target, []).append(source)
+        together = {id: group for group in program.rendezvous for id in group}
+        here = max(range(len(end)), key=end.__getitem__, default=-1)
+        path: list[Node] = []
+        while here >= 0:
+            path.append(program.nodes[here])
+            moment, here_next = begin[here], -1
+            for member in together.get(here, (here,)):
+                for source in sources.get(member, ()):
+                    if self.arrivals.get((source, member), end[source]) == moment:
+                        here_next = source
+                if here_next < 0 and member in before and end[before[member]] == moment:
+                    here_next = before[member]
+            if here_next < 0 and here in before:
+                here_next = before[here]  # a blocking message kept the lane
+            here = here_next
+        return path[::-1]
+
+    def timeline(self, name: str = "simulated") -> Timeline:
+        """Spans of all nodes that take time."""
+        timeline = Timeline(name=name)
+        for node in self.program.nodes:
+            if self.end[node.id] > self.begin[node.id]:
+                timeline.add(
+                    node.rank, node.lane, str(node.action), self.begin[node.id], self.end[node.id],
+                    op=node.op, stage=node.stage, microbatch=node.microbatch,
+                )  # fmt: skip
+        return timeline
+
+
+def simulate(program: Program, costs: Costs, links: Links | None = None) -> Simulation:
+    """Run the program on paper: each lane does its nodes in order, each as soon as its data is there.
+
+    A message leaves when its source ends, and messages of one link keep their order. Raises ShunterError
+    with the cycle where the program cannot come to its end.
+    """
+    links = links or Links()
+    nodes, total = program.nodes, len(program.nodes)
+    price: dict[tuple[str, int], float] = {}
+    cost = [0.0] * total
+    for node in nodes:
+        key = (node[3], node[4])
+        found = price.get(key)
+        if found is None:
+            found = price[key] = costs.of(*key)
+        cost[node[0]] = found
+    orders = list(program.order.values())
+    lane_of, place = [0] * total, [0] * total
+    for number, ids in enumerate(orders):
+        for at, id in enumerate(ids):
+            lane_of[id], place[id] = number, at
+    outs: list[list[tuple[int, float]] | None] = [None] * total
+    missing = [0] * total
+    contended = links.blocking or links.occupied > 0 or any(busy for _, busy in links.between.values())
+    delays: dict[tuple[int, int], float] = {}
+    for source, target, payload in program.edges:
+        if lane_of[source] == lane_of[target] and place[source] < place[target]:
+            continue  # the lane's order sees to it
+        delay = 0.0
+        ends = nodes[source][1], nodes[target][1]
+        if payload and ends[0] != ends[1]:
+            known = delays.get(ends)
+            if known is None:
+                known = delays[ends] = links.of(*ends)[0]
+            delay = known
+        missing[target] += 1
+        out = outs[source]
+        if out is None:
+            outs[source] = [(target, delay)]
+        else:
+            out.append((target, delay))
+    run = _Run(program, cost, orders, lane_of, outs, missing)
+    run.go(_sender(program, links) if contended else None, links.blocking)
+    arrivals = {
+        (source, target): run.arrivals.get((source, target), run.end[source] + delay)
+        for source, out in enumerate(outs)
+        if out
+        for target, delay in out
+        if delay or run.arrivals
+    }
+    return Simulation(program, run.begin, run.end, max(run.end, default=0.0), arrivals)
+
+
+Send = Callable[[int, int, float], float]
+
+
+def _sender(program: Program, links: Links) -> Send:
+    """Function (source, target, now) -> when the message arrives, on links that take one at a time."""
+    free: dict[tuple[int, int], float] = {}
+    nodes = program.nodes
+    payloads = {(source, target) for source, target, payload in program.edges if payload}
+
+    def send(source: int, target: int, now: float) -> float:
+        ends = nodes[source].rank, nodes[target].rank
+        if ends[0] == ends[1] or (source, target) not in payloads:
+            return now
+        latency, occupied = links.of(*ends)
+        leaves = max(now, free.get(ends, 0.0)) + occupied
+        free[ends] = leaves
+        return leaves + latency
+
+    return send
+
+
+class _Run:
+    """Lanes run ahead in turn, each until it needs what another one has not done yet."""
+
+    def __init__(
+        self,
+        program: Program,
+        cost: list[float],
+        orders: list[list[int]],
+        lane_of: list[int],
+        outs: list[list[tuple[int, float]] | None],
+        missing: list[int],
+    ) -> None:
+        self.program, self.cost, self.orders = program, cost, orders
+        self.lane_of, self.outs, self.missing = lane_of, outs, missing
+        self.begin, self.end = [0.0] * len(cost), [0.0] * len(cost)
+        self.arrivals: dict[tuple[int, int], float] = {}
+
+    def go(self, send: Send | None, blocking: bool) -> None:
+        """Fill `begin` and `end`. One flat loop: it runs once for each node of programs with 10^5 of them."""
+        cost, outs, missing, lane_of = self.cost, self.outs, self.missing, self.lane_of
+        orders, begin, end = self.orders, self.begin, self.end
+        ready = [0.0] * len(cost)
+        at, clock = [0] * len(orders), [0.0] * len(orders)
+        meetings = _Meetings(self.program, lane_of)
+        turns = list(range(len(orders) - 1, -1, -1))
+        while turns:
+            lane = turns.pop()
+            ids, k, now = orders[lane], at[lane], clock[lane]
+            length = len(ids)
+            while k < length:
+                id = ids[k]
+                if missing[id]:
+                    break
+                moment = ready[id]
+                if moment > now:
+                    now = moment
+                if meetings.of and id in meetings.of:
+                    met = meetings.arrive(id, now, turns)
+                    if met is None:
+                        break
+                    now = met
+                begin[id] = now
+                now += cost[id]
+                end[id] = now
+                k += 1
+                out = outs[id]
+                if out is None:
+                    continue
+                leaving = now
+                for target, delay in out:
+                    arrival = leaving + delay
+                    if send is not None:
+                        arrival = self.arrivals[id, target] = send(id, target, leaving)
+                        if blocking and arrival > now:
+                            now = arrival
+                    if arrival > ready[target]:
+                        ready[target] = arrival
+                    left = missing[target] = missing[target] - 1
+                    if not left:
+                        other = lane_of[target]
+                        if other != lane and orders[other][at[other]] == target:
+                            turns.append(other)
+            at[lane], clock[lane] = k, now
+        if any(k < len(ids) for k, ids in zip(at, orders, strict=True)):
+            raise_deadlock(Blocked(self.program, [ids[k:] for k, ids in zip(at, orders, strict=True)]))
+
+
+class _Meetings:
+    """Rendezvous: whoever comes first waits for the others."""
+
+    def __init__(self, program: Program, lane_of: list[int]) -> None:
+        self.of = {id: group for group in program.rendezvous for id in group}
+        self.absent = {group: set(group) for group in program.rendezvous}
+        self.latest = dict.fromkeys(program.rendezvous, 0.0)
+        self.lane_of = lane_of
+
+    def arrive(self, id: int, now: float, turns: list[int]) -> float | None:
+        """When the node begins, or None while others are missing; the last to come wakes their lanes."""
+        group = self.of[id]
+        absent = self.absent[group]
+        if id in absent:
+            absent.remove(id)
+            self.latest[group] = max(self.latest[group], now)
+            if not absent:
+                turns.extend(self.lane_of[member] for member in group if member != id)
+        return None if absent else self.latest[group]
