@@ -2,7 +2,9 @@
 
 16 prompts of 32 tokens, 256 new ones each, no stop token, on the CPU in fp32. Both sides are called as a
 user calls them, from lists of ids to lists of ids; transformers with its default cache. Ours also returns
-the log-probability of each token. Greedy tokens are compared before anything is timed.
+the log-probability of each token. Before anything is timed, the greedy tokens of both
+are compared, and our log-probabilities of a drawn text with one full forward pass of transformers (random
+weights write the same few tokens over and over when greedy: that alone would prove little).
 
 `python -m bench.generate` measures all; `python -m bench.generate 2M-greedy` one case. Cases not measured
 keep their earlier result.
@@ -35,6 +37,8 @@ BATCH, PROMPT, NEW = 16, 32, 256
 ROUNDS, WIDTH, LIMIT = 4, 0.05, 60.0
 # Rounding differs between the sides; a tie that it breaks changes what follows. More is a mistake.
 SAME = 0.9
+# Nats between our log-probability of a token and the other side's from one full forward pass.
+GAP = 1e-3
 
 
 def _spec(vocab: int, dim: int, layers: int, heads: int, kv_heads: int, ffn: int) -> DecoderSpec:
@@ -65,13 +69,27 @@ def ours(model: Decoder, prompts: list[list[int]], mode: str) -> Write:
     return lambda: [done.ids for done in generate(model, prompts, config)]
 
 
-def theirs(folder: Path, prompts: list[list[int]], mode: str) -> Write:
-    """transformers' generation, on the weights in `folder`."""
+def load(folder: Path) -> Any:
+    """transformers' model of the weights in `folder`."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
+
+
+@torch.no_grad()
+def gap(model: Decoder, other: Any, prompts: list[list[int]]) -> float:
+    """Largest difference in nats between our log-probabilities of a drawn text and `other`'s."""
+    done = generate(model, prompts, SamplingConfig(max_new_tokens=NEW, batch=BATCH, temperature=1.0))
+    ids = torch.tensor([prompt + one.ids for prompt, one in zip(prompts, done, strict=True)])
+    scores = other(ids).logits[:, PROMPT - 1 : -1].log_softmax(-1)
+    expected = scores.gather(-1, ids[:, PROMPT:, None]).squeeze(-1)
+    return float((expected - torch.tensor([one.logprobs for one in done])).abs().max())
+
+
+def theirs(model: Any, prompts: list[list[int]], mode: str) -> Write:
+    """transformers' generation."""
     drawn = {"do_sample": True, **MODES[mode]} if mode == "sampled" else {"do_sample": False}
 
     def write() -> list[list[int]]:
@@ -97,10 +115,18 @@ def measure(case: str) -> dict[str, Any]:
     model = Decoder(spec)
     init_weights(model, 0)
     draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for block in model.layers:
+            for out in (block.attention.out.weight, block.ffn.down.weight):
+                bound = out.shape[1] ** -0.5
+                out.uniform_(-bound, bound, generator=draw)
     prompts = torch.randint(0, spec.vocab_size, (BATCH, PROMPT), generator=draw).tolist()
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder))
-        a, b = ours(model, prompts, mode), theirs(Path(folder), prompts, mode)
+        other = load(Path(folder))
+    if (apart := gap(model, other, prompts)) > GAP:
+        raise SystemExit(f"{case}: log-probabilities differ by {apart:.2g} nats")
+    a, b = ours(model, prompts, mode), theirs(other, prompts, mode)
     first, second = a(), b()
     if {len(ids) for ids in [*first, *second]} != {NEW}:
         raise SystemExit(f"{case}: a side did not write {NEW} tokens")
@@ -118,6 +144,7 @@ def measure(case: str) -> dict[str, Any]:
         "settings": MODES[mode],
         "threads": torch.get_num_threads(),
         "same_tokens": same if mode == "greedy" else None,
+        "largest_gap_nats": apart,
         "tokens_per_second": {
             "ours": tokens / statistics.median(found["a"]),
             "baseline": tokens / statistics.median(found["b"]),
