@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from shunter.config.errors import ShunterError
-from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT, Action
+from shunter.schedule.action import BACKWARD, FORWARD, INPUT, STAGE_WIDE, WEIGHT, Action
 from shunter.schedule.order import Order
 from shunter.schedule.program import COMPUTE_LANE, Edge, Lane, Node, Program
 
@@ -53,7 +53,7 @@ def assemble(
         for stage, op, microbatch, paired in actions:
             id = len(nodes)
             key = (rank, op, stage, microbatch)
-            if key in found:
+            if key in found and op not in STAGE_WIDE:
                 raise ShunterError(
                     f"rank {rank} does {Action(stage, op, microbatch)} twice",
                     mend="A micro-batch visits a stage once; remove one of the two.",
@@ -102,7 +102,7 @@ def _edges(
                 used += 1
                 edges.append(Edge(here, weight))
             after, payload = here, "gradient"
-    if used != len(nodes):
+    if used != sum(node.op not in STAGE_WIDE for node in nodes):
         _complain_of_surplus(routes, nodes)
     return edges
 
@@ -122,7 +122,7 @@ def _need(
 def _complain_of_surplus(routes: Sequence[Route], nodes: Sequence[Node]) -> None:
     visits = {(microbatch, stage, rank) for microbatch, route in enumerate(routes) for stage, rank in route}
     for node in nodes:
-        if (node.microbatch, node.stage, node.rank) not in visits:
+        if node.op not in STAGE_WIDE and (node.microbatch, node.stage, node.rank) not in visits:
             raise ShunterError(
                 f"{node} is not on the route of any micro-batch",
                 mend="Remove the action, or add the stage to the micro-batch's route.",

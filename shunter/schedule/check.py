@@ -1,60 +1,173 @@
-"""Is a program sound? The first thing that is not is named; a deadlock is shown as its cycle."""
+"""Is a program sound? The first thing that is not is named, with its rank."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NoReturn
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 from shunter.config.errors import ShunterError
-from shunter.schedule.program import Node, Program
+from shunter.schedule.action import BACKWARD, COMPUTE, FORWARD, INPUT, RESHARD, UNSHARD, WEIGHT
+from shunter.schedule.costs import Costs
+from shunter.schedule.lower import RECEIVES
+from shunter.schedule.program import Edge, Lane, Node, Program
+from shunter.schedule.simulate import simulate
+
+_SLACK = 1e-9  # activations are sums of shares: what should be equal may differ by rounding
 
 
-@dataclass(frozen=True)
-class Blocked:
-    """What is left of each lane when no lane can go on."""
+def check(
+    program: Program, *, cap: float | Sequence[float] | None = None, in_flight: int | None = None
+) -> None:
+    """Raise ShunterError unless the program can be run.
 
-    program: Program
-    left: list[list[int]]
+    cap:       the most activations that a rank may hold, in micro-batches; one number or one a rank.
+    in_flight: how many messages of one lane may have arrived and not been used yet; None: any number.
+
+    Checked: every node is on one lane of its rank; each forward has its backward, whole or in two halves,
+    on the same rank and in this order; weights are there when they are used; the cap; collectives come in
+    one order on all ranks; nothing waits for itself, with no more than `in_flight` messages kept.
+    """
+    _lanes(program)
+    for rank in range(program.ranks):
+        _complete(program.lane(rank))
+        _sharding(program.lane(rank))
+    if cap is not None:
+        caps = [cap] * program.ranks if isinstance(cap, int | float) else list(cap)
+        for rank, most in enumerate(caps):
+            _cap(program.lane(rank), rank, most)
+    _collectives(program)
+    simulate(program if in_flight is None else bounded(program, in_flight), Costs({}))
 
 
-def raise_deadlock(blocked: Blocked) -> NoReturn:
-    """Raise ShunterError with a cycle of nodes, each waiting for the next."""
-    cycle = find_cycle(blocked)
-    nodes = blocked.program.nodes
-    chain = " -> ".join(_told(nodes[id]) for id in [*cycle, cycle[0]])
-    raise ShunterError(
-        f"deadlock: {chain}",
-        mend="Each waits for the next. Move one of them behind what it waits for in its lane's order.",
-    )
-
-
-def find_cycle(blocked: Blocked) -> list[int]:
-    """Ids of nodes that wait for each other in a circle: [a, b, c] if a waits for b, b for c, c for a."""
-    program = blocked.program
-    undone = {id for ids in blocked.left for id in ids}
-    head_of = {id: ids[0] for ids in blocked.left for id in ids}
-    waits: dict[int, list[int]] = {}
+def bounded(program: Program, in_flight: int) -> Program:
+    """The program in which a receive waits until the message `in_flight` before it has been used."""
+    users: dict[int, list[int]] = defaultdict(list)
     for source, target, _ in program.edges:
-        if source in undone:
-            waits.setdefault(target, []).append(source)
+        if program.nodes[source].op in RECEIVES:
+            users[source].append(target)
+    waits = [
+        Edge(user, later)
+        for ids in program.order.values()
+        for earlier, later in zip(ids, ids[in_flight:], strict=False)
+        if program.nodes[earlier].op in RECEIVES
+        for user in users[earlier]
+    ]
+    return program.with_edges(waits)
+
+
+def _lanes(program: Program) -> None:
+    seen: Counter[int] = Counter(id for ids in program.order.values() for id in ids)
+    for node in program.nodes:
+        if seen[node.id] != 1:
+            raise ShunterError(
+                f"{node} is on {seen[node.id]} lanes", mend="Give each node one place on one lane."
+            )
+    for (rank, lane), ids in program.order.items():
+        for id in ids:
+            node = program.nodes[id]
+            if (node.rank, node.lane) != (rank, lane):
+                raise ShunterError(
+                    f"{node} ({node.lane}) stands on rank {rank} ({lane})", mend="Move it to its own lane."
+                )
+
+
+def _complete(nodes: Sequence[Node]) -> None:
+    """Forward, then backward: whole, or the input's half and then the weights'."""
+    state: dict[tuple[int, int, str], str] = {}
+    after = {BACKWARD: FORWARD, INPUT: FORWARD, WEIGHT: INPUT}
+    trains = any(node.op in after for node in nodes)
+    for node in nodes:
+        if node.op not in COMPUTE:
+            continue
+        key = node.stage, node.microbatch, node.part
+        before = state.get(key, "")
+        if before != after.get(node.op, ""):
+            raise ShunterError(
+                f"{node} comes {'after ' + before if before else 'without its forward before it'}",
+                mend="Each micro-batch goes forward and then backward: F then B, or F then I then W.",
+            )
+        state[key] = node.op
+    for (stage, microbatch, _), last in state.items():
+        if trains and last in (FORWARD, INPUT):
+            rank = nodes[0].rank
+            wanted = "a backward" if last == FORWARD else "the gradient of its weights"
+            raise ShunterError(
+                f"rank {rank} never does {wanted} of micro-batch {microbatch} on stage {stage}",
+                mend="Add the action to the rank's order.",
+            )
+
+
+def _sharding(nodes: Sequence[Node]) -> None:
+    """Whole weights from the first use to the last half of a backward.
+
+    Gathered again between a forward and its deferred weight gradient, weights have other storage than the
+    one that the gradient goes to, and it is lost without a word (torch 2.13, FSDP2).
+    """
+    if not any(node.op in (UNSHARD, RESHARD) for node in nodes):
+        return
+    whole: set[int] = set()
+    owed: dict[int, int] = defaultdict(int)
+    halves = {node.stage for node in nodes if node.op == WEIGHT}
+    for node in nodes:
+        if node.op == UNSHARD:
+            whole.add(node.stage)
+        elif node.op == RESHARD:
+            if owed[node.stage]:
+                raise ShunterError(
+                    f"{node} comes before {owed[node.stage]} gradients of the stage's weights",
+                    mend="Move it behind the stage's last W.",
+                )
+            whole.discard(node.stage)
+        elif node.op in COMPUTE:
+            if node.stage not in whole:
+                raise ShunterError(
+                    f"{node} comes while the weights of stage {node.stage} are sharded",
+                    mend=f"Add {node.stage}{UNSHARD} before it.",
+                )
+            if node.stage in halves:
+                owed[node.stage] += {FORWARD: 1, WEIGHT: -1, BACKWARD: -1}.get(node.op, 0)
+
+
+def _cap(nodes: Sequence[Node], rank: int, cap: float) -> None:
+    held = 0.0
+    for node in nodes:
+        held += node.memory
+        if held > cap + _SLACK:
+            raise ShunterError(
+                f"{node} makes rank {rank} hold {held:g} micro-batches of activations, more than {cap:g}",
+                mend="Raise the cap, or choose a schedule that holds less, such as v-half or v-min.",
+            )
+
+
+def _collectives(program: Program) -> None:
+    """Ranks that share several collectives on one lane reach them in one order."""
+    group_of = {id: number for number, group in enumerate(program.rendezvous) for id in group}
     for group in program.rendezvous:
-        for id in group:
-            waits.setdefault(id, []).extend(other for other in group if other != id and other in undone)
-    heads = {ids[0] for ids in blocked.left if ids}
-    seen: dict[int, int] = {}
-    path: list[int] = []
-    here = min(heads)
-    while here not in seen:
-        seen[here] = len(path)
-        path.append(here)
-        if here in waits:
-            # A head waits for data; of several, one whose own lane stands somewhere else.
-            wanted = waits[here]
-            here = next((id for id in wanted if head_of[id] != here), wanted[0])
-        else:
-            here = head_of[here]  # behind its lane's head
-    return path[seen[here] :]
-
-
-def _told(node: Node) -> str:
-    return f"{node} ({node.lane})" if node.lane != "compute" else str(node)
+        ranks = [program.nodes[id].rank for id in group]
+        if len(set(ranks)) < len(ranks):
+            raise ShunterError(
+                f"{program.nodes[group[0]]} meets itself: a rank is twice in one collective",
+                mend="Give each rank one node in it.",
+            )
+    sequences: dict[Lane, list[int]] = {
+        lane: [group_of[id] for id in ids if id in group_of] for lane, ids in program.order.items()
+    }
+    members = [frozenset(program.nodes[id].rank for id in group) for group in program.rendezvous]
+    for (rank, lane), mine in sequences.items():
+        for (other, name), theirs in sequences.items():
+            if name != lane or other <= rank:
+                continue
+            here = [number for number in mine if other in members[number]]
+            there = [number for number in theirs if rank in members[number]]
+            for a, b in zip(here, there, strict=False):
+                if a != b:
+                    first = next(
+                        program.nodes[id] for id in program.rendezvous[a] if program.nodes[id].rank == rank
+                    )
+                    second = next(
+                        program.nodes[id] for id in program.rendezvous[b] if program.nodes[id].rank == other
+                    )
+                    raise ShunterError(
+                        f"{first} and {second} are next on lane {lane!r}, but are parts of two collectives",
+                        mend="Bring the collectives into one order on all ranks.",
+                    )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from shunter.record.timeline import Timeline
-from shunter.schedule.check import Blocked, raise_deadlock
 from shunter.schedule.costs import Costs, Links
+from shunter.schedule.deadlock import Blocked, raise_deadlock
 from shunter.schedule.program import COMPUTE_LANE, Node, Program
 
 
