@@ -116,10 +116,10 @@ def measure(case: str) -> dict[str, Any]:
     init_weights(model, 0)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for block in model.layers:
-            for out in (block.attention.out.weight, block.ffn.down.weight):
-                bound = out.shape[1] ** -0.5
-                out.uniform_(-bound, bound, generator=draw)
+        for name, weight in model.named_parameters():
+            if name.endswith(("attention.out.weight", "ffn.down.weight")):
+                bound = weight.shape[1] ** -0.5
+                weight.uniform_(-bound, bound, generator=draw)
     prompts = torch.randint(0, spec.vocab_size, (BATCH, PROMPT), generator=draw).tolist()
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder))
