@@ -55,6 +55,21 @@ def bounded(program: Program, in_flight: int) -> Program:
     return program.with_edges(waits)
 
 
+def least_in_flight(program: Program) -> int:
+    """The least number of messages kept on each lane with which the program comes to its end."""
+    most = max((len(ids) for (_, lane), ids in program.order.items() if lane.startswith("from ")), default=1)
+    low, high = 1, max(1, most)
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            simulate(bounded(program, middle), Costs({}))
+        except ShunterError:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 def _lanes(program: Program) -> None:
     seen: Counter[int] = Counter(id for ids in program.order.values() for id in ids)
     for node in program.nodes:

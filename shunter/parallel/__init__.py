@@ -1,0 +1,1 @@
+"""Programs executed: stages, messages between ranks, backward passes in halves."""

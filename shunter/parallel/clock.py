@@ -1,0 +1,127 @@
+"""When each action of a rank began and ended, on a clock that all ranks share."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from shunter.record.timeline import Timeline
+from shunter.schedule.program import Node
+
+Mark = Any  # seconds, or a CUDA event
+
+
+class Clock:
+    """Notes spans while `on`. On CUDA by events, so that nothing waits; on the CPU by the host's clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.on = False
+        self._spans: list[tuple[Node, Mark, Mark]] = []
+        self._zero: tuple[float, Mark] | None = None
+
+    def start(self) -> None:
+        """Forget what was noted, and note from now on."""
+        self.on, self._spans = True, []
+        if self.cuda:
+            torch.cuda.synchronize()
+        self._zero = time.perf_counter(), self._now()
+
+    def mark(self) -> Mark:
+        return self._now() if self.on else None
+
+    def note(self, node: Node, begin: Mark) -> None:
+        if self.on:
+            self._spans.append((node, begin, self._now()))
+
+    def stop(self) -> list[tuple[Node, float, float]]:
+        """What was noted, in seconds of the host's monotonic clock."""
+        self.on = False
+        if not self.cuda:
+            return self._spans
+        torch.cuda.synchronize()
+        assert self._zero is not None
+        host, zero = self._zero
+        return [
+            (node, host + zero.elapsed_time(begin) / 1e3, host + zero.elapsed_time(end) / 1e3)
+            for node, begin, end in self._spans
+        ]
+
+    def _now(self) -> Mark:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+ROUNDS = 16
+
+
+def offset(group: dist.ProcessGroup, ranks: Sequence[int], rank: int, device: torch.device) -> float:
+    """Seconds to add to this rank's clock to get pipeline rank 0's. Call it on all ranks together.
+
+    As NTP does it: the exchange with the shortest way there and back tells best, to within half of it.
+    """
+    found = [0.0] * len(ranks)
+    for peer in range(1, len(ranks)):
+        best = float("inf")
+        for _ in range(ROUNDS if rank in (0, peer) else 0):
+            stamp = torch.zeros(1, dtype=torch.float64, device=device)
+            if rank == 0:
+                sent = time.perf_counter()
+                dist.send(stamp, ranks[peer], group=group)
+                dist.recv(stamp, ranks[peer], group=group)
+                way = time.perf_counter() - sent
+                if way < best:
+                    best, found[peer] = way, sent + way / 2 - float(stamp)
+            else:
+                dist.recv(stamp, ranks[0], group=group)
+                stamp.fill_(time.perf_counter())
+                dist.send(stamp, ranks[0], group=group)
+    table = torch.tensor(found, dtype=torch.float64, device=device)
+    dist.broadcast(table, ranks[0], group=group)
+    return float(table[rank])
+
+
+def gather_timeline(
+    spans: Sequence[tuple[Node, float, float]],
+    shift: float,
+    group: dist.ProcessGroup,
+    ranks: Sequence[int],
+    rank: int,
+    device: torch.device,
+    name: str = "measured",
+) -> Timeline | None:
+    """All ranks' spans on rank 0's clock, from its first begin; None on other ranks."""
+    rows = [
+        [str(node.action), node.op, node.stage, node.microbatch, begin + shift, end + shift]
+        for node, begin, end in spans
+    ]
+    data = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8).to(device)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in ranks]
+    dist.all_gather(sizes, torch.tensor([len(data)], dtype=torch.int64, device=device), group=group)
+    longest = int(max(sizes))
+    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+    padded[: len(data)] = data
+    parts = [torch.empty_like(padded) for _ in ranks]
+    dist.all_gather(parts, padded, group=group)
+    if rank != 0:
+        return None
+    timeline = Timeline(name=name)
+    everything = [
+        (owner, json.loads(bytes(part[: int(size)].cpu().numpy())))
+        for owner, (part, size) in enumerate(zip(parts, sizes, strict=True))
+    ]
+    zero = min((row[4] for _, rows in everything for row in rows), default=0.0)
+    for owner, rows in everything:
+        for text, op, stage, microbatch, begin, end in rows:
+            timeline.add(
+                owner, "compute", text, begin - zero, end - zero, op=op, stage=stage, microbatch=microbatch
+            )
+    return timeline

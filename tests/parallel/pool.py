@@ -1,0 +1,89 @@
+"""Long-lived gloo workers. Starting processes for each test would take most of its time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from shunter.parallel.transport import Groups
+
+WORLD = 4
+SECONDS = 60
+
+# (rank, groups, argument) -> result; a function at the top of a test module.
+Task = Callable[[int, Groups, Any], Any]
+
+
+class WorkerFailed(Exception):
+    """The traceback of a worker."""
+
+
+def _work(rank: int, place: str, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    wait = timedelta(seconds=SECONDS)
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=WORLD, timeout=wait)
+    # All groups once: fresh ones would leak threads and descriptors.
+    groups = {world: Groups.create(range(world), timeout=wait) for world in range(1, WORLD + 1)}
+    while True:
+        try:
+            task, world, argument = pipe.recv()
+        except EOFError:
+            break
+        try:
+            pipe.send((True, task(rank, groups[world], argument)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+    with contextlib.suppress(Exception):
+        dist.destroy_process_group()
+
+
+class Pool:
+    """WORLD processes, each with one thread."""
+
+    def __init__(self) -> None:
+        context = mp.get_context("spawn")
+        self.folder = tempfile.TemporaryDirectory()
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for rank in range(WORLD):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_work, args=(rank, os.path.join(self.folder.name, "store"), theirs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def run(self, task: Task, world: int, argument: Any = None) -> list[Any]:
+        """The task's result on ranks 0..world-1. Raises WorkerFailed if one of them raised."""
+        for pipe in self.pipes[:world]:
+            pipe.send((task, world, argument))
+        answers = []
+        for rank, pipe in enumerate(self.pipes[:world]):
+            if not pipe.poll(2 * SECONDS):
+                raise WorkerFailed(f"rank {rank} does not answer")
+            answers.append(pipe.recv())
+        failures = [f"rank {rank}:\n{value}" for rank, (good, value) in enumerate(answers) if not good]
+        if failures:
+            raise WorkerFailed("\n".join(failures))
+        return [value for _, value in answers]
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+        self.folder.cleanup()
