@@ -146,19 +146,26 @@ class Decoder(nn.Module):
         if cache is not None:
             rope, mask = cache.rope(positions, x.dtype), cache.mask(tokens.shape[1])
         else:
-            # The length matters to dynamic scaling alone; asking for the maximum would wait for the device.
-            dynamic = self.spec.rope.scaling == "dynamic"
-            length = int(positions.max()) + 1 if dynamic else tokens.shape[1]
-            rope = tables(self.spec, positions, x.dtype, length)
-            mask = None if segments is None else segments.mask
-            if self.spec.sliding_window is not None and (segments is None or not segments.shapes):
-                window = window_mask(tokens.shape[1], self.spec.sliding_window, tokens.device)
-                mask = window if mask is None or window is None else mask & window
+            rope, mask = self.geometry(positions, segments, x.dtype)
         for layer in self.layers:
             x = layer(x, rope, segments, mask, cache)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(x)
+
+    def geometry(
+        self, positions: Tensor, segments: SegmentPlan | None, dtype: torch.dtype
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """What all layers share for positions [B, T]: rotations (cos, sin), and who sees whom."""
+        length = positions.shape[1]
+        # The largest matters to dynamic scaling alone; asking for it would wait for the device.
+        dynamic = self.spec.rope.scaling == "dynamic"
+        rope = tables(self.spec, positions, dtype, int(positions.max()) + 1 if dynamic else length)
+        mask = None if segments is None else segments.mask
+        if self.spec.sliding_window is not None and (segments is None or not segments.shapes):
+            window = window_mask(length, self.spec.sliding_window, positions.device)
+            mask = window if mask is None or window is None else mask & window
+        return rope, mask
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] from hidden states [..., D]."""
