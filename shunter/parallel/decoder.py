@@ -1,0 +1,85 @@
+"""A decoder's stages: consecutive layers, with the embedding before the first and the head after the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shunter.models.decoder import Decoder
+from shunter.models.head import linear_cross_entropy
+from shunter.models.segments import SegmentPlan
+from shunter.parallel.stage import LOSS
+from shunter.parallel.tree import Tree
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A micro-batch on the device: tokens, positions, targets, coefficients [B, T], and its documents."""
+
+    tokens: Tensor
+    positions: Tensor
+    targets: Tensor
+    coefficients: Tensor
+    plan: SegmentPlan
+    z_loss: float = 0.0
+
+
+class DecoderStage(nn.Module):
+    """Layers `begin` to `end` of a decoder, whose parameters it shares.
+
+    Takes `hidden` [B, T, D] (the first stage: tokens) and returns it, or the loss of the rows at the last.
+    """
+
+    def __init__(self, decoder: Decoder, begin: int, end: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(decoder.layers[begin:end])
+        self.first, self.last = begin == 0, end == len(decoder.layers)
+        self.embed = decoder.embed if self.first else None
+        self.norm = decoder.norm if self.last else None
+        # Not a child: tied weights and the layout of the whole model's names are the decoder's.
+        self._decoder = [decoder]
+
+    def owned(self) -> list[str]:
+        """Names, in the decoder, of the parameters that this stage computes with."""
+        decoder = self._decoder[0]
+        mine = {id(parameter) for parameter in self.parameters()}
+        if self.last:
+            mine.add(id(decoder.head_weight))
+        return [name for name, parameter in decoder.named_parameters() if id(parameter) in mine]
+
+    def forward(self, inputs: Tree, rows: Rows) -> Tree:
+        decoder = self._decoder[0]
+        x = inputs["hidden"] if self.embed is None else self.embed(rows.tokens)
+        rope, mask = decoder.geometry(rows.positions, rows.plan, x.dtype)
+        for layer in self.layers:
+            x = layer(x, rope, rows.plan, mask, None)
+        if self.norm is None:
+            return {"hidden": x}
+        loss, _ = linear_cross_entropy(
+            self.norm(x).flatten(0, 1),
+            decoder.head_weight,
+            rows.targets.flatten(),
+            rows.coefficients.flatten(),
+            z_loss=rows.z_loss,
+        )
+        return {LOSS: loss}
+
+
+def decoder_stages(decoder: Decoder, cut: Sequence[int], stages: Sequence[int]) -> dict[int, DecoderStage]:
+    """Those of the numbers `stages`."""
+    return {number: DecoderStage(decoder, cut[number], cut[number + 1]) for number in stages}
+
+
+def drop_others(decoder: Decoder, owned: set[str]) -> None:
+    """Free all parameters but those: the rest of the model belongs to other ranks.
+
+    They stay in place on the meta device, so that names and shapes are still the whole model's.
+    """
+    for name, parameter in list(decoder.named_parameters()):
+        if name not in owned:
+            parent = decoder.get_submodule(name.rpartition(".")[0])
+            empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+            setattr(parent, name.rpartition(".")[2], empty)
