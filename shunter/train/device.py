@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -12,8 +14,17 @@ import torch
 from shunter.config.errors import ShunterError
 from shunter.record.memory import current_rss
 
-# Dense bf16 peaks without sparsity, FLOP/s, from the vendors' data sheets.
-_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+# Dense bf16 peaks without sparsity, FLOP/s, from the vendors' data sheets, by the driver's whole name:
+# parts of one name differ by a third, and a slice of a device (MIG) has a name of its own.
+_PEAKS = (
+    (r"H100 \d+GB HBM3|H100 SXM\d?.*|H200|GH200 .*", 989e12),
+    (r"H100 NVL|H200 NVL", 835e12),
+    (r"H100 PCIe", 756e12),
+    (r"A100[- ](SXM4|PCIE|PG509|80GB).*", 312e12),
+    (r"L40S", 362e12),
+    (r"GeForce RTX 4090", 165e12),
+)
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,6 +56,34 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return nullcontext()
 
 
+def prepare_determinism(device: torch.device) -> None:
+    """Give cuBLAS the fixed workspaces without which its sums vary; before the first CUDA call.
+
+    Raises ShunterError when CUDA is in use already, without them.
+    """
+    if device.type != "cuda" or CUBLAS in os.environ:
+        return
+    if torch.cuda.is_initialized():
+        raise ShunterError(
+            f"how.deterministic needs {CUBLAS} before the first use of CUDA, and an earlier job has used it",
+            mend=f"Run the same command again, or set {CUBLAS}=:4096:8 in the environment.",
+        )
+    os.environ[CUBLAS] = ":4096:8"
+
+
+def generator_state(device: torch.device) -> str | None:
+    """The state of the device's own random numbers, hexadecimal; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return bytes(torch.cuda.get_rng_state(device).tolist()).hex()
+
+
+def restore_generator(device: torch.device, state: str | None) -> None:
+    """Restore what `generator_state` gave; nothing where either side has no such device."""
+    if device.type == "cuda" and state is not None:
+        torch.cuda.set_rng_state(torch.tensor(list(bytes.fromhex(state)), dtype=torch.uint8), device)
+
+
 def set_determinism(on: bool) -> None:
     """Refuse kernels that are known to vary from run to run (torch names them when they are met)."""
     torch.use_deterministic_algorithms(on)
@@ -61,10 +100,9 @@ def memory_mib(device: torch.device) -> float:
 def peak_flops(device: torch.device, precision: str) -> float:
     """Best FLOP/s: the data sheet's for known GPUs in bf16, else of a measured square product."""
     if device.type == "cuda" and precision == "bf16":
-        name = torch.cuda.get_device_name(device)
-        for key, peak in _PEAKS.items():
-            if key in name:
-                return peak
+        known = known_peak(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known
     n = 4096 if device.type == "cuda" else 768
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a = torch.ones(n, n, device=device, dtype=dtype)
@@ -76,6 +114,14 @@ def peak_flops(device: torch.device, precision: str) -> float:
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - begin)
     return 2 * n**3 / best
+
+
+def known_peak(name: str) -> float | None:
+    """The data sheet's FLOP/s in bf16 for a GPU's name as the driver gives it; None if not listed."""
+    if "MIG" in name:
+        return None
+    plain = name.removeprefix("NVIDIA ")
+    return next((peak for pattern, peak in _PEAKS if re.fullmatch(pattern, plain)), None)
 
 
 @cache

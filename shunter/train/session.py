@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
+from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.data.loader import Loader
 from shunter.data.tokens import TokenRows
 from shunter.models.decoder import Decoder
 from shunter.train.checkpoint.lifecycle import Checkpointer, State
 from shunter.train.config import Restore, TrainConfig
+from shunter.train.device import generator_state, restore_generator
+from shunter.train.meter import Tally
 from shunter.train.optim import Optimizers
+from shunter.train.spikes import SpikeDetector
 
 
 @dataclass
@@ -21,10 +25,11 @@ class Session:
     """A run's state. `step` counts finished steps; the schedule is a function of it, not a state.
 
     There is no hidden random state: the order of rows is derived from (seed, epoch). torch's global
-    generator is saved all the same, for models that draw from it.
+    generators are saved all the same, for models that draw from them.
     """
 
     model: Decoder
+    config: TrainConfig
     optimizers: Optimizers
     loader: Loader
     step: int = 0
@@ -34,11 +39,14 @@ class Session:
     restarted: bool = False  # the planned interruption is behind us
     schedule_origin: int = 0  # step at which the schedule began; not 0 only after a lossy restore
     facts: dict[str, Any] = field(default_factory=dict)  # device, precision: to notice a change
+    spikes: SpikeDetector = field(default_factory=SpikeDetector)
+    tally: Tally = field(default_factory=Tally)
+    final: dict[str, Any] | None = None  # held-out metrics after the last step
 
     @classmethod
     def fresh(cls, model: Decoder, config: TrainConfig, rows: TokenRows, seed: int) -> Session:
         """A run that has done nothing yet."""
-        return cls(model, Optimizers(model, config), Loader(rows, derive_seed(seed, "order")))
+        return cls(model, config, Optimizers(model, config), Loader(rows, derive_seed(seed, "order")))
 
     def state(self) -> State:
         """The live tensors, nested by owner; loading fills them in place."""
@@ -59,6 +67,12 @@ class Session:
             "restarted": self.restarted,
             "schedule_origin": self.schedule_origin,
             "facts": self.facts,
+            "config": self.config.model_dump(mode="json"),
+            "spikes": self.spikes.state(),
+            "tally": self.tally.state(),
+            "final": self.final,
+            # No tensor: a checkpoint must open on a machine without the device.
+            "generator": generator_state(self._device),
         }
 
     def save(self, checkpointer: Checkpointer) -> None:
@@ -72,10 +86,12 @@ class Session:
         losses that arXiv 2412.13335 warns of, made on purpose.
         """
         state = self.state()
-        extra = checkpointer.load(step, state)
+        extra = checkpointer.load(step, state, self._same_run)
         self.step, self.tokens = extra["step"], extra["tokens"]
         self.skipped, self.best = extra["skipped"], extra["best"]
         self.restarted, self.schedule_origin = extra["restarted"], extra["schedule_origin"]
+        self.spikes.restore(extra.get("spikes", {}))
+        self.tally, self.final = Tally.restored(extra.get("tally", {})), extra.get("final")
         lost = {restore.removeprefix("no-")} if restore != "weights-only" else _ALL
         if "optimizer" in lost:
             self.optimizers.materialise()
@@ -90,8 +106,30 @@ class Session:
             self.loader.seed = derive_seed(self.loader.seed, "other", self.step)
         else:
             torch.set_rng_state(state["rng"]["torch"])
+            restore_generator(self._device, extra.get("generator"))
         facts: dict[str, Any] = extra["facts"]
         return facts
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.head_weight.device
+
+    def _same_run(self, extra: dict[str, Any], where: str) -> None:
+        """Raises ShunterError when the checkpoint belongs to a run of another configuration."""
+        if "config" not in extra:  # written before it was saved
+            return
+        mine = self.config.model_dump(mode="json")
+        # A key that is newer than the checkpoint had its default then.
+        theirs = {name: field.default for name, field in TrainConfig.model_fields.items()} | extra["config"]
+        changed = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+        if changed:
+            told = ", ".join(f"train.{name} was {theirs.get(name)}, is {mine.get(name)}" for name in changed)
+            raise ShunterError(
+                f"the checkpoint belongs to a run with another configuration ({told})",
+                where=where,
+                mend="Go on with the old configuration, or begin anew in another folder: the length of a run "
+                "and its schedule are fixed when it begins.",
+            )
 
 
 _ALL = {"optimizer", "schedule", "data", "rng"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 RECENT = 20  # steps for which a restart or a change of device is named as a possible cause
 
@@ -14,7 +15,8 @@ class SpikeDetector:
     """Flags a value more than `threshold` standard deviations above the mean of the last `window`.
 
     Only upward deviations count. It needs `window` / 2 values before it speaks. A value that it flags
-    is kept out of the window, so that one spike does not hide the next.
+    is kept out of the window, so that one spike does not hide the next. Windows and seams are saved with
+    the run: a detector that began anew would be silent for the very steps after a restart.
     """
 
     def __init__(self, window: int = 100, threshold: float = 6.0) -> None:
@@ -31,12 +33,24 @@ class SpikeDetector:
 
     def look(self, step: int, loss: float, grad_norm: float, rows: Sequence[int]) -> dict[str, object] | None:
         """The record of a spike in this step, or None."""
+        self.seams = [(at, cause) for at, cause in self.seams if step - at <= RECENT]
         scores = {"loss": self._score("loss", loss), "grad_norm": self._score("grad_norm", grad_norm)}
         high = {name: round(score, 1) for name, score in scores.items() if score > self.threshold}
         if not high:
             return None
-        causes = [cause for at, cause in self.seams if 0 <= step - at <= RECENT]
+        causes = list(dict.fromkeys(cause for at, cause in self.seams if at <= step))
         return {"step": step, "z": high, "causes": causes or ["data rows"], "rows": list(rows)}
+
+    def state(self) -> dict[str, Any]:
+        """Windows and seams as JSON."""
+        return {**{name: list(seen) for name, seen in self.values.items()}, "seams": self.seams}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state; a checkpoint from before there was one leaves the windows empty."""
+        for name, seen in self.values.items():
+            seen.clear()
+            seen.extend(state.get(name, ()))
+        self.seams = [(int(at), str(cause)) for at, cause in state.get("seams", ())]
 
     def _score(self, name: str, value: float) -> float:
         seen = self.values[name]

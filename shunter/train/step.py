@@ -20,12 +20,15 @@ from shunter.train.optim import Optimizers
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over the step's valid tokens, nats/token. grad_norm: before clipping."""
+    """loss: mean over the step's valid tokens, nats/token, without the z-loss. grad_norm: before clipping.
+    rate: learning rate of the step."""
 
     loss: float
     grad_norm: float
     tokens: int
     updated: bool  # False: loss or gradient was not finite, and nothing was changed
+    rate: float
+    z_loss: float = 0.0  # the term that was added to `loss`, its weight included
 
 
 def forward_loss(
@@ -36,8 +39,9 @@ def forward_loss(
     device: torch.device,
     precision: str,
     z_loss: float = 0.0,
-) -> Tensor:
-    """sum of coefficient x log-probability over the batch's targets (a scalar with a gradient)."""
+) -> tuple[Tensor, Tensor]:
+    """sum of coefficient x log-probability over the batch's targets, as two scalars: with the z-loss and
+    with a gradient, and without both."""
     tokens, positions, targets = (
         torch.from_numpy(array).to(device, non_blocking=True)
         for array in (batch.tokens, batch.positions, batch.targets)
@@ -45,14 +49,16 @@ def forward_loss(
     plan = SegmentPlan.build(torch.from_numpy(batch.segments).to(device))
     with autocast(device, precision):
         hidden = model(tokens, positions, plan)
-        loss, _ = linear_cross_entropy(
+        loss, logprobs = linear_cross_entropy(
             hidden.flatten(0, 1),
             decoder.head_weight,
             targets.flatten(),
             coefficients.flatten(),
             z_loss=z_loss,
         )
-    return loss
+    if not z_loss:
+        return loss, loss.detach()
+    return loss, (coefficients.flatten().double() * logprobs.double()).sum()
 
 
 def train_step(
@@ -76,20 +82,29 @@ def train_step(
     """
     directive = reach("train.step", step=step)
     counts = total(objective, batches)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
+    whole = torch.zeros((), dtype=torch.float64, device=device)
+    loss = torch.zeros_like(whole)
     for batch in batches:
         coefficients = torch.from_numpy(objective.coefficients(batch, counts)).to(device)
-        part = forward_loss(model, decoder, batch, coefficients, device, precision, z_loss)
+        part, plain = forward_loss(model, decoder, batch, coefficients, device, precision, z_loss)
         part.backward()
-        loss += part.detach()
+        whole += part.detach()
+        loss += plain
     if directive == "nan":
-        loss = loss * math.nan
+        whole, loss = whole * math.nan, loss * math.nan
     norm = torch.nn.utils.clip_grad_norm_(decoder.parameters(), clip)
     reach("train.update", step=step)
-    # One transfer for both: on CUDA each would wait for the device.
-    loss_value, norm_value = torch.stack([loss, norm.double()]).tolist()
-    updated = math.isfinite(loss_value) and math.isfinite(norm_value)
+    # One transfer for all: on CUDA each would wait for the device.
+    whole_value, loss_value, norm_value = torch.stack([whole, loss, norm.double()]).tolist()
+    updated = math.isfinite(whole_value) and math.isfinite(norm_value)
     if updated:
         optimizers.step(rate)
     optimizers.zero_grad()
-    return StepResult(loss_value, norm_value, int(sum(batch.num_valid for batch in batches)), updated)
+    return StepResult(
+        loss=loss_value,
+        grad_norm=norm_value,
+        tokens=int(sum(batch.num_valid for batch in batches)),
+        updated=updated,
+        rate=rate,
+        z_loss=whole_value - loss_value,
+    )

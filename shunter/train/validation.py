@@ -27,7 +27,7 @@ def validate(
     for begin in range(0, len(numbers), size):
         batch = rows.rows(numbers[begin : begin + size])
         coefficients = torch.from_numpy(CrossEntropy().coefficients(batch, {"token": 1.0})).to(device)
-        nats += float(forward_loss(decoder, decoder, batch, coefficients, device, precision))
+        nats += float(forward_loss(decoder, decoder, batch, coefficients, device, precision)[0])
         targets += batch.num_valid
         tokens += int((batch.segments >= 0).sum())
     loss = nats / max(targets, 1)

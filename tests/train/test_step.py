@@ -45,7 +45,7 @@ def gradient(model: Decoder, batches: list[Batch], z_loss: float) -> tuple[float
     loss = 0.0
     for batch in batches:
         coefficients = torch.from_numpy(objective.coefficients(batch, counts))
-        part = forward_loss(model, model, batch, coefficients, CPU, "fp32", z_loss)
+        part, _ = forward_loss(model, model, batch, coefficients, CPU, "fp32", z_loss)
         part.backward()
         loss += float(part.detach())
     return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -126,6 +126,37 @@ def test_micro_batches_give_equivalent_weights(rows: corpora.TokenRows, optimize
     for a, b, old in zip(models[0].parameters(), models[1].parameters(), before, strict=True):
         change = (a - old).detach().norm()
         assert float((a - b).detach().norm()) <= 1e-3 * float(change) + 1e-9
+
+
+def test_the_loss_is_told_without_its_z_term(rows: corpora.TokenRows) -> None:
+    """The figure is nats a token, comparable with a run that has no z-loss; the whole is what is learnt."""
+    batches = [rows.rows(np.arange(5)), rows.rows(np.arange(5, 8))]
+    plain = run_step(batches)
+    wide_z = run_step(batches, z_loss=0.1)
+    assert wide_z.loss == pytest.approx(plain.loss, rel=1e-12)
+    assert plain.z_loss == 0.0
+    assert wide_z.grad_norm != plain.grad_norm
+    model = wide(corpora.decoder())
+    whole, _ = gradient(model, batches, 0.1)
+    assert wide_z.loss + wide_z.z_loss == pytest.approx(whole, rel=1e-12)
+    assert wide_z.z_loss > 0
+
+
+def run_step(batches: list[Batch], z_loss: float = 0.0) -> StepResult:
+    model = wide(corpora.decoder())
+    return train_step(
+        model,
+        model,
+        Optimizers(model, TrainConfig(steps=1)),
+        CrossEntropy(),
+        batches,
+        step=0,
+        rate=1e-3,
+        clip=1e9,
+        device=CPU,
+        precision="fp32",
+        z_loss=z_loss,
+    )
 
 
 def test_padding_and_position_of_rows_do_not_matter(rows: corpora.TokenRows) -> None:

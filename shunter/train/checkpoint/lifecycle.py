@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class Checkpointer:
             raise ValueError("keep must be at least 1")
         self.folder, self.keep = folder, keep
         self.problems: list[str] = []
+        self._verified: dict[Path, _Signature] = {}  # files whose bytes were compared with their digests
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".step-*"):  # a killed attempt's staging: never visible, never needed
             shutil.rmtree(left)
@@ -91,7 +92,7 @@ class Checkpointer:
         """The newest step whose files match their digests; a damaged newer one is noted and passed over."""
         for step, path in reversed(self._published()):
             try:
-                _verify(path)
+                self._verify(path)
             except Damaged as damage:
                 if str(damage) not in self.problems:
                     self.problems.append(str(damage))
@@ -99,13 +100,18 @@ class Checkpointer:
             return step
         return None
 
-    def load(self, step: int, state: State) -> dict[str, Any]:
+    def load(
+        self, step: int, state: State, check: Callable[[dict[str, Any], str], None] | None = None
+    ) -> dict[str, Any]:
         """Fill the tensors of `state` in place from the checkpoint of `step`; returns its `extra`.
 
-        A tensor that is missing on either side, or has another shape or dtype, is an error.
+        `check(extra, where)` may refuse it before anything is filled. A tensor that is missing on either
+        side, or has another shape or dtype, is an error.
         """
         path = self.folder / f"step-{step:08d}"
-        manifest = _verify(path)
+        manifest = self._verify(path)
+        if check is not None:
+            check(manifest["extra"], str(path))
         flat = flatten(state)
         reader = ShardReader(path)
         stored = reader.read_metadata().state_dict_metadata
@@ -138,6 +144,19 @@ class Checkpointer:
             if match:
                 found.append((int(match[1]), path))
         return sorted(found)
+
+    def _verify(self, path: Path) -> dict[str, Any]:
+        """The manifest of a checkpoint whose bytes match it. Each byte is read once, unless its file has
+        changed since."""
+        manifest = _read_manifest(path)
+        for name, record in manifest["files"].items():
+            signature = _signature(path / name, record["sha256"])
+            if self._verified.get(path / name) == signature:
+                continue
+            if _digest(path / name) != record["sha256"]:
+                raise Damaged(f"the content of {name} does not match its digest", where=str(path))
+            self._verified[path / name] = signature
+        return manifest
 
     def _is_whole(self, path: Path) -> bool:
         try:
@@ -229,12 +248,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _verify(path: Path) -> dict[str, Any]:
-    manifest = _read_manifest(path)
-    for name, record in manifest["files"].items():
-        if _digest(path / name) != record["sha256"]:
-            raise Damaged(f"the content of {name} does not match its digest", where=str(path))
-    return manifest
+_Signature = tuple[str, int, int, int]
+
+
+def _signature(path: Path, digest: str) -> _Signature:
+    found = path.stat()
+    return digest, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _digest(path: Path) -> str:

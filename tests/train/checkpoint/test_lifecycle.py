@@ -209,3 +209,27 @@ def test_what_is_raised_inside_comes_out_as_it_is(tmp_path: Path, monkeypatch: p
     assert disk.is_full(full)
     assert not disk.is_full(KeyboardInterrupt())
     assert checkpointer.latest() is None
+
+
+def test_a_resume_reads_each_byte_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shunter.train.checkpoint import lifecycle
+
+    path = Checkpointer(tmp_path).save(1, a_state(1), {})
+    real, hashed = lifecycle._digest, []
+
+    def digest(file: Path) -> str:
+        hashed.append(file.name)
+        return real(file)
+
+    monkeypatch.setattr(lifecycle, "_digest", digest)
+    again = Checkpointer(tmp_path)
+    assert again.latest() == 1
+    again.load(1, a_state(2))
+    assert sorted(hashed) == ["00000-00000.safetensors", "tensors.json"]
+    # What has changed since is read again.
+    shard = path / "00000-00000.safetensors"
+    raw = bytearray(shard.read_bytes())
+    raw[-1] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(ShunterError, match="does not match its digest"):
+        again.load(1, a_state(2))
