@@ -34,6 +34,7 @@ def child() -> None:
     from shunter.train.config import TrainConfig
     from shunter.train.objective import CrossEntropy
     from shunter.train.optim import Optimizers
+    from shunter.train.passes import OnePass
     from shunter.train.step import train_step
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -41,12 +42,12 @@ def child() -> None:
     decoder = Decoder(size.spec)
     init_weights(decoder, 0)
     optimizers = Optimizers(decoder, TrainConfig(steps=1000))
+    passes = OnePass(decoder, decoder, torch.device("cpu"), "bf16")
     batch, seconds = batch_of(size, "rows"), []
     for step in range(STEPS + WARMUP):
         begin = time.perf_counter()
         train_step(
-            decoder, decoder, optimizers, CrossEntropy(), [batch],
-            step=step, rate=1e-3, clip=1.0, device=torch.device("cpu"), precision="bf16",
+            passes, optimizers, CrossEntropy(), [batch], step=step, rate=1e-3, clip=1.0,
         )  # fmt: skip
         seconds.append(time.perf_counter() - begin)
     print(statistics.median(seconds[WARMUP:]))

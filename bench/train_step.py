@@ -38,6 +38,7 @@ from shunter.models.spec import DecoderSpec
 from shunter.train.config import TrainConfig
 from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
+from shunter.train.passes import OnePass
 from shunter.train.step import train_step
 
 RATE, CLIP = 3e-4, 1.0
@@ -102,12 +103,12 @@ def ours(folder: Path, size: Size, mode: str, batch: Batch) -> Callable[[], floa
     optimizers = Optimizers(decoder, config)
     compiled, precision = mode.split("-")
     model: Any = torch.compile(decoder) if compiled == "compiled" else decoder
-    objective, device = CrossEntropy(), torch.device("cpu")
+    objective = CrossEntropy()
+    passes = OnePass(model, decoder, torch.device("cpu"), precision)
 
     def step() -> float:
         return train_step(
-            model, decoder, optimizers, objective, [batch],
-            step=0, rate=RATE, clip=CLIP, device=device, precision=precision,
+            passes, optimizers, objective, [batch], step=0, rate=RATE, clip=CLIP
         ).loss  # fmt: skip
 
     return step

@@ -29,6 +29,7 @@ from shunter.train.device import (
 from shunter.train.flops import batch_flops
 from shunter.train.meter import Meter
 from shunter.train.objective import Objective
+from shunter.train.passes import OnePass, Passes
 from shunter.train.schedule import rate
 from shunter.train.session import Session
 from shunter.train.step import StepResult, train_step
@@ -79,7 +80,7 @@ class Training:
         self.checkpointer = Checkpointer(place.work / "checkpoints", how.keep)
         self.session = Session.fresh(decoder, config, rows, seed)
         self.ledger = EventLog(place.log / "ledger.jsonl", attempt=place.events.attempt)
-        self.model: torch.nn.Module = decoder
+        self.passes: Passes  # laid out when the run begins: a checkpoint may have decided the precision
 
     def run(self) -> dict[str, Any]:
         """Train to the last step; returns headline numbers. Raises Stopped after saving on request, and
@@ -90,8 +91,7 @@ class Training:
         meter: Meter | None = None
         try:
             self._resume()
-            if self.how.compile:
-                self.model = torch.compile(self.decoder)  # type: ignore[assignment]
+            self.passes = self._lay_out()
             meter = Meter(self)
             while self.session.step < self.config.steps:
                 self._heed_requests()
@@ -121,6 +121,10 @@ class Training:
             self.ledger.close()
             torch.set_num_threads(threads)
             set_determinism(False)
+
+    def _lay_out(self) -> Passes:
+        model = torch.compile(self.decoder) if self.how.compile else self.decoder
+        return OnePass(model, self.decoder, self.device, self.precision)  # type: ignore[arg-type]
 
     def _resume(self) -> None:
         latest = self.checkpointer.latest()
@@ -175,16 +179,13 @@ class Training:
         size = self.how.micro_batch
         batches = [self.rows.rows(ids[i : i + size]) for i in range(0, len(ids), size)]
         result = train_step(
-            self.model,
-            self.decoder,
+            self.passes,
             session.optimizers,
             self.objective,
             batches,
             step=session.step,
             rate=self._rate(),
             clip=config.clip,
-            device=self.device,
-            precision=self.precision,
             z_loss=config.z_loss,
         )
         number = session.step
@@ -249,7 +250,7 @@ class Training:
 
     def _loss_on(self, rows: TokenRows, count: int) -> tuple[float, float]:
         count = min(count, rows.num_rows)
-        return validate(self.decoder, rows, count, self.how.micro_batch, self.device, self.precision)
+        return validate(self.passes, rows, count, self.how.micro_batch)
 
 
 def _name(device: torch.device) -> str:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from shunter.data.tokens import Batch
-from shunter.models.decoder import Decoder
-from shunter.models.head import linear_cross_entropy
-from shunter.models.segments import SegmentPlan
 from shunter.record.points import reach
-from shunter.train.device import autocast
 from shunter.train.objective import Objective, total
 from shunter.train.optim import Optimizers
+from shunter.train.passes import Passes
 
 
 @dataclass(frozen=True)
@@ -31,68 +28,29 @@ class StepResult:
     z_loss: float = 0.0  # the term that was added to `loss`, its weight included
 
 
-def forward_loss(
-    model: torch.nn.Module,
-    decoder: Decoder,
-    batch: Batch,
-    coefficients: Tensor,
-    device: torch.device,
-    precision: str,
-    z_loss: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """sum of coefficient x log-probability over the batch's targets, as two scalars: with the z-loss and
-    with a gradient, and without both."""
-    tokens, positions, targets = (
-        torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (batch.tokens, batch.positions, batch.targets)
-    )
-    plan = SegmentPlan.build(torch.from_numpy(batch.segments).to(device))
-    with autocast(device, precision):
-        hidden = model(tokens, positions, plan)
-        loss, logprobs = linear_cross_entropy(
-            hidden.flatten(0, 1),
-            decoder.head_weight,
-            targets.flatten(),
-            coefficients.flatten(),
-            z_loss=z_loss,
-        )
-    if not z_loss:
-        return loss, loss.detach()
-    return loss, (coefficients.flatten().double() * logprobs.double()).sum()
-
-
 def train_step(
-    model: torch.nn.Module,
-    decoder: Decoder,
+    passes: Passes,
     optimizers: Optimizers,
     objective: Objective,
-    batches: list[Batch],
+    batches: Sequence[Batch],
     *,
     step: int,
     rate: float,
     clip: float,
-    device: torch.device,
-    precision: str,
     z_loss: float = 0.0,
 ) -> StepResult:
     """Accumulate the gradient of the global batch over its micro-batches, then update once.
 
-    model is `decoder`, or its compiled form. The result does not depend on how the rows were split
-    into `batches`, up to the rounding of sums.
+    The result does not depend on how the rows were split into `batches`, nor on how `passes` lays the
+    model out, up to the rounding of sums.
     """
     directive = reach("train.step", step=step)
     counts = total(objective, batches)
-    whole = torch.zeros((), dtype=torch.float64, device=device)
-    loss = torch.zeros_like(whole)
-    for batch in batches:
-        coefficients = torch.from_numpy(objective.coefficients(batch, counts)).to(device)
-        part, plain = forward_loss(model, decoder, batch, coefficients, device, precision, z_loss)
-        part.backward()
-        whole += part.detach()
-        loss += plain
+    coefficients = [torch.from_numpy(objective.coefficients(batch, counts)) for batch in batches]
+    whole, loss = passes.gradients(batches, coefficients, z_loss)
     if directive == "nan":
         whole, loss = whole * math.nan, loss * math.nan
-    norm = torch.nn.utils.clip_grad_norm_(decoder.parameters(), clip)
+    norm = passes.clip(clip)
     reach("train.update", step=step)
     # One transfer for all: on CUDA each would wait for the device.
     whole_value, loss_value, norm_value = torch.stack([whole, loss, norm.double()]).tolist()

@@ -14,6 +14,7 @@ from shunter.config.errors import ShunterError
 from shunter.recipe.job import Stopped
 from shunter.record import events, points
 from shunter.train.loop import Training
+from shunter.train.passes import OnePass
 from tests.jobs.conftest import Still
 from tests.train import corpora
 
@@ -79,13 +80,11 @@ def test_killed_at_any_step_the_weights_are_equal(
 def test_killed_inside_an_accumulation(
     uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shunter.train import step
-
     optimizer, _, _ = uninterrupted
     how = {"micro_batch": 1}
     whole = corpora.training(tmp_path / "whole", {"optimizer": optimizer}, how)
     whole.run()
-    calls, real = [0], step.forward_loss
+    calls, real = [0], OnePass._forward
 
     def dies(*args: Any, **kwargs: Any) -> torch.Tensor:
         calls[0] += 1
@@ -93,7 +92,7 @@ def test_killed_inside_an_accumulation(
             raise Killed
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(step, "forward_loss", dies)
+    monkeypatch.setattr(OnePass, "_forward", dies)
     with pytest.raises(Killed):
         corpora.training(tmp_path / "killed", {"optimizer": optimizer}, how).run()
     monkeypatch.undo()

@@ -17,7 +17,8 @@ from shunter.record import points
 from shunter.train.config import TrainConfig
 from shunter.train.objective import CrossEntropy, total
 from shunter.train.optim import Optimizers
-from shunter.train.step import StepResult, forward_loss, train_step
+from shunter.train.passes import OnePass
+from shunter.train.step import StepResult, train_step
 from tests.train import corpora
 
 CPU = torch.device("cpu")
@@ -42,13 +43,9 @@ def gradient(model: Decoder, batches: list[Batch], z_loss: float) -> tuple[float
     model.zero_grad()
     objective = CrossEntropy()
     counts = total(objective, batches)
-    loss = 0.0
-    for batch in batches:
-        coefficients = torch.from_numpy(objective.coefficients(batch, counts))
-        part, _ = forward_loss(model, model, batch, coefficients, CPU, "fp32", z_loss)
-        part.backward()
-        loss += float(part.detach())
-    return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    coefficients = [torch.from_numpy(objective.coefficients(batch, counts)) for batch in batches]
+    whole, _ = OnePass(model, model, CPU, "fp32").gradients(batches, coefficients, z_loss)
+    return float(whole), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def naive(model: Decoder, batch: Batch, z_loss: float) -> torch.Tensor:
@@ -102,16 +99,13 @@ def step(model: Decoder, optimizers: Optimizers, rows: corpora.TokenRows, micro:
     ids = np.arange(8)
     batches = [rows.rows(ids[i : i + micro]) for i in range(0, 8, micro)]
     return train_step(
-        model,
-        model,
+        OnePass(model, model, CPU, "fp32"),
         optimizers,
         CrossEntropy(),
         batches,
         step=0,
         rate=1e-3,
         clip=1.0,
-        device=CPU,
-        precision="fp32",
     )
 
 
@@ -145,16 +139,13 @@ def test_the_loss_is_told_without_its_z_term(rows: corpora.TokenRows) -> None:
 def run_step(batches: list[Batch], z_loss: float = 0.0) -> StepResult:
     model = wide(corpora.decoder())
     return train_step(
-        model,
-        model,
+        OnePass(model, model, CPU, "fp32"),
         Optimizers(model, TrainConfig(steps=1)),
         CrossEntropy(),
         batches,
         step=0,
         rate=1e-3,
         clip=1e9,
-        device=CPU,
-        precision="fp32",
         z_loss=z_loss,
     )
 
