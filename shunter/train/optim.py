@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from shunter.models.decoder import Attention, SwiGLU
 from shunter.train.config import TrainConfig
 
 
@@ -12,66 +13,105 @@ class Optimizers:
     """AdamW alone, or Muon (arXiv 2502.16982's scaling) for the layers' matrices and AdamW for the rest.
 
     The state is keyed by parameter name, so it does not depend on the order in which a layout
-    happens to list parameters.
+    happens to list parameters. Muon takes a fused product's projections one by one: that they stand in
+    one matrix is a matter of arithmetic, and must not change what is learnt. Their momentum is saved as
+    one tensor, as the parameter is.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        self.names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names = {id(p): name for name, p in parameters.items()}
         hidden = {
             name: p
             for name, p in parameters.items()
             if config.optimizer == "muon" and p.ndim == 2 and "layers" in name.split(".")
         }
-        rest = {name: p for name, p in parameters.items() if name not in hidden}
+        rest = [p for name, p in parameters.items() if name not in hidden]
         groups = [
-            {"params": [p for p in rest.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        self.parts: list[torch.optim.Optimizer] = []
+        self.adamw: torch.optim.AdamW | None = None
         if groups:
             beta1, beta2 = config.betas
-            self.parts.append(
-                torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+            self.adamw = torch.optim.AdamW(
+                groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True
             )
+        self.muon: torch.optim.Muon | None = None
+        self.matrices: dict[str, tuple[Tensor, list[Tensor]]] = {}  # parameter, views of its projections
+        self.momentum: dict[str, Tensor] = {}
         if hidden:
-            self.parts.append(
-                torch.optim.Muon(
-                    list(hidden.values()),
-                    lr=config.lr,
-                    momentum=config.momentum,
-                    weight_decay=config.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
+            rows = _projections(model)
+            for name, p in hidden.items():
+                views = list(p.detach().split(rows.get(name, p.shape[0])))
+                self.matrices[name] = p, views
+                self.names |= {id(view): name for view in views}
+            self.muon = torch.optim.Muon(
+                [view for _, views in self.matrices.values() for view in views],
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
             )
         self.materialise()
 
+    @property
+    def parts(self) -> list[torch.optim.Optimizer]:
+        return [part for part in (self.adamw, self.muon) if part is not None]
+
     def materialise(self) -> None:
         """Give every parameter the zero state that the first step would give it."""
-        for part in self.parts:
-            for group in part.param_groups:
+        if self.adamw is not None:
+            for group in self.adamw.param_groups:
                 for p in group["params"]:
-                    if isinstance(part, torch.optim.AdamW):
-                        part.state[p] = {
-                            "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                            "exp_avg": torch.zeros_like(p),
-                            "exp_avg_sq": torch.zeros_like(p),
-                        }
-                    else:
-                        part.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+                    self.adamw.state[p] = {
+                        "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                        "exp_avg": torch.zeros_like(p),
+                        "exp_avg_sq": torch.zeros_like(p),
+                    }
+        if self.muon is not None:
+            for name, (p, views) in self.matrices.items():
+                self.momentum[name] = torch.zeros_like(p)
+                parts = self.momentum[name].split([len(view) for view in views])
+                for view, part in zip(views, parts, strict=True):
+                    self.muon.state[view] = {"momentum_buffer": part}
 
     def step(self, rate: float) -> None:
         """One update of all parameters at the learning rate `rate`."""
+        for name, (p, views) in self.matrices.items():
+            if views[0].data_ptr() != p.data_ptr():
+                raise RuntimeError(f"{name} was moved after its optimizer was made")
+            if p.grad is not None:
+                for view, grad in zip(views, p.grad.split([len(view) for view in views]), strict=True):
+                    view.grad = grad
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
             part.step()
 
     def zero_grad(self) -> None:
+        for p, _ in self.matrices.values():
+            p.grad = None
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The live state tensors by parameter name: saved from, and loaded into in place."""
-        return {self.names[id(p)]: dict(state) for part in self.parts for p, state in part.state.items()}
+        found = {name: {"momentum_buffer": whole} for name, whole in self.momentum.items()}
+        if self.adamw is not None:
+            found |= {self.names[id(p)]: dict(state) for p, state in self.adamw.state.items()}
+        return found
+
+
+def _projections(model: nn.Module) -> dict[str, list[int]]:
+    """Rows of each projection in the fused matrices, by the parameter's name."""
+    rows: dict[str, list[int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):
+            spec = module.spec
+            heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+            rows[f"{name}.qkv.weight"] = [count * spec.head_dim for count in heads]
+        elif isinstance(module, SwiGLU):
+            rows[f"{name}.gate_up.weight"] = [module.gate_up.out_features // 2] * 2
+    return rows
