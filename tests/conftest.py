@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 # Before torch is loaded, as the command line does it: spinning workers starve whoever shares the machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -28,3 +30,13 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Any]:
+    """Gloo workers that all tests of several ranks share; started when the first one asks."""
+    from tests.parallel.pool import Pool
+
+    workers = Pool()
+    yield workers
+    workers.close()

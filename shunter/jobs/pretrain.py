@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from shunter.jobs import training
+from shunter.jobs import ranks, training
 from shunter.jobs.milestones import Milestones, tracker
 from shunter.models.spec import DecoderShape
 from shunter.recipe.job import Input, JobConfig, JobContext
@@ -57,12 +57,15 @@ class PretrainJob:
     Config: ClassVar[type[JobConfig]] = PretrainConfig
 
     def check(self, config: PretrainConfig, base: Path) -> Sequence[str]:
-        return training.check_how(config.how)
+        layers = config.model.num_layers if config.model else None
+        return training.check_how(config.how, config.train, layers)
 
     def disk_bytes(self, config: PretrainConfig, base: Path) -> int:
         return training.disk_bytes(config.model, config.how) if config.model else 0
 
     def run(self, context: JobContext[PretrainConfig]) -> dict[str, Any]:
+        if context.config.how.parallel is not None and context.world is None:
+            return ranks.spread(context, context.config.how.parallel)
         from shunter.data.tokens import TokenRows
         from shunter.models.decoder import Decoder
         from shunter.models.hf import load_model
@@ -77,11 +80,12 @@ class PretrainJob:
             shape = context.config.model.model_dump()
             decoder = Decoder(DecoderSpec(**shape, vocab_size=rows.vocab_size, max_positions=rows.row_length))
             init_weights(decoder, context.config.seed)
-        look = None
-        if (wanted := context.config.how.milestones) is not None:
-            last = context.config.train.steps
-            look = tracker(wanted, decoder, tokens, context.events, context.config.seed, last)
-        return training.train(context, decoder, tokens, look)
+        if (wanted := context.config.how.milestones) is None:
+            return training.train(context, decoder, tokens)
+        last, seed = context.config.train.steps, context.config.seed
+        return training.train(
+            context, decoder, tokens, lambda model: tracker(wanted, model, tokens, context.events, seed, last)
+        )
 
 
 JOB = PretrainJob()

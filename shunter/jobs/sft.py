@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from shunter.jobs import training
+from shunter.jobs import ranks, training
 from shunter.recipe.job import Input, JobConfig, JobContext
 from shunter.train.config import TrainConfig, TrainHow
 
@@ -31,9 +31,11 @@ class SftJob:
     Config: ClassVar[type[JobConfig]] = SftConfig
 
     def check(self, config: SftConfig, base: Path) -> Sequence[str]:
-        return training.check_how(config.how)
+        return training.check_how(config.how, config.train)
 
     def run(self, context: JobContext[SftConfig]) -> dict[str, Any]:
+        if context.config.how.parallel is not None and context.world is None:
+            return ranks.spread(context, context.config.how.parallel)
         from shunter.models.hf import load_model
 
         return training.train(context, load_model(context.one("model").path), context.one("tokens").path)

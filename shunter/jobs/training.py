@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +11,53 @@ from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderShape
 from shunter.recipe.job import JobContext
 from shunter.record.track import check_trackers
-from shunter.train.config import TrainHow
+from shunter.train.config import Parallel, TrainConfig, TrainHow
 
 if TYPE_CHECKING:
     from shunter.models.decoder import Decoder
-    from shunter.train.loop import Milestone
+    from shunter.train.loop import Milestone, Training
+    from shunter.train.world import World
+
+MakeMilestone = Callable[["Decoder"], "Milestone"]  # of the model that it shall look at
 
 GUESSED_VOCABULARY = 16384  # for the estimate of disk space, before the tokenizer exists
 
 
-def check_how(how: TrainHow) -> Sequence[str]:
-    """What can be refused without torch: missing trackers, a missing compiler."""
+def check_how(how: TrainHow, train: TrainConfig, layers: int | None = None) -> Sequence[str]:
+    """What can be refused without torch: missing trackers, a missing compiler, a pipeline that cannot be.
+
+    layers: of the model, where that is known beforehand.
+    """
     check_trackers(how.track)
+    if how.parallel is not None:
+        check_parallel(how, how.parallel, train, layers)
     if how.compile and shutil.which("c++") is None and shutil.which("g++") is None:
         raise ShunterError(
             "how.compile needs a C++ compiler, and there is none", mend="Install g++, or set it false."
         )
     return []
+
+
+def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, layers: int | None) -> None:
+    """Raise ShunterError for a pipeline that this training cannot have."""
+    where = "how.parallel"
+    order = parallel.order()
+    if train.batch_rows < parallel.parts:
+        raise ShunterError(
+            f"{train.batch_rows} rows a step cannot be cut into {parallel.parts} micro-batches",
+            where=where,
+            mend="Set microbatches to at most train.batch_rows.",
+        )
+    if layers is not None and layers < order.stages:
+        raise ShunterError(
+            f"{layers} layers cannot be cut into {order.stages} stages",
+            where=where,
+            mend="Use fewer ranks or fewer chunks.",
+        )
+    if train.restart is not None:
+        raise ShunterError("a planned restart works in one process only", where=where, mend="Remove one.")
+    if how.compile:
+        raise ShunterError("stages are not compiled yet", where=where, mend="Set how.compile to false.")
 
 
 def disk_bytes(shape: DecoderShape, how: TrainHow) -> int:
@@ -39,14 +69,20 @@ def disk_bytes(shape: DecoderShape, how: TrainHow) -> int:
 
 
 def train(
-    context: JobContext[Any], decoder: Decoder, tokens: Path, milestone: Milestone | None = None
+    context: JobContext[Any], decoder: Decoder, tokens: Path, milestone: MakeMilestone | None = None
 ) -> dict[str, Any]:
-    """Train `decoder` on a `tokens` artefact and write the model's folder; returns headline metrics."""
+    """Train `decoder` on a `tokens` artefact and write the model's folder; returns headline metrics.
+
+    On several ranks each calls it; rank 0 has the whole model at milestones and at the end.
+    """
     from shunter.data.tokenizer import Tokenizer
     from shunter.data.tokens import TokenRows
+    from shunter.models.decoder import Decoder
     from shunter.models.hf import save_model
     from shunter.train.loop import Place, Training
     from shunter.train.objective import CrossEntropy
+    from shunter.train.pipeline import gather_weights
+    from shunter.train.world import World
 
     rows, heldout = TokenRows(tokens / "train"), TokenRows(tokens / "heldout")
     if rows.vocab_size > decoder.spec.vocab_size:
@@ -61,6 +97,11 @@ def train(
         )
     place = Place(context.name, context.work, context.log, context.events, context.control)
     config = context.config
+    world = context.world
+    assert world is None or isinstance(world, World)
+    # Rank 0 alone has room for the whole: the others only hand in their part.
+    whole = Decoder(decoder.spec) if world is not None and world.rank == 0 else decoder
+    look = milestone(whole) if milestone is not None else None
     training = Training(
         decoder,
         CrossEntropy(),
@@ -70,15 +111,30 @@ def train(
         config.how,
         place,
         seed=config.seed,
-        milestone=milestone,
+        milestone=look,
+        world=world,
     )
+    if world is not None and look is not None:
+        training.milestone = _together(look, training, whole, world)
     metrics = training.run()
+    if world is not None and not gather_weights(decoder, whole, world):
+        return metrics
     tokenizer = Tokenizer.load(tokens / "tokenizer")
     save_model(
-        decoder.cpu(),
+        whole.cpu(),
         context.out,
         tokenizer_folder=tokens / "tokenizer",
         eos_token_id=tokenizer.stop_ids,
         pad_token_id=tokenizer.pad,
     )
     return metrics
+
+
+def _together(look: Milestone, training: Training, whole: Decoder, world: World) -> Milestone:
+    """A milestone on rank 0, for which the others hand in their weights, and wait."""
+    from shunter.train.pipeline import gather_weights
+
+    def collective(step: int, tokens: int) -> Mapping[str, float]:
+        return look(step, tokens) if gather_weights(training.decoder, whole, world) else {}
+
+    return collective

@@ -44,6 +44,7 @@ class Fault(Config):
     point: str = Field(description="Where: a name from the list of points.")
     step: int | None = Field(None, ge=0, description="Only at this step of a training.")
     job: str | None = Field(None, description="Only in the job of this name.")
+    rank: int | None = Field(None, ge=0, description="Only on this rank of a job on several processes.")
     hit: int = Field(1, ge=1, description="The how-manieth matching passage it is.")
     probability: float = Field(
         1.0, gt=0, le=1, description="Strike at each matching passage with this chance instead."
@@ -69,9 +70,8 @@ class Plan(Config):
 class Injector:
     """The hook at every point: counts passages, and strikes."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.job: str | None = None
+    def __init__(self, plan: Plan, rank: int | None = None, job: str | None = None) -> None:
+        self.plan, self.rank, self.job = plan, rank, job
         self.passages: Counter[int] = Counter()
         self.draws = [random.Random(derive_seed(plan.seed, "fault", i)) for i in range(len(plan.faults))]
 
@@ -80,6 +80,8 @@ class Injector:
             self.job = facts.get("job")
         for number, fault in enumerate(self.plan.faults):
             if fault.point != point or (fault.step is not None and facts.get("step") != fault.step):
+                continue
+            if fault.rank is not None and fault.rank != self.rank:
                 continue
             if fault.job is not None and facts.get("job", self.job) != fault.job:
                 continue
@@ -115,15 +117,18 @@ def read(text: str, where: str = VARIABLE) -> Plan:
     return parse(Plan, source.data, source)
 
 
-def install_from_environment() -> None:
-    """Arm the faults of $SHUNTER_INJECT, and say so: nobody should run with faults unknowingly."""
+def install_from_environment(rank: int | None = None, job: str | None = None) -> None:
+    """Arm the faults of $SHUNTER_INJECT, and say so: nobody should run with faults unknowingly.
+
+    rank, job: of this process, where a job has several.
+    """
     text = os.environ.get(VARIABLE)
     if not text:
         return
     plan = read(text)
     count = len(plan.faults)
     print(f"warning: {count} injected fault{'s' * (count > 1)} armed by {VARIABLE}", file=sys.stderr)
-    points.install(Injector(plan))
+    points.install(Injector(plan, rank, job))
 
 
 def random_fault(seed: int, number: int, steps: int) -> Fault:

@@ -15,9 +15,12 @@ from shunter.parallel.stage import LOSS
 from shunter.parallel.tree import Tree
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rows:
-    """A micro-batch on the device: tokens, positions, targets, coefficients [B, T], and its documents."""
+    """A micro-batch on the device: tokens, positions, targets, coefficients [B, T], and its documents.
+
+    The last stage leaves the sum of coefficient x log-probability, without the z-loss, in `plain`.
+    """
 
     tokens: Tensor
     positions: Tensor
@@ -25,6 +28,7 @@ class Rows:
     coefficients: Tensor
     plan: SegmentPlan
     z_loss: float = 0.0
+    plain: Tensor | None = None
 
 
 class DecoderStage(nn.Module):
@@ -58,13 +62,15 @@ class DecoderStage(nn.Module):
             x = layer(x, rope, rows.plan, mask, None)
         if self.norm is None:
             return {"hidden": x}
-        loss, _ = linear_cross_entropy(
+        factors = rows.coefficients.flatten()
+        loss, logprobs = linear_cross_entropy(
             self.norm(x).flatten(0, 1),
             decoder.head_weight,
             rows.targets.flatten(),
-            rows.coefficients.flatten(),
+            factors,
             z_loss=rows.z_loss,
         )
+        rows.plain = (factors.double() * logprobs.double()).sum() if rows.z_loss else loss.detach()
         return {LOSS: loss}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.parallel.clock import Clock
+from shunter.parallel.lost import PeerLost
 from shunter.parallel.stage import Stage
 from shunter.parallel.transport import Groups, Kind, Mailbox
 from shunter.parallel.tree import Tree
@@ -330,9 +331,9 @@ def _merge(into: Tree, tree: Tree) -> None:
         into[name] = into[name] + tensor if name in into else tensor
 
 
-def _lost(rank: int, node: Node, peer: int, error: RuntimeError) -> ShunterError:
+def _lost(rank: int, node: Node, peer: int, error: RuntimeError) -> PeerLost:
     reason = str(error).strip().splitlines()[0][:200]
-    return ShunterError(
+    return PeerLost(
         f"rank {rank} cannot do {node.action}: rank {peer} does not answer ({reason})",
         mend="Look at what that rank said last; the run continues from its last checkpoint.",
     )

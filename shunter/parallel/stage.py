@@ -32,13 +32,15 @@ class Stage:
     """Runs one stage's forward and backward passes.
 
     module:  its parameters; `compute` calls it.
+    defer:   let its linear layers defer weight gradients: needed for backwards in halves only.
     losses:  micro-batch -> loss, of the stage that ends with it (detached).
     """
 
-    def __init__(self, compute: Compute, module: nn.Module) -> None:
+    def __init__(self, compute: Compute, module: nn.Module, *, defer: bool = True) -> None:
         self.compute, self.module = compute, module
         self.queue = WeightQueue()
-        self.queue.attach(module)
+        if defer:
+            self.queue.attach(module)
         self.losses: dict[int, Tensor] = {}
         self._flights: dict[int, _Flight] = {}
 

@@ -71,6 +71,7 @@ class JobContext(Generic[C]):
     base: Path  # the recipe's folder, against which relative paths in the configuration resolve
     events: EventLog  # `log/events.jsonl`
     control: Control
+    world: object | None = None  # this process's place among those of the job; None: it is alone
 
     def one(self, field: str) -> Artefact:
         """The single artefact of an input field."""

@@ -39,6 +39,11 @@ class EventLog:
         if self._listener is not None:
             self._listener(line)
 
+    def relay(self, line: dict[str, Any]) -> None:
+        """Tell the listener of an event that another process wrote into this log."""
+        if self._listener is not None:
+            self._listener(line)
+
     def progress(self, done: int, total: int | None, unit: str, **shown: float | int | str) -> None:
         """How far the work is, for people who watch; at most one event a second, and the last one.
 

@@ -7,7 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shunter.config.base import Config
+from shunter.config.errors import ShunterError
 from shunter.recipe.job import How
+from shunter.schedule.catalogue import schedule
+from shunter.schedule.order import Order
 
 # other-seed restores all, and draws what comes next from another seed: the band of chance to compare with.
 Restore = Literal["full", "no-optimizer", "no-schedule", "no-data", "no-rng", "weights-only", "other-seed"]
@@ -65,6 +68,41 @@ class TrainConfig(Config):
         return self
 
 
+class Parallel(Config):
+    """The model cut into stages that work at the same time, each on a process of its own."""
+
+    pp: int = Field(ge=2, description="Ranks of the pipeline: processes that share the model's layers.")
+    schedule: str = Field("1f1b", description="Order of the work; `shunter schedules` lists them.")
+    microbatches: int | None = Field(None, ge=1, description="Parts of a step's rows; default 2 x pp.")
+    chunks: int | None = Field(None, ge=1, description="Stages on each rank, where that can be chosen.")
+    group: int | None = Field(None, ge=1, description="Micro-batches that pass together, likewise.")
+    cut: list[int] | None = Field(
+        None, description="First layer of each stage but the first; default: even in cost, head included."
+    )
+    timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
+    timeline: int | None = Field(
+        None, ge=0, description="Step whose measured timeline is kept beside the simulated one."
+    )
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step."""
+        return self.microbatches or 2 * self.pp
+
+    def order(self) -> Order:
+        """What each rank does. Raises ShunterError for a schedule that does not exist or does not fit."""
+        found = schedule(self.schedule)
+        if found.name == "forward-only":
+            raise ShunterError("forward-only trains nothing", mend="Choose 1f1b, or any other schedule.")
+        order = found.build(self.pp, self.parts, chunks=self.chunks, group=self.group)
+        if self.cut is not None and len(self.cut) != order.stages - 1:
+            raise ShunterError(
+                f"cut has {len(self.cut)} bounds, but {order.stages} stages have {order.stages - 1}",
+                mend="Give the first layer of each stage but the first, or leave cut out.",
+            )
+        return order
+
+
 class TrainHow(How):
     """Choices that do not change what is learnt (equivalent within rounding; tests show it)."""
 
@@ -72,6 +110,9 @@ class TrainHow(How):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     threads: int = Field(0, ge=0, description="CPU threads; 0: one a core.")
     compile: bool = Field(False, description="Compile the model; pays off in runs of many minutes.")
+    parallel: Parallel | None = Field(
+        None, description="Cut the model into stages on several processes; none: one process."
+    )
     deterministic: bool = Field(False, description="Refuse kernels whose result varies between runs.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints to keep.")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from shunter.config.errors import ShunterError
@@ -19,6 +20,7 @@ from shunter.models.init import init_weights
 from shunter.recipe.job import Control, Stopped
 from shunter.record.events import EventLog
 from shunter.train.checkpoint.lifecycle import Checkpointer
+from shunter.train.checkpoint.shared import SharedCheckpointer
 from shunter.train.config import TrainConfig, TrainHow
 from shunter.train.device import (
     choose_device,
@@ -30,10 +32,12 @@ from shunter.train.flops import batch_flops
 from shunter.train.meter import Meter
 from shunter.train.objective import Objective
 from shunter.train.passes import OnePass, Passes
+from shunter.train.pipeline import PipelinePasses, expected, split
 from shunter.train.schedule import rate
 from shunter.train.session import Session
 from shunter.train.step import StepResult, train_step
 from shunter.train.validation import validate
+from shunter.train.world import World
 
 # What a caller wants to know at each validation besides the loss: `(step, tokens) -> metrics`.
 Milestone = Callable[[int, int], Mapping[str, float]]
@@ -68,16 +72,25 @@ class Training:
         *,
         seed: int,
         milestone: Milestone | None = None,
+        world: World | None = None,
     ) -> None:
         self.decoder, self.objective, self.rows, self.heldout = decoder, objective, rows, heldout
         self.config, self.how, self.place, self.seed = config, how, place, seed
         self.milestone = milestone
-        self.device = choose_device(how.device)
+        self.device = choose_device(how.device) if world is None else world.device
         if how.deterministic:
             prepare_determinism(self.device)
         self.precision = choose_precision(config.precision, self.device)
-        decoder.to(self.device)
-        self.checkpointer = Checkpointer(place.work / "checkpoints", how.keep)
+        checkpoints = place.work / "checkpoints"
+        self.pipeline: PipelinePasses | None = None
+        self.checkpointer: Checkpointer
+        if world is not None and how.parallel is not None:
+            # Before the optimizer is made: it belongs to the parameters that stay here.
+            self.pipeline = PipelinePasses(decoder, how.parallel, world, rows.row_length)
+            self.checkpointer = SharedCheckpointer(checkpoints, how.keep, world)
+        else:
+            decoder.to(self.device)
+            self.checkpointer = Checkpointer(checkpoints, how.keep)
         self.session = Session.fresh(decoder, config, rows, seed)
         self.ledger = EventLog(place.log / "ledger.jsonl", attempt=place.events.attempt)
         self.passes: Passes  # laid out when the run begins: a checkpoint may have decided the precision
@@ -123,6 +136,9 @@ class Training:
             set_determinism(False)
 
     def _lay_out(self) -> Passes:
+        if self.pipeline is not None:
+            self.pipeline.precision = self.precision
+            return self.pipeline
         model = torch.compile(self.decoder) if self.how.compile else self.decoder
         return OnePass(model, self.decoder, self.device, self.precision)  # type: ignore[arg-type]
 
@@ -176,8 +192,9 @@ class Training:
         meter.begin()
         begin = session.loader.position
         ids = session.loader.take(config.batch_rows)
-        size = self.how.micro_batch
-        batches = [self.rows.rows(ids[i : i + size]) for i in range(0, len(ids), size)]
+        batches = [self.rows.rows(part) for part in self._micro_batches(ids)]
+        if recorded := self._records():
+            self.pipeline.record()  # type: ignore[union-attr]
         result = train_step(
             self.passes,
             session.optimizers,
@@ -188,6 +205,8 @@ class Training:
             clip=config.clip,
             z_loss=config.z_loss,
         )
+        if recorded:
+            self._keep_timeline()
         number = session.step
         session.step += 1
         session.tokens += result.tokens
@@ -207,6 +226,28 @@ class Training:
             self.place.events.write("spike", **spike)
         tokens = sum(int((batch.segments >= 0).sum()) for batch in batches)
         meter.add(result, tokens, sum(batch_flops(self.decoder.spec, batch) for batch in batches))
+
+    def _micro_batches(self, ids: np.ndarray) -> list[np.ndarray]:
+        if self.pipeline is not None:
+            return split(ids, self.pipeline.order.microbatches)
+        size = self.how.micro_batch
+        return [ids[i : i + size] for i in range(0, len(ids), size)]
+
+    def _records(self) -> bool:
+        parallel = self.how.parallel
+        return self.pipeline is not None and parallel is not None and parallel.timeline == self.session.step
+
+    def _keep_timeline(self) -> None:
+        """The step's measured timeline, and what the program would take at its median costs."""
+        assert self.pipeline is not None
+        measured = self.pipeline.timeline()
+        if measured is not None:
+            measured.save(self.place.log / "timeline-measured.json")
+            simulated = expected(self.pipeline.order, measured)
+            simulated.save(self.place.log / "timeline-simulated.json")
+            self.place.events.write(
+                "timeline", step=self.session.step, measured=measured.elapsed, simulated=simulated.elapsed
+            )
 
     def _skipped(self, step: int, ids: list[int], result: StepResult) -> None:
         skipped = self.session.skipped

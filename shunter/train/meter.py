@@ -84,7 +84,9 @@ class Meter:
     def __init__(self, training: Training) -> None:
         self.training = training
         how, place = training.how, training.place
-        self.peak = peak_flops(training.device, training.precision)
+        # Of all ranks together: the tokens counted are those of all.
+        ranks = 1 if training.pipeline is None else training.pipeline.world.size
+        self.peak = ranks * peak_flops(training.device, training.precision)
         config = training.config.model_dump(mode="json")
         self.tracker = open_trackers(how.track, place.log / "track", place.name, config)
         self.attempt = Work()

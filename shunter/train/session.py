@@ -112,7 +112,7 @@ class Session:
 
     @property
     def _device(self) -> torch.device:
-        return self.model.head_weight.device
+        return next(p.device for p in self.model.parameters() if not p.is_meta)
 
     def _same_run(self, extra: dict[str, Any], where: str) -> None:
         """Raises ShunterError when the checkpoint belongs to a run of another configuration."""

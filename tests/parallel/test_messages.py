@@ -187,7 +187,7 @@ def test_a_dead_or_silent_peer_ends_the_others(how: str, tmp_path: Path) -> None
         for process in ranks:
             process.kill()
     assert ranks[0].returncode == 2
-    assert text.startswith("ShunterError rank 0 cannot do 0RECV_B")
+    assert text.startswith("PeerLost rank 0 cannot do 0RECV_B")
     assert "rank 1 does not answer" in text
 
 

@@ -23,6 +23,7 @@ import torch
 from shunter.recipe.job import Stopped
 from shunter.record import events
 from shunter.train.loop import Training
+from shunter.train.passes import OnePass
 from shunter.train.session import Session
 from shunter.train.step import train_step
 from tests.jobs.conftest import Still
@@ -125,16 +126,13 @@ def test_a_resize_learns_the_same(tmp_path: Path) -> None:
         for _ in range(count):
             ids = session.loader.take(BATCH)
             result = train_step(
-                model,
-                model,
+                OnePass(model, model, training.device, "fp32"),
                 session.optimizers,
                 training.objective,
                 [training.rows.rows(ids[rank::world]) for rank in range(world)],
                 step=session.step,
                 rate=training._rate(),
                 clip=training.config.clip,
-                device=training.device,
-                precision="fp32",
             )
             session.step += 1
             losses.append(result.loss)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from shunter.schedule.action import BACKWARD, FORWARD, Action
 from shunter.schedule.order import Order, looped
 
@@ -17,6 +19,24 @@ def forward_only(ranks: int, microbatches: int, chunks: int = 1) -> Order:
         for rank in range(ranks)
     )
     return Order(looped(ranks, chunks), actions, microbatches)
+
+
+def forward_waves(placement: Sequence[int], microbatches: int) -> Order:
+    """Forwards alone over stages placed anywhere, those first that could be earliest.
+
+    Stage s of micro-batch m belongs to wave s + m, and needs something of the wave before only: with each
+    rank's work in order of waves nothing can wait for itself.
+    """
+    actions = tuple(
+        tuple(
+            Action(stage, FORWARD, wave - stage)
+            for wave in range(len(placement) + microbatches - 1)
+            for stage, holder in enumerate(placement)
+            if holder == rank and 0 <= wave - stage < microbatches
+        )
+        for rank in range(1 + max(placement))
+    )
+    return Order(tuple(placement), actions, microbatches)
 
 
 def gpipe(ranks: int, microbatches: int, *, fifo: bool = False) -> Order:

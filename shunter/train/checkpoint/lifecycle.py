@@ -49,14 +49,16 @@ class Checkpointer:
     sentence for each damaged checkpoint that was passed over.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, *, clean: bool = True) -> None:
         if keep < 1:
             raise ValueError("keep must be at least 1")
         self.folder, self.keep = folder, keep
         self.problems: list[str] = []
         self._verified: dict[Path, _Signature] = {}  # files whose bytes were compared with their digests
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".step-*"):  # a killed attempt's staging: never visible, never needed
+        for left in (
+            folder.glob(".step-*") if clean else ()
+        ):  # a killed attempt's staging: never visible, never needed
             shutil.rmtree(left)
 
     def save(self, step: int, state: State, extra: dict[str, Any]) -> Path:
@@ -101,12 +103,17 @@ class Checkpointer:
         return None
 
     def load(
-        self, step: int, state: State, check: Callable[[dict[str, Any], str], None] | None = None
+        self,
+        step: int,
+        state: State,
+        check: Callable[[dict[str, Any], str], None] | None = None,
+        *,
+        partly: bool = False,
     ) -> dict[str, Any]:
         """Fill the tensors of `state` in place from the checkpoint of `step`; returns its `extra`.
 
         `check(extra, where)` may refuse it before anything is filled. A tensor that is missing on either
-        side, or has another shape or dtype, is an error.
+        side, or has another shape or dtype, is an error; with `partly`, `state` need not hold all.
         """
         path = self.folder / f"step-{step:08d}"
         manifest = self._verify(path)
@@ -115,7 +122,7 @@ class Checkpointer:
         flat = flatten(state)
         reader = ShardReader(path)
         stored = reader.read_metadata().state_dict_metadata
-        _agree(path, flat, stored)
+        _agree(path, flat, {name: stored[name] for name in flat if name in stored} if partly else stored)
         with _alone():
             dcp_load(flat, storage_reader=reader, planner=DefaultLoadPlanner(), no_dist=True)
         extra: dict[str, Any] = manifest["extra"]

@@ -1,0 +1,162 @@
+"""A job on several processes: started by the runner's process, each doing the same job on its rank.
+
+The runner's process shows the progress, hands on requests to save or stop, and publishes. Rank 0 writes
+what a single process would have written; the other ranks write into a folder of their own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shunter.config.errors import ShunterError
+from shunter.launch import elastic
+from shunter.recipe.artefact import Artefact, Manifest
+from shunter.recipe.control import RunControl, request
+from shunter.recipe.job import JobContext, Stopped
+from shunter.record.events import EventLog
+from shunter.train.config import Parallel
+
+WAIT = 60  # seconds for processes of an earlier attempt to be gone
+
+
+def spread(context: JobContext[Any], parallel: Parallel) -> dict[str, Any]:
+    """The job of this context on `parallel.pp` processes; returns its metrics. Raises Stopped after they
+    saved on request."""
+    folder = context.work / "ranks"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("stop", "save"):
+        (folder / name).unlink(missing_ok=True)
+    follow = _follower(context)
+
+    def poll() -> None:
+        if context.control.stop_requested():
+            request(folder, "stop")
+        if context.control.take_save_request():
+            request(folder, "save")
+        follow()
+
+    answer = elastic.launch(
+        "shunter.jobs.ranks",
+        {
+            "kind": context.config.kind,
+            "name": context.name,
+            "config": context.config.model_dump(mode="json"),
+            "inputs": {
+                field: [_told(each) for each in found] if isinstance(found, list) else _told(found)
+                for field, found in context.inputs.items()
+            },
+            "out": str(context.out),
+            "log": str(context.log),
+            "work": str(context.work),
+            "base": str(context.base),
+            "attempt": context.events.attempt,
+            "timeout": parallel.timeout,
+        },
+        parallel.pp,
+        folder,
+        threads=context.config.how.threads or max(1, len(os.sched_getaffinity(0)) // parallel.pp),
+        poll=poll,
+    )
+    if answer.get("stopped"):
+        raise Stopped
+    metrics: dict[str, Any] = answer["metrics"]
+    return metrics
+
+
+def _follower(context: JobContext[Any]) -> Callable[[], None]:
+    """Shows the events that rank 0 writes: hands each new whole line of the log to the listener."""
+    file = context.events.path.open(encoding="utf-8")
+    file.seek(0, os.SEEK_END)
+    rest = ""
+
+    def follow() -> None:
+        nonlocal rest
+        *lines, rest = (rest + file.read()).split("\n")
+        for line in lines:
+            if line.strip():
+                context.events.relay(json.loads(line))
+
+    return follow
+
+
+def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
+    """The job on one rank."""
+    from shunter.jobs.registry import KINDS
+    from shunter.launch.inject import install_from_environment
+    from shunter.train.world import join
+
+    job = KINDS[request["kind"]]
+    config = job.Config.model_validate(request["config"])
+    folder = Path(request["folder"])
+    install_from_environment(rank=rank, job=request["name"])
+    lock = (folder / "lock").open("w")
+    if rank == 0:
+        _alone(lock)
+    world = join(rank, size, config.how.device, request["timeout"])  # type: ignore[attr-defined]
+    log = Path(request["log"]) if rank == 0 else folder / str(rank)
+    if rank:
+        config = _quiet(config)
+    events = EventLog(log / "events.jsonl", attempt=request["attempt"])
+    control = RunControl(folder)
+    context: JobContext[Any] = JobContext(
+        name=request["name"],
+        config=config,
+        inputs={
+            field: [_artefact(each) for each in told] if isinstance(told, list) else _artefact(told)
+            for field, told in request["inputs"].items()
+        },
+        out=Path(request["out"]),
+        log=log,
+        work=Path(request["work"]),
+        base=Path(request["base"]),
+        events=events,
+        control=world.shared(control),
+        world=world,
+    )
+    try:
+        return {"metrics": job.run(context)}
+    except Stopped:
+        return {"stopped": True}
+    finally:
+        events.close()
+
+
+def _told(artefact: Artefact) -> dict[str, Any]:
+    return {"path": str(artefact.path), "manifest": artefact.manifest.model_dump(mode="json")}
+
+
+def _artefact(told: dict[str, Any]) -> Artefact:
+    return Artefact(Path(told["path"]), Manifest.model_validate(told["manifest"]))
+
+
+def _quiet(config: Any) -> Any:
+    """Trackers are rank 0's."""
+    return config.model_copy(update={"how": config.how.model_copy(update={"track": []})})
+
+
+def _alone(lock: Any) -> None:
+    """Wait until no process of an earlier attempt writes here. The lock is held until this one ends."""
+    import time
+
+    for _ in range(10 * WAIT):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.1)
+    raise ShunterError(
+        "processes of an earlier attempt are still at work", mend="End them, then run the command again."
+    )
+
+
+if __name__ == "__main__":
+    code = elastic.serve(work)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # process groups whose peers are gone would wait for them

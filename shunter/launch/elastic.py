@@ -1,0 +1,156 @@
+"""Several processes of one job on this machine, through torch's elastic launch."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shunter.config.errors import ShunterError
+
+EVERY = 0.1  # seconds between two looks at the processes
+_FAILED = re.compile(r"rank +: (\d+) [^\n]*\n +exitcode +: (-?\d+)")  # of torch's report, for each rank
+PARTING = 40.0  # seconds that processes get to end after they were told to
+
+
+def launch(
+    module: str, request: dict[str, Any], count: int, folder: Path, *, threads: int, poll: Callable[[], None]
+) -> dict[str, Any]:
+    """Run `python -m module FILE` on `count` ranks; `request` stands in FILE. Returns what rank 0 answered.
+
+    poll: called many times a second meanwhile. folder: for the request, answers and the processes' output.
+
+    One rank that ends badly ends all. Raises what the first of them told: its ShunterError, or a
+    RuntimeError with its traceback. If this process dies, so do they.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in [*folder.glob("answer*.json"), *folder.glob("failed-*.json"), *folder.glob("rendezvous*")]:
+        left.unlink()
+    path = folder / "request.json"
+    path.write_text(json.dumps({**request, "folder": str(folder)}), encoding="utf-8")
+    (folder / "rendezvous").touch()
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={count}",
+        "--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder / 'rendezvous'}",
+        "--max-restarts=0", "-m", module, str(path),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nothing listens beyond this machine
+    output = folder / "output.txt"
+    with output.open("w") as file:
+        # A session of its own: Ctrl-C is for this process, which asks the ranks to save first.
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )  # fmt: skip
+        try:
+            while process.poll() is None:
+                poll()
+                time.sleep(EVERY)
+            poll()
+        finally:
+            _end(process)
+    failures = sorted(
+        (json.loads(each.read_text(encoding="utf-8")) for each in folder.glob("failed-*.json")),
+        key=lambda failure: float(failure["time"]),
+    )
+    answer = folder / "answer.json"
+    if process.returncode == 0 and answer.exists():
+        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        return found
+    raise _told(failures, process.returncode, output)
+
+
+def _told(failures: list[dict[str, Any]], code: int, output: Path) -> Exception:
+    """The first failure that is no consequence of another: a rank that died tells nothing itself."""
+    told = {failure["rank"] for failure in failures}
+    codes = _FAILED.findall(output.read_text(encoding="utf-8", errors="replace"))
+    # SIGTERM is what torch ends the others with.
+    ended = [(int(rank), int(number)) for rank, number in codes if int(rank) not in told]
+    silent = [(rank, number) for rank, number in ended if not failures or number != -signal.SIGTERM]
+    if not silent:
+        for failure in failures:
+            if failure["user"] and not failure["lost"]:
+                return ShunterError(failure["what"], where=failure["where"], mend=failure["mend"])
+            if not failure["user"]:
+                return RuntimeError(f"rank {failure['rank']} failed:\n{failure['traceback']}")
+    if silent:
+        rank, number = silent[0]
+        how = f"by {signal.Signals(-number).name}" if number < 0 else f"with exit code {number}"
+        what = f"rank {rank} was ended {how}"
+    elif failures:
+        what = failures[0]["what"]
+    else:
+        what = f"the launch of the ranks ended with code {code}"
+    return ShunterError(
+        what, where=str(output), mend="Run the same command again: it continues from the last checkpoint."
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The launcher ends its ranks when it is told to; if it cannot, its whole session is ended."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(PARTING)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _die_with_parent() -> None:
+    """Linux tells a process when its parent has died; elsewhere `guard` in the ranks sees to it later."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def guard() -> None:
+    """In a rank: end when the launcher is gone, so that nothing goes on writing unseen."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def serve(work: Callable[[dict[str, Any], int, int], dict[str, Any] | None]) -> int:
+    """In a rank: `work(request, rank, world size)`; rank 0's result is the answer. Returns the exit code."""
+    guard()
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    folder = Path(request["folder"])
+    try:
+        answer = work(request, rank, size)
+    except BaseException as error:
+        user = isinstance(error, ShunterError)
+        failure = {
+            "time": time.time(), "rank": rank, "user": user, "traceback": traceback.format_exc(),
+            "what": getattr(error, "what", str(error)), "where": getattr(error, "where", None),
+            "mend": getattr(error, "mend", None), "lost": getattr(error, "lost", False),
+        }  # fmt: skip
+        _write(folder / f"failed-{rank}.json", failure)
+        return 2 if user else 1
+    if rank == 0:
+        _write(folder / "answer.json", answer or {})
+    return 0
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(data), encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,27 @@
+"""The error of a peer that does not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shunter.config.errors import ShunterError
+
+
+class PeerLost(ShunterError):
+    """Another rank is the cause: whoever reports failures looks for what that one said first."""
+
+    lost = True
+
+
+@contextmanager
+def answering(rank: int, what: str) -> Iterator[None]:
+    """Around calls in which the ranks meet: torch tells of a peer that is gone by a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise PeerLost(
+            f"rank {rank} cannot {what}: another rank does not answer ({reason})",
+            mend="Look at what that rank said last; the run continues from its last checkpoint.",
+        ) from error

@@ -1,0 +1,102 @@
+"""A job on several processes: the model of one process, milestones, a rank that dies, requests to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shunter.config.errors import ShunterError
+from shunter.jobs import pretrain
+from shunter.launch.inject import VARIABLE
+from shunter.recipe.job import Stopped
+from shunter.record import events
+from shunter.record.timeline import Timeline
+from tests.jobs.conftest import Still, Work
+from tests.jobs.test_training_jobs import SHAPE, rows
+
+__all__ = ["rows"]  # a fixture
+
+MODEL = {**SHAPE, "num_layers": 4, "tied": True}
+TRAIN = {"steps": 12, "batch_rows": 4, "precision": "fp32", "validate_every": 6, "optimizer": "adamw"}
+HOW = {"threads": 1, "log_every": 2, "checkpoint_every": 4}
+
+
+def train(work: Work, rows: Path, parallel: dict[str, Any] | None, name: str, **more: Any) -> Any:
+    how = {**HOW, "parallel": parallel, **more.pop("how", {})}
+    config = {"tokens": "r", "model": MODEL, "train": TRAIN, "how": how}
+    return work(pretrain.JOB, config, inputs={"tokens": rows}, name=name, **more)
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_two_processes_make_the_model_of_one(rows: Path, work: Work) -> None:
+    milestones = {"every": 6, "prompts": ["the ship"], "max_new_tokens": 4}
+    parallel = {"pp": 2, "schedule": "zbv", "microbatches": 4, "timeline": 5}
+    alone, expected = train(work, rows, None, "alone", how={"milestones": milestones})
+    piped, metrics = train(work, rows, parallel, "piped", how={"milestones": milestones})
+    for name in ("loss", "heldout_loss", "tokens", "parameters"):
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-4), name
+    assert "milestone/distinct_2" in metrics
+    one, two = (load_file(folder / "model.safetensors") for folder in (alone, piped))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4, msg=name)
+    log = piped.parent / "log"
+    told = events.read(log / "events.jsonl")
+    assert {"progress", "metrics", "sample", "timeline"} <= {event["event"] for event in told}
+    steps = [event["step"] for event in events.read(log / "ledger.jsonl")]
+    assert steps == list(range(12))
+    measured, simulated = (Timeline.load(log / f"timeline-{kind}.json") for kind in ("measured", "simulated"))
+    assert {(s.rank, s.name) for s in measured} == {(s.rank, s.name) for s in simulated}
+    assert not measured.overlaps()
+
+
+def test_a_rank_that_dies_ends_the_job_which_goes_on_later(
+    rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parallel = {"pp": 2, "schedule": "1f1b"}
+    whole, _ = train(work, rows, parallel, "whole")
+    fault = {"kind": "kill", "point": "train.update", "step": 6, "rank": 1}
+    monkeypatch.setenv(VARIABLE, json.dumps({"faults": [fault]}))
+    with pytest.raises(ShunterError, match="rank 1 was ended by SIGKILL"):
+        train(work, rows, parallel, "cut")
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(Stopped):  # asked before the first step after the resume
+        train(work, rows, parallel, "cut", control=Still(stop_after=0))
+    cut, _ = train(work, rows, parallel, "cut")
+    assert same(cut, whole)
+    told = [event for event in events.read(cut.parent / "log" / "events.jsonl") if event["event"] == "resume"]
+    assert next(event["step"] for event in told) == 4
+
+
+def test_an_error_of_a_rank_is_the_job_s(rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = {"kind": "exception", "point": "train.update", "step": 2, "rank": 0}
+    monkeypatch.setenv(VARIABLE, json.dumps({"faults": [fault]}))
+    with pytest.raises(RuntimeError, match=r"rank 0 failed:\n(.|\n)*injected at train.update"):
+        train(work, rows, {"pp": 2}, "failing")
+    assert "RANK" not in os.environ
+
+
+REFUSED = [
+    ({"pp": 2, "schedule": "1fb1"}, {}, "Did you mean 1f1b"),
+    ({"pp": 5, "microbatches": 4}, {}, "4 layers cannot be cut into 5 stages"),
+    ({"pp": 2, "microbatches": 5}, {}, "4 rows a step cannot be cut into 5 micro-batches"),
+    ({"pp": 2, "schedule": "interleaved-1f1b", "microbatches": 1}, {}, "fewer than the 2 ranks"),
+    ({"pp": 2}, {"compile": True}, "stages are not compiled yet"),
+]
+
+
+@pytest.mark.parametrize(("parallel", "how", "says"), REFUSED)
+def test_what_cannot_be_is_refused_before_any_work(
+    rows: Path, work: Work, parallel: dict[str, Any], how: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ShunterError, match=says):
+        train(work, rows, parallel, "never", how=how)

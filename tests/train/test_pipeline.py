@@ -1,0 +1,120 @@
+"""Passes over a pipeline: loss, gradient norm, clipped gradient and held-out loss of one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shunter.config.errors import ShunterError
+from shunter.models.decoder import Decoder
+from shunter.models.spec import DecoderSpec
+from shunter.parallel.collect import collect
+from shunter.parallel.transport import Groups
+from shunter.train.config import Parallel, TrainConfig
+from shunter.train.objective import CrossEntropy, total
+from shunter.train.optim import Optimizers
+from shunter.train.passes import OnePass, Passes
+from shunter.train.pipeline import PipelinePasses, cut_decoder, split
+from shunter.train.step import StepResult, train_step
+from shunter.train.validation import validate
+from shunter.train.world import World
+from tests.parallel.pool import Pool
+from tests.train import corpora
+
+CPU = torch.device("cpu")
+CLIP, ROWS, Z = 0.1, 7, 0.01
+
+
+def model(tied: bool) -> Decoder:
+    decoder = Decoder(DecoderSpec(**{**corpora.SPEC.model_dump(), "num_layers": 4, "tied": tied})).double()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
+    return decoder
+
+
+def two_steps(
+    passes: Passes, optimizers: Optimizers, rows: Any, parts: int
+) -> tuple[list[StepResult], float]:
+    results = []
+    for step in range(2):
+        ids = np.arange(step * ROWS, (step + 1) * ROWS)
+        batches = [rows.rows(part) for part in split(ids, parts)]
+        results.append(
+            train_step(passes, optimizers, CrossEntropy(), batches, step=step, rate=1e-2, clip=CLIP, z_loss=Z)
+        )
+    return results, validate(passes, rows, 9, 4)[0]
+
+
+def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
+    rows = corpora.rows(Path(case["rows"]))
+    parallel = Parallel(**case["parallel"])
+    decoder = model(case["tied"])
+    passes = PipelinePasses(decoder, parallel, World(groups, rank, CPU), rows.row_length)
+    optimizers = Optimizers(decoder, TrainConfig(steps=2, optimizer=case["optimizer"]))
+    results, heldout = two_steps(passes, optimizers, rows, parallel.parts)
+    mine = {name: p for name, p in decoder.named_parameters() if not p.is_meta}
+    return [vars(result) for result in results], heldout, collect(mine, groups, rank, CPU)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "tied", "optimizer"),
+    [
+        ({"pp": 2}, True, "adamw"),
+        ({"pp": 2, "schedule": "zb1p", "microbatches": 5}, False, "muon"),
+        ({"pp": 2, "schedule": "zbv", "microbatches": 7}, True, "muon"),
+        ({"pp": 4, "schedule": "gpipe", "microbatches": 3}, True, "muon"),
+        ({"pp": 2, "schedule": "interleaved-1f1b", "cut": [1, 2, 3]}, True, "adamw"),
+    ],
+)
+def test_two_steps_are_those_of_one_process(
+    pool: Pool, tmp_path: Path, parallel: dict[str, Any], tied: bool, optimizer: str
+) -> None:
+    rows = corpora.rows(tmp_path / "rows")
+    whole = model(tied)
+    expected, heldout = two_steps(
+        OnePass(whole, whole, CPU, "fp32"),
+        Optimizers(whole, TrainConfig(steps=2, optimizer=optimizer)),
+        rows,
+        2,
+    )
+    case = {"rows": str(tmp_path / "rows"), "parallel": parallel, "tied": tied, "optimizer": optimizer}
+    answers = pool.run(task, parallel["pp"], case)
+    for results, loss, _ in answers:  # every rank knows the whole's numbers
+        for found, result in zip(results, expected, strict=True):
+            assert found["grad_norm"] > CLIP
+            for name, value in vars(result).items():
+                assert found[name] == pytest.approx(value, rel=1e-6), name
+        assert loss == pytest.approx(heldout, rel=1e-6)
+    weights = answers[0][2]
+    for name, parameter in whole.named_parameters():
+        # fp32 in the norm (as torch's) and in Muon (bfloat16 inside) bound what can be asked.
+        close = 1e-5 if optimizer == "adamw" else 2e-3
+        torch.testing.assert_close(weights[name], parameter, rtol=close, atol=close, check_dtype=True)
+
+
+def test_cuts_that_cannot_be_are_refused() -> None:
+    decoder = model(True)
+    parallel = Parallel(pp=2, cut=[4])
+    with pytest.raises(ShunterError, match="does not give every stage a layer of 4"):
+        cut_decoder(decoder, parallel, parallel.order(), 24)
+    with pytest.raises(ShunterError, match="cut has 2 bounds, but 2 stages have 1"):
+        Parallel(pp=2, cut=[1, 2]).order()
+    with pytest.raises(ShunterError, match="forward-only trains nothing"):
+        Parallel(pp=2, schedule="forward-only").order()
+    with pytest.raises(ShunterError, match="Did you mean 1f1b"):
+        Parallel(pp=2, schedule="1fb1").order()
+
+
+def test_objective_counts_do_not_depend_on_the_split(tmp_path: Path) -> None:
+    rows = corpora.rows(tmp_path / "rows")
+    ids = np.arange(11)
+    sizes = [len(part) for part in split(ids, 4)]
+    assert sizes == [3, 3, 3, 2]
+    whole = total(CrossEntropy(), [rows.rows(ids)])
+    assert total(CrossEntropy(), [rows.rows(part) for part in split(ids, 4)]) == whole
