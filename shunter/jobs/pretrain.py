@@ -53,7 +53,7 @@ class PretrainJob:
 
     kind: ClassVar[str] = "pretrain"
     produces: ClassVar[str] = "model"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: Muon takes fused projections one by one
     Config: ClassVar[type[JobConfig]] = PretrainConfig
 
     def check(self, config: PretrainConfig, base: Path) -> Sequence[str]:

@@ -27,7 +27,7 @@ class SftJob:
 
     kind: ClassVar[str] = "sft"
     produces: ClassVar[str] = "model"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: Muon takes fused projections one by one
     Config: ClassVar[type[JobConfig]] = SftConfig
 
     def check(self, config: SftConfig, base: Path) -> Sequence[str]:

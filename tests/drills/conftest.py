@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,17 @@ class Stage:
                 weights = [each / "model.safetensors" for each in (artefact.path, made[name].path)]
                 assert weights[0].read_bytes() == weights[1].read_bytes()
                 assert_ledger(made[name])
+                told = [each.manifest.metrics for each in (artefact, made[name])]
+                assert [timeless(each) for each in told] == [timeless(told[0])] * 2, "headline metrics"
+                assert told[1]["tokens_per_second"] > 0 < told[1]["mfu"]
         assert list(Store(store).work.iterdir()) == [], "nothing is left behind"
         sound(store)
         return made
+
+
+def timeless(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that no clock had a part in."""
+    return {name: value for name, value in metrics.items() if name not in ("tokens_per_second", "mfu")}
 
 
 def faults(passages: Sequence[Passage]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from shunter.config.errors import ShunterError
 from shunter.data.tokens import IGNORE, TokenRows
 from shunter.jobs import conversations, curate, pretrain, sft, tokenizer, tokens
 from shunter.models.hf import load_model, read_spec
+from shunter.recipe import identity
 from shunter.record import events
 from tests.jobs.conftest import Work
 from tests.jobs.test_data_jobs import prose
@@ -147,6 +148,16 @@ def test_configurations_that_contradict(config: dict[str, Any], complaint: str) 
     whole = {"kind": "pretrain", "tokens": "r", "model": SHAPE, "train": TRAIN, **config}
     with pytest.raises(ValueError, match=complaint):
         pretrain.PretrainConfig.model_validate(whole)
+
+
+def test_another_length_is_another_run() -> None:
+    """Steps are a part of the job's identity: no checkpoint of a run of another length is ever met."""
+
+    def what(**train: int) -> dict[str, Any]:
+        config = {"kind": "pretrain", "tokens": "r", "model": SHAPE, "train": {**TRAIN, **train}}
+        return identity.what(pretrain.PretrainConfig.model_validate(config))
+
+    assert what() == what(steps=8) != what(steps=9)
 
 
 def test_rows_of_another_vocabulary_are_refused(tmp_path: Path, rows: Path, work: Work) -> None:
