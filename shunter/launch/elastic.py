@@ -43,7 +43,7 @@ def launch(
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={count}",
         "--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder / 'rendezvous'}",
-        "--max-restarts=0", "-m", module, str(path),
+        "--max-restarts=0", f"--log-dir={folder / 'torch'}", "-m", module, str(path),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nothing listens beyond this machine

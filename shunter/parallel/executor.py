@@ -30,6 +30,8 @@ Handler = Callable[[Node, Tree], Any]
 
 
 class Waitable(Protocol):
+    """What a collective that was begun is: `wait` returns when it has ended."""
+
     def wait(self) -> Any: ...
 
 

@@ -59,6 +59,7 @@ def lower(program: Program, *, shard: bool = False, reduce: bool = False) -> Pro
 
 
 def has_messages(program: Program) -> bool:
+    """True of a program that was lowered, or written with its sends and receives."""
     return any(node.op in SENDS or node.op in RECEIVES for node in program.nodes)
 
 
