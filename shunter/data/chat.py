@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -48,6 +50,16 @@ class _Generation(Extension):
         return f"{_OPEN}{caller()}{_CLOSE}"
 
 
+def now() -> datetime:
+    """The moment that a template is told by strftime_now."""
+    return datetime.now()
+
+
+def _tojson(value: Any, indent: int | None = None, **more: Any) -> str:
+    """JSON as it is. Jinja's own filter writes for web pages, with `<` and quotes escaped."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, **more)
+
+
 def _refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
@@ -56,9 +68,12 @@ def _refuse(message: str) -> None:
 def _compile(template: str) -> jinja2.Template:
     # A template comes with a model: a program of a stranger's. It can read, loop and print, no more.
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
+    # What transformers gives templates, so that those of published models render as they do there.
     environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: now().strftime(form)
+    environment.filters["tojson"] = _tojson
     try:
         return environment.from_string(template)
     except jinja2.TemplateError as error:
@@ -115,7 +130,12 @@ def _marked(
     add_generation_prompt: bool,
     specials: Mapping[str, Any] | None,
 ) -> str:
-    names = {k: v for k, v in (specials or {}).items() if k.endswith("_token") and isinstance(v, str)}
+    names = {}
+    for name, value in (specials or {}).items():
+        # Older folders write a token as an object with its text under "content".
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if name.endswith("_token") and isinstance(text, str):
+            names[name] = text
     try:
         return _compile(template).render(
             messages=list(messages), add_generation_prompt=add_generation_prompt, **names

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +22,8 @@ MAX_LINE_BYTES = 1 << 28
 
 def text(raw: bytes, place: str, encoding: str, report: Report) -> str:
     """A text file's content. Bytes that are not in the encoding become U+FFFD, each line reported."""
+    if encoding == "utf-8" and raw.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in raw[:1000]:
+        raise ShunterError("the text is UTF-16", where=place, mend="Set the source's `encoding: utf-16`.")
     raw = raw.removeprefix(b"\xef\xbb\xbf")
     try:
         return raw.decode(encoding)
@@ -40,6 +44,8 @@ def jsonl(raw: IO[bytes], place: str, report: Report) -> Iterator[Record]:
     number = 0
     try:
         for number, line in enumerate(iter(lambda: raw.readline(MAX_LINE_BYTES), b""), 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():
                 continue
             try:
@@ -54,26 +60,39 @@ def jsonl(raw: IO[bytes], place: str, report: Report) -> Iterator[Record]:
                 report(Problem(place, number, f"a {type(value).__name__}, not an object", "skipped"))
                 continue
             yield Record(place, number, value)
-    except (OSError, EOFError, _zstd_error()) as error:
+    except damage() as error:
         # A cut or damaged compressed file: what came before it is kept, the rest is named.
         report(Problem(place, number + 1, f"the compressed stream breaks off: {error}", "skipped"))
 
 
-def parquet(path: Path, place: str, columns: list[str] | None) -> Iterator[Record]:
-    """The rows of a Parquet file as records, a batch in memory at a time."""
+def parquet(
+    file: Path | IO[bytes], place: str, columns: list[str] | None, report: Report
+) -> Iterator[Record]:
+    """The rows of a Parquet file as records, a batch in memory at a time.
+
+    From a page that cannot be read on, the rest is reported and skipped.
+    """
     try:
-        file = pq.ParquetFile(path)
+        table = pq.ParquetFile(file)
     except (OSError, ValueError) as error:
-        raise ShunterError(f"not a Parquet file ({error})", where=str(path)) from error
+        raise ShunterError(f"not a Parquet file ({error})", where=place) from error
     for column in columns or []:
-        if column not in file.schema_arrow.names:
+        if column not in table.schema_arrow.names:
             raise ShunterError(
-                f"no column {column!r}; there are {', '.join(file.schema_arrow.names)}",
-                where=str(path),
+                f"no column {column!r}; there are {', '.join(table.schema_arrow.names)}",
+                where=place,
                 mend="Set the source's `field`.",
             )
     number = 0
-    for batch in file.iter_batches(batch_size=1024, columns=columns):
+    batches = table.iter_batches(batch_size=1024, columns=columns)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+            report(Problem(place, number + 1, f"the file breaks off: {error}", "skipped"))
+            return
+        if batch is None:
+            return
         for fields in batch.to_pylist():
             number += 1
             yield Record(place, number, fields)
@@ -91,10 +110,11 @@ def decompressed(raw: IO[bytes], name: str) -> IO[bytes]:
     return raw
 
 
-def _zstd_error() -> type[Exception]:
+def damage() -> tuple[type[Exception], ...]:
+    """What reading a damaged compressed stream raises."""
+    known: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, zipfile.BadZipFile)
     try:
         import zstandard
     except ImportError:
-        return EOFError
-    error: type[Exception] = zstandard.ZstdError
-    return error
+        return known
+    return (*known, zstandard.ZstdError)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import io
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -75,6 +77,9 @@ class Problem:
     action: Literal["replaced", "skipped"]
 
 
+Report = Callable[[Problem], None]
+
+
 @dataclass(frozen=True)
 class Record:
     """One JSON or Parquet record, with its file and line (from 1)."""
@@ -135,16 +140,13 @@ def contents(source: SourceConfig, base: Path, report: Callable[[Problem], None]
         elif _kind(path.name) == "text":
             yield readers.text(path.read_bytes(), shown, source.encoding, report)
         elif path.name.endswith(".parquet"):
-            columns = None if source.template else [source.field]
-            yield from readers.parquet(path, shown, columns)
+            yield from readers.parquet(path, shown, _columns(source), report)
         else:
             with path.open("rb") as raw:
                 yield from readers.jsonl(readers.decompressed(raw, path.name), shown, report)
 
 
-def _archive(
-    source: SourceConfig, path: Path, shown: str, report: Callable[[Problem], None]
-) -> Iterator[str | Record]:
+def _archive(source: SourceConfig, path: Path, shown: str, report: Report) -> Iterator[str | Record]:
     from shunter.data import readers
 
     try:
@@ -164,15 +166,46 @@ def _archive(
             if info.file_size > MAX_MEMBER_BYTES:
                 report(Problem(place, None, f"the member is {info.file_size >> 20} MiB", "skipped"))
                 continue
-            with archive.open(info) as raw:  # members are read, never unpacked: no path can escape
-                if _kind(info.filename) == "records" and not info.filename.endswith(".parquet"):
-                    yield from readers.jsonl(readers.decompressed(raw, info.filename), place, report)
-                else:
-                    yield readers.text(raw.read(MAX_MEMBER_BYTES), place, source.encoding, report)
+            try:
+                yield from _member(source, archive, info, place, report)
+            except readers.damage() as error:
+                report(Problem(place, None, f"the member cannot be read: {error}", "skipped"))
+            except (RuntimeError, NotImplementedError) as error:  # a password, or a method unknown here
+                report(Problem(place, None, f"the member cannot be opened: {error}", "skipped"))
         if not matched:
             raise ShunterError(
                 f"no member of the archive matches {source.members or 'a known ending'!r}", where=str(path)
             )
+
+
+def _member(
+    source: SourceConfig, archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: str, report: Report
+) -> Iterator[str | Record]:
+    """One member of an archive. Members are read, never unpacked: no path can escape."""
+    from shunter.data import readers
+
+    with archive.open(info) as raw:
+        if info.filename.lower().endswith(".parquet"):
+            whole = io.BytesIO(raw.read(MAX_MEMBER_BYTES))
+            yield from readers.parquet(whole, place, _columns(source), report)
+        elif _kind(info.filename) == "records":
+            yield from readers.jsonl(readers.decompressed(raw, info.filename), place, report)
+        else:
+            yield readers.text(raw.read(MAX_MEMBER_BYTES), place, source.encoding, report)
+
+
+def _columns(source: SourceConfig) -> list[str] | None:
+    """Columns of a Parquet file that are needed; None: all, for a template."""
+    return None if source.template else [source.field]
+
+
+def left_out(source: SourceConfig, base: Path) -> dict[str, int]:
+    """Ending -> number of files in the source's folder that are of no known kind, and are not read."""
+    folder = base / source.path
+    if not folder.is_dir():
+        return {}
+    others = (path for path in folder.rglob("*") if path.is_file() and not _kind(path.name))
+    return dict(Counter(path.suffix.lower() or path.name for path in others))
 
 
 def _template(source: SourceConfig) -> Callable[[Record, Callable[[Problem], None]], str | None]:

@@ -45,10 +45,10 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for anything unreadable
             raise ShunterError(f"no readable tokenizer ({error})", where=str(path)) from error
         config_path = folder / "tokenizer_config.json"
-        config: dict[str, Any] = json.loads(config_path.read_text("utf-8")) if config_path.exists() else {}
+        config = _settings(folder / "special_tokens_map.json") | _settings(config_path)
         template_path = folder / "chat_template.jinja"
         template = template_path.read_text("utf-8") if template_path.exists() else config.get("chat_template")
-        return cls(engine, template, folder, config)
+        return cls(engine, _default(template, config_path), folder, config)
 
     @property
     def vocab_size(self) -> int:
@@ -195,6 +195,34 @@ def copy(source: Path, target: Path) -> None:
     for name in FILES:
         if (source / name).exists():
             (target / name).write_bytes((source / name).read_bytes())
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty without one."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ShunterError(f"not JSON ({error})", where=str(path), mend="Download it again.") from error
+    if not isinstance(found, dict):
+        raise ShunterError(f"a {type(found).__name__}, not an object", where=str(path))
+    return found
+
+
+def _default(template: Any, where: Path) -> str | None:
+    """The chat template; of several with names, the one called default."""
+    if template is None or isinstance(template, str):
+        return template
+    if isinstance(template, list) and all(isinstance(each, dict) for each in template):
+        for each in template:
+            if each.get("name") == "default" and isinstance(each.get("template"), str):
+                return str(each["template"])
+    raise ShunterError(
+        "chat_template is neither a text nor a list with one called default",
+        where=str(where),
+        mend="Put the template to use into chat_template.jinja beside it.",
+    )
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -17,7 +17,8 @@ from shunter.evaluate.multiple_choice import proportion
 from shunter.evaluate.subject import Subject, Tick
 from shunter.evaluate.writing import Written, write
 
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+# A sign belongs to a number unless something stands before it (5-12); commas part thousands only.
+_NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def run(task: ExactMatchTask, subject: Subject, folder: Path, seed: int, tick: T
     everything = read(folder / "heldout.jsonl", task.task)
     asked = [everything[i] for i in choose(len(everything), task.items, task.task, seed=seed)]
     prompts = [subject.tokenizer.render(talk.messages, add_generation_prompt=True) for talk in asked]
-    ids = [subject.tokenizer.encode_control(prompt) for prompt in prompts]
+    ids = [subject.tokenizer.encode_prompt(talk.messages) for talk in asked]
     fits = [len(prompt) + task.max_new_tokens <= subject.context for prompt in ids]
     if not any(fits):
         raise ShunterError(

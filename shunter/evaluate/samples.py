@@ -27,10 +27,9 @@ def run(task: SamplesTask, subject: Subject, prompts: list[str], seed: int, tick
     """One line of samples.jsonl a prompt, with the prompt exactly as the model saw it."""
     tokenizer = subject.tokenizer
     if task.form == "chat":
-        seen = [
-            tokenizer.render([{"role": "user", "content": p}], add_generation_prompt=True) for p in prompts
-        ]
-        ids = [tokenizer.encode_control(text) for text in seen]
+        talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        seen = [tokenizer.render(talk, add_generation_prompt=True) for talk in talks]
+        ids = [tokenizer.encode_prompt(talk) for talk in talks]
     else:
         # A document begins after an end-of-text token, which is no part of the text.
         seen, ids = prompts, [[subject.start, *tokenizer.encode(text)] for text in prompts]

@@ -89,22 +89,26 @@ class _Stream:
 
     def __init__(self, tokenizer: Tokenizer, stops: Collection[int], show: Callable[[str], None]) -> None:
         self.tokenizer, self.stops, self.show = tokenizer, stops, show
-        self.ids: list[int] = []
+        # Decoded anew with each token: those shown last, whose neighbours decide on spaces, and the new ones.
         self.text = ""
+        self.last: list[int] = []
+        self.new: list[int] = []
 
     def add(self, token: int) -> None:
         if token in self.stops:
             return
-        self.ids.append(token)
-        text = self.tokenizer.decode(self.ids, skip_special=True)
-        if not text.endswith("\ufffd"):
-            self._show(text)
+        self.new.append(token)
+        self._show(whole=True)
 
     def end(self) -> None:
         """Nothing more comes: show also a character that was left unfinished."""
-        self._show(self.tokenizer.decode(self.ids, skip_special=True))
+        self._show(whole=False)
 
-    def _show(self, text: str) -> None:
-        if len(text) > len(self.text):
-            self.show(text[len(self.text) :])
-            self.text = text
+    def _show(self, whole: bool) -> None:
+        before = self.tokenizer.decode(self.last, skip_special=True)
+        text = self.tokenizer.decode([*self.last, *self.new], skip_special=True)
+        if len(text) <= len(before) or (whole and text.endswith("\ufffd")):
+            return
+        self.text += text[len(before) :]
+        self.show(text[len(before) :])
+        self.last, self.new = self.new, []

@@ -14,7 +14,7 @@ from typing import IO, Any, ClassVar
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
-from shunter.data.sources import Document, Problem, SourceConfig, documents, files
+from shunter.data.sources import Document, Problem, SourceConfig, documents, files, left_out
 from shunter.recipe.job import JobConfig, JobContext, Stopped
 
 SPLITS = ("train", "heldout")
@@ -67,7 +67,12 @@ class CurateJob:
         for source in config.sources:
             files(source, base)
         missing = [source.label for source in config.sources if source.licence is None]
-        return [f"no licence is given for {', '.join(missing)}"] if missing else []
+        warnings = [f"no licence is given for {', '.join(missing)}"] if missing else []
+        for source in config.sources:
+            if others := left_out(source, base):
+                told = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
+                warnings.append(f"source {source.label} leaves out files of kinds that are not read: {told}")
+        return warnings
 
     def reads(self, config: CurateConfig, base: Path) -> Sequence[Path]:
         return list(dict.fromkeys(path for source in config.sources for path in files(source, base)))
@@ -89,6 +94,8 @@ class CurateJob:
                     raise Stopped
                 context.events.progress(number, None, "documents")
         summary = output.summary(context.config)
+        others = {source.label: left_out(source, context.base) for source in context.config.sources}
+        summary["left_out"] = {label: counts for label, counts in others.items() if counts}
         if summary["train"]["documents"] == 0:
             raise ShunterError(
                 f"none of {summary['read']} documents is left to train on: {summary['dropped']}",

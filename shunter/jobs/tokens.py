@@ -122,18 +122,22 @@ class TokensJob:
 
 
 def documents(folder: Path, tokenizer: Tokenizer) -> Iterator[_Encoded]:
-    """End-of-text, the document, end-of-text: each token of the text is predicted, and its end is too."""
+    """A start, the document, end-of-text: each token of the text is predicted, and its end is too.
+
+    The start is the tokenizer's: where it has none of its own, the end of the text before.
+    """
     import numpy as np
 
     from shunter.data import corpus
 
+    start = np.asarray([tokenizer.start], dtype=np.uint32)
     end = np.asarray([tokenizer.end_of_text], dtype=np.uint32)
     for batch in corpus.batches(folder):
         sizes = [len(document.text.encode()) for document in batch]
         for part in _parts(sizes):
             encoded = tokenizer.encode_batch([document.text for document in batch[part]])
             yield _Encoded(
-                [np.concatenate([end, ids, end]) for ids in encoded],
+                [np.concatenate([start, ids, end]) for ids in encoded],
                 None,
                 [document.id for document in batch[part]],
                 sizes[part],

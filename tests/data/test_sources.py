@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shunter.config.errors import ShunterError
-from shunter.data.sources import Document, Problem, SourceConfig, documents
+from shunter.data.sources import Document, Problem, SourceConfig, documents, left_out
 
 
 def read(base: Path, **source: str) -> tuple[list[Document], list[Problem]]:
@@ -129,3 +129,75 @@ def test_a_missing_column_names_those_there(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "d.parquet")
     with pytest.raises(ShunterError, match="no column 'body'; there are text, n"):
         read(tmp_path, path="d.parquet", field="body")
+
+
+def test_a_damaged_stream_is_reported_not_raised(tmp_path: Path) -> None:
+    """One flipped byte in the middle: what came before stays, the rest is named."""
+    many = "".join(json.dumps({"text": f"line {n} {n * 7919 % 1000}"}) + "\n" for n in range(3000)).encode()
+    packed = bytearray(gzip.compress(many))
+    packed[len(packed) // 2] ^= 0xFF
+    (tmp_path / "a.jsonl.gz").write_bytes(packed)
+    found, problems = read(tmp_path, path="a.jsonl.gz")
+    assert 0 < len(found) < 3000
+    assert all(problem.action == "skipped" for problem in problems)
+    assert any("breaks off" in p.problem or "not JSON" in p.problem for p in problems)
+
+
+def test_members_that_cannot_be_read_are_reported(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.txt", "good")
+        archive.writestr("2.txt", "x" * 5000)
+        archive.writestr("3.txt", "secret")
+    raw = bytearray((tmp_path / "a.zip").read_bytes())
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        damaged, locked = archive.getinfo("2.txt"), archive.getinfo("3.txt")
+    body = damaged.header_offset + 30 + len("2.txt")
+    raw[body : body + 4] = b"\xff\xff\xff\xff"
+    raw[locked.header_offset + 6] |= 1  # says that it is encrypted, here and in the directory
+    place = raw.rfind(b"PK\x01\x02")
+    raw[place + 8] |= 1
+    (tmp_path / "a.zip").write_bytes(raw)
+    found, problems = read(tmp_path, path="a.zip")
+    assert [document.text for document in found] == ["good"]
+    assert [problem.file for problem in problems] == ["a.zip!2.txt", "a.zip!3.txt"]
+    assert "cannot be read" in problems[0].problem
+    assert "password" in problems[1].problem
+
+
+def test_parquet_inside_an_archive(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "d.parquet")
+    with zipfile.ZipFile(tmp_path / "e.zip", "w") as archive:
+        archive.write(tmp_path / "d.parquet", "part-0.parquet")
+    assert texts(tmp_path, path="e.zip") == ["one", "zwei ü"]
+    assert texts(tmp_path, path="e.zip", members="*.parquet") == ["one", "zwei ü"]
+
+
+def test_a_damaged_parquet_page_is_reported(tmp_path: Path) -> None:
+    rows = [{"text": f"row {n} " + "y" * (n % 50)} for n in range(6000)]
+    table = pa.Table.from_pylist(rows)
+    plain = {"compression": "none", "use_dictionary": False}
+    pq.write_table(table, tmp_path / "d.parquet", row_group_size=1000, **plain)
+    raw = bytearray((tmp_path / "d.parquet").read_bytes())
+    middle = len(raw) // 2
+    raw[middle : middle + 4000] = b"\xff" * 4000
+    (tmp_path / "d.parquet").write_bytes(raw)
+    found, problems = read(tmp_path, path="d.parquet")
+    assert 0 < len(found) < 6000
+    assert problems[-1].line == len(found) + 1
+
+
+def test_byte_order_marks(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + LINES)
+    assert texts(tmp_path, path="a.jsonl") == ["one", "zwei ü"]
+    (tmp_path / "b.txt").write_text("ein Text", encoding="utf-16")
+    with pytest.raises(ShunterError, match="the text is UTF-16"):
+        texts(tmp_path, path="b.txt")
+    assert texts(tmp_path, path="b.txt", encoding="utf-16") == ["ein Text"]
+
+
+def test_files_that_a_folder_leaves_out_are_counted(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.csv", "c.txt.gz", "d.csv"):
+        (tmp_path / name).write_text("x")
+    source = SourceConfig(path=".")
+    assert left_out(source, tmp_path) == {".csv": 2, ".gz": 1}
+    assert left_out(SourceConfig(path="a.txt"), tmp_path) == {}

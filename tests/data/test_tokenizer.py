@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -137,3 +140,41 @@ def test_a_template_without_marks_is_refused_for_training() -> None:
 def test_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ShunterError, match="no readable tokenizer"):
         Tokenizer.load(tmp_path)
+
+
+def render(template: str, **specials: object) -> str:
+    talk = [{"role": "user", "content": "a 'b' <c>"}, {"role": "user", "content": "last"}]
+    return chat.render(template, talk, False, specials)
+
+
+def test_templates_of_published_models_render_as_they_do_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens written as objects, loop controls, the date, JSON without escapes for web pages."""
+    old = {"__type": "AddedToken", "content": "<s>", "lstrip": False}
+    assert render("{{ bos_token }}[INST]", bos_token=old) == "<s>[INST]"
+    assert render("{% for m in messages %}{{ m.content }}{% break %}{% endfor %}") == "a 'b' <c>"
+    monkeypatch.setattr(chat, "now", lambda: datetime(2026, 2, 3))
+    assert render("{{ strftime_now('%d %b %Y') }}") == "03 Feb 2026"
+    assert render("{{ messages[0] | tojson }}") == json.dumps({"role": "user", "content": "a 'b' <c>"})
+
+
+def test_the_default_of_several_templates_is_taken(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "named"
+    shutil.copytree(folder, place)
+    (place / "chat_template.jinja").unlink()
+    path = place / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    path.write_text(json.dumps({**settings, "chat_template": named}))
+    assert Tokenizer.load(place).render([{"role": "user", "content": "x"}]) == "plain"
+    path.write_text(json.dumps({**settings, "chat_template": named[:1]}))
+    with pytest.raises(ShunterError, match="neither a text nor a list with one called default"):
+        Tokenizer.load(place)
+
+
+@pytest.mark.parametrize(("text", "says"), [("{", "not JSON"), ("[1]", "a list, not an object")])
+def test_settings_that_cannot_be_read_are_named(folder: Path, tmp_path: Path, text: str, says: str) -> None:
+    place = tmp_path / "broken"
+    shutil.copytree(folder, place)
+    (place / "tokenizer_config.json").write_text(text)
+    with pytest.raises(ShunterError, match=says):
+        Tokenizer.load(place)
