@@ -75,6 +75,8 @@ def _paper(slug: str, entry: dict[str, str], musts: list[dict[str, Any]], has_cl
         lacks = []
         if result is None:
             lacks.append("no recorded result")
+        elif result.get("made", {}).get("code", {}).get("dirty") or result.get("short"):
+            lacks.append("its result was recorded in the short form, or by code that was not committed")
         if not musts:
             lacks.append("its must-haves are not listed")
         for must in musts:

@@ -104,7 +104,7 @@ def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     notes = [
         "band: all is restored, but the order of rows from then on is drawn from another seed.",
         "rounding: uninterrupted, with micro-batches of another size.",
-        "no-rng is such another order too: it lies in the band by its nature, and deviates all the same.",
+        "no-rng is such another order too: it lies in the band by its nature.",
     ]
     inside = [name for name, verdict in verdicts.items() if not verdict["holds"]]
     return [*notes, f"Not shown here: {', '.join(inside)}."] if inside else notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,16 @@ def test_a_rank_that_dies_ends_the_job_which_goes_on_later(
     monkeypatch.delenv(VARIABLE)
     with pytest.raises(Stopped):  # asked before the first step after the resume
         train(work, rows, parallel, "cut", control=Still(stop_after=0))
+    shutil.copytree(rows.parents[1] / "cut", rows.parents[1] / "alone")
     cut, _ = train(work, rows, parallel, "cut")
     assert same(cut, whole)
+    # The same checkpoint goes on in one process: the same rows, and the same model within rounding.
+    alone, _ = train(work, rows, None, "alone")
+    for name, tensor in load_file(whole / "model.safetensors").items():
+        torch.testing.assert_close(load_file(alone / "model.safetensors")[name], tensor, rtol=1e-3, atol=2e-4)
+    ledger = [events.read(folder.parent / "log" / "ledger.jsonl") for folder in (whole, alone)]
+    taken = [{event["step"]: (event["position"], event["rows"]) for event in each} for each in ledger]
+    assert taken[0] == taken[1]
     told = [event for event in events.read(cut.parent / "log" / "events.jsonl") if event["event"] == "resume"]
     assert next(event["step"] for event in told) == 4
 

@@ -152,6 +152,15 @@ def test_a_missing_test_makes_a_paper_partial(monkeypatch: pytest.MonkeyPatch) -
     assert "test not found: tests/train/test_loop.py::test_gone" in paper.lacks
 
 
+def test_a_result_of_code_that_was_not_committed_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    for doubt in ({"made": {"code": {"dirty": True}}}, {"short": True}):
+        clean = {"holds": True, "made": {"code": {"dirty": False}}, "short": False}
+        monkeypatch.setattr(catalogue, "recorded_result", lambda slug, clean=clean: clean)
+        assert catalogue.find("dmas-llama").state == "works"
+        monkeypatch.setattr(catalogue, "recorded_result", lambda slug, record={**clean, **doubt}: record)
+        assert catalogue.find("dmas-llama").state == "partial"
+
+
 def test_claims_name_arms_and_metrics_of_the_experiment() -> None:
     from shunter.papers.dmas_llama import EXPERIMENT
 
