@@ -73,6 +73,12 @@ class Tokenizer:
         return self.special(name) if name else self.end_of_text
 
     @property
+    def bos(self) -> int | None:
+        """The folder's bos_token; None where there is none."""
+        name = self._name("bos_token", "")
+        return self.special(name) if name else None
+
+    @property
     def pad(self) -> int:
         if self.engine.token_to_id(PAD) is None:
             return self.end_of_text

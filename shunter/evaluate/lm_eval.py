@@ -167,7 +167,8 @@ def run(task: LmEvalTask, subject: Subject, base: Path, seed: int, tick: Tick) -
         scores += rows
         if rows:
             metric = str(rows[0]["metric"])
-            items += [_item(name, metric, str(rows[0]["unit"]), sample) for sample in samples]
+            made = [_item(name, metric, str(rows[0]["unit"]), sample) for sample in samples]
+            items += [item for item in made if item is not None]
     if scores:
         scores[0]["shortened"] = model.shortened
     return {"scores": scores, "items": items}
@@ -197,8 +198,12 @@ def _score(
     return score
 
 
-def _item(task: str, metric: str, unit: str, sample: dict[str, Any]) -> dict[str, Any]:
+def _item(task: str, metric: str, unit: str, sample: dict[str, Any]) -> dict[str, Any] | None:
+    """None for a metric that is no number for one sample, such as a perplexity of all words together: it
+    cannot be compared sample by sample."""
     value = sample.get(metric.split(" ")[0])
+    if not isinstance(value, int | float):
+        return None
     first = sample["arguments"][0]
     prompt = first[0] if isinstance(first, list | tuple) else str(first)
     return {
@@ -209,7 +214,7 @@ def _item(task: str, metric: str, unit: str, sample: dict[str, Any]) -> dict[str
         "prompt": str(prompt),
         "response": str(sample["filtered_resps"]),
         "target": str(sample["target"]),
-        "score": float(value) if isinstance(value, int | float) else 0.0,
+        "score": float(value),
     }
 
 

@@ -44,7 +44,9 @@ def generate(
     """Continue each prompt (a list of at least one id), in the order given.
 
     Each prompt draws from a stream of its own (seed, its number), so its completion does not depend on
-    which others are beside it, but for rounding: products of other shapes may round otherwise.
+    which others are beside it, but for rounding: products of other shapes may round otherwise. Dynamic rope
+    scaling is an exception: past the original context it stretches for the longest of a batch, as
+    transformers does.
     on_token is called with (prompt's number, id) as each token is written. Raises ShunterError for a
     prompt that is empty or fills the model's context.
     """

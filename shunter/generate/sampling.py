@@ -6,8 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.generate.config import SamplingConfig
+
+COLDEST = 1e-30
 
 
 def uniforms(seed: int, prompt: int, count: int) -> Tensor:
@@ -22,14 +25,20 @@ def choose(logits: Tensor, uniform: Tensor | None, config: SamplingConfig) -> tu
     """Tokens [B] from logits [B, V], and their log-probabilities [B].
 
     uniform [B] is None for greedy choice. Log-probabilities are the model's own, at temperature 1 and
-    without truncation: what a trainer computes for the same tokens.
+    without truncation: what a trainer computes for the same tokens. Raises ShunterError for logits that
+    are not finite.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    own = wide.softmax(dim=-1)
+    normaliser = wide.logsumexp(dim=-1)
+    if not bool(normaliser.isfinite().all()):
+        raise ShunterError(
+            "the model's scores are not finite, so no token can be chosen",
+            mend="Its training may have diverged: look at its loss, and use an earlier checkpoint.",
+        )
     if uniform is None:
         tokens = wide.max(dim=-1).indices
     else:
-        shares = own if config.temperature == 1 else _heated(wide, config.temperature)
+        shares = wide.softmax(dim=-1) if config.temperature == 1 else _heated(wide, config.temperature)
         least = _least(shares, config)
         if least is not None:
             shares = shares.masked_fill(shares < least, 0.0)
@@ -37,12 +46,15 @@ def choose(logits: Tensor, uniform: Tensor | None, config: SamplingConfig) -> tu
         # The first sum above the goal belongs to a token that has a share, because it rose there.
         goal = uniform[:, None] * sums[:, -1:]
         tokens = torch.searchsorted(sums, goal, right=True).squeeze(1)
-    return tokens, own.gather(1, tokens[:, None]).squeeze(1).log()
+    return tokens, wide.gather(1, tokens[:, None]).squeeze(1) - normaliser
 
 
 def _heated(logits: Tensor, temperature: float) -> Tensor:
-    """Shares at a temperature; the largest logit is taken off first, so that none overflows."""
-    return ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
+    """Shares at a temperature; the largest logit is taken off first, so that none overflows.
+
+    Below COLDEST nothing changes any more, but the division would be by what float32 takes for 0.
+    """
+    return ((logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, COLDEST)).softmax(dim=-1)
 
 
 def _least(shares: Tensor, config: SamplingConfig) -> Tensor | None:

@@ -47,7 +47,7 @@ def export(store: str, ref: str, folder: Path, dtype: str, max_shard_size: str) 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ShunterError("already exists and is not empty", where=str(folder), mend="Name a new folder.")
     source = find(store, ref)
-    ends, pad = _special(source)
+    told = special(source)
 
     import torch
 
@@ -62,8 +62,7 @@ def export(store: str, ref: str, folder: Path, dtype: str, max_shard_size: str) 
             aside,
             tokenizer_folder=source,
             max_shard_bytes=limit,
-            eos_token_id=ends,
-            pad_token_id=pad,
+            **told,
         )
         total = disk.size(aside)
         os.replace(aside, target)  # a folder may take the place of an empty one
@@ -79,14 +78,26 @@ def export(store: str, ref: str, folder: Path, dtype: str, max_shard_size: str) 
     return f"{folder}: {model.spec.num_parameters:,} parameters, {name}, {disk.human(total)}"
 
 
-def _special(source: Path) -> tuple[list[int], int | None]:
-    """The tokens that end an answer, and the one that pads, as the model's folder tells."""
+def special(source: Path) -> dict[str, Any]:
+    """What a model's folder tells besides its arithmetic, as `save_model` takes it: the tokens that end an
+    answer, begin a text and pad, and how the model is meant to be sampled."""
+    found = {name: _object(source / name) for name in ("config.json", "generation_config.json")}
     told: dict[str, Any] = {}
-    for name in ("config.json", "generation_config.json"):  # the latter has the last word
-        if (source / name).is_file():
-            found = disk.read_json(source / name)
-            if found is None:
-                raise ShunterError("holds no JSON object", where=str(source / name))
-            told |= {key: value for key, value in found.items() if value is not None}
+    for each in found.values():  # the latter has the last word
+        told |= {key: value for key, value in each.items() if value is not None}
     ends = told.get("eos_token_id", [])
-    return [ends] if isinstance(ends, int) else list(ends), told.get("pad_token_id")
+    return {
+        "eos_token_id": [ends] if isinstance(ends, int) else list(ends),
+        "pad_token_id": told.get("pad_token_id"),
+        "bos_token_id": told.get("bos_token_id"),
+        "generation": found["generation_config.json"],
+    }
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found = disk.read_json(path)
+    if found is None:
+        raise ShunterError("holds no JSON object", where=str(path))
+    return dict(found)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from shunter.config.errors import ShunterError
 from shunter.jobs import ranks, training
 from shunter.jobs.milestones import Milestones, tracker
 from shunter.models.spec import DecoderShape
@@ -58,6 +59,12 @@ class PretrainJob:
 
     def check(self, config: PretrainConfig, base: Path) -> Sequence[str]:
         layers = config.model.num_layers if config.model else None
+        if config.model and config.model.rope.scaling == "dynamic" and config.model.rope.original_positions:
+            raise ShunterError(
+                "dynamic scaling stretches from the rows' length, whatever original_positions says",
+                where="model.rope.original_positions",
+                mend="Leave it out.",
+            )
         return training.check_how(config.how, config.train, layers)
 
     def disk_bytes(self, config: PretrainConfig, base: Path) -> int:

@@ -13,6 +13,7 @@ _ENTRIES = {
     "tokenizer": "shunter.jobs.tokenizer:JOB",
     "tokens": "shunter.jobs.tokens:JOB",
     "conversations": "shunter.jobs.conversations:JOB",
+    "import": "shunter.jobs.imported:JOB",
     "pretrain": "shunter.jobs.pretrain:JOB",
     "sft": "shunter.jobs.sft:JOB",
     "evaluate": "shunter.jobs.evaluate:JOB",

@@ -126,6 +126,7 @@ def train(
         tokenizer_folder=tokens / "tokenizer",
         eos_token_id=tokenizer.stop_ids,
         pad_token_id=tokenizer.pad,
+        bos_token_id=tokenizer.bos,
     )
     return metrics
 

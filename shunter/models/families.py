@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderSpec, Family, RopeSpec
 
@@ -67,12 +69,20 @@ IGNORED = {
     "transformers.js_config", "is_llama_config", "max_length", "max_sequence_length", "min_length",
     "do_sample", "temperature", "top_k", "top_p", "typical_p", "num_beams", "num_beam_groups",
     "diversity_penalty", "length_penalty", "repetition_penalty", "early_stopping", "num_return_sequences",
-    "tokenizer_class", "torchscript", "unsloth_fixed", "unsloth_version",
+    "tokenizer_class", "torchscript", "unsloth_fixed", "unsloth_version", "attn_implementation",
+    "neftune_noise_alpha", "task_specific_params", "prefix", "bad_words_ids",
 }  # fmt: skip
 READ = {
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "intermediate_size", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling",
     "rope_parameters", "tie_word_embeddings", "sliding_window", "layer_types",
+}  # fmt: skip
+
+# Our field -> their key, for messages.
+THEIRS = {
+    "dim": "hidden_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads", "ffn_dim": "intermediate_size", "norm_eps": "rms_norm_eps",
+    "max_positions": "max_position_embeddings", "theta": "rope_theta", "tied": "tie_word_embeddings",
 }  # fmt: skip
 
 # (their key, our field) of each rope type beyond theta; the original context is handled apart.
@@ -169,13 +179,17 @@ def to_config(spec: DecoderSpec) -> dict[str, Any]:
 def from_config(config: Mapping[str, Any], where: str) -> DecoderSpec:
     """The spec of a config.json. Raises ShunterError for whatever this arithmetic does not do."""
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ShunterError(
             f"model_type {family!r} is not one of {', '.join(FAMILIES)}",
             where=where,
             mend="Only these architectures can be loaded.",
         )
     facts = FAMILIES[family]
+    if not isinstance(config.get("tie_word_embeddings", False), bool):
+        raise ShunterError(
+            f"tie_word_embeddings is {config['tie_word_embeddings']!r}, not true or false", where=where
+        )
     for key, allowed in REQUIRED.items():
         if key in config and config[key] not in allowed:
             raise ShunterError(f"{key} is {config[key]!r}, which is not supported", where=where)
@@ -199,14 +213,23 @@ def from_config(config: Mapping[str, Any], where: str) -> DecoderSpec:
             rope=_rope(config, facts, where),
             qkv_bias=facts.qkv_bias,
             qk_norm=facts.qk_norm,
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=config.get("tie_word_embeddings", False),
             sliding_window=window,
             family=family,
         )
     except KeyError as error:
         raise ShunterError(f"the key {error.args[0]!r} is missing", where=where) from None
-    except (ValueError, TypeError) as error:
-        raise ShunterError(f"not a valid model configuration: {error}", where=where) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        ours = str(first["loc"][-1]) if first["loc"] else ""
+        key, got = THEIRS.get(ours, ours), first.get("input")
+        told = f"{key} is {got!r}: " if key and not isinstance(got, Mapping) else ""
+        raise ShunterError(
+            f"not a valid model configuration ({told}{first['msg'].removeprefix('Value error, ')})",
+            where=where,
+        ) from None
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ShunterError(f"not a valid model configuration ({error})", where=where) from None
 
 
 def _check_layer_types(config: Mapping[str, Any], window: int | None, where: str) -> None:

@@ -117,8 +117,13 @@ def save_model(
     dtype: torch.dtype | None = None,
     eos_token_id: Sequence[int] = (),
     pad_token_id: int | None = None,
+    bos_token_id: int | None = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a folder that transformers and vLLM load; `dtype` None keeps the model's own."""
+    """Write a folder that transformers and vLLM load; `dtype` None keeps the model's own.
+
+    generation: further keys of generation_config.json, such as the temperature that a model is meant for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     views = {
         part: value
@@ -129,10 +134,14 @@ def save_model(
     _write_shards(views, folder, max_shard_bytes, stored)
     kind = str(stored).removeprefix("torch.")
     ends = list(eos_token_id)
-    special = {"bos_token_id": None, "eos_token_id": ends[0] if ends else None, "pad_token_id": pad_token_id}
+    special = {
+        "bos_token_id": bos_token_id,
+        "eos_token_id": ends[0] if ends else None,
+        "pad_token_id": pad_token_id,
+    }
     _write_json(folder / CONFIG, {**to_config(model.spec), **special, "torch_dtype": kind, "dtype": kind})
-    generation = {"eos_token_id": ends or None, "pad_token_id": pad_token_id, "bos_token_id": None}
-    _write_json(folder / "generation_config.json", generation)
+    tokens = {"eos_token_id": ends or None, "pad_token_id": pad_token_id, "bos_token_id": bos_token_id}
+    _write_json(folder / "generation_config.json", {**(generation or {}), **tokens})
     for path in folder.glob("*.safetensors"):  # written readable by their owner alone
         path.chmod((folder / CONFIG).stat().st_mode)
     if tokenizer_folder is not None:

@@ -50,6 +50,11 @@ class DecoderShape(Config):
             raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs")
+        if self.qkv_bias and self.qk_norm:
+            raise ValueError("no Hugging Face architecture here has qkv_bias and qk_norm together")
+        if self.sliding_window is not None and (self.qkv_bias or self.qk_norm):
+            other = "qkv_bias" if self.qkv_bias else "qk_norm"
+            raise ValueError(f"no Hugging Face architecture here has sliding_window and {other} together")
         return self
 
 

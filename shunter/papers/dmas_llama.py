@@ -4,8 +4,8 @@ The paper's lesson is that a checkpoint must hold everything: when the optimizer
 loss jumped and took long to return. Each arm is interrupted at the same step and restores all but one
 part; losses are compared with an uninterrupted run of the same seed on the same held-out rows. The
 seed band is what a full restore does that goes on with another seed: a deviation inside it could be
-chance. Losing the RNG is going on with another seed: it lies in that band by its nature, so it is held
-against the full restore. Beside them stands a run whose micro-batches have another size: rounding, which is
+chance. Losing the RNG is going on with another seed: it should lie in that band by its nature,
+which is measured. Beside them stands a run whose micro-batches have another size: rounding, which is
 all that a lossless change of hardware does, and which a high learning rate lets grow.
 """
 

@@ -105,7 +105,6 @@ def test_lineage_compare_and_gc(capsys: pytest.CaptureFixture[str], folder: Path
 
 
 def test_compare(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    pytest.importorskip("shunter.evaluate.paired", reason="the paired statistics are not there yet")
     shunter("run", "recipe.yaml")
     shunter("run", "recipe.yaml", "jobs.base.lr=0.2")
     runs = sorted(path.name for path in (folder / "shunter-store" / "runs").iterdir())

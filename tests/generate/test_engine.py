@@ -191,3 +191,28 @@ def test_draws_follow_the_distribution() -> None:
     for token, share in enumerate(shares.tolist()):
         found = float((tokens == token).double().mean())
         assert abs(found - share) < 4 * (share * (1 - share) / 4000) ** 0.5
+
+
+def test_log_probabilities_do_not_end_where_probabilities_do() -> None:
+    """exp(-120) is 0 in float32; its logarithm is not what a trainer computes."""
+    logits = torch.tensor([[0.0, -120.0]])
+    hot = SamplingConfig(temperature=100.0)
+    token, logprob = choose(logits, torch.tensor([0.99], dtype=torch.float64), hot)
+    assert (int(token), float(logprob)) == (1, -120.0)
+    _, first = choose(torch.tensor([[0.0, -20.0]], dtype=torch.float64), None, SamplingConfig(temperature=0))
+    assert float(first) == pytest.approx(-2.061e-9, rel=1e-3)
+
+
+def test_the_coldest_draw_is_the_likeliest_token() -> None:
+    logits = torch.tensor([[0.0, 1.0, 0.5]])
+    for temperature in (1e-4, 1e-20, 1e-50):
+        for u in (0.0, 0.5, 0.999):
+            config = SamplingConfig(temperature=temperature)
+            assert int(choose(logits, torch.tensor([u], dtype=torch.float64), config)[0]) == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_told(bad: float) -> None:
+    for uniform in (None, torch.tensor([0.5], dtype=torch.float64)):
+        with pytest.raises(ShunterError, match="scores are not finite"):
+            choose(torch.tensor([[0.0, bad]]), uniform, SamplingConfig())

@@ -96,7 +96,6 @@ def test_too_little_text_is_refused(tmp_path: Path) -> None:
 def test_init_refuses_to_overwrite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("shunter.jobs.registry", reason="the table of kinds is not there yet")
     (tmp_path / "a.txt").write_text(TEXT)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["init", "."]) == 0
