@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -127,57 +127,52 @@ def simulate(program: Program, costs: Costs, links: Links | None = None) -> Simu
     for number, ids in enumerate(orders):
         for at, id in enumerate(ids):
             lane_of[id], place[id] = number, at
-    outs: list[list[tuple[int, float]] | None] = [None] * total
+    outs: list[list[tuple[int, float, int]] | None] = [None] * total
     missing = [0] * total
-    contended = links.blocking or links.occupied > 0 or any(busy for _, busy in links.between.values())
-    delays: dict[tuple[int, int], float] = {}
+    links_of = _LinkTable(links)
     for source, target, payload in program.edges:
         if lane_of[source] == lane_of[target] and place[source] < place[target]:
             continue  # the lane's order sees to it
-        delay = 0.0
-        ends = nodes[source][1], nodes[target][1]
-        if payload and ends[0] != ends[1]:
-            known = delays.get(ends)
-            if known is None:
-                known = delays[ends] = links.of(*ends)[0]
-            delay = known
+        delay, link = 0.0, -1
+        if payload:
+            a, b = nodes[source][1], nodes[target][1]
+            if a != b:
+                delay, link = links_of.find(a, b)
         missing[target] += 1
         out = outs[source]
         if out is None:
-            outs[source] = [(target, delay)]
+            outs[source] = [(target, delay, link)]
         else:
-            out.append((target, delay))
+            out.append((target, delay, link))
     run = _Run(program, cost, orders, lane_of, outs, missing)
-    run.go(_sender(program, links) if contended else None, links.blocking)
-    arrivals = {
-        (source, target): run.arrivals.get((source, target), run.end[source] + delay)
-        for source, out in enumerate(outs)
-        if out
-        for target, delay in out
-        if delay or run.arrivals
-    }
+    run.go(links_of.busy, links.blocking)
+    arrivals = run.arrivals
+    for source, out in enumerate(outs):
+        for target, delay, link in out or ():
+            if delay and link < 0:
+                arrivals[source, target] = run.end[source] + delay
     return Simulation(program, run.begin, run.end, max(run.end, default=0.0), arrivals)
 
 
-Send = Callable[[int, int, float], float]
+class _LinkTable:
+    """Links that take one message at a time, numbered; those that are never busy need no number."""
 
+    def __init__(self, links: Links) -> None:
+        self.links = links
+        self.busy: list[float] = []
+        self._known: dict[tuple[int, int], tuple[float, int]] = {}
 
-def _sender(program: Program, links: Links) -> Send:
-    """Function (source, target, now) -> when the message arrives, on links that take one at a time."""
-    free: dict[tuple[int, int], float] = {}
-    nodes = program.nodes
-    payloads = {(source, target) for source, target, payload in program.edges if payload}
-
-    def send(source: int, target: int, now: float) -> float:
-        ends = nodes[source].rank, nodes[target].rank
-        if ends[0] == ends[1] or (source, target) not in payloads:
-            return now
-        latency, occupied = links.of(*ends)
-        leaves = max(now, free.get(ends, 0.0)) + occupied
-        free[ends] = leaves
-        return leaves + latency
-
-    return send
+    def find(self, source: int, target: int) -> tuple[float, int]:
+        """Latency between two ranks, and the link's number or -1."""
+        known = self._known.get((source, target))
+        if known is None:
+            latency, occupied = self.links.of(source, target)
+            number = -1
+            if occupied > 0 or self.links.blocking:
+                number = len(self.busy)
+                self.busy.append(occupied)
+            known = self._known[source, target] = latency, number
+        return known
 
 
 class _Run:
@@ -189,7 +184,7 @@ class _Run:
         cost: list[float],
         orders: list[list[int]],
         lane_of: list[int],
-        outs: list[list[tuple[int, float]] | None],
+        outs: list[list[tuple[int, float, int]] | None],
         missing: list[int],
     ) -> None:
         self.program, self.cost, self.orders = program, cost, orders
@@ -197,12 +192,14 @@ class _Run:
         self.begin, self.end = [0.0] * len(cost), [0.0] * len(cost)
         self.arrivals: dict[tuple[int, int], float] = {}
 
-    def go(self, send: Send | None, blocking: bool) -> None:
+    def go(self, busy: list[float], blocking: bool) -> None:
         """Fill `begin` and `end`. One flat loop: it runs once for each node of programs with 10^5 of them."""
         cost, outs, missing, lane_of = self.cost, self.outs, self.missing, self.lane_of
         orders, begin, end = self.orders, self.begin, self.end
         ready = [0.0] * len(cost)
         at, clock = [0] * len(orders), [0.0] * len(orders)
+        free = [0.0] * len(busy)  # when each link has sent what it was given
+        arrivals = self.arrivals
         meetings = _Meetings(self.program, lane_of)
         turns = list(range(len(orders) - 1, -1, -1))
         while turns:
@@ -229,10 +226,15 @@ class _Run:
                 if out is None:
                     continue
                 leaving = now
-                for target, delay in out:
-                    arrival = leaving + delay
-                    if send is not None:
-                        arrival = self.arrivals[id, target] = send(id, target, leaving)
+                for target, delay, link in out:
+                    if link < 0:
+                        arrival = leaving + delay
+                    else:
+                        sent = free[link]
+                        if leaving > sent:
+                            sent = leaving
+                        free[link] = sent = sent + busy[link]
+                        arrival = arrivals[id, target] = sent + delay
                         if blocking and arrival > now:
                             now = arrival
                     if arrival > ready[target]:
