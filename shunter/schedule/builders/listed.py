@@ -181,9 +181,13 @@ def need_room(placement: Sequence[int], caps: Sequence[float]) -> None:
     for rank, mine in sorted(stages.items()):
         fit = int(caps[rank] * len(mine) + _SLACK) if caps[rank] < 1 else len(mine)
         if fit < len(mine):
+            why = (
+                f", and each goes back only after all {len(mine)} of the rank's stages"
+                if len(mine) > 1
+                else ""
+            )
             raise ShunterError(
                 f"rank {rank} has no room for {Action(mine[max(fit, 0)], FORWARD, 0)}: it may hold "
-                f"{caps[rank]:g} micro-batches, and a micro-batch goes back only after it has been on all "
-                f"{len(mine)} of the rank's stages",
+                f"{caps[rank]:g} micro-batches of activations{why}",
                 mend="Raise the cap: one micro-batch a rank always suffices.",
             )
