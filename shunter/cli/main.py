@@ -42,6 +42,9 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "chat": ("chat:chat", "Talk to a model in the terminal."),
         "export": ("export:export", "Write a model as a Hugging Face folder."),
     },
+    "Schedules": {
+        "synthesize": ("synthesize:synthesize", "Find a schedule for given costs and memory."),
+    },
     "Papers and faults": {
         "papers": ("papers:papers", "List the papers known, with their state."),
         "reproduce": ("reproduce:reproduce", "Measure a paper's claim against its baseline."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shunter.config.errors import ShunterError
 from shunter.schedule.action import Action
 
 
@@ -32,3 +33,18 @@ def looped(ranks: int, chunks: int) -> tuple[int, ...]:
 def vee(ranks: int) -> tuple[int, ...]:
     """Placement of two stages on each rank, down and up again: rank 0 holds the first and the last."""
     return (*range(ranks), *reversed(range(ranks)))
+
+
+def place(kind: str, ranks: int, chunks: int | None = None) -> tuple[int, ...]:
+    """The placement `looped` or `vee` by name. Raises ShunterError for a shape that it cannot have."""
+    for name, value in (("ranks", ranks), ("chunks", 1 if chunks is None else chunks)):
+        if value < 1:
+            raise ShunterError(f"{name} are {value}", mend="It must be at least 1.")
+    if kind == "vee":
+        if chunks not in (None, 2):
+            raise ShunterError(
+                f"the placement vee has 2 stages on each rank, not {chunks}",
+                mend="Leave --chunks out, or choose --placement looped.",
+            )
+        return vee(ranks)
+    return looped(ranks, chunks or 1)

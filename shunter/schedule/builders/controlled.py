@@ -13,10 +13,17 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 from shunter.config.errors import ShunterError
-from shunter.schedule.action import FORWARD, INPUT
-from shunter.schedule.builders.listed import ListScheduler, Urgency
-from shunter.schedule.costs import Costs
+from shunter.schedule.action import FORWARD, INPUT, WEIGHT
+from shunter.schedule.builders.listed import ListScheduler, Urgency, need_room
+from shunter.schedule.costs import Costs, Links
 from shunter.schedule.order import Order, looped, vee
+
+# (kind, reserve, up, down, weight) of `_vee`. Each is the best of the whole grid for some number of ranks
+# from 4 to 16 with twice as many micro-batches; together they are the best for all of these.
+FAVOURITES = (
+    ("min", 3, -1, 2, 4), ("half", 3, -1, 8, 0), ("min", 3, 4, 8, 4), ("min", 3, 0, 8, 4),
+    ("min", 3, 2, 2, 4), ("half", 3, -1, 8, 4), ("half", 2, -1, -8, 0),
+)  # fmt: skip
 
 # Node-steps that looking for the best shifts may take: well under a second.
 EFFORT = 60_000
@@ -47,59 +54,122 @@ def _half(ranks: int) -> int:
 def capped(
     placement: Sequence[int],
     microbatches: int,
-    cap: float,
+    cap: float | Sequence[float],
     *,
     costs: Costs | None = None,
-    kinds: Sequence[str] = ("even",),
+    kinds: Sequence[str] = ("half", "min"),
     released_at_input: float = 0.0,
+    links: Links | None = None,
     effort: int = EFFORT,
 ) -> Order:
-    """The shortest of the orders found in which no rank holds more than `cap` micro-batches.
+    """The shortest of the orders found in which no rank holds more than `cap` micro-batches (one number, or
+    one for each rank).
 
-    Raises ShunterError where the cap is below one stage's activations.
+    Raises ShunterError where a cap is below one micro-batch.
     """
-    ranks = 1 + max(placement)
     costs = costs or Costs.even(tuple(placement))
-    few = min(microbatches, 3 * ranks)
-    best: tuple[float, Urgency, int] | None = None
-    refusal: ShunterError | None = None
+    few = min(microbatches, 3 * (1 + max(placement)))
+    best: tuple[float, Choice] | None = None
     steps = 0
-    for urgency, reserve in _choices(placement, kinds):
-        scheduler = ListScheduler(
-            placement, few, costs, [cap] * ranks, urgency,
-            reserve=reserve, released_at_input=released_at_input,
-        )  # fmt: skip
-        try:
-            _, end = scheduler.run()
-        except ShunterError as error:
-            refusal = error
-        else:
-            if best is None or end < best[0] - 1e-9:
-                best = end, urgency, reserve
+    for choice in choices(placement, costs, kinds):
+        made = listed(placement, few, cap, choice, costs, released_at_input, links)
+        if made is not None and (best is None or made[1] < best[0] - 1e-9):
+            best = made[1], choice
         steps += 3 * few * len(placement)
         if steps >= effort and best is not None:
             break
-    if best is None:
-        assert refusal is not None
-        raise refusal
-    order, _ = ListScheduler(
-        placement, microbatches, costs, [cap] * ranks, best[1],
-        reserve=best[2], released_at_input=released_at_input,
-    ).run()  # fmt: skip
-    return order
+    if best is not None:
+        whole = listed(placement, microbatches, cap, best[1], costs, released_at_input, links)
+        if whole is not None:
+            return whole[0]
+    last = listed(placement, microbatches, cap, in_turn(placement), costs, released_at_input, links)
+    assert last is not None  # one micro-batch after the other needs no more than one's room
+    return last[0]
 
 
-def _choices(placement: Sequence[int], kinds: Sequence[str]) -> Iterator[tuple[Urgency, int]]:
+Choice = tuple[Urgency, int]  # with the list scheduler's reserve
+
+
+def listed(
+    placement: Sequence[int],
+    microbatches: int,
+    cap: float | Sequence[float],
+    choice: Choice,
+    costs: Costs,
+    released_at_input: float = 0.0,
+    links: Links | None = None,
+) -> tuple[Order, float] | None:
+    """Order and elapsed time by one urgency, or None where it takes room in a way that leaves all waiting.
+
+    Raises ShunterError where a cap is below one micro-batch.
+    """
+    caps = [cap] * (1 + max(placement)) if isinstance(cap, int | float) else cap
+    need_room(placement, caps)
+    urgency, reserve = choice
+    scheduler = ListScheduler(
+        placement, microbatches, costs, caps, urgency,
+        reserve=reserve, released_at_input=released_at_input, links=links,
+    )  # fmt: skip
+    try:
+        return scheduler.run()
+    except ShunterError:
+        return None
+
+
+def in_turn(placement: Sequence[int]) -> Choice:
+    """Earlier micro-batches before later ones: keeps every cap that can be kept, since a later one passes
+    only where the earlier ones' room on all stages is left."""
+    stages = len(placement)
+
+    def urgency(op: str, stage: int, microbatch: int) -> float:
+        return microbatch * stages + (stage if op == FORWARD else -1)
+
+    return urgency, max(placement.count(rank) for rank in set(placement))
+
+
+def choices(placement: Sequence[int], costs: Costs, kinds: Sequence[str]) -> Iterator[Choice]:
     """Urgencies with their reserves; those that serve most cases first."""
     ranks, stages = 1 + max(placement), len(placement)
     if stages == ranks:
         for slower, shift in product((3.0, 3.5, 2.5, 4.0), (-1, 0, 1, 3, -4)):
             yield _single(ranks, slower, shift), 1
         yield _single(ranks, 0.0, 0.0, first=-math.inf), 1  # gradients before everything
-        return
-    for reserve, up, down, weight in product((2, 3), (-1, 4, 2, 0), (-8, 8, 2), (0, 4, -1000)):
-        for kind in kinds:
-            yield _vee(ranks, kind, up, down, weight), reserve
+    elif tuple(placement) == vee(ranks):
+        for kind, reserve, *places in sorted(FAVOURITES, key=lambda each: kinds.index(each[0])):
+            yield _vee(ranks, kind, *places), reserve
+        yield _chained(placement, costs, 1.0, -1.0, 0.0), 2
+        for reserve, up, down, weight in product((3, 2), (-1, 4, 2, 0), (-8, 8, 2), (0, 4, -1000)):
+            for kind in kinds:
+                yield _vee(ranks, kind, up, down, weight), reserve
+    most = max(placement.count(rank) for rank in set(placement))
+    for stretch, later, defer in product((1.0, 1.5, 2.5, 0.5), (0.0, -1.0, 1.0), (0.0, 1.0, -1000.0)):
+        for reserve in sorted({1, 2, most}):
+            yield _chained(placement, costs, stretch, later, defer), reserve
+
+
+def _chained(placement: Sequence[int], costs: Costs, stretch: float, shift: float, weight: float) -> Urgency:
+    """Places from the costs: where a lone micro-batch would be, one interval of the busiest rank apart.
+
+    stretch: how many times longer the way takes than alone. shift, weight: how many intervals later forwards
+    and gradients of weights would like to be.
+    """
+    busy: dict[int, float] = {}
+    places: dict[tuple[str, int], float] = {}
+    now = 0.0
+    for stage in range(len(placement)):
+        places[FORWARD, stage], now = now, now + costs.of(FORWARD, stage)
+    for stage in reversed(range(len(placement))):
+        places[INPUT, stage], now = now, now + costs.of(INPUT, stage)
+        work = sum(costs.of(op, stage) for op in (FORWARD, INPUT, WEIGHT))
+        busy[placement[stage]] = busy.get(placement[stage], 0.0) + work
+    interval = max(busy.values())
+
+    def urgency(op: str, stage: int, microbatch: int) -> float:
+        place = places[INPUT if op == WEIGHT else op, stage] * stretch
+        later = shift if op == FORWARD else weight if op == WEIGHT else 0.0
+        return interval * (microbatch + later) + place
+
+    return urgency
 
 
 def _single(ranks: int, interval: float, shift: float, first: float = 0.0) -> Urgency:

@@ -7,13 +7,15 @@ room. No rank ever holds more than its cap.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from shunter.config.errors import ShunterError
 from shunter.schedule.action import FORWARD, INPUT, WEIGHT, Action
-from shunter.schedule.costs import Costs
+from shunter.schedule.costs import Costs, Links
 from shunter.schedule.order import Order
 
 Urgency = Callable[[str, int, int], float]  # (operation, stage, micro-batch) -> when it would like to begin
@@ -42,6 +44,8 @@ class ListScheduler:
                activations still fit after it; otherwise early stages would take the room that late ones
                need to give anything back, and all would wait for ever. At least 1.
     released_at_input: share of a stage's activations that the input's gradient releases.
+    links:   a message takes its latency and the time it occupies its link; that others occupy it too is
+             left out.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class ListScheduler:
         *,
         reserve: int = 2,
         released_at_input: float = 0.0,
+        links: Links | None = None,
     ) -> None:
         self.placement, self.microbatches = tuple(placement), microbatches
         self.caps, self.urgency = caps, urgency
@@ -63,7 +68,9 @@ class ListScheduler:
         self.share = [1 / self.placement.count(rank) for rank in placement]
         self.ranks = [_Rank([s for s in stages if placement[s] == rank]) for rank in range(len(caps))]
         self.next_forward = [0] * len(placement)
-        self.done: dict[tuple[str, int, int], float] = {}
+        self.delay = delays(self.placement, links or Links())
+        self.done: dict[tuple[str, int, int], float] = {}  # when the next operation can use the result
+        self.arriving: list[float] = []  # heap of the moments at which messages arrive
 
     def run(self) -> tuple[Order, float]:
         """The order, and the time when its last operation ends.
@@ -79,7 +86,9 @@ class ListScheduler:
                     if rank.free <= now + _SLACK and self._act(number, rank, now):
                         finished += 1
                         moved = True
-            later = [rank.free for rank in self.ranks if rank.free > now + _SLACK]
+            while self.arriving and self.arriving[0] <= now + _SLACK:
+                heapq.heappop(self.arriving)
+            later = [rank.free for rank in self.ranks if rank.free > now + _SLACK] + self.arriving[:1]
             if not later:
                 break
             now = min(later)
@@ -120,7 +129,11 @@ class ListScheduler:
         return True
 
     def _do(self, rank: _Rank, now: float, op: str, stage: int, microbatch: int) -> None:
-        rank.free = self.done[op, stage, microbatch] = now + self.seconds[op, stage]
+        rank.free = now + self.seconds[op, stage]
+        delay = self.delay.get((op, stage), 0.0)
+        self.done[op, stage, microbatch] = rank.free + delay
+        if delay:
+            heapq.heappush(self.arriving, rank.free + delay)
         rank.actions.append(Action(stage, op, microbatch))
         if op == FORWARD:
             self.next_forward[stage] += 1
@@ -136,12 +149,45 @@ class ListScheduler:
 
     def _complain(self) -> None:
         for number, rank in enumerate(self.ranks):
-            for stage in rank.stages:
-                if rank.held + self.share[stage] > self.caps[number] + _SLACK:
+            for passed, stage in enumerate(rank.stages):
+                microbatch = self.next_forward[stage]
+                needed = self.share[stage] * (1 + passed * self.reserve)
+                if microbatch < self.microbatches and rank.held + needed > self.caps[number] + _SLACK:
                     raise ShunterError(
-                        f"rank {number} has no room for {Action(stage, FORWARD, self.next_forward[stage])}: "
+                        f"rank {number} has no room for {Action(stage, FORWARD, microbatch)}: "
                         f"it may hold {self.caps[number]:g} micro-batches, holds {rank.held:g}, and "
                         "nothing that it could do gives any back",
                         mend="Raise the cap: one micro-batch a rank always suffices.",
                     )
         raise AssertionError("the list scheduler stopped with room left on every rank")
+
+
+def delays(placement: Sequence[int], links: Links) -> dict[tuple[str, int], float]:
+    """(operation, stage) -> time from the operation's end until the next stage's rank has its result."""
+    found: dict[tuple[str, int], float] = {}
+    for stage, (rank, other) in enumerate(pairwise(placement)):
+        if rank != other:
+            found[FORWARD, stage] = sum(links.of(rank, other))
+            found[INPUT, stage + 1] = sum(links.of(other, rank))
+    return found
+
+
+def need_room(placement: Sequence[int], caps: Sequence[float]) -> None:
+    """Raise ShunterError where a rank cannot even hold one micro-batch, which it holds on all of its stages
+    when it does the forward of the last of them."""
+    stages: dict[int, list[int]] = {}
+    for stage, rank in enumerate(placement):
+        stages.setdefault(rank, []).append(stage)
+    for rank, mine in sorted(stages.items()):
+        fit = int(caps[rank] * len(mine) + _SLACK) if caps[rank] < 1 else len(mine)
+        if fit < len(mine):
+            why = (
+                f", and each goes back only after all {len(mine)} of the rank's stages"
+                if len(mine) > 1
+                else ""
+            )
+            raise ShunterError(
+                f"rank {rank} has no room for {Action(mine[max(fit, 0)], FORWARD, 0)}: it may hold "
+                f"{caps[rank]:g} micro-batches of activations{why}",
+                mend="Raise the cap: one micro-batch a rank always suffices.",
+            )
