@@ -43,6 +43,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "export": ("export:export", "Write a model as a Hugging Face folder."),
     },
     "Schedules": {
+        "schedules": ("schedules:schedules", "List the schedules: idle time, span, memory."),
+        "simulate": ("simulate:simulate", "Simulate and draw a schedule."),
         "synthesize": ("synthesize:synthesize", "Find a schedule for given costs and memory."),
     },
     "Papers and faults": {

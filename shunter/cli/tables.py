@@ -139,3 +139,27 @@ def _print(table: Table) -> None:
         # A pipe or a file has no width: nothing is cut off for it.
         console = Console(width=1000)
     console.print(table)
+
+
+def show_schedules(ranks: int, microbatches: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line a schedule; one that cannot be says why."""
+    print(
+        f"{ranks} ranks, {microbatches} micro-batches; times in forwards of a rank, memory in micro-batches"
+    )
+    table = _table("schedule", "stages a rank", "elapsed", "idle/ideal", "span", "memory", "what it does")
+    for row in rows:
+        if "refused" in row:
+            table.add_row(
+                Text(row["schedule"]), "", "", "", "", "", Text(f"not here: {row['refused']}", "yellow")
+            )
+            continue
+        table.add_row(
+            Text(row["schedule"]),
+            Text(str(row["chunks"])),
+            Text(f"{row['elapsed']:g}"),
+            Text(f"{row['idle_over_ideal']:.1%}"),
+            Text(f"{row['longest_span']:g}"),
+            Text(f"{row['peak_activations']:g}"),
+            Text(row["about"]),
+        )
+    _print(table)

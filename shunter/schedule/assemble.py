@@ -36,6 +36,8 @@ def assemble(
         whole = tuple(Visit(stage, rank) for stage, rank in enumerate(order.placement))
         routes = [whole] * order.microbatches
     share = _shares(order)
+    # Without backwards nothing is kept for them.
+    trains = any(action.op in (BACKWARD, INPUT) for actions in order.actions for action in actions)
     split = any(action.op == INPUT for actions in order.actions for action in actions)
     nodes: list[Node] = []
     lanes: dict[Lane, list[int]] = {}
@@ -44,7 +46,7 @@ def assemble(
     for rank, actions in enumerate(order.actions):
         taken = share[rank]
         memory = {
-            FORWARD: taken,
+            FORWARD: taken if trains else 0.0,
             BACKWARD: -taken,
             INPUT: -taken * released_at_input,
             WEIGHT: -taken * (1 - released_at_input) if split else 0.0,

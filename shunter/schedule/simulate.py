@@ -70,6 +70,22 @@ class Simulation:
             found[rank] = round(most, 9)
         return found
 
+    def held(self) -> dict[int, list[tuple[float, float]]]:
+        """For each rank, (time, activations held from then on) of its compute lane, in order of time."""
+        found: dict[int, list[tuple[float, float]]] = {}
+        for rank, ids in self._compute():
+            events = [
+                (self.begin[id] if node.memory > 0 else self.end[id], node.memory)
+                for id in ids
+                if (node := self.program.nodes[id]).memory
+            ]
+            amount, curve = 0.0, []
+            for time, change in events:
+                amount += change
+                curve.append((time, round(amount, 9)))
+            found[rank] = curve
+        return found
+
     def critical_path(self) -> list[Node]:
         """The chain of nodes, first to last, that determines the elapsed time."""
         program, begin, end = self.program, self.begin, self.end

@@ -1,0 +1,56 @@
+"""What a simulation says, as plain data; and what would make it shorter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from shunter.schedule.costs import Costs, Links
+from shunter.schedule.program import Program
+from shunter.schedule.simulate import Simulation, simulate
+
+LESS = 0.1  # how much cheaper something is made, to see what it is worth
+LARGEST = 20_000  # nodes; larger programs are not simulated again for each of their costs
+
+
+def summary(name: str, microbatches: int, found: Simulation, seconds: float) -> dict[str, Any]:
+    """The fields of `shunter simulate --json`. seconds: how long simulating took."""
+    return {
+        "schedule": name,
+        "ranks": found.program.ranks,
+        "microbatches": microbatches,
+        "elapsed": found.elapsed,
+        "ideal": found.ideal,
+        "idle_over_ideal": found.idle_over_ideal,
+        "longest_span": found.longest_span,
+        "peak_activations": found.peak_activations,
+        "critical_path": [str(node) for node in found.critical_path()],
+        "seconds": seconds,
+    }
+
+
+def what_helps(program: Program, costs: Costs, links: Links, elapsed: float) -> list[tuple[str, float]]:
+    """(what, share of the elapsed time saved) if one thing were a tenth cheaper; the most useful first.
+
+    Only what saves something. Empty for programs of more than LARGEST nodes.
+    """
+    if len(program.nodes) > LARGEST or not elapsed:
+        return []
+    saved = [
+        (what, 1 - simulate(program, cheaper, faster).elapsed / elapsed)
+        for what, cheaper, faster in _changes(program, costs, links)
+    ]
+    return sorted(((what, share) for what, share in saved if share > 1e-9), key=lambda pair: -pair[1])
+
+
+def _changes(program: Program, costs: Costs, links: Links) -> Iterator[tuple[str, Costs, Links]]:
+    used = sorted({(node.stage, node.op) for node in program.nodes})
+    for stage, op in used:
+        if price := costs.of(op, stage):
+            yield f"{op} of stage {stage}", Costs({**costs.seconds, (op, stage): price * (1 - LESS)}), links
+    less = 1 - LESS
+    between = {pair: (late * less, busy * less) for pair, (late, busy) in links.between.items()}
+    if links.latency or links.occupied or between:
+        faster = replace(links, latency=links.latency * less, occupied=links.occupied * less, between=between)
+        yield "every link", costs, faster
