@@ -31,6 +31,13 @@ def simulate(
     weight_grad: Annotated[
         float | None, typer.Option(help="Time of a rank's gradient of the weights; 1 by default.")
     ] = None,
+    head: Annotated[
+        float | None,
+        typer.Option(help="Time of each of the head's three products; 0 by default, 1 with --vocabulary."),
+    ] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(help="Split embedding and head over all ranks, by algorithm 1 or 2.")
+    ] = None,
     transfer: Annotated[float, typer.Option(help="Time that a message between two ranks takes.")] = 0.0,
     blocking: Annotated[bool, typer.Option("--blocking", help="Ranks wait while messages pass.")] = False,
     costs: Annotated[Path | None, typer.Option(help="JSON with the times, as for `synthesize`.")] = None,
@@ -50,6 +57,7 @@ def simulate(
     gc.disable()  # a program of 10^5 nodes is all alive until the end: collecting finds nothing
     from shunter.config.errors import ShunterError
     from shunter.schedule import draw
+    from shunter.schedule.action import COMPUTE
     from shunter.schedule.assemble import assemble
     from shunter.schedule.catalogue import schedule as named
     from shunter.schedule.check import check
@@ -59,6 +67,7 @@ def simulate(
     from shunter.schedule.simulate import simulate as run
     from shunter.schedule.summary import summary, what_helps
     from shunter.schedule.text import read_program, write_program
+    from shunter.schedule.vocabulary import parallel_vocabulary, with_head
 
     if (schedule is None) == (program is None):
         raise ShunterError("give either --schedule or --program", mend="`shunter schedules` lists the names.")
@@ -69,9 +78,8 @@ def simulate(
         raise ShunterError(
             f"both {costs} and {given[0]} say what an operation costs", mend="Leave one of the two out."
         )
-    if bad := [
-        f"{name} {value}" for name, value in {**times, "--transfer": transfer}.items() if (value or 0) < 0
-    ]:
+    others = {"--transfer": transfer, "--head": head}
+    if bad := [f"{name} {value}" for name, value in {**times, **others}.items() if (value or 0) < 0]:
         raise ShunterError(f"{bad[0]} is negative", mend="Times are 0 or more.")
     order = None
     if program is not None:
@@ -82,21 +90,32 @@ def simulate(
             raise ShunterError(f"cannot be read ({error})", where=str(program)) from None
         whole = read_program(text, str(program), released_at_input=released_at_input)
         check(whole, cap=cap)
+        if vocabulary is not None:
+            raise ShunterError(
+                "--vocabulary changes a --schedule only", mend="Leave it out, or name a schedule."
+            )
         placement = tuple(
-            rank for _, rank in sorted({(n.stage, n.rank) for n in whole.nodes if n.lane == "compute"})
+            rank for _, rank in sorted({(n.stage, n.rank) for n in whole.nodes if n.op in COMPUTE})
         )
         microbatches = 1 + max(node.microbatch for node in whole.nodes)
     else:
         assert schedule is not None
         name = schedule
         order = named(schedule).build(ranks, microbatches, chunks=chunks, group=group)
-        whole, placement = assemble(order, released_at_input=released_at_input), order.placement
-        if cap is not None:
-            check(whole, cap=cap)
+        placement = order.placement
     if costs is not None:
         known = read_costs(costs, placement)
     else:
         known = Costs.even(placement, *(1.0 if value is None else value for value in times.values()))
+    if order is not None:
+        if vocabulary is not None:
+            head = 1.0 if head is None else head
+            order = parallel_vocabulary(order, vocabulary, known, head)
+            name = f"{name}, vocabulary on all ranks"
+        whole = assemble(order, released_at_input=released_at_input)
+        if cap is not None:
+            check(whole, cap=cap)
+    known = with_head(known, whole, head or 0.0)
     links = (
         Links(latency=transfer, blocking=blocking)
         if not blocking

@@ -18,10 +18,15 @@ WEIGHT = "W"  # the gradient of the weights
 UNSHARD = "UNSHARD"  # gather a stage's weights
 RESHARD = "RESHARD"  # give them up again
 REDUCE = "REDUCE_GRAD"  # reduce a stage's gradients over its replicas
+SOFTMAX = "S"  # a vocabulary shard's logits and softmax
+HEAD = "T"  # the gradients of a vocabulary shard of the head
+EMBED = "IF"  # a vocabulary shard's part of the embedding
+EMBED_BACK = "IB"  # its gradient
 OVERLAP = "OVERLAP_F_B"  # the text's name of a pair that runs as one
 
 COMPUTE = frozenset({FORWARD, BACKWARD, INPUT, WEIGHT})
 STAGE_WIDE = frozenset({UNSHARD, RESHARD, REDUCE})
+VOCABULARY = frozenset({SOFTMAX, HEAD, EMBED, EMBED_BACK})  # what every rank does with its shard
 
 _TEXT = re.compile(r"(\d+)([A-Z][A-Z_]*)(\d*)")
 _PAIR = re.compile(r"\(([^()]*)\)([A-Z_]+)")

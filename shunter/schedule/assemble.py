@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from shunter.config.errors import ShunterError
-from shunter.schedule.action import BACKWARD, FORWARD, INPUT, STAGE_WIDE, WEIGHT, Action
+from shunter.schedule.action import BACKWARD, FORWARD, INPUT, STAGE_WIDE, VOCABULARY, WEIGHT, Action
+from shunter.schedule.meetings import meet
 from shunter.schedule.order import Order
 from shunter.schedule.program import COMPUTE_LANE, Edge, Lane, Node, Program
 
@@ -65,7 +66,10 @@ def assemble(
                 pairs.append(id)
             nodes.append(Node(id, rank, COMPUTE_LANE, op, stage, microbatch, "", memory.get(op, 0.0)))
         lanes[rank, COMPUTE_LANE] = list(range(begin, len(nodes)))
-    return Program(nodes, lanes, _edges(routes, found, nodes), (), frozenset(pairs))
+    edges = _edges(routes, found, nodes)
+    program = Program(nodes, lanes, edges, (), frozenset(pairs))
+    passes = any(node.op in VOCABULARY for node in nodes)
+    return meet(program, order) if passes or order.collectives else program
 
 
 def _shares(order: Order) -> list[float]:
@@ -104,7 +108,7 @@ def _edges(
                 used += 1
                 edges.append(Edge(here, weight))
             after, payload = here, "gradient"
-    if used != sum(node.op not in STAGE_WIDE for node in nodes):
+    if used != sum(node.op not in STAGE_WIDE and node.op not in VOCABULARY for node in nodes):
         _complain_of_surplus(routes, nodes)
     return edges
 
@@ -124,7 +128,9 @@ def _need(
 def _complain_of_surplus(routes: Sequence[Route], nodes: Sequence[Node]) -> None:
     visits = {(microbatch, stage, rank) for microbatch, route in enumerate(routes) for stage, rank in route}
     for node in nodes:
-        if node.op not in STAGE_WIDE and (node.microbatch, node.stage, node.rank) not in visits:
+        if node.op in STAGE_WIDE or node.op in VOCABULARY:
+            continue
+        if (node.microbatch, node.stage, node.rank) not in visits:
             raise ShunterError(
                 f"{node} is not on the route of any micro-batch",
                 mend="Remove the action, or add the stage to the micro-batch's route.",

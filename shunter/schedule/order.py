@@ -10,11 +10,15 @@ from shunter.schedule.action import Action
 
 @dataclass(frozen=True)
 class Order:
-    """placement[s] is the rank that holds stage s; actions[r] is what rank r does, in order."""
+    """placement[s] is the rank that holds stage s; actions[r] is what rank r does, in order.
+
+    collectives[r] is what rank r joins beside its own work, in order; empty where there are none.
+    """
 
     placement: tuple[int, ...]
     actions: tuple[tuple[Action, ...], ...]
     microbatches: int
+    collectives: tuple[tuple[Action, ...], ...] = ()
 
     @property
     def ranks(self) -> int:

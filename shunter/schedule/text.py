@@ -7,6 +7,7 @@
     lane,0,compute,0F0,0F1,0B0,0B1
     lane,0,to 1,0SEND_F0,0SEND_F1
     lane,0,from 1,0RECV_B0,0RECV_B1
+    lane,0,vocabulary,0EMBED0,1SHARE0,...          (only with Vocabulary Parallelism: what the ranks join)
     ...
 
 Lanes of messages may be left out; `lower` adds them. A file of torch (`_dump_csv`: one line a rank, without
@@ -23,6 +24,7 @@ from shunter.config.errors import ShunterError
 from shunter.schedule.action import COMPUTE, OVERLAP, STAGE_WIDE, Action, parse, texts
 from shunter.schedule.assemble import Route, Visit, assemble
 from shunter.schedule.lower import RECEIVES, SENDS, Message, attach
+from shunter.schedule.meetings import VOCABULARY_LANE
 from shunter.schedule.order import Order
 from shunter.schedule.program import COMPUTE_LANE, Lane, Program
 
@@ -67,6 +69,7 @@ def _own(rows: Sequence[Sequence[str]], where: str, released_at_input: float) ->
     routes: dict[int, Route] = {}
     compute: dict[int, list[Action]] = {}
     messages: dict[Lane, list[Message]] = {}
+    joined: dict[int, list[Action]] = {}
     for number, row in enumerate(rows, 1):
         place = f"{where}:{number}"
         cells = [cell.strip() for cell in row]
@@ -82,6 +85,8 @@ def _own(rows: Sequence[Sequence[str]], where: str, released_at_input: float) ->
             rank = _whole(rest[0], place)
             if rest[1] == COMPUTE_LANE:
                 compute[rank] = [action for cell in rest[2:] for action in parse(cell, place)]
+            elif rest[1] == VOCABULARY_LANE:
+                joined[rank] = [action for cell in rest[2:] for action in parse(cell, place)]
             else:
                 messages[rank, rest[1]] = [_message(cell, place) for cell in rest[2:] if cell]
         elif kind:
@@ -99,7 +104,9 @@ def _own(rows: Sequence[Sequence[str]], where: str, released_at_input: float) ->
             raise ShunterError(f"the program has no line {name!r}", where=where, mend=f"Add `{name},...`.")
     placement, count = tuple(head["placement"]), head["microbatches"][0]
     ranks = 1 + max([*placement, *compute])
-    order = Order(placement, tuple(tuple(compute.get(rank, ())) for rank in range(ranks)), count)
+    rows_of = tuple(tuple(compute.get(rank, ())) for rank in range(ranks))
+    collectives = tuple(tuple(joined.get(rank, ())) for rank in range(ranks)) if joined else ()
+    order = Order(placement, rows_of, count, collectives)
     usual = [Visit(stage, rank) for stage, rank in enumerate(placement)]
     ways = [routes.get(microbatch, usual) for microbatch in range(count)] if routes else None
     program = assemble(order, routes=ways, released_at_input=released_at_input)
