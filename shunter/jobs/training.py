@@ -16,7 +16,6 @@ from shunter.train.config import Parallel, TrainConfig, TrainHow
 if TYPE_CHECKING:
     from shunter.models.decoder import Decoder
     from shunter.train.loop import Milestone, Training
-    from shunter.train.world import World
 
 MakeMilestone = Callable[["Decoder"], "Milestone"]  # of the model that it shall look at
 
@@ -81,7 +80,6 @@ def train(
     from shunter.models.hf import save_model
     from shunter.train.loop import Place, Training
     from shunter.train.objective import CrossEntropy
-    from shunter.train.pipeline import gather_weights
     from shunter.train.world import World
 
     rows, heldout = TokenRows(tokens / "train"), TokenRows(tokens / "heldout")
@@ -115,9 +113,9 @@ def train(
         world=world,
     )
     if world is not None and look is not None:
-        training.milestone = _together(look, training, whole, world)
+        training.milestone = _together(look, training, whole)
     metrics = training.run()
-    if world is not None and not gather_weights(decoder, whole, world):
+    if training.pipeline is not None and not training.pipeline.gather(whole):
         return metrics
     tokenizer = Tokenizer.load(tokens / "tokenizer")
     save_model(
@@ -131,11 +129,11 @@ def train(
     return metrics
 
 
-def _together(look: Milestone, training: Training, whole: Decoder, world: World) -> Milestone:
+def _together(look: Milestone, training: Training, whole: Decoder) -> Milestone:
     """A milestone on rank 0, for which the others hand in their weights, and wait."""
-    from shunter.train.pipeline import gather_weights
 
     def collective(step: int, tokens: int) -> Mapping[str, float]:
-        return look(step, tokens) if gather_weights(training.decoder, whole, world) else {}
+        assert training.pipeline is not None
+        return look(step, tokens) if training.pipeline.gather(whole) else {}
 
     return collective

@@ -17,6 +17,19 @@ CHUNK_BYTES = 1 << 23  # logits of a chunk
 BLOCK_ELEMENTS = 1 << 20  # of those that the softmax takes at a time: 4 MiB, which stays in a CPU's cache
 
 
+def active_tokens(coefficients: Tensor) -> Tensor:
+    """Indices of the tokens that have a coefficient, and of a few others.
+
+    Tokens without one cost nothing: in instruction data most are such. Each new shape makes oneDNN build and
+    keep a kernel, so some of them fill up.
+    """
+    active = coefficients.nonzero().flatten()
+    if len(active) < len(coefficients) and (odd := len(active) % ROUND):
+        spare = (coefficients == 0).nonzero().flatten()[: ROUND - odd]
+        active = torch.cat([active, spare])
+    return active
+
+
 def _softmax(
     logits: Tensor, target: Tensor, coefficient: Tensor, z_loss: float, scratch: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -44,7 +57,7 @@ def _softmax(
     return normalisers, picks
 
 
-def _accumulate(total: Tensor, grad: Tensor, hidden: Tensor, first: bool) -> None:
+def accumulate_outer(total: Tensor, grad: Tensor, hidden: Tensor, first: bool) -> None:
     """total [V, D] plus (or, at first, becomes) grad [n, V] transposed times hidden [n, D]."""
     if total.dtype == grad.dtype:
         total.addmm_(grad.t(), hidden, beta=0 if first else 1)
@@ -81,13 +94,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if wants else None
         grad_weight = torch.empty_like(weight) if wants else None
-        # Tokens without a coefficient cost nothing: in instruction data most are such.
-        active = coefficients.nonzero().flatten()
+        active = active_tokens(coefficients)
         whole = len(active) == count
-        if not whole and (odd := len(active) % ROUND):
-            # Each new shape makes oneDNN build and keep a kernel: a token without a coefficient fills up.
-            spare = (coefficients == 0).nonzero().flatten()[: ROUND - odd]
-            active = torch.cat([active, spare])
         chunk = max(64, CHUNK_BYTES // compute.itemsize // weight.shape[0])
         block = max(16, BLOCK_ELEMENTS // weight.shape[0]) if hidden.device.type == "cpu" else chunk
         # One buffer for all chunks: fresh memory costs page faults, about what the exponentials cost.
@@ -112,7 +120,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             grad = logits  # overwritten
             grad_hidden[rows] = (grad @ used).to(hidden.dtype)
-            _accumulate(grad_weight, grad, h, begin == 0)
+            accumulate_outer(grad_weight, grad, h, begin == 0)
         if grad_weight is not None and len(active) == 0:
             grad_weight.zero_()
         ctx.save_for_backward(grad_hidden, grad_weight)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -12,14 +13,28 @@ from shunter.parallel.transport import Groups
 from shunter.parallel.tree import decode, encode, spec_of
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Rows `begin` to `end` of a tensor that has `total`; the ranks have one after the other."""
+
+    begin: int
+    end: int
+    total: int
+
+
 @torch.no_grad()
 def collect(
-    tensors: Mapping[str, Tensor], groups: Groups, rank: int, device: torch.device
+    tensors: Mapping[str, Tensor],
+    groups: Groups,
+    rank: int,
+    device: torch.device,
+    pieces: Collection[str] = (),
 ) -> dict[str, Tensor] | None:
     """All ranks' tensors by name, on the CPU of rank 0; None on other ranks. Every rank calls it.
 
-    A name that several ranks have is the lowest rank's: they hold the same. Ranks come one after the
-    other, so that rank 0 needs room for the whole, once.
+    A name that several ranks have is the lowest rank's, since they hold the same; of a name among `pieces`
+    each has some rows, which are put together in order of ranks. Ranks come one after the other, so that
+    rank 0 needs room for the whole, once.
     """
     if rank:
         tree = {name: tensor.detach() for name, tensor in tensors.items()}
@@ -31,6 +46,7 @@ def collect(
             dist.send(tree[leaf.name].to(device).contiguous(), groups.ranks[0], group=groups.down)
         return None
     found = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    rows = {name: [found[name]] for name in pieces}
     for peer in range(1, len(groups.ranks)):
         size = torch.zeros(1, dtype=torch.int64, device=device)
         dist.recv(size, groups.ranks[peer], group=groups.down)
@@ -39,5 +55,8 @@ def collect(
         for leaf in decode(bytes(data.cpu().numpy())):
             tensor = leaf.empty(device)
             dist.recv(tensor, groups.ranks[peer], group=groups.down)
-            found.setdefault(leaf.name, tensor.cpu())
-    return found
+            if leaf.name in rows:
+                rows[leaf.name].append(tensor.cpu())
+            else:
+                found.setdefault(leaf.name, tensor.cpu())
+    return found | {name: torch.cat(parts) for name, parts in rows.items()}

@@ -35,14 +35,15 @@ class DecoderStage(nn.Module):
     """Layers `begin` to `end` of a decoder, whose parameters it shares.
 
     Takes `hidden` [B, T, D] (the first stage: tokens) and returns it, or the loss of the rows at the last.
+    layers_only: embedding and head are done elsewhere, so that every stage takes `hidden` and returns it.
     """
 
-    def __init__(self, decoder: Decoder, begin: int, end: int) -> None:
+    def __init__(self, decoder: Decoder, begin: int, end: int, *, layers_only: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(decoder.layers[begin:end])
-        self.first, self.last = begin == 0, end == len(decoder.layers)
-        self.embed = decoder.embed if self.first else None
-        self.norm = decoder.norm if self.last else None
+        self.has_head = end == len(decoder.layers) and not layers_only
+        self.embed = decoder.embed if begin == 0 and not layers_only else None
+        self.norm = decoder.norm if end == len(decoder.layers) else None
         # Not a child: tied weights and the layout of the whole model's names are the decoder's.
         self._decoder = [decoder]
 
@@ -50,7 +51,7 @@ class DecoderStage(nn.Module):
         """Names, in the decoder, of the parameters that this stage computes with."""
         decoder = self._decoder[0]
         mine = {id(parameter) for parameter in self.parameters()}
-        if self.last:
+        if self.has_head:
             mine.add(id(decoder.head_weight))
         return [name for name, parameter in decoder.named_parameters() if id(parameter) in mine]
 
@@ -60,11 +61,13 @@ class DecoderStage(nn.Module):
         rope, mask = decoder.geometry(rows.positions, rows.plan, x.dtype)
         for layer in self.layers:
             x = layer(x, rope, rows.plan, mask, None)
-        if self.norm is None:
+        if self.norm is not None:
+            x = self.norm(x)
+        if not self.has_head:
             return {"hidden": x}
         factors = rows.coefficients.flatten()
         loss, logprobs = linear_cross_entropy(
-            self.norm(x).flatten(0, 1),
+            x.flatten(0, 1),
             decoder.head_weight,
             rows.targets.flatten(),
             factors,
@@ -74,9 +77,14 @@ class DecoderStage(nn.Module):
         return {LOSS: loss}
 
 
-def decoder_stages(decoder: Decoder, cut: Sequence[int], stages: Sequence[int]) -> dict[int, DecoderStage]:
+def decoder_stages(
+    decoder: Decoder, cut: Sequence[int], stages: Sequence[int], *, layers_only: bool = False
+) -> dict[int, DecoderStage]:
     """Those of the numbers `stages`."""
-    return {number: DecoderStage(decoder, cut[number], cut[number + 1]) for number in stages}
+    return {
+        number: DecoderStage(decoder, cut[number], cut[number + 1], layers_only=layers_only)
+        for number in stages
+    }
 
 
 def drop_others(decoder: Decoder, owned: set[str]) -> None:

@@ -25,12 +25,13 @@ from shunter.schedule.check import check, least_in_flight
 from shunter.schedule.lower import MESSAGES, RECEIVES, SENDS
 from shunter.schedule.program import COMPUTE_LANE, Node, Program
 
-# A stage-wide or foreign operation: what its node takes -> what it gives; on a side lane, a work to wait for.
+# An operation that no stage does: what its node takes -> what it gives; on a side lane, a work to wait for,
+# whose `wait` returns what it gives.
 Handler = Callable[[Node, Tree], Any]
 
 
 class Waitable(Protocol):
-    """What a collective that was begun is: `wait` returns when it has ended."""
+    """What a collective that was begun is: `wait` returns when it has ended, with what it made."""
 
     def wait(self) -> Any: ...
 
@@ -207,6 +208,7 @@ class _Walk:
                 self._await(self.lanes[lane][self.at[lane]])
         for work in self.works.values():
             work.wait()
+        self.works.clear()
         if mailbox is not None:
             mailbox.finish()
 
@@ -258,8 +260,9 @@ class _Walk:
         except RuntimeError as error:
             raise _lost(self.rank, node, peer, error) from error
 
-    def _keep(self, plan: _Plan, made: Tree) -> None:
+    def _keep(self, plan: _Plan, made: Any) -> None:
         if plan.readers:
+            assert isinstance(made, dict), f"{plan.node} made nothing that could be handed on"
             self.values[plan.node.id], self.left[plan.node.id] = made, plan.readers
 
     def _read(self, source: int, payload: str) -> Tree:
@@ -293,7 +296,7 @@ class _Walk:
                 self._await(earlier)
             self._begin(lane)
         if (work := self.works.pop(id, None)) is not None:
-            work.wait()
+            self._keep(self.executor._plans[id], work.wait())
 
     def _begin(self, lane: str) -> None:
         id = self.lanes[lane][self.at[lane]]

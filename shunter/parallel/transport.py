@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Process groups for messages to higher and to lower ranks.
+    """Process groups for messages to higher and to lower ranks, and for collectives beside them.
 
     ranks[i] is the global rank of pipeline rank i.
     """
@@ -40,12 +40,13 @@ class Groups(NamedTuple):
     up: dist.ProcessGroup | None
     down: dist.ProcessGroup | None
     ranks: tuple[int, ...]
+    side: dist.ProcessGroup | None
 
     @classmethod
     def create(cls, ranks: Sequence[int], **options: Any) -> Groups:
-        """Both groups over `ranks`. Every rank of the world has to call this, in the same order."""
-        ranks = tuple(ranks)
-        return cls(dist.new_group(list(ranks), **options), dist.new_group(list(ranks), **options), ranks)
+        """The groups over `ranks`. Every rank of the world has to call this, in the same order."""
+        up, down, side = (dist.new_group(list(ranks), **options) for _ in range(3))
+        return cls(up, down, tuple(ranks), side)
 
 
 @dataclass

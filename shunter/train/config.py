@@ -11,6 +11,7 @@ from shunter.config.errors import ShunterError
 from shunter.recipe.job import How
 from shunter.schedule.catalogue import schedule
 from shunter.schedule.order import Order
+from shunter.schedule.vocabulary import parallel_vocabulary
 
 # other-seed restores all, and draws what comes next from another seed: the band of chance to compare with.
 Restore = Literal["full", "no-optimizer", "no-schedule", "no-data", "no-rng", "weights-only", "other-seed"]
@@ -79,6 +80,10 @@ class Parallel(Config):
     cut: list[int] | None = Field(
         None, description="First layer of each stage but the first; default: even in cost, head included."
     )
+    vocabulary: Literal[1, 2] | None = Field(
+        None,
+        description="Split embedding and head over all ranks, by algorithm 1 or 2 of Vocabulary Parallelism.",
+    )
     timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
     timeline: int | None = Field(
         None, ge=0, description="Step whose measured timeline is kept beside the simulated one."
@@ -89,8 +94,11 @@ class Parallel(Config):
         """Micro-batches of a step."""
         return self.microbatches or 2 * self.pp
 
-    def order(self) -> Order:
-        """What each rank does. Raises ShunterError for a schedule that does not exist or does not fit."""
+    def order(self, head: float = 0.5) -> Order:
+        """What each rank does. Raises ShunterError for a schedule that does not exist or does not fit.
+
+        head: time of each of the head's three products, where a rank's forward takes 1.
+        """
         found = schedule(self.schedule)
         if found.name == "forward-only":
             raise ShunterError("forward-only trains nothing", mend="Choose 1f1b, or any other schedule.")
@@ -100,7 +108,7 @@ class Parallel(Config):
                 f"cut has {len(self.cut)} bounds, but {order.stages} stages have {order.stages - 1}",
                 mend="Give the first layer of each stage but the first, or leave cut out.",
             )
-        return order
+        return order if self.vocabulary is None else parallel_vocabulary(order, self.vocabulary, head=head)
 
 
 class TrainHow(How):

@@ -87,7 +87,7 @@ class Training:
         if world is not None and how.parallel is not None:
             # Before the optimizer is made: it belongs to the parameters that stay here.
             self.pipeline = PipelinePasses(decoder, how.parallel, world, rows.row_length)
-            self.checkpointer = SharedCheckpointer(checkpoints, how.keep, world)
+            self.checkpointer = SharedCheckpointer(checkpoints, how.keep, world, self.pipeline.pieces)
         else:
             decoder.to(self.device)
             self.checkpointer = Checkpointer(checkpoints, how.keep)

@@ -23,6 +23,7 @@ from shunter.parallel.executor import Executor
 from shunter.parallel.lost import answering
 from shunter.parallel.stage import Compute, Stage
 from shunter.parallel.tree import Tree
+from shunter.parallel.vocabulary import VocabularyPart, cut_vocabulary
 from shunter.record.timeline import Timeline
 from shunter.schedule.action import WEIGHT
 from shunter.schedule.assemble import assemble
@@ -31,6 +32,7 @@ from shunter.schedule.costs import Costs
 from shunter.schedule.lower import lower
 from shunter.schedule.order import Order
 from shunter.schedule.simulate import simulate
+from shunter.schedule.vocabulary import parallel_vocabulary
 from shunter.train.config import Parallel
 from shunter.train.device import autocast
 from shunter.train.world import World
@@ -41,6 +43,8 @@ def cut_decoder(decoder: Decoder, parallel: Parallel, order: Order, row_length: 
     layers = decoder.spec.num_layers
     if parallel.cut is None:
         costs, first, last = decoder_costs(decoder.spec, row_length)
+        if parallel.vocabulary is not None:
+            first = last = 0.0  # every rank has its part
         return cut_layers(costs, order.placement, first, last)
     cut = [0, *parallel.cut, layers]
     if any(a >= b for a, b in pairwise(cut)):
@@ -62,12 +66,14 @@ class PipelinePasses:
         self.decoder, self.world, self.device = decoder, world, world.device
         device = world.device
         self.precision = "fp32"
-        self.order = parallel.order()
+        costs, _, head = decoder_costs(decoder.spec, row_length)
+        self.order = parallel.order(head * parallel.pp / sum(costs))
         self.cut = cut_decoder(decoder, parallel, self.order, row_length)
         mine = [stage for stage, rank in enumerate(self.order.placement) if rank == world.rank]
-        self.owned = {
-            name for stage in decoder_stages(decoder, self.cut, mine).values() for name in stage.owned()
-        }
+        split_ends = parallel.vocabulary is not None
+        modules = decoder_stages(decoder, self.cut, mine, layers_only=split_ends)
+        self.pieces = cut_vocabulary(decoder, world.rank, world.size) if split_ends else {}
+        self.owned = {name for stage in modules.values() for name in stage.owned()} | self.pieces.keys()
         drop_others(decoder, self.owned)
         for name, parameter in decoder.named_parameters():
             if name in self.owned:
@@ -75,13 +81,25 @@ class PipelinePasses:
         self.rows: list[Rows] = []
         halves = any(action.op == WEIGHT for actions in self.order.actions for action in actions)
         self.stages = {
-            number: Stage(self._computes(module), module, defer=halves)
-            for number, module in decoder_stages(decoder, self.cut, mine).items()
+            number: Stage(self._computes(module), module, defer=halves) for number, module in modules.items()
         }
-        self.executor = Executor(lower(assemble(self.order)), world.rank, self.stages, world.groups, device)
-        self._forwards: dict[int, Executor] = {}
         first, last = self.order.placement[0], self.order.placement[-1]
-        self.tied = decoder.spec.tied and first != last
+        self.vocabulary: VocabularyPart | None = None
+        if parallel.vocabulary is not None:
+            self.vocabulary = VocabularyPart(
+                decoder.embed.weight,
+                decoder.embed.weight if decoder.head is None else decoder.head.weight,
+                self.pieces["embed.weight"].begin,
+                world.groups,
+                world.rank,
+                first,
+                last,
+                lambda microbatch: self.rows[microbatch],
+                algorithm=parallel.vocabulary,
+            )
+        self.executor = self._executor(self.order)
+        self._forwards: dict[int, Executor] = {}
+        self.tied = decoder.spec.tied and first != last and not split_ends
         self.shares_tied = self.tied and world.rank in (first, last)
         self.counts_tied = world.rank == first
 
@@ -91,7 +109,7 @@ class PipelinePasses:
         if len(batches) != self.order.microbatches:
             raise ValueError(f"{len(batches)} micro-batches, the program is of {self.order.microbatches}")
         self._load(batches, coefficients, z_loss)
-        losses = self.executor.run(self._key)
+        losses = self._run(self.executor, train=True)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for microbatch, loss in losses.items():
             plain = self.rows[microbatch].plain
@@ -106,16 +124,34 @@ class PipelinePasses:
     def loss(self, batches: Sequence[Batch], coefficients: Sequence[Tensor]) -> Tensor:
         executor = self._forwards.get(len(batches))
         if executor is None:
-            program = lower(assemble(forward_waves(self.order.placement, len(batches))))
-            executor = Executor(program, self.world.rank, self.stages, self.world.groups, self.device)
-            self._forwards[len(batches)] = executor
+            order = forward_waves(self.order.placement, len(batches))
+            if self.vocabulary is not None:
+                order = parallel_vocabulary(order, self.vocabulary.algorithm)
+            executor = self._forwards[len(batches)] = self._executor(order)
         self._load(batches, coefficients, 0.0)
-        losses = executor.run(self._key)
+        losses = self._run(executor, train=False)
         self.rows = []
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for loss in losses.values():
             total += loss
         return self.world.sum(total)
+
+    def _executor(self, order: Order) -> Executor:
+        handlers = self.vocabulary.handlers() if self.vocabulary is not None else None
+        program = lower(assemble(order))
+        world = self.world
+        return Executor(program, world.rank, self.stages, world.groups, self.device, handlers=handlers)
+
+    def _run(self, executor: Executor, *, train: bool) -> dict[int, Tensor]:
+        """Walk the program; the losses, where the last stage is."""
+        part = self.vocabulary
+        if part is None:
+            return executor.run(self._key)
+        part.prepare(train, torch.bfloat16 if self.precision == "bf16" else None)
+        try:
+            return executor.run(self._key) | part.losses
+        finally:
+            part.drop()
 
     def clip(self, limit: float) -> Tensor:
         mine = {name: p for name, p in self.decoder.named_parameters() if name in self.owned}
@@ -141,6 +177,17 @@ class PipelinePasses:
         spans = self.executor.clock.stop()
         world = self.world
         return gather_timeline(spans, self._shift, world.group, world.groups.ranks, world.rank, self.device)
+
+    def gather(self, whole: Decoder) -> bool:
+        """Copy all ranks' weights into rank 0's `whole`; every rank calls it. True on rank 0."""
+        mine = {name: p for name, p in self.decoder.named_parameters() if name in self.owned}
+        world = self.world
+        with answering(world.rank, "bring the weights together"):
+            found = collect(mine, world.groups, world.rank, world.device, self.pieces)
+        if found is None:
+            return False
+        whole.load_state_dict(found, strict=True)
+        return True
 
     def _computes(self, module: DecoderStage) -> Compute:
         def compute(inputs: Tree, microbatch: int) -> Tree:
@@ -198,17 +245,6 @@ def expected(order: Order, measured: Timeline) -> Timeline:
         samples.setdefault((span.args["op"], span.args["stage"]), []).append(span.seconds)
     costs = Costs({key: statistics.median(seconds) for key, seconds in samples.items()})
     return simulate(assemble(order), costs).timeline()
-
-
-def gather_weights(decoder: Decoder, whole: Decoder, world: World) -> bool:
-    """Copy all ranks' weights into rank 0's `whole`; every rank calls it. True on rank 0."""
-    mine = {name: p for name, p in decoder.named_parameters() if not p.is_meta}
-    with answering(world.rank, "bring the weights together"):
-        found = collect(mine, world.groups, world.rank, world.device)
-    if found is None:
-        return False
-    whole.load_state_dict(found, strict=True)
-    return True
 
 
 def split(ids: np.ndarray, parts: int) -> list[np.ndarray]:

@@ -59,7 +59,7 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     optimizers = Optimizers(decoder, TrainConfig(steps=2, optimizer=case["optimizer"]))
     results, heldout = two_steps(passes, optimizers, rows, parallel.parts)
     mine = {name: p for name, p in decoder.named_parameters() if not p.is_meta}
-    return [vars(result) for result in results], heldout, collect(mine, groups, rank, CPU)
+    return [vars(result) for result in results], heldout, collect(mine, groups, rank, CPU, passes.pieces)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,10 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
         ({"pp": 2, "schedule": "zbv", "microbatches": 7}, True, "muon"),
         ({"pp": 4, "schedule": "gpipe", "microbatches": 3}, True, "muon"),
         ({"pp": 2, "schedule": "interleaved-1f1b", "cut": [1, 2, 3]}, True, "adamw"),
+        ({"pp": 2, "vocabulary": 2}, False, "adamw"),
+        ({"pp": 2, "vocabulary": 1, "schedule": "zbv", "microbatches": 7}, True, "adamw"),
+        ({"pp": 4, "vocabulary": 1, "microbatches": 3}, False, "muon"),
+        ({"pp": 4, "vocabulary": 2, "schedule": "zb1p", "microbatches": 5}, True, "adamw"),
     ],
 )
 def test_two_steps_are_those_of_one_process(
