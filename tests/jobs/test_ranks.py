@@ -39,9 +39,10 @@ def same(a: Path, b: Path) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_two_processes_make_the_model_of_one(rows: Path, work: Work) -> None:
+@pytest.mark.parametrize("vocabulary", [None, 2])
+def test_two_processes_make_the_model_of_one(rows: Path, work: Work, vocabulary: int | None) -> None:
     milestones = {"every": 6, "prompts": ["the ship"], "max_new_tokens": 4}
-    parallel = {"pp": 2, "schedule": "zbv", "microbatches": 4, "timeline": 5}
+    parallel = {"pp": 2, "schedule": "zbv", "microbatches": 4, "timeline": 5, "vocabulary": vocabulary}
     alone, expected = train(work, rows, None, "alone", how={"milestones": milestones})
     piped, metrics = train(work, rows, parallel, "piped", how={"milestones": milestones})
     for name in ("loss", "heldout_loss", "tokens", "parameters"):
@@ -60,10 +61,11 @@ def test_two_processes_make_the_model_of_one(rows: Path, work: Work) -> None:
     assert not measured.overlaps()
 
 
+@pytest.mark.parametrize("vocabulary", [None, 1])
 def test_a_rank_that_dies_ends_the_job_which_goes_on_later(
-    rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+    rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch, vocabulary: int | None
 ) -> None:
-    parallel = {"pp": 2, "schedule": "1f1b"}
+    parallel = {"pp": 2, "schedule": "1f1b", "vocabulary": vocabulary}
     whole, _ = train(work, rows, parallel, "whole")
     fault = {"kind": "kill", "point": "train.update", "step": 6, "rank": 1}
     monkeypatch.setenv(VARIABLE, json.dumps({"faults": [fault]}))
@@ -100,6 +102,7 @@ REFUSED = [
     ({"pp": 2, "microbatches": 5}, {}, "4 rows a step cannot be cut into 5 micro-batches"),
     ({"pp": 2, "schedule": "interleaved-1f1b", "microbatches": 1}, {}, "fewer than the 2 ranks"),
     ({"pp": 2}, {"compile": True}, "stages are not compiled yet"),
+    ({"pp": 2, "schedule": "dualpipev", "vocabulary": 2}, {}, "cannot stand between actions that run as one"),
 ]
 
 
