@@ -228,7 +228,7 @@ class VocabularyPart:
             every = flight.stats.new_empty(ranks, 3, count)
             if count:
                 flat = every.view(ranks * 3, count)
-                dist.all_gather_into_tensor(flat, flight.stats, group=self.groups.side)
+                dist.all_gather_single(flat, flight.stats, group=self.groups.side)
             top = every[:, 0].amax(dim=0)
             parts = every[:, 1] * (every[:, 0] - top).exp()
             total = parts.sum(dim=0)
