@@ -61,8 +61,8 @@ ARMS: dict[str, dict[str, Any]] = {
 def spec(case: str) -> DecoderSpec:
     dim, layers, vocabulary = CASES[case]
     return DecoderSpec(
-        vocab_size=vocabulary, dim=dim, num_layers=layers, num_heads=dim // 64, num_kv_heads=dim // 64, head_dim=64, ffn_dim=dim * 8 // 3 // 32 * 32,
-        max_positions=LENGTH, tied=False,
+        vocab_size=vocabulary, dim=dim, num_layers=layers, num_heads=dim // 64, num_kv_heads=dim // 64,
+        head_dim=64, ffn_dim=dim * 8 // 3 // 32 * 32, max_positions=LENGTH, tied=False,
     )  # fmt: skip
 
 
