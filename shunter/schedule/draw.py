@@ -66,7 +66,7 @@ def svg(
                 y += CURVE
             y += GAP
         y += 16
-    parts += _axis(length, scale, y - 12, unit)
+    parts = _axis(length, scale, y - 12, unit) + parts  # behind what is drawn on it
     y += 16
     ops = {str(span.args.get("op", "")) for timeline in timelines for span in timeline}
     x = LEFT
