@@ -18,6 +18,7 @@ from shunter.report import lineage, numbers
 from shunter.report.contents import describe_data, environment_table
 from shunter.report.curves import group_curves
 from shunter.report.facts import Facts, JobFacts, read_json
+from shunter.report.pipelines import describe_pipelines
 from shunter.report.samples import read_samples
 from shunter.report.scores import Pair, Score, Scores, parse
 
@@ -52,12 +53,14 @@ def arrange(facts: Facts) -> dict[str, Any]:
     tables = [score_section(job.name, found) for job, found in scores if found.scores or found.pairs]
     samples, samples_note = read_samples(facts.of_type("scores"), facts.problems)
     groups = group_curves(facts.jobs)
+    pipelines = describe_pipelines(facts.jobs, facts.problems)
     corpora = describe_data(facts)
     environment = environment_table(attempt for job in facts.jobs for attempt in job.attempts)
     graph = _graph(facts.jobs) if facts.jobs else None
     sections = [
         ("scores", "Scores", tables),
         ("training", "Training", groups),
+        ("pipelines", "Pipelines", pipelines),
         ("samples", "Samples", samples),
         ("jobs", "Jobs", True),
         ("data", "Data", corpora),
@@ -72,6 +75,7 @@ def arrange(facts: Facts) -> dict[str, Any]:
         "sections": [(anchor, name) for anchor, name, content in sections if content],
         "scores": tables,
         "groups": groups,
+        "pipelines": pipelines,
         "samples": samples,
         "samples_note": samples_note,
         "jobs": _job_rows(facts.jobs),

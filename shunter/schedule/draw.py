@@ -25,6 +25,7 @@ ROW, CURVE, GAP, LEFT, WIDTH = 22.0, 10.0, 6.0, 58.0, 960.0
 SEPARATE = 4000  # spans that get an element of their own; more are drawn as one path a row and colour
 NUMBERED = 11.0  # width in pixels from which a number can be read
 
+# Of a drawing that stands alone. One within a page has the page's colours, under the class `timeline`.
 STYLE = (
     ":root{color-scheme:light dark}text{font:11px system-ui,sans-serif;fill:CanvasText}"
     ".n{font-size:10px;fill:#000;text-anchor:middle;pointer-events:none}.k{fill:none;stroke:CanvasText;"
@@ -34,8 +35,21 @@ STYLE = (
 Held = Mapping[int, Sequence[tuple[float, float]]]  # rank -> (time, activations held from then on)
 
 
-def svg(timelines: Sequence[Timeline], held: Held | None = None, unit: str = "") -> str:
-    """One drawing; timelines stand below each other on one scale, such as simulated and measured."""
+def svg(
+    timelines: Sequence[Timeline],
+    held: Held | None = None,
+    unit: str = "",
+    *,
+    label: str = "a timeline",
+    separate: int = SEPARATE,
+    style: str = STYLE,
+) -> str:
+    """One drawing; timelines stand below each other on one scale, such as measured and simulated.
+
+    held:     activations, drawn below the first timeline's rows.
+    label:    for those who do not see it.
+    separate: spans of a timeline that get an element of their own.
+    """
     length = max((timeline.end - timeline.begin for timeline in timelines), default=0.0) or 1.0
     scale = (WIDTH - LEFT - 10) / length
     parts: list[str] = []
@@ -49,14 +63,14 @@ def svg(timelines: Sequence[Timeline], held: Held | None = None, unit: str = "")
         for rank in sorted({span.rank for span in timeline}):
             spans = [span for span in timeline if span.rank == rank and span.lane == "compute"]
             parts.append(f'<text x="0" y="{y + 15:.0f}">rank {rank}</text>')
-            parts += _row(spans, timeline.begin, scale, y, unit, len(timeline) <= SEPARATE)
+            parts += _row(spans, timeline.begin, scale, y, unit, len(timeline) <= separate)
             y += ROW
             if number == 0 and held and most:
                 parts.append(_curve(held.get(rank, ()), scale, y + CURVE, most, length))
                 y += CURVE
             y += GAP
         y += 16
-    parts += _axis(length, scale, y - 12, unit)
+    parts = _axis(length, scale, y - 12, unit) + parts  # behind what is drawn on it
     y += 16
     ops = {str(span.args.get("op", "")) for timeline in timelines for span in timeline}
     x = LEFT
@@ -68,8 +82,9 @@ def svg(timelines: Sequence[Timeline], held: Held | None = None, unit: str = "")
     if held and most:
         parts.append(f'<text x="{x:.0f}" y="{y:.0f}">curve: activations held, at most {most:g}</text>')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:.0f} {y + 8:.0f}" role="img">'
-        f"<style>{STYLE}</style>{''.join(parts)}</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="timeline" viewBox="0 0 {WIDTH:.0f} {y + 8:.0f}" '
+        f'role="img" aria-label="{escape(label)}">'
+        f"{f'<style>{style}</style>' if style else ''}{''.join(parts)}</svg>\n"
     )
 
 

@@ -9,18 +9,23 @@ from itertools import pairwise
 from shunter.record.timeline import Timeline
 from shunter.schedule.costs import Costs, Links
 from shunter.schedule.deadlock import Blocked, raise_deadlock
-from shunter.schedule.program import COMPUTE_LANE, Node, Program
+from shunter.schedule.program import COMPUTE_LANE, Edge, Node, Program
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """begin and end of each node by id, in the unit of the costs; messages[(source, target)] arrive then."""
+    """begin and end of each node by id, in the unit of the costs.
+
+    queued: (source, target) -> when what took a link of its own arrived; all else arrives `links`' latency
+    after its source has ended.
+    """
 
     program: Program
     begin: list[float]
     end: list[float]
     elapsed: float
-    arrivals: dict[tuple[int, int], float]
+    links: Links
+    queued: dict[tuple[int, int], float]
 
     def _compute(self) -> Iterator[tuple[int, list[int]]]:
         for (rank, lane), ids in self.program.order.items():
@@ -36,6 +41,14 @@ class Simulation:
     @property
     def idle_over_ideal(self) -> float:
         return self.elapsed / self.ideal - 1 if self.ideal else 0.0
+
+    def _arrival(self, edge: Edge) -> float:
+        """When the edge's target has what it hands over."""
+        found = self.queued.get((edge.source, edge.target))
+        if found is not None:
+            return found
+        a, b = self.program.nodes[edge.source].rank, self.program.nodes[edge.target].rank
+        return self.end[edge.source] + (self.links.of(a, b)[0] if edge.payload and a != b else 0.0)
 
     @property
     def longest_span(self) -> float:
@@ -90,9 +103,9 @@ class Simulation:
         """The chain of nodes, first to last, that determines the elapsed time."""
         program, begin, end = self.program, self.begin, self.end
         before = {b: a for ids in program.order.values() for a, b in pairwise(ids)}
-        sources: dict[int, list[int]] = {}
-        for source, target, _ in program.edges:
-            sources.setdefault(target, []).append(source)
+        into: dict[int, list[Edge]] = {}
+        for edge in program.edges:
+            into.setdefault(edge.target, []).append(edge)
         together = {id: group for group in program.rendezvous for id in group}
         here = max(range(len(end)), key=end.__getitem__, default=-1)
         path: list[Node] = []
@@ -100,9 +113,9 @@ class Simulation:
             path.append(program.nodes[here])
             moment, here_next = begin[here], -1
             for member in together.get(here, (here,)):
-                for source in sources.get(member, ()):
-                    if self.arrivals.get((source, member), end[source]) == moment:
-                        here_next = source
+                for edge in into.get(member, ()):
+                    if self._arrival(edge) == moment:
+                        here_next = edge.source
                 if here_next < 0 and member in before and end[before[member]] == moment:
                     here_next = before[member]
             if here_next < 0 and here in before:
@@ -130,14 +143,9 @@ def simulate(program: Program, costs: Costs, links: Links | None = None) -> Simu
     """
     links = links or Links()
     nodes, total = program.nodes, len(program.nodes)
-    price: dict[tuple[str, int], float] = {}
-    cost = [0.0] * total
-    for node in nodes:
-        key = (node[3], node[4])
-        found = price.get(key)
-        if found is None:
-            found = price[key] = costs.of(*key)
-        cost[node[0]] = found
+    kinds = [(node[3], node[4]) for node in nodes]
+    price = {kind: costs.of(*kind) for kind in set(kinds)}
+    cost = [price[kind] for kind in kinds]
     orders = list(program.order.values())
     lane_of, place = [0] * total, [0] * total
     for number, ids in enumerate(orders):
@@ -145,15 +153,16 @@ def simulate(program: Program, costs: Costs, links: Links | None = None) -> Simu
             lane_of[id], place[id] = number, at
     outs: list[list[tuple[int, float, int]] | None] = [None] * total
     missing = [0] * total
-    links_of = _LinkTable(links)
+    wires = _Wires(links, [rank for rank, _ in program.order])
+    # The pairs of lanes are few and the edges many: a number is found faster than a pair.
+    known, lanes = wires.known, len(orders)
     for source, target, payload in program.edges:
-        if lane_of[source] == lane_of[target] and place[source] < place[target]:
+        lane, other = lane_of[source], lane_of[target]
+        if lane == other and place[source] < place[target]:
             continue  # the lane's order sees to it
         delay, link = 0.0, -1
         if payload:
-            a, b = nodes[source][1], nodes[target][1]
-            if a != b:
-                delay, link = links_of.find(a, b)
+            delay, link = known.get(lane * lanes + other) or wires.find(lane, other)
         missing[target] += 1
         out = outs[source]
         if out is None:
@@ -161,34 +170,30 @@ def simulate(program: Program, costs: Costs, links: Links | None = None) -> Simu
         else:
             out.append((target, delay, link))
     run = _Run(program, cost, orders, lane_of, outs, missing)
-    run.go(links_of.busy, links.blocking)
-    arrivals = run.arrivals
-    for source, out in enumerate(outs):
-        for target, delay, link in out or ():
-            if delay and link < 0:
-                arrivals[source, target] = run.end[source] + delay
-    return Simulation(program, run.begin, run.end, max(run.end, default=0.0), arrivals)
+    run.go(wires.busy, links.blocking)
+    return Simulation(program, run.begin, run.end, max(run.end, default=0.0), links, run.queued)
 
 
-class _LinkTable:
-    """Links that take one message at a time, numbered; those that are never busy need no number."""
+class _Wires:
+    """What a message from one lane to another passes. Links that are never busy need no number."""
 
-    def __init__(self, links: Links) -> None:
-        self.links = links
+    def __init__(self, links: Links, rank_of: list[int]) -> None:
+        self.links, self.rank_of = links, rank_of
         self.busy: list[float] = []
-        self._known: dict[tuple[int, int], tuple[float, int]] = {}
+        self.known: dict[int, tuple[float, int]] = {}  # by (source lane) * lanes + (target lane)
+        self._numbers: dict[tuple[int, int], int] = {}
 
     def find(self, source: int, target: int) -> tuple[float, int]:
-        """Latency between two ranks, and the link's number or -1."""
-        known = self._known.get((source, target))
-        if known is None:
-            latency, occupied = self.links.of(source, target)
-            number = -1
-            if occupied > 0 or self.links.blocking:
-                number = len(self.busy)
+        """Latency between two lanes, and the number of the link that their ranks share, or -1."""
+        a, b = self.rank_of[source], self.rank_of[target]
+        latency, occupied = self.links.of(a, b) if a != b else (0.0, 0.0)
+        number = -1
+        if a != b and (occupied > 0 or self.links.blocking):
+            number = self._numbers.setdefault((a, b), len(self.busy))
+            if number == len(self.busy):
                 self.busy.append(occupied)
-            known = self._known[source, target] = latency, number
-        return known
+        found = self.known[source * len(self.rank_of) + target] = latency, number
+        return found
 
 
 class _Run:
@@ -206,7 +211,7 @@ class _Run:
         self.program, self.cost, self.orders = program, cost, orders
         self.lane_of, self.outs, self.missing = lane_of, outs, missing
         self.begin, self.end = [0.0] * len(cost), [0.0] * len(cost)
-        self.arrivals: dict[tuple[int, int], float] = {}
+        self.queued: dict[tuple[int, int], float] = {}
 
     def go(self, busy: list[float], blocking: bool) -> None:
         """Fill `begin` and `end`. One flat loop: it runs once for each node of programs with 10^5 of them."""
@@ -215,7 +220,7 @@ class _Run:
         ready = [0.0] * len(cost)
         at, clock = [0] * len(orders), [0.0] * len(orders)
         free = [0.0] * len(busy)  # when each link has sent what it was given
-        arrivals = self.arrivals
+        queued = self.queued
         meetings = _Meetings(self.program, lane_of)
         turns = list(range(len(orders) - 1, -1, -1))
         while turns:
@@ -250,7 +255,7 @@ class _Run:
                         if leaving > sent:
                             sent = leaving
                         free[link] = sent = sent + busy[link]
-                        arrival = arrivals[id, target] = sent + delay
+                        arrival = queued[id, target] = sent + delay
                         if blocking and arrival > now:
                             now = arrival
                     if arrival > ready[target]:

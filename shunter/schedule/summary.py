@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from shunter.record.timeline import Timeline
 from shunter.schedule.costs import Costs, Links
 from shunter.schedule.program import Program
 from shunter.schedule.simulate import Simulation, simulate
@@ -28,6 +29,35 @@ def summary(name: str, microbatches: int, found: Simulation, seconds: float) -> 
         "critical_path": [str(node) for node in found.critical_path()],
         "seconds": seconds,
     }
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a timeline shows, measured or simulated, in its unit of time: first begin to last end, work of the
+    busiest rank, and the longest time from a rank's first begin to its last end."""
+
+    ranks: int
+    elapsed: float
+    ideal: float
+    longest_span: float
+
+    @property
+    def idle_over_ideal(self) -> float:
+        return self.elapsed / self.ideal - 1 if self.ideal else 0.0
+
+
+def figures(timeline: Timeline) -> Figures:
+    """Figures of a timeline whose ranks do one thing at a time."""
+    work: dict[int, float] = {}
+    first: dict[int, float] = {}
+    last: dict[int, float] = {}
+    for span in timeline:
+        rank = span.rank
+        work[rank] = work.get(rank, 0.0) + span.seconds
+        first[rank] = min(first.get(rank, span.begin), span.begin)
+        last[rank] = max(last.get(rank, span.end), span.end)
+    spans = (last[rank] - first[rank] for rank in work)
+    return Figures(len(work), timeline.elapsed, max(work.values(), default=0.0), max(spans, default=0.0))
 
 
 def what_helps(program: Program, costs: Costs, links: Links, elapsed: float) -> list[tuple[str, float]]:

@@ -69,6 +69,8 @@ def test_a_link_that_is_occupied_makes_messages_queue() -> None:
     # Messages leave at 1, 2, 3 and take the link for 2 each: they arrive at 3, 5, 7.
     assert simulate(program, costs, Links(occupied=2.0)).elapsed == 8
     assert simulate(program, costs, Links(between={(0, 1): (0.5, 2.0)})).elapsed == 8.5
+    queued = simulate(program, costs, Links(latency=0.5, occupied=2.0))
+    assert [str(node.action) for node in queued.critical_path()] == ["0F0", "0F1", "0F2", "1F2"]
     # The other direction's link is another one.
     assert simulate(program, costs, Links(between={(1, 0): (9.0, 9.0)})).elapsed == 4
 
