@@ -180,9 +180,9 @@ class Padded(Stage):
         while (left := begin + seconds * self.share - time.perf_counter()) > 0:
             time.sleep(left)
 
-    def forward(self, microbatch: int, inputs: Tree, *, train: bool = True) -> Tree:
+    def forward(self, microbatch: int, inputs: Tree, *, train: bool = True, light: bool = False) -> Tree:
         begin = time.perf_counter()
-        made = super().forward(microbatch, inputs, train=train)
+        made = super().forward(microbatch, inputs, train=train, light=light)
         self._pad(begin, FORWARD_PAD)
         return made
 

@@ -15,12 +15,13 @@ FORWARD = "F"
 BACKWARD = "B"  # both gradients at once
 INPUT = "I"  # the gradient of the input
 WEIGHT = "W"  # the gradient of the weights
+RECOMPUTE = "R"  # the forward once more, for a backward whose forward kept its inputs only
 UNSHARD = "UNSHARD"  # gather a stage's weights
 RESHARD = "RESHARD"  # give them up again
 REDUCE = "REDUCE_GRAD"  # reduce a stage's gradients over its replicas
 OVERLAP = "OVERLAP_F_B"  # the text's name of a pair that runs as one
 
-COMPUTE = frozenset({FORWARD, BACKWARD, INPUT, WEIGHT})
+COMPUTE = frozenset({FORWARD, BACKWARD, INPUT, WEIGHT, RECOMPUTE})
 STAGE_WIDE = frozenset({UNSHARD, RESHARD, REDUCE})
 
 _TEXT = re.compile(r"(\d+)([A-Z][A-Z_]*)(\d*)")

@@ -15,6 +15,7 @@ COLOURS = {
     "B": ("#009e73", "backward"),
     "I": ("#e69f00", "gradient of the input"),
     "W": ("#cc79a7", "gradient of the weights"),
+    "R": ("#f0e442", "recomputation"),
 }
 OTHER = ("#999999", "other")
 ROW, CURVE, GAP, LEFT, WIDTH = 22.0, 10.0, 6.0, 58.0, 960.0

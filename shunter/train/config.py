@@ -11,6 +11,7 @@ from shunter.config.errors import ShunterError
 from shunter.recipe.job import How
 from shunter.schedule.catalogue import schedule
 from shunter.schedule.order import Order
+from shunter.schedule.recompute import recomputed
 
 # other-seed restores all, and draws what comes next from another seed: the band of chance to compare with.
 Restore = Literal["full", "no-optimizer", "no-schedule", "no-data", "no-rng", "weights-only", "other-seed"]
@@ -79,6 +80,9 @@ class Parallel(Config):
     cut: list[int] | None = Field(
         None, description="First layer of each stage but the first; default: even in cost, head included."
     )
+    recompute: bool = Field(
+        False, description="Keep only what passes between stages, and compute the rest again for backwards."
+    )
     timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
     timeline: int | None = Field(
         None, ge=0, description="Step whose measured timeline is kept beside the simulated one."
@@ -100,7 +104,7 @@ class Parallel(Config):
                 f"cut has {len(self.cut)} bounds, but {order.stages} stages have {order.stages - 1}",
                 mend="Give the first layer of each stage but the first, or leave cut out.",
             )
-        return order
+        return recomputed(order) if self.recompute else order
 
 
 class TrainHow(How):
