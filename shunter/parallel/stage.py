@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from shunter.parallel.batchnorm import DeferredBatchNorm
 from shunter.parallel.halves import Deferred, WeightQueue
 from shunter.parallel.replay import Draws, light_forward
+from shunter.parallel.saved import Held, SavedBytes
 from shunter.parallel.tree import Tree
 
 # (inputs, micro-batch) -> outputs. The first stage gets no inputs, the last returns only its `loss`; what
@@ -30,6 +31,7 @@ class _Flight:
     inputs: Tree
     outputs: Tree
     draws: Draws | None = None
+    held: list[Held] = field(default_factory=list)
     due: deque[Deferred] = field(default_factory=deque)
 
 
@@ -39,6 +41,7 @@ class Stage:
     module:  its parameters; `compute` calls it.
     defer:   let its linear layers defer weight gradients: needed for backwards in halves only.
     losses:  micro-batch -> loss, of the stage that ends with it (detached).
+    saved:   counts what is held for backwards, while it is set.
     """
 
     def __init__(self, compute: Compute, module: nn.Module, *, defer: bool = True) -> None:
@@ -51,6 +54,7 @@ class Stage:
         self.trains = any(parameter.requires_grad for parameter in parameters)
         self.device = parameters[0].device if parameters else torch.device("cpu")
         self.losses: dict[int, Tensor] = {}
+        self.saved: SavedBytes | None = None
         self._flights: dict[int, _Flight] = {}
 
     @property
@@ -79,11 +83,12 @@ class Stage:
         if light:
             draws = Draws.now(self.device)
             outputs = light_forward(lambda: self.compute(leaves, microbatch), leaves, self.trains)
-            self._flights[microbatch] = _Flight(leaves, {}, draws=draws)
+            self._flights[microbatch] = _Flight(leaves, {}, draws=draws, held=self._hold(leaves))
             self._note_loss(microbatch, outputs)
             return outputs
-        outputs = self.compute(leaves, microbatch)
-        self._flights[microbatch] = _Flight(leaves, outputs)
+        with self.saved or nullcontext():
+            outputs = self.compute(leaves, microbatch)
+        self._flights[microbatch] = _Flight(leaves, outputs, held=self._hold(leaves))
         self._note_loss(microbatch, outputs)
         return {
             name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in outputs.items()
@@ -93,7 +98,7 @@ class Stage:
         """A light forward once more, with the same random draws, now with its graph."""
         flight = self._flights[microbatch]
         assert flight.draws is not None, f"micro-batch {microbatch} was not computed light"
-        with self._uncounted():
+        with self._uncounted(), self.saved or nullcontext():
             flight.outputs = flight.draws.again(lambda: self.compute(flight.inputs, microbatch))
         flight.draws = None
 
@@ -109,7 +114,7 @@ class Stage:
             back = self._back(flight, grads)
         finally:
             self.queue.open = None
-        flight.inputs, flight.outputs = {}, {}
+        flight.inputs, flight.outputs, flight.held = {}, {}, []
         return back
 
     def weight_grad(self, microbatch: int) -> None:
@@ -138,6 +143,9 @@ class Stage:
         finally:
             for norm in self.norms:
                 norm.counting = True
+
+    def _hold(self, tree: Tree) -> list[Held]:
+        return [self.saved.hold(tensor) for tensor in tree.values()] if self.saved is not None else []
 
     def _note_loss(self, microbatch: int, outputs: Tree) -> None:
         if LOSS in outputs:
