@@ -39,6 +39,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.measure import RESULTS, alternate, machine, rounded, save
 from shunter.parallel.clock import gather_timeline, offset
 from shunter.parallel.executor import Executor
+from shunter.parallel.rehearse import rehearse
 from shunter.parallel.stage import LOSS, Stage
 from shunter.parallel.transport import Groups
 from shunter.parallel.tree import Tree
@@ -167,59 +168,12 @@ def overhead(rank: int, groups: Groups, name: str, size: str, microbatches: int)
     }
 
 
-class Padded(Stage):
-    """Each operation sleeps until its time is over."""
-
-    def __init__(self, compute: Any, module: nn.Module, share: float) -> None:
-        super().__init__(compute, module)
-        self.share = share
-        self.worked = 0.0
-
-    def _pad(self, begin: float, seconds: float) -> None:
-        self.worked = max(self.worked, (time.perf_counter() - begin) / (seconds * self.share))
-        while (left := begin + seconds * self.share - time.perf_counter()) > 0:
-            time.sleep(left)
-
-    def forward(self, microbatch: int, inputs: Tree, *, train: bool = True) -> Tree:
-        begin = time.perf_counter()
-        made = super().forward(microbatch, inputs, train=train)
-        self._pad(begin, FORWARD_PAD)
-        return made
-
-    def backward(self, microbatch: int, grads: Tree) -> Tree:
-        begin = time.perf_counter()
-        made = super().backward(microbatch, grads)
-        self._pad(begin, 2 * HALF_PAD)
-        return made
-
-    def input_grad(self, microbatch: int, grads: Tree) -> Tree:
-        begin = time.perf_counter()
-        made = super().input_grad(microbatch, grads)
-        self._pad(begin, HALF_PAD)
-        return made
-
-    def weight_grad(self, microbatch: int) -> None:
-        begin = time.perf_counter()
-        super().weight_grad(microbatch)
-        self._pad(begin, HALF_PAD)
-
-
 def padded(rank: int, groups: Groups, name: str, microbatches: int) -> dict[str, Any]:
     """Seconds of a step with padded stages, and the largest share that real work has of a pad."""
-    world = len(groups.ranks)
-    order = schedule(name).build(world, microbatches)
-    stages = _toy_stages(order, rank, 16, 2, microbatches, padded=True)
-    executor = Executor(lower(assemble(order)), rank, stages, groups, CPU)
-    seconds = []
-    for _ in range(6):
-        dist.barrier()
-        begin = time.perf_counter()
-        executor.run()
-        dist.barrier()
-        seconds.append(time.perf_counter() - begin)
-    worked = torch.tensor([max(stage.worked for stage in stages.values() if isinstance(stage, Padded))])
-    dist.all_reduce(worked, dist.ReduceOp.MAX)
-    return {"seconds": seconds[1:], "worked": float(worked)}
+    order = schedule(name).build(len(groups.ranks), microbatches)
+    costs = Costs.even(order.placement, FORWARD_PAD, HALF_PAD, HALF_PAD)
+    found = rehearse(order, costs, groups, rank, repeats=5)
+    return {"seconds": found["seconds"], "worked": found["worked"]}
 
 
 def unpadded(rank: int, groups: Groups, names: Sequence[str], microbatches: int) -> dict[str, Any]:
@@ -228,7 +182,7 @@ def unpadded(rank: int, groups: Groups, names: Sequence[str], microbatches: int)
     walks = {}
     for name in names:
         order = schedule(name).build(2, microbatches)
-        stages = _toy_stages(order, rank, 512, 256, microbatches, padded=False)
+        stages = _toy_stages(order, rank, 512, 256, microbatches)
         walks[name] = Executor(lower(assemble(order)), rank, stages, groups, CPU)
     assert groups.up is not None
     shift = offset(groups.up, groups.ranks, rank, CPU)
@@ -244,22 +198,20 @@ def unpadded(rank: int, groups: Groups, names: Sequence[str], microbatches: int)
     return found
 
 
-def _toy_stages(
-    order: Order, rank: int, width: int, rows: int, microbatches: int, *, padded: bool
-) -> dict[int, Stage]:
+def _toy_stages(order: Order, rank: int, width: int, rows: int, microbatches: int) -> dict[int, Stage]:
     last = order.stages - 1
     data = torch.randn(microbatches, rows, width, generator=torch.Generator().manual_seed(0))
     stages: dict[int, Stage] = {}
     for number in (stage for stage, holder in enumerate(order.placement) if holder == rank):
         share = 1 / order.placement.count(rank)
-        layers = 1 if padded else max(1, round(4 * share))
+        layers = max(1, round(4 * share))
         module = nn.Sequential(*(block(width, 10 * number + i) for i in range(layers)))
 
         def compute(inputs: Tree, m: int, module: nn.Module = module, number: int = number) -> Tree:
             y = module(inputs["x"] if number else data[m])
             return {LOSS: y.square().mean()} if number == last else {"x": y}
 
-        stages[number] = Padded(compute, module, share) if padded else Stage(compute, module)
+        stages[number] = Stage(compute, module)
     return stages
 
 

@@ -47,6 +47,9 @@ def simulate(
     cap: Annotated[
         float | None, typer.Option(help="Refuse a schedule that holds more micro-batches than this.")
     ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Forwards are done once more before their backwards.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the picture as a page.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Write the picture alone.")] = None,
@@ -64,6 +67,7 @@ def simulate(
     from shunter.schedule.cost_file import read_costs
     from shunter.schedule.costs import Costs, Links
     from shunter.schedule.lower import has_messages, lower
+    from shunter.schedule.recompute import recomputed
     from shunter.schedule.simulate import simulate as run
     from shunter.schedule.summary import summary, what_helps
     from shunter.schedule.text import read_program, write_program
@@ -73,6 +77,8 @@ def simulate(
         raise ShunterError("give either --schedule or --program", mend="`shunter schedules` lists the names.")
     if not 0 <= released_at_input <= 1:
         raise ShunterError(f"--released-at-input is {released_at_input}", mend="Give a share from 0 to 1.")
+    if recompute and program is not None:
+        raise ShunterError("--recompute is for a --schedule", mend="Write the R actions into the program.")
     times = {"--forward": forward, "--input-grad": input_grad, "--weight-grad": weight_grad}
     if costs is not None and (given := [name for name, value in times.items() if value is not None]):
         raise ShunterError(
@@ -112,6 +118,7 @@ def simulate(
             head = 1.0 if head is None else head
             order = parallel_vocabulary(order, vocabulary, known, head)
             name = f"{name}, vocabulary on all ranks"
+        order = recomputed(order) if recompute else order
         whole = assemble(order, released_at_input=released_at_input)
         if cap is not None:
             check(whole, cap=cap)

@@ -18,6 +18,7 @@ _ENTRIES = {
     "sft": "shunter.jobs.sft:JOB",
     "evaluate": "shunter.jobs.evaluate:JOB",
     "report": "shunter.jobs.report:JOB",
+    "rehearse": "shunter.jobs.rehearse:JOB",
 }
 
 

@@ -156,5 +156,7 @@ def linear_cross_entropy(
     Returns the loss (float64 scalar) and log-probabilities [N], 0 where the coefficient is 0; the
     latter carry no gradient.
     """
+    if not torch.is_grad_enabled():  # a Function is not told of it, and would take the gradient for nothing
+        hidden, weight = hidden.detach(), weight.detach()
     loss, logprobs = _LinearCrossEntropy.apply(hidden, weight, targets, coefficients, z_loss)
     return loss, logprobs

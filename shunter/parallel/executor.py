@@ -20,7 +20,7 @@ from shunter.parallel.lost import PeerLost
 from shunter.parallel.stage import Stage
 from shunter.parallel.transport import Groups, Kind, Mailbox
 from shunter.parallel.tree import Tree
-from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT
+from shunter.schedule.action import BACKWARD, COMPUTE, FORWARD, INPUT, RECOMPUTE, WEIGHT
 from shunter.schedule.check import check, least_in_flight
 from shunter.schedule.lower import MESSAGES, RECEIVES, SENDS
 from shunter.schedule.program import COMPUTE_LANE, Node, Program
@@ -52,7 +52,7 @@ class Executor:
 
     program:  lowered; checked here.
     stages:   those that this rank holds, by number.
-    handlers: operations other than F, B, I, W by name.
+    handlers: operations other than F, R, B, I, W by name.
     key:      micro-batch -> anything hashable; micro-batches of one key have messages of one shape. All
               ranks must agree on it.
     """
@@ -74,6 +74,8 @@ class Executor:
         in_flight = max(2, least_in_flight(program))
         self.mailbox = Mailbox(groups, rank, device, in_flight) if groups is not None else None
         self.train = any(node.op in (BACKWARD, INPUT) for node in program.nodes)
+        again = [node for node in program.nodes if node.op == RECOMPUTE and node.rank == rank]
+        self._again = {(node.stage, node.microbatch) for node in again}
         self._sender = self._senders()
         self._named = self._payload_names()
         self._plans = self._read()
@@ -96,6 +98,8 @@ class Executor:
         for stage in self.stages.values():
             losses.update(stage.losses)
             stage.losses = {}
+            if self.train:
+                stage.commit()
         return losses
 
     def _senders(self) -> dict[int, int]:
@@ -142,14 +146,14 @@ class Executor:
         return plans
 
     def _refuse_unknown(self) -> None:
-        known = {FORWARD, BACKWARD, INPUT, WEIGHT, *SENDS, *RECEIVES, *self.handlers}
+        known = {FORWARD, RECOMPUTE, BACKWARD, INPUT, WEIGHT, *SENDS, *RECEIVES, *self.handlers}
         for plan in self._plans.values():
             if plan.node.op not in known:
                 raise ShunterError(
                     f"nothing here can do {plan.node.op!r}, as {plan.node} asks",
                     mend="Give the executor a handler for it, or leave it out of the program.",
                 )
-            if plan.node.op in (FORWARD, BACKWARD, INPUT, WEIGHT) and plan.node.stage not in self.stages:
+            if plan.node.op in COMPUTE and plan.node.stage not in self.stages:
                 raise ShunterError(
                     f"{plan.node}: the rank has no stage {plan.node.stage}",
                     mend="Give it the stage's module, or place the stage on another rank.",
@@ -218,7 +222,8 @@ class _Walk:
         stage = executor.stages.get(node.stage)
         if op == FORWARD:
             assert stage is not None
-            made = stage.forward(microbatch, inputs, train=executor.train)
+            light = (node.stage, microbatch) in executor._again
+            made = stage.forward(microbatch, inputs, train=executor.train, light=light)
         elif op == BACKWARD:
             assert stage is not None
             made = stage.backward(microbatch, inputs)
@@ -228,6 +233,10 @@ class _Walk:
         elif op == WEIGHT:
             assert stage is not None
             stage.weight_grad(microbatch)
+            return {}
+        elif op == RECOMPUTE:
+            assert stage is not None
+            stage.recompute(microbatch)
             return {}
         else:
             return executor.handlers[op](node, inputs) or {}

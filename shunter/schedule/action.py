@@ -15,6 +15,7 @@ FORWARD = "F"
 BACKWARD = "B"  # both gradients at once
 INPUT = "I"  # the gradient of the input
 WEIGHT = "W"  # the gradient of the weights
+RECOMPUTE = "R"  # the forward once more, for a backward whose forward kept its inputs only
 UNSHARD = "UNSHARD"  # gather a stage's weights
 RESHARD = "RESHARD"  # give them up again
 REDUCE = "REDUCE_GRAD"  # reduce a stage's gradients over its replicas
@@ -24,7 +25,7 @@ EMBED = "IF"  # a vocabulary shard's part of the embedding
 EMBED_BACK = "IB"  # its gradient
 OVERLAP = "OVERLAP_F_B"  # the text's name of a pair that runs as one
 
-COMPUTE = frozenset({FORWARD, BACKWARD, INPUT, WEIGHT})
+COMPUTE = frozenset({FORWARD, BACKWARD, INPUT, WEIGHT, RECOMPUTE})
 STAGE_WIDE = frozenset({UNSHARD, RESHARD, REDUCE})
 VOCABULARY = frozenset({SOFTMAX, HEAD, EMBED, EMBED_BACK})  # what every rank does with its shard
 

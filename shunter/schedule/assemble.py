@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from shunter.config.errors import ShunterError
-from shunter.schedule.action import BACKWARD, FORWARD, INPUT, STAGE_WIDE, VOCABULARY, WEIGHT, Action
+from shunter.schedule.action import (
+    BACKWARD,
+    FORWARD,
+    INPUT,
+    RECOMPUTE,
+    STAGE_WIDE,
+    VOCABULARY,
+    WEIGHT,
+    Action,
+)
 from shunter.schedule.meetings import meet
 from shunter.schedule.order import Order
 from shunter.schedule.program import COMPUTE_LANE, Edge, Lane, Node, Program
@@ -23,13 +32,19 @@ Route = Sequence[Visit]
 
 
 def assemble(
-    order: Order, *, routes: Sequence[Route] | None = None, released_at_input: float = 0.0
+    order: Order,
+    *,
+    routes: Sequence[Route] | None = None,
+    released_at_input: float = 0.0,
+    kept: float = 0.0,
 ) -> Program:
     """The program in which each micro-batch takes its route forward, and the same route back.
 
     routes:            a route for each micro-batch; by default all stages in turn, each on its rank.
     released_at_input: share of a stage's activations that the input's gradient releases; the weights'
                        gradient releases the rest.
+    kept:              share of a stage's activations that its inputs are: what is held of a micro-batch that
+                       is recomputed, until it is.
 
     Raises ShunterError where a rank does what its route does not ask for, does it twice, or leaves it out.
     """
@@ -46,8 +61,10 @@ def assemble(
     pairs: list[int] = []
     for rank, actions in enumerate(order.actions):
         taken = share[rank]
+        again = {(action.stage, action.microbatch) for action in actions if action.op == RECOMPUTE}
         memory = {
             FORWARD: taken if trains else 0.0,
+            RECOMPUTE: taken * (1 - kept),
             BACKWARD: -taken,
             INPUT: -taken * released_at_input,
             WEIGHT: -taken * (1 - released_at_input) if split else 0.0,
@@ -64,7 +81,10 @@ def assemble(
             found[key] = id
             if paired:
                 pairs.append(id)
-            nodes.append(Node(id, rank, COMPUTE_LANE, op, stage, microbatch, "", memory.get(op, 0.0)))
+            held = memory.get(op, 0.0)
+            if op == FORWARD and (stage, microbatch) in again:
+                held *= kept
+            nodes.append(Node(id, rank, COMPUTE_LANE, op, stage, microbatch, "", held))
         lanes[rank, COMPUTE_LANE] = list(range(begin, len(nodes)))
     edges = _edges(routes, found, nodes)
     program = Program(nodes, lanes, edges, (), frozenset(pairs))
@@ -103,6 +123,10 @@ def _edges(
             edges.append(Edge(after, here, payload))
             if after != forward:
                 edges.append(Edge(forward, here))
+            again = found.get((rank, RECOMPUTE, stage, microbatch))
+            if again is not None:
+                used += 1
+                edges += [Edge(forward, again), Edge(again, here)]
             if whole is None:
                 weight = _need(found, rank, WEIGHT, stage, microbatch)
                 used += 1

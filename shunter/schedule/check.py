@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from shunter.config.errors import ShunterError
-from shunter.schedule.action import BACKWARD, COMPUTE, FORWARD, INPUT, RESHARD, UNSHARD, WEIGHT
+from shunter.schedule.action import BACKWARD, COMPUTE, FORWARD, INPUT, RECOMPUTE, RESHARD, UNSHARD, WEIGHT
 from shunter.schedule.costs import Costs
 from shunter.schedule.lower import RECEIVES
 from shunter.schedule.program import Edge, Lane, Node, Program
@@ -87,25 +87,26 @@ def _lanes(program: Program) -> None:
 
 
 def _complete(nodes: Sequence[Node]) -> None:
-    """Forward, then backward: whole, or the input's half and then the weights'."""
+    """Forward, maybe once more, then backward: whole, or the input's half and then the weights'."""
     state: dict[tuple[int, int, str], str] = {}
-    after = {BACKWARD: FORWARD, INPUT: FORWARD, WEIGHT: INPUT}
-    trains = any(node.op in after for node in nodes)
+    ready = (FORWARD, RECOMPUTE)
+    after = {FORWARD: ("",), RECOMPUTE: (FORWARD,), BACKWARD: ready, INPUT: ready, WEIGHT: (INPUT,)}
+    trains = any(node.op in (BACKWARD, INPUT, WEIGHT) for node in nodes)
     for node in nodes:
         if node.op not in COMPUTE:
             continue
         key = node.stage, node.microbatch, node.part
         before = state.get(key, "")
-        if before != after.get(node.op, ""):
+        if before not in after[node.op]:
             raise ShunterError(
                 f"{node} comes {'after ' + before if before else 'without its forward before it'}",
                 mend="Each micro-batch goes forward and then backward: F then B, or F then I then W.",
             )
         state[key] = node.op
     for (stage, microbatch, _), last in state.items():
-        if trains and last in (FORWARD, INPUT):
+        if trains and last in (*ready, INPUT):
             rank = nodes[0].rank
-            wanted = "a backward" if last == FORWARD else "the gradient of its weights"
+            wanted = "a backward" if last in ready else "the gradient of its weights"
             raise ShunterError(
                 f"rank {rank} never does {wanted} of micro-batch {microbatch} on stage {stage}",
                 mend="Add the action to the rank's order.",

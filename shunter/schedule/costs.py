@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT
+from shunter.schedule.action import BACKWARD, FORWARD, INPUT, RECOMPUTE, WEIGHT
 
 
 @dataclass(frozen=True)
 class Costs:
     """Seconds (or any other unit of time) of each operation on each stage; operations unknown here cost 0.
 
-    A whole backward costs both of its halves unless it is given.
+    A whole backward costs both of its halves unless it is given, and a recomputation its forward.
     """
 
     seconds: Mapping[tuple[str, int], float]
@@ -22,6 +22,8 @@ class Costs:
         if found is None:
             if op == BACKWARD:
                 return self.of(INPUT, stage) + self.of(WEIGHT, stage)
+            if op == RECOMPUTE:
+                return self.of(FORWARD, stage)
             return 0.0
         return found
 

@@ -19,6 +19,7 @@ COLOURS = {
     "T": ("#d55e00", "its gradient"),
     "IF": ("#0072b2", "embedding of a part"),
     "IB": ("#888888", "its gradient"),
+    "R": ("#b2df8a", "recomputation"),
 }
 OTHER = ("#bbbbbb", "other")
 ROW, CURVE, GAP, LEFT, WIDTH = 22.0, 10.0, 6.0, 58.0, 960.0

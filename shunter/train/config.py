@@ -11,6 +11,7 @@ from shunter.config.errors import ShunterError
 from shunter.recipe.job import How
 from shunter.schedule.catalogue import schedule
 from shunter.schedule.order import Order
+from shunter.schedule.recompute import recomputed
 from shunter.schedule.vocabulary import parallel_vocabulary
 
 # other-seed restores all, and draws what comes next from another seed: the band of chance to compare with.
@@ -84,6 +85,9 @@ class Parallel(Config):
         None,
         description="Split embedding and head over all ranks, by algorithm 1 or 2 of Vocabulary Parallelism.",
     )
+    recompute: bool = Field(
+        False, description="Keep only what passes between stages, and compute the rest again for backwards."
+    )
     timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
     timeline: int | None = Field(
         None, ge=0, description="Step whose measured timeline is kept beside the simulated one."
@@ -108,7 +112,9 @@ class Parallel(Config):
                 f"cut has {len(self.cut)} bounds, but {order.stages} stages have {order.stages - 1}",
                 mend="Give the first layer of each stage but the first, or leave cut out.",
             )
-        return order if self.vocabulary is None else parallel_vocabulary(order, self.vocabulary, head=head)
+        if self.vocabulary is not None:
+            order = parallel_vocabulary(order, self.vocabulary, head=head)
+        return recomputed(order) if self.recompute else order
 
 
 class TrainHow(How):

@@ -246,7 +246,11 @@ class Training:
             simulated = expected(self.pipeline.order, measured)
             simulated.save(self.place.log / "timeline-simulated.json")
             self.place.events.write(
-                "timeline", step=self.session.step, measured=measured.elapsed, simulated=simulated.elapsed
+                "timeline",
+                step=self.session.step,
+                measured=measured.elapsed,
+                simulated=simulated.elapsed,
+                saved_bytes=self.pipeline.saved_bytes,
             )
 
     def _skipped(self, step: int, ids: list[int], result: StepResult) -> None:

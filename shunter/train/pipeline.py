@@ -21,6 +21,7 @@ from shunter.parallel.cut import cut_layers, decoder_costs
 from shunter.parallel.decoder import DecoderStage, Rows, decoder_stages, drop_others
 from shunter.parallel.executor import Executor
 from shunter.parallel.lost import answering
+from shunter.parallel.saved import SavedBytes
 from shunter.parallel.stage import Compute, Stage
 from shunter.parallel.tree import Tree
 from shunter.parallel.vocabulary import VocabularyPart, cut_vocabulary
@@ -168,14 +169,26 @@ class PipelinePasses:
         return norm
 
     def record(self) -> None:
-        """Note the next step's actions; `timeline` hands them out."""
+        """Note the next step's actions and the most held for backwards; `timeline` hands them out."""
         self._shift = offset(self.world.group, self.world.groups.ranks, self.world.rank, self.device)
+        saved = SavedBytes(parameter for parameter in self.decoder.parameters() if not parameter.is_meta)
+        for stage in self.stages.values():
+            stage.saved = saved
+        self._saved = saved
         self.executor.clock.start()
 
     def timeline(self) -> Timeline | None:
-        """All ranks' actions since `record`, on rank 0; None on the others."""
+        """All ranks' actions since `record`, on rank 0; None on the others.
+
+        `saved_bytes` has then, on all ranks, the most bytes that each held for backwards.
+        """
         spans = self.executor.clock.stop()
         world = self.world
+        for stage in self.stages.values():
+            stage.saved = None
+        peaks = torch.zeros(world.size, dtype=torch.float64, device=self.device)
+        peaks[world.rank] = self._saved.peak
+        self.saved_bytes = [int(peak) for peak in world.sum(peaks).tolist()]
         return gather_timeline(spans, self._shift, world.group, world.groups.ranks, world.rank, self.device)
 
     def gather(self, whole: Decoder) -> bool:

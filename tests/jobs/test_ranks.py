@@ -59,6 +59,9 @@ def test_two_processes_make_the_model_of_one(rows: Path, work: Work, vocabulary:
     measured, simulated = (Timeline.load(log / f"timeline-{kind}.json") for kind in ("measured", "simulated"))
     assert {(s.rank, s.name) for s in measured} == {(s.rank, s.name) for s in simulated}
     assert not measured.overlaps()
+    (event,) = (event for event in told if event["event"] == "timeline")
+    assert len(event["saved_bytes"]) == 2
+    assert all(event["saved_bytes"])
 
 
 @pytest.mark.parametrize("vocabulary", [None, 1])

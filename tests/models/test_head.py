@@ -98,3 +98,21 @@ def test_no_token_counts() -> None:
     loss, _ = head.linear_cross_entropy(hidden, weight, torch.full((5,), -100), zero)
     for grad in (loss, *torch.autograd.grad(loss, (hidden, weight))):
         assert float(grad.detach().abs().sum()) == 0
+
+
+def test_without_gradients_none_are_taken() -> None:
+    hidden, weight = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    targets, coefficients = torch.randint(0, 9, (6,)), -torch.ones(6)
+    expected, _ = head.linear_cross_entropy(hidden, weight, targets, coefficients)
+    taken: list[bool] = []
+    real = head._accumulate
+
+    def noting(*arguments: object) -> None:
+        taken.append(True)
+        real(*arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(head, "_accumulate", noting)
+        found, _ = head.linear_cross_entropy(hidden, weight, targets, coefficients)
+    assert not taken
+    assert float(found) == pytest.approx(float(expected))

@@ -28,12 +28,12 @@ class WorkerFailed(Exception):
     """The traceback of a worker."""
 
 
-def _work(rank: int, place: str, pipe: Connection) -> None:
+def _work(rank: int, size: int, place: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     wait = timedelta(seconds=SECONDS)
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=WORLD, timeout=wait)
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=size, timeout=wait)
     # All groups once: fresh ones would leak threads and descriptors.
-    groups = {world: Groups.create(range(world), timeout=wait) for world in range(1, WORLD + 1)}
+    groups = {world: Groups.create(range(world), timeout=wait) for world in range(1, size + 1)}
     while True:
         try:
             task, world, argument = pipe.recv()
@@ -48,17 +48,17 @@ def _work(rank: int, place: str, pipe: Connection) -> None:
 
 
 class Pool:
-    """WORLD processes, each with one thread."""
+    """Processes with one thread each."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = WORLD) -> None:
         context = mp.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory()
         self.pipes: list[Connection] = []
         self.processes = []
-        for rank in range(WORLD):
+        for rank in range(size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_work, args=(rank, os.path.join(self.folder.name, "store"), theirs), daemon=True
+                target=_work, args=(rank, size, os.path.join(self.folder.name, "store"), theirs), daemon=True
             )
             process.start()
             theirs.close()

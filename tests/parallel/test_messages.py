@@ -23,15 +23,17 @@ from shunter.schedule.catalogue import schedule
 from shunter.schedule.costs import Costs
 from shunter.schedule.lower import lower
 from shunter.schedule.program import Edge, Program
+from shunter.schedule.recompute import recomputed
 from shunter.schedule.simulate import simulate
 from tests.parallel.pool import Pool, WorkerFailed
 
 CPU = torch.device("cpu")
 
 
-def skipping() -> Program:
+def skipping(again: bool) -> Program:
     """1F1B over three ranks; stage 0 hands `skip` straight to stage 2, which hands its gradient back."""
-    program = assemble(schedule("1f1b").build(3, 4))
+    order = schedule("1f1b").build(3, 4)
+    program = assemble(recomputed(order) if again else order)
     of = {str(node): node.id for node in program.nodes}
     pairs = [(f"rank 0 0F{m}", f"rank 2 2F{m}") for m in range(4)]
     pairs += [(f"rank 2 2B{m}", f"rank 0 0B{m}") for m in range(4)]
@@ -62,8 +64,9 @@ def skip_task(rank: int, groups: Groups, program: Program) -> list[torch.Tensor]
     return [parameter.grad for parameter in module.parameters()]
 
 
-def test_a_tensor_may_pass_a_stage_by(pool: Pool) -> None:
-    found = [gradient for part in pool.run(skip_task, 3, skipping()) for gradient in part]
+def check_skips(pool: Pool, *, again: bool) -> None:
+    """`again`: with recomputation."""
+    found = [gradient for part in pool.run(skip_task, 3, skipping(again)) for gradient in part]
     first, second, third = modules = parts()
     for microbatch in range(4):
         x = inputs_of(microbatch)
@@ -73,6 +76,10 @@ def test_a_tensor_may_pass_a_stage_by(pool: Pool) -> None:
     expected = [parameter.grad for module in modules for parameter in module.parameters()]
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_tensor_may_pass_a_stage_by(pool: Pool) -> None:
+    check_skips(pool, again=False)
 
 
 def growing(rank: int, groups: Groups, argument: Any) -> None:

@@ -73,7 +73,11 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
         ({"pp": 2, "vocabulary": 2}, False, "adamw"),
         ({"pp": 2, "vocabulary": 1, "schedule": "zbv", "microbatches": 7}, True, "adamw"),
         ({"pp": 4, "vocabulary": 1, "microbatches": 3}, False, "muon"),
+        ({"pp": 2, "vocabulary": 1, "microbatches": 5, "recompute": True}, False, "adamw"),
         ({"pp": 4, "vocabulary": 2, "schedule": "zb1p", "microbatches": 5}, True, "adamw"),
+        ({"pp": 2, "schedule": "gpipe", "microbatches": 1}, True, "adamw"),
+        ({"pp": 2, "schedule": "gpipe", "microbatches": 3, "recompute": True}, True, "adamw"),
+        ({"pp": 2, "schedule": "zb1p", "microbatches": 5, "recompute": True}, False, "adamw"),
     ],
 )
 def test_two_steps_are_those_of_one_process(
