@@ -45,12 +45,24 @@ BEHIND = 2  # gradients of embeddings that may wait for an idle moment
 Pass = tuple[str, int]  # operation and micro-batch
 
 
-def parallel_vocabulary(order: Order, algorithm: int, costs: Costs | None = None, head: float = 0.5) -> Order:
+def parallel_vocabulary(
+    order: Order,
+    algorithm: int,
+    costs: Costs | None = None,
+    head: float = 0.5,
+    *,
+    delay: int | None = None,
+) -> Order:
     """The order with the passes of the vocabulary's parts, placed as a list scheduler would at these costs.
 
     costs: of the stages; head: of each of the head's three products over a whole micro-batch. Orders
-    without backwards get IF and S alone. Raises ShunterError for an algorithm other than 1 and 2, and for
-    an order with pairs or with the passes already.
+    without backwards get IF and S alone.
+    delay: by how many repetitions of the pattern backwards move back; by default one for each barrier, so
+    that none is waited for. 0 is the interlaced pipeline, in which all ranks stop for each micro-batch's head
+    together (the baseline of the paper's section 6).
+
+    Raises ShunterError for an algorithm other than 1 and 2, and for an order with pairs or with the passes
+    already.
     """
     if algorithm not in BARRIERS:
         raise ShunterError(
@@ -68,7 +80,7 @@ def parallel_vocabulary(order: Order, algorithm: int, costs: Costs | None = None
     costs = costs or Costs.even(order.placement)
     trains = any(action.op in (BACKWARD, INPUT) for action in actions)
     last = order.stages - 1
-    return _Weave(order, algorithm, _spread(costs, order.ranks, last, head, algorithm, trains)).run()
+    return _Weave(order, algorithm, _spread(costs, order.ranks, last, head, algorithm, trains), delay).run()
 
 
 def with_head(costs: Costs, program: Program, head: float) -> Costs:
@@ -121,21 +133,22 @@ def delayed(order: Order, costs: Costs, intervals: int) -> list[list[Action]]:
 class _Weave:
     """Simulates the ranks, and lets each do what is most urgent of what it could."""
 
-    def __init__(self, order: Order, algorithm: int, costs: Costs) -> None:
+    def __init__(self, order: Order, algorithm: int, costs: Costs, delay: int | None) -> None:
         self.order, self.algorithm, self.costs = order, algorithm, costs
         self.first, self.last = order.placement[0], order.placement[-1]
         self.end_stage = order.stages - 1
         self.trains = any(a.op in (BACKWARD, INPUT) for actions in order.actions for a in actions)
-        self.main = delayed(order, costs, BARRIERS[algorithm])
+        self.main = delayed(order, costs, BARRIERS[algorithm] if delay is None else delay)
         # Of S and T in turn: so no rank keeps more than one micro-batch's softmax.
-        slots = [
+        slots: list[Pass] = [
             (op, microbatch)
             for microbatch in range(order.microbatches)
             for op in ((SOFTMAX, HEAD) if self.trains else (SOFTMAX,))
         ]
-        self.slots = [slots] * order.ranks
+        self.slots = slots
         self.at = {kind: [0] * order.ranks for kind in ("main", "slots", EMBED, EMBED_BACK)}
         self.done: dict[Action | Pass, int] = defaultdict(int)  # how many ranks have done it
+        self.begun = 0  # forwards of the first stage
         self.found: list[list[Action]] = [[] for _ in range(order.ranks)]
         self.met: list[Action] = []
         self.meetings: set[Pass] = set()
@@ -176,31 +189,41 @@ class _Weave:
         )
 
     def _choose(self, rank: int) -> Action | None:
-        """Embeddings soon needed, then S and T, then the order's own, then gradients of embeddings."""
+        """Embeddings soon needed, S and T, the order's own, and what can wait where nothing else is left."""
         count = self.order.microbatches
         ahead = self.at[EMBED][rank]
-        if ahead < count and ahead < self.done["begun", 0] + AHEAD:
+        if ahead < count and ahead < self.begun + AHEAD:
             return self._take(rank, EMBED, Action(0, EMBED, ahead))
-        if self.at["slots"][rank] < len(self.slots[rank]):
-            op, microbatch = self.slots[rank][self.at["slots"][rank]]
-            if ((SHARE if op == SOFTMAX else STATS), microbatch) in self.meetings:
-                return self._take(rank, "slots", Action(self.end_stage, op, microbatch))
+        slot, urgent = self._slot(rank)
+        if slot is not None and urgent:
+            return self._take(rank, "slots", slot)
         behind = self.at[EMBED_BACK][rank]
         due = self.trains and (SPREAD, behind) in self.meetings
-        main = self.main[rank]
-        here = self.at["main"][rank]
+        here, main = self.at["main"][rank], self.main[rank]
         action = main[here] if here < len(main) else None
-        if (
-            action is not None
-            and (not due or (SPREAD, behind + BEHIND) not in self.meetings)
-            and self._ready(action)
-        ):
-            if action.op == FORWARD and action.stage == 0:
-                self.done["begun", 0] += 1
+        overdue = due and (SPREAD, behind + BEHIND) in self.meetings
+        if action is not None and not overdue and self._ready(action):
+            self.begun += action.op == FORWARD and action.stage == 0
             return self._take(rank, "main", action)
+        if slot is not None and not overdue:
+            return self._take(rank, "slots", slot)
         if due:
             return self._take(rank, EMBED_BACK, Action(0, EMBED_BACK, behind))
         return None
+
+    def _slot(self, rank: int) -> tuple[Action | None, bool]:
+        """The rank's next S or T if it could begin, and whether it should come before the order's own work.
+
+        In algorithm 2 nothing waits for T but the next S, whose softmax takes its memory.
+        """
+        at = self.at["slots"][rank]
+        if at == len(self.slots):
+            return None, False
+        op, microbatch = self.slots[at]
+        if ((SHARE if op == SOFTMAX else STATS), microbatch) not in self.meetings:
+            return None, False
+        waits = op == HEAD and self.algorithm == 2 and (SHARE, microbatch + 1) not in self.meetings
+        return Action(self.end_stage, op, microbatch), not waits
 
     def _take(self, rank: int, kind: str, action: Action) -> Action:
         self.at[kind][rank] += 1
