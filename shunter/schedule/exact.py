@@ -18,6 +18,9 @@ from shunter.schedule.words import Problem, Word
 # More operations than this are never proven in reasonable time; building the model alone takes long.
 MOST = 4000
 FINEST = 10**7  # steps of the longest schedule's time, and of a cap, where costs are no simple fractions
+# The solver's deterministic time for each second asked for, about what one core does in it: where costs are
+# simple fractions of each other, and where they had to be rounded, whose long numbers it counts too low.
+DETERMINISTIC, ROUNDED = 0.3, 0.03
 
 _SLACK = 1e-9
 
@@ -48,7 +51,8 @@ def prove(problem: Problem, words: Sequence[Word], bound: float, seconds: float)
     cp = need_solver(problem)
     times = problem.times(words)
     assert times is not None
-    scale = _scale([*problem.cost, *problem.delay], FINEST / max(times.elapsed, _SLACK))
+    finest = FINEST / max(times.elapsed, _SLACK)
+    scale = _scale([*problem.cost, *problem.delay], finest)
     whole = copy.copy(problem)
     whole.cost = [_floor(value * scale) for value in problem.cost]
     whole.delay = [_floor(value * scale) for value in problem.delay]
@@ -67,7 +71,7 @@ def prove(problem: Problem, words: Sequence[Word], bound: float, seconds: float)
     solver = cp.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
-    solver.parameters.max_deterministic_time = seconds
+    solver.parameters.max_deterministic_time = seconds * (ROUNDED if scale == finest else DETERMINISTIC)
     status = solver.solve(model)
     if status not in (cp.OPTIMAL, cp.FEASIBLE):
         return list(words), bound

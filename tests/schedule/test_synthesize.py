@@ -6,6 +6,7 @@ import importlib.util
 import math
 import random
 import sys
+import time
 from fractions import Fraction
 from itertools import pairwise
 
@@ -188,6 +189,23 @@ def test_the_solver_improves_a_bad_start_and_does_so_again() -> None:
     assert times.elapsed < bad[1]
     assert times.elapsed == pytest.approx(bound)
     assert exact.prove(problem, problem.words(bad[0]), 0.0, 5) == (words, bound)
+
+
+@solver
+@pytest.mark.parametrize("even", [True, False])
+def test_a_proof_that_is_not_found_takes_about_as_long_as_asked(even: bool) -> None:
+    """By the clock of the search, which counts operations: seconds differ between machines."""
+    placement, draw, seconds = vee(8), random.Random(0), 0.5
+    costs = Costs.even(placement)
+    if not even:
+        costs = Costs({key: value * draw.uniform(0.5, 1.5) for key, value in costs.seconds.items()})
+    problem = Problem(placement, 16, costs, [5] * 8)
+    words = problem.words(controlled.capped(placement, 16, 5, costs=costs))
+    begin = time.process_time()
+    anneal(problem, words, seconds, goal=0.0)
+    between = time.process_time()
+    exact.prove(problem, words, 0.0, seconds)
+    assert time.process_time() - between <= 4 * (between - begin)
 
 
 @solver
