@@ -16,12 +16,12 @@ COLOURS = {
     "I": ("#e69f00", "gradient of the input"),
     "W": ("#cc79a7", "gradient of the weights"),
     "S": ("#f0e442", "softmax of a vocabulary part"),
-    "T": ("#d55e00", "its gradient"),
-    "IF": ("#0072b2", "embedding of a part"),
-    "IB": ("#888888", "its gradient"),
+    "T": ("#e8834a", "its gradient"),
+    "IF": ("#9db8e8", "embedding of a part"),
+    "IB": ("#b8a1d9", "its gradient"),
     "R": ("#b2df8a", "recomputation"),
 }
-OTHER = ("#bbbbbb", "other")
+OTHER = ("#aaaaaa", "other")
 ROW, CURVE, GAP, LEFT, WIDTH = 22.0, 10.0, 6.0, 58.0, 960.0
 SEPARATE = 4000  # spans that get an element of their own; more are drawn as one path a row and colour
 NUMBERED = 11.0  # width in pixels from which a number can be read
