@@ -70,7 +70,7 @@ def simulate(
     from shunter.schedule.recompute import recomputed
     from shunter.schedule.simulate import simulate as run
     from shunter.schedule.summary import summary, what_helps
-    from shunter.schedule.text import read_program, write_program
+    from shunter.schedule.text import read_file, write_program
     from shunter.schedule.vocabulary import parallel_vocabulary, with_head
 
     if (schedule is None) == (program is None):
@@ -90,11 +90,7 @@ def simulate(
     order = None
     if program is not None:
         name = program.name
-        try:
-            text = program.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ShunterError(f"cannot be read ({error})", where=str(program)) from None
-        whole = read_program(text, str(program), released_at_input=released_at_input)
+        whole = read_file(program).program(released_at_input=released_at_input)
         check(whole, cap=cap)
         if vocabulary is not None:
             raise ShunterError(

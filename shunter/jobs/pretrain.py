@@ -65,14 +65,14 @@ class PretrainJob:
                 where="model.rope.original_positions",
                 mend="Leave it out.",
             )
-        return training.check_how(config.how, config.train, layers)
+        return training.check_how(config.how, config.train, base, layers)
 
     def disk_bytes(self, config: PretrainConfig, base: Path) -> int:
         return training.disk_bytes(config.model, config.how) if config.model else 0
 
     def run(self, context: JobContext[PretrainConfig]) -> dict[str, Any]:
         if context.config.how.parallel is not None and context.world is None:
-            return ranks.spread(context, context.config.how.parallel)
+            return ranks.spread(context, context.config.how.parallel.located(context.base))
         from shunter.data.tokens import TokenRows
         from shunter.models.decoder import Decoder
         from shunter.models.hf import load_model

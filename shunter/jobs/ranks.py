@@ -46,7 +46,7 @@ def spread(context: JobContext[Any], parallel: Parallel) -> dict[str, Any]:
         {
             "kind": context.config.kind,
             "name": context.name,
-            "config": context.config.model_dump(mode="json"),
+            "config": _with(context.config, parallel),
             "inputs": {
                 field: [_told(each) for each in found] if isinstance(found, list) else _told(found)
                 for field, found in context.inputs.items()
@@ -125,6 +125,12 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
         return {"stopped": True}
     finally:
         events.close()
+
+
+def _with(config: Any, parallel: Parallel) -> dict[str, Any]:
+    how = config.how.model_copy(update={"parallel": parallel})
+    told: dict[str, Any] = config.model_copy(update={"how": how}).model_dump(mode="json")
+    return told
 
 
 def _told(artefact: Artefact) -> dict[str, Any]:

@@ -31,11 +31,11 @@ class SftJob:
     Config: ClassVar[type[JobConfig]] = SftConfig
 
     def check(self, config: SftConfig, base: Path) -> Sequence[str]:
-        return training.check_how(config.how, config.train)
+        return training.check_how(config.how, config.train, base)
 
     def run(self, context: JobContext[SftConfig]) -> dict[str, Any]:
         if context.config.how.parallel is not None and context.world is None:
-            return ranks.spread(context, context.config.how.parallel)
+            return ranks.spread(context, context.config.how.parallel.located(context.base))
         from shunter.models.hf import load_model
 
         return training.train(context, load_model(context.one("model").path), context.one("tokens").path)

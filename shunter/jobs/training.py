@@ -22,14 +22,14 @@ MakeMilestone = Callable[["Decoder"], "Milestone"]  # of the model that it shall
 GUESSED_VOCABULARY = 16384  # for the estimate of disk space, before the tokenizer exists
 
 
-def check_how(how: TrainHow, train: TrainConfig, layers: int | None = None) -> Sequence[str]:
+def check_how(how: TrainHow, train: TrainConfig, base: Path, layers: int | None = None) -> Sequence[str]:
     """What can be refused without torch: missing trackers, a missing compiler, a pipeline that cannot be.
 
     layers: of the model, where that is known beforehand.
     """
     check_trackers(how.track)
     if how.parallel is not None:
-        check_parallel(how, how.parallel, train, layers)
+        check_parallel(how, how.parallel.located(base), train, layers)
     if how.compile and shutil.which("c++") is None and shutil.which("g++") is None:
         raise ShunterError(
             "how.compile needs a C++ compiler, and there is none", mend="Install g++, or set it false."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Literal
 
 from shunter.config.errors import ShunterError
 from shunter.schedule.action import BACKWARD, EMBED, EMBED_BACK, FORWARD, HEAD, INPUT, SOFTMAX, VOCABULARY
@@ -17,6 +18,12 @@ HEAD_GRAD = "HEAD_GRAD"  # that gradient in algorithm 1
 GATHER = "EMBED"  # the parts of the embedding are added up for the first stage
 SPREAD = "EMBED_GRAD"  # the embedding's gradient goes to every rank
 COLLECTIVES = frozenset({SHARE, STATS, HEAD_GRAD, GATHER, SPREAD})
+
+
+def algorithm_of(order: Order) -> Literal[1, 2] | None:
+    """The algorithm of Vocabulary Parallelism that the order's collectives are of; None without any."""
+    ops = {action.op for joined in order.collectives for action in joined}
+    return None if not ops else 1 if HEAD_GRAD in ops else 2
 
 
 def meet(program: Program, order: Order) -> Program:

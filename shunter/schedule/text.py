@@ -19,6 +19,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from shunter.config.errors import ShunterError
 from shunter.schedule.action import COMPUTE, OVERLAP, STAGE_WIDE, Action, parse, texts
@@ -54,17 +56,48 @@ def write_program(program: Program, order: Order, routes: Sequence[Route] | None
     return _table(rows)
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a file says. routes: None where all take the usual one; messages: none if they are to be added."""
+
+    order: Order
+    routes: Sequence[Route] | None = None
+    messages: dict[Lane, list[Message]] = field(default_factory=dict)
+
+    def program(self, *, released_at_input: float = 0.0) -> Program:
+        """With the file's messages, or without any. Raises ShunterError where it is not sound."""
+        program = assemble(self.order, routes=self.routes, released_at_input=released_at_input)
+        return attach(program, self.messages) if self.messages else program
+
+
 def read_program(text: str, where: str = "", *, released_at_input: float = 0.0) -> Program:
     """The program of a text. Raises ShunterError, with line and rank, for one that is not sound."""
+    return read(text, where).program(released_at_input=released_at_input)
+
+
+def read(text: str, where: str = "") -> Written:
+    """What a text says, in shunter's form or in torch's. Raises ShunterError for one that is not readable."""
     rows = [row for row in csv.reader(io.StringIO(text))]
     if not rows or not any(cell.strip() for row in rows for cell in row):
         raise ShunterError("the file is empty", where=where, mend="Give one line for each rank.")
     if rows[0][:1] != ["program"]:
-        return assemble(_torch_order(rows, where), released_at_input=released_at_input)
-    return _own(rows, where, released_at_input)
+        return Written(_torch_order(rows, where))
+    return _own(rows, where)
 
 
-def _own(rows: Sequence[Sequence[str]], where: str, released_at_input: float) -> Program:
+def read_file(path: Path) -> Written:
+    """Raises ShunterError for a file that cannot be read, too."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ShunterError(
+            f"the program cannot be read: {reason}", where=str(path), mend="Name a file."
+        ) from None
+    return read(text, str(path))
+
+
+def _own(rows: Sequence[Sequence[str]], where: str) -> Written:
     head: dict[str, list[int]] = {}
     routes: dict[int, Route] = {}
     compute: dict[int, list[Action]] = {}
@@ -109,8 +142,7 @@ def _own(rows: Sequence[Sequence[str]], where: str, released_at_input: float) ->
     order = Order(placement, rows_of, count, collectives)
     usual = [Visit(stage, rank) for stage, rank in enumerate(placement)]
     ways = [routes.get(microbatch, usual) for microbatch in range(count)] if routes else None
-    program = assemble(order, routes=ways, released_at_input=released_at_input)
-    return attach(program, messages) if messages else program
+    return Written(order, ways, messages)
 
 
 def _torch_order(rows: Sequence[Sequence[str]], where: str) -> Order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -9,9 +10,15 @@ from pydantic import Field, model_validator
 from shunter.config.base import Config
 from shunter.config.errors import ShunterError
 from shunter.recipe.job import How
+from shunter.schedule.action import BACKWARD, INPUT
+from shunter.schedule.assemble import assemble
 from shunter.schedule.catalogue import schedule
+from shunter.schedule.check import check
+from shunter.schedule.lower import has_messages, lower
 from shunter.schedule.order import Order
+from shunter.schedule.program import Program
 from shunter.schedule.recompute import recomputed
+from shunter.schedule.text import read_file
 from shunter.schedule.vocabulary import parallel_vocabulary
 
 # other-seed restores all, and draws what comes next from another seed: the band of chance to compare with.
@@ -75,6 +82,9 @@ class Parallel(Config):
 
     pp: int = Field(ge=2, description="Ranks of the pipeline: processes that share the model's layers.")
     schedule: str = Field("1f1b", description="Order of the work; `shunter schedules` lists them.")
+    program: str | None = Field(
+        None, description="Instead of a schedule: a program's file, written by `shunter simulate --csv`."
+    )
     microbatches: int | None = Field(None, ge=1, description="Parts of a step's rows; default 2 x pp.")
     chunks: int | None = Field(None, ge=1, description="Stages on each rank, where that can be chosen.")
     group: int | None = Field(None, ge=1, description="Micro-batches that pass together, likewise.")
@@ -103,18 +113,70 @@ class Parallel(Config):
 
         head: time of each of the head's three products, where a rank's forward takes 1.
         """
+        if self.program is not None:
+            return self._checked(read_file(Path(self.program)).order)
         found = schedule(self.schedule)
         if found.name == "forward-only":
             raise ShunterError("forward-only trains nothing", mend="Choose 1f1b, or any other schedule.")
-        order = found.build(self.pp, self.parts, chunks=self.chunks, group=self.group)
+        order = self._checked(found.build(self.pp, self.parts, chunks=self.chunks, group=self.group))
+        if self.vocabulary is not None:
+            order = parallel_vocabulary(order, self.vocabulary, head=head)
+        return recomputed(order) if self.recompute else order
+
+    def lowered(self, order: Order) -> Program:
+        """The order's program with its messages: those of the file, where it has some."""
+        if self.program is not None:
+            program = read_file(Path(self.program)).program()
+            return program if has_messages(program) else lower(program)
+        return lower(assemble(order))
+
+    def located(self, base: Path) -> Parallel:
+        """With the program's file found from `base`, and its number of micro-batches.
+
+        Raises ShunterError for a program that cannot train, and for choices that it has made already.
+        """
+        if self.program is None:
+            return self
+        path = base / self.program
+        written = read_file(path)
+        order, where = written.order, str(path)
+        given = self.model_fields_set - {"pp", "program", "cut", "timeout", "timeline", "microbatches"}
+        if set_too := sorted(name for name in given if getattr(self, name) not in (None, False)):
+            raise ShunterError(
+                f"both program and {set_too[0]} say what ranks do",
+                where=where,
+                mend="Leave one of the two out.",
+            )
+        if self.microbatches not in (None, order.microbatches):
+            raise ShunterError(
+                f"the program has {order.microbatches} micro-batches, not {self.microbatches}",
+                where=where,
+                mend="Leave microbatches out.",
+            )
+        if order.ranks != self.pp:
+            raise ShunterError(
+                f"the program is of {order.ranks} ranks, pp of {self.pp}",
+                where=where,
+                mend="Make them agree.",
+            )
+        if written.routes is not None:
+            raise ShunterError(
+                "a micro-batch of the program takes a route of its own, so its model would be another one",
+                where=where,
+                mend="Remove the lines that begin with route.",
+            )
+        check(written.program())
+        if not any(action.op in (BACKWARD, INPUT) for action in order.actions[0]):
+            raise ShunterError("the program trains nothing", where=where, mend="Give it backwards.")
+        return self.model_copy(update={"program": str(path), "microbatches": order.microbatches})
+
+    def _checked(self, order: Order) -> Order:
         if self.cut is not None and len(self.cut) != order.stages - 1:
             raise ShunterError(
                 f"cut has {len(self.cut)} bounds, but {order.stages} stages have {order.stages - 1}",
                 mend="Give the first layer of each stage but the first, or leave cut out.",
             )
-        if self.vocabulary is not None:
-            order = parallel_vocabulary(order, self.vocabulary, head=head)
-        return recomputed(order) if self.recompute else order
+        return order
 
 
 class TrainHow(How):

@@ -31,7 +31,9 @@ from shunter.schedule.assemble import assemble
 from shunter.schedule.builders.single import forward_waves
 from shunter.schedule.costs import Costs
 from shunter.schedule.lower import lower
+from shunter.schedule.meetings import algorithm_of
 from shunter.schedule.order import Order
+from shunter.schedule.program import Program
 from shunter.schedule.simulate import simulate
 from shunter.schedule.vocabulary import parallel_vocabulary
 from shunter.train.config import Parallel
@@ -44,7 +46,7 @@ def cut_decoder(decoder: Decoder, parallel: Parallel, order: Order, row_length: 
     layers = decoder.spec.num_layers
     if parallel.cut is None:
         costs, first, last = decoder_costs(decoder.spec, row_length)
-        if parallel.vocabulary is not None:
+        if order.collectives:
             first = last = 0.0  # every rank has its part
         return cut_layers(costs, order.placement, first, last)
     cut = [0, *parallel.cut, layers]
@@ -71,7 +73,8 @@ class PipelinePasses:
         self.order = parallel.order(head * parallel.pp / sum(costs))
         self.cut = cut_decoder(decoder, parallel, self.order, row_length)
         mine = [stage for stage, rank in enumerate(self.order.placement) if rank == world.rank]
-        split_ends = parallel.vocabulary is not None
+        algorithm = algorithm_of(self.order)
+        split_ends = algorithm is not None
         modules = decoder_stages(decoder, self.cut, mine, layers_only=split_ends)
         self.pieces = cut_vocabulary(decoder, world.rank, world.size) if split_ends else {}
         self.owned = {name for stage in modules.values() for name in stage.owned()} | self.pieces.keys()
@@ -86,7 +89,7 @@ class PipelinePasses:
         }
         first, last = self.order.placement[0], self.order.placement[-1]
         self.vocabulary: VocabularyPart | None = None
-        if parallel.vocabulary is not None:
+        if algorithm is not None:
             self.vocabulary = VocabularyPart(
                 decoder.embed.weight,
                 decoder.embed.weight if decoder.head is None else decoder.head.weight,
@@ -96,9 +99,9 @@ class PipelinePasses:
                 first,
                 last,
                 lambda microbatch: self.rows[microbatch],
-                algorithm=parallel.vocabulary,
+                algorithm=algorithm,
             )
-        self.executor = self._executor(self.order)
+        self.executor = self._executor(parallel.lowered(self.order))
         self._forwards: dict[int, Executor] = {}
         self.tied = decoder.spec.tied and first != last and not split_ends
         self.shares_tied = self.tied and world.rank in (first, last)
@@ -128,7 +131,7 @@ class PipelinePasses:
             order = forward_waves(self.order.placement, len(batches))
             if self.vocabulary is not None:
                 order = parallel_vocabulary(order, self.vocabulary.algorithm)
-            executor = self._forwards[len(batches)] = self._executor(order)
+            executor = self._forwards[len(batches)] = self._executor(lower(assemble(order)))
         self._load(batches, coefficients, 0.0)
         losses = self._run(executor, train=False)
         self.rows = []
@@ -137,9 +140,8 @@ class PipelinePasses:
             total += loss
         return self.world.sum(total)
 
-    def _executor(self, order: Order) -> Executor:
+    def _executor(self, program: Program) -> Executor:
         handlers = self.vocabulary.handlers() if self.vocabulary is not None else None
-        program = lower(assemble(order))
         world = self.world
         return Executor(program, world.rank, self.stages, world.groups, self.device, handlers=handlers)
 

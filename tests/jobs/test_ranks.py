@@ -18,6 +18,10 @@ from shunter.launch.inject import VARIABLE
 from shunter.recipe.job import Stopped
 from shunter.record import events
 from shunter.record.timeline import Timeline
+from shunter.schedule.assemble import assemble
+from shunter.schedule.catalogue import schedule
+from shunter.schedule.lower import lower
+from shunter.schedule.text import write_order, write_program
 from tests.jobs.conftest import Still, Work
 from tests.jobs.test_training_jobs import SHAPE, rows
 
@@ -97,6 +101,39 @@ def test_an_error_of_a_rank_is_the_job_s(rows: Path, work: Work, monkeypatch: py
     with pytest.raises(RuntimeError, match=r"rank 0 failed:\n(.|\n)*injected at train.update"):
         train(work, rows, {"pp": 2}, "failing")
     assert "RANK" not in os.environ
+
+
+def test_a_program_s_file_trains_what_its_schedule_does(rows: Path, work: Work, tmp_path: Path) -> None:
+    """A file written with its messages, and one found by synthesis, in torch's form."""
+    order = schedule("1f1b").build(2, 4)
+    (tmp_path / "mine.csv").write_text(write_program(lower(assemble(order)), order), encoding="utf-8")
+    (tmp_path / "found.csv").write_text(write_order(schedule("zbv").build(2, 3)), encoding="utf-8")
+    by_name, _ = train(work, rows, {"pp": 2, "microbatches": 4}, "by-name")
+    by_file, _ = train(work, rows, {"pp": 2, "program": "mine.csv"}, "by-file")
+    assert same(by_name, by_file)
+    found, _ = train(work, rows, {"pp": 2, "program": "found.csv"}, "found")
+    for name, tensor in load_file(by_name / "model.safetensors").items():
+        torch.testing.assert_close(load_file(found / "model.safetensors")[name], tensor, rtol=1e-3, atol=2e-4)
+
+
+PROGRAMS = [
+    ({"program": "none.csv"}, "1f1b", "the program cannot be read: No such file"),
+    ({"schedule": "zb1p"}, "1f1b", "both program and schedule say what ranks do"),
+    ({"microbatches": 3}, "1f1b", "the program has 4 micro-batches, not 3"),
+    ({"pp": 3}, "1f1b", "the program is of 2 ranks, pp of 3"),
+    ({}, "forward-only", "the program trains nothing"),
+    ({"cut": [1, 2]}, "1f1b", "cut has 2 bounds, but 2 stages have 1"),
+]
+
+
+@pytest.mark.parametrize(("changed", "name", "says"), PROGRAMS)
+def test_programs_that_cannot_be_trained_by(
+    rows: Path, work: Work, tmp_path: Path, changed: dict[str, Any], name: str, says: str
+) -> None:
+    order = schedule(name).build(2, 4)
+    (tmp_path / "mine.csv").write_text(write_program(assemble(order), order), encoding="utf-8")
+    with pytest.raises(ShunterError, match=says):
+        train(work, rows, {"pp": 2, "program": "mine.csv", **changed}, "never")
 
 
 REFUSED = [
