@@ -5,7 +5,7 @@ overhead   the same stages, the same schedule, the same two gloo ranks, step by 
 predicted  measured step time by simulated step time. Padded: each operation sleeps until a fixed time is
            over, so that ranks do not compete for cores. Unpadded: real work on two ranks, costs taken from
            the medians of another schedule's measured timeline.
-halves     (I + W) / B of a Transformer block's backward, plain and with recomputation.
+halves     (I + W) / B of a Transformer block's backward, plain, with recomputation, and sharded by FSDP2.
 
 `python -m bench.pipeline` measures all, `python -m bench.pipeline overhead` one part.
 """
@@ -25,6 +25,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import (
     Schedule1F1B,
@@ -40,6 +42,7 @@ from bench.measure import RESULTS, alternate, machine, rounded, save
 from shunter.parallel.clock import gather_timeline, offset
 from shunter.parallel.executor import Executor
 from shunter.parallel.rehearse import rehearse
+from shunter.parallel.sharded import hand_over
 from shunter.parallel.stage import LOSS, Stage
 from shunter.parallel.transport import Groups
 from shunter.parallel.tree import Tree
@@ -216,37 +219,56 @@ def _toy_stages(order: Order, rank: int, width: int, rows: int, microbatches: in
 
 
 def halves() -> dict[str, Any]:
-    """(I + W) / B in one process."""
-    width, rows = 512, 512
-    found = {}
-    for recompute in (False, True):
-        module = nn.Sequential(*(block(width, seed) for seed in range(4)))
-        x = torch.randn(rows, width)
-
-        def compute(inputs: Tree, m: int, module: nn.Module = module, recompute: bool = recompute) -> Tree:
-            y = checkpoint(module, inputs["x"], use_reentrant=False) if recompute else module(inputs["x"])
-            return {LOSS: y.square().mean()}
-
-        stage = Stage(compute, module)
-        seconds: dict[str, list[float]] = {"whole": [], "halves": []}
-        for turn in range(46):
-            for kind in ("whole", "halves") if turn % 2 else ("halves", "whole"):
-                stage.forward(0, {"x": x.clone().requires_grad_()})
-                begin = time.perf_counter()
-                if kind == "whole":
-                    stage.backward(0, {})
-                else:
-                    stage.input_grad(0, {})
-                    stage.weight_grad(0)
-                if turn > 4:
-                    seconds[kind].append(time.perf_counter() - begin)
-        ratios = [a / b for a, b in zip(seconds["halves"], seconds["whole"], strict=True)]
-        # Under recomputation the first half holds the forward again, as the whole does.
-        found["recomputed" if recompute else "plain"] = statistics.median(ratios)
-    return found
+    """(I + W) / B of a stage: plain and with recomputation in one process, sharded by FSDP2 over two."""
+    return {
+        "plain": _halves(nn.Sequential(*(block(512, seed) for seed in range(4))), False),
+        "recomputed": _halves(nn.Sequential(*(block(512, seed) for seed in range(4))), True),
+        "fsdp": spread("fsdp", 2)["ratio"],
+    }
 
 
-TASKS: dict[str, Callable[..., Any]] = {"overhead": overhead, "padded": padded, "unpadded": unpadded}
+def fsdp(rank: int, groups: Groups) -> dict[str, Any]:
+    """As `_halves`, of a stage whose weights are sharded over two ranks and gathered before its first use."""
+    assert groups.up is not None
+    mesh = DeviceMesh.from_group(groups.up, "cpu")
+    module = nn.Sequential(*(block(512, seed) for seed in range(4)))
+    for part in module:
+        fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    hand_over(module)
+    return {"ratio": _halves(module, False)}
+
+
+def _halves(module: nn.Module, recompute: bool) -> float:
+    x = torch.randn(512, 512)
+
+    def compute(inputs: Tree, m: int) -> Tree:
+        y = checkpoint(module, inputs["x"], use_reentrant=False) if recompute else module(inputs["x"])
+        return {LOSS: y.square().mean()}
+
+    stage = Stage(compute, module)
+    seconds: dict[str, list[float]] = {"whole": [], "halves": []}
+    for turn in range(46):
+        for kind in ("whole", "halves") if turn % 2 else ("halves", "whole"):
+            stage.forward(0, {"x": x.clone().requires_grad_()})
+            begin = time.perf_counter()
+            if kind == "whole":
+                stage.backward(0, {})
+            else:
+                stage.input_grad(0, {})
+                stage.weight_grad(0)
+            if turn > 4:
+                seconds[kind].append(time.perf_counter() - begin)
+    # Under recomputation the first half holds the forward again, as the whole does.
+    return statistics.median(a / b for a, b in zip(seconds["halves"], seconds["whole"], strict=True))
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "overhead": overhead,
+    "padded": padded,
+    "unpadded": unpadded,
+    "fsdp": fsdp,
+}
 
 
 def measure_overhead() -> list[dict[str, Any]]:
