@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils.checkpoint import checkpoint
 
 from shunter.config.errors import ShunterError
@@ -63,7 +64,7 @@ def grid() -> tuple[list[Groups], list[Any]]:
     return [Groups.create(ranks) for ranks in ((0, 2), (1, 3))], [dist.new_group(r) for r in ([0, 1], [2, 3])]
 
 
-def task(rank: int, _: Groups, case: dict[str, Any]) -> dict[str, torch.Tensor]:
+def task(rank: int, _: Groups, case: dict[str, Any]) -> dict[str, Any]:
     pipelines, shards = grid()
     replica, place = rank % 2, rank // 2
     order = schedule(case["schedule"]).build(2, 4)
@@ -86,8 +87,10 @@ def task(rank: int, _: Groups, case: dict[str, Any]) -> dict[str, torch.Tensor]:
     for _ in range(2):  # buffers and FSDP's own state are used again
         for module in modules.values():
             module.zero_grad()
-        executor.run()
-    found = {}
+        with CommDebugMode() as collectives:
+            executor.run()
+    counts = {str(op): count for op, count in collectives.get_comm_counts().items() if "send" not in str(op)}
+    found: dict[str, Any] = {"counts": (counts, len(stages))}
     for number, module in modules.items():
         for name, parameter in module[0].named_parameters():
             assert len(parameter.to_local()) <= -(-len(parameter) // 2)  # sharded again
@@ -108,6 +111,12 @@ def test_pipeline_of_sharded_stages(pool: Pool, name: str, recompute: bool) -> N
                 x = layer(x)
             x.square().sum().backward()
     answers = pool.run(task, 4, {"schedule": name, "recompute": recompute})
+    for answer in answers:  # gathered once and reduced once a step, not once a micro-batch
+        counts, stages = answer.pop("counts")
+        assert {op.split(".")[-1]: count for op, count in counts.items() if "recv" not in op} == {
+            "_allgather_base_": stages,
+            "_reduce_scatter_base_": stages,
+        }
     found = {key: value for answer in answers for key, value in answer.items()}
     assert len(found) == sum(1 for layer in whole for _ in layer.parameters())
     for number, layer in enumerate(whole):
