@@ -161,7 +161,7 @@ def _run_seed(
         if not quiet:
             print(f"{experiment.slug}: arm {arm}, seed {seed}", flush=True)
         chosen = [f"seed={seed}", *overrides]
-        graph = load_recipe(experiment.recipe, chosen, KINDS)
+        graph = load_recipe(experiment.recipes.get(arm, experiment.recipe), chosen, KINDS)
         # `how` is no part of an artefact's identity: such an arm would be taken for another one.
         place = store / "apart" / arm if arm in experiment.apart else store
         runs[arm] = run_graph(graph, Store(place), quiet=quiet)

@@ -133,7 +133,7 @@ class PipelinePasses:
         return norm
 
     def record(self) -> None:
-        """Note the next step's actions, and the most that is held for backwards; `timeline` hands them out."""
+        """Note the next step's actions and the most held for backwards; `timeline` hands them out."""
         self._shift = offset(self.world.group, self.world.groups.ranks, self.world.rank, self.device)
         saved = SavedBytes(parameter for parameter in self.decoder.parameters() if not parameter.is_meta)
         for stage in self.stages.values():
