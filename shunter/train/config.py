@@ -72,7 +72,9 @@ class TrainConfig(Config):
 class Parallel(Config):
     """The model cut into stages that work at the same time, each on a process of its own."""
 
-    pp: int = Field(ge=2, description="Ranks of the pipeline: processes that share the model's layers.")
+    pp: int = Field(
+        ge=1, description="Ranks: processes that share the model's layers. One saves memory with recompute."
+    )
     schedule: str = Field("1f1b", description="Order of the work; `shunter schedules` lists them.")
     microbatches: int | None = Field(None, ge=1, description="Parts of a step's rows; default 2 x pp.")
     chunks: int | None = Field(None, ge=1, description="Stages on each rank, where that can be chosen.")
