@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ Arm = Mapping[str, Artefact]  # job name -> what it published
 class Experiment:
     """A small measurement that supports or refutes a paper's claim.
 
-    Each arm is `recipe` with the overrides that `arms(seed, short)` gives it; each arm runs once a
-    seed, as jobs in the artefact store, so an interrupted experiment continues and arms share every
-    job they have in common. `short` asks for a form that is quick and proves the machinery only.
+    Each arm is `recipe` (or what `recipes` has for it) with the overrides that `arms(seed, short)` gives it;
+    each arm runs once a seed, as jobs in the artefact store, so an interrupted experiment continues and arms
+    share every job they have in common. `short` asks for a form that is quick and proves the machinery only.
     `measure` sees all arms of one seed at once (paired) and returns each arm's metrics; it never
     decides whether a claim holds. `table` gives the units of the metrics, in the order to print.
     """
@@ -30,5 +30,6 @@ class Experiment:
     seeds: Sequence[int]
     measure: Callable[[Mapping[str, Arm]], Mapping[str, Samples]]
     table: Mapping[str, str]
+    recipes: Mapping[str, Path] = field(default_factory=dict)  # arms over another recipe
     apart: Sequence[str] = ()  # arms that differ in `how` alone: they get a store of their own
     notes: Callable[[Mapping[str, Mapping[str, Any]]], Sequence[str]] = lambda verdicts: ()

@@ -120,13 +120,13 @@ def record(result: Mapping[str, Any]) -> Path:
 def show(result: Mapping[str, Any]) -> None:
     """Print the claim, the table with the baseline beside ours, and the verdicts."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     console.print(f"[bold]{result['slug']}[/bold]: {result['claim']}\n")
     arms = list(dict.fromkeys(row["arm"] for row in result["table"]))
     metrics = {row["metric"]: row["unit"] for row in result["table"]}
-    table = Table("arm, mean over seeds", *metrics, box=None, header_style="bold")
+    table = Table(Column("arm, mean over seeds", no_wrap=True), *metrics, box=None, header_style="bold")
     means = {(row["arm"], row["metric"]): row["mean"] for row in result["table"]}
     for arm in arms:
         cells = (means.get((arm, metric)) for metric in metrics)
@@ -161,7 +161,7 @@ def _run_seed(
         if not quiet:
             print(f"{experiment.slug}: arm {arm}, seed {seed}", flush=True)
         chosen = [f"seed={seed}", *overrides]
-        graph = load_recipe(experiment.recipe, chosen, KINDS)
+        graph = load_recipe(experiment.recipes.get(arm, experiment.recipe), chosen, KINDS)
         # `how` is no part of an artefact's identity: such an arm would be taken for another one.
         place = store / "apart" / arm if arm in experiment.apart else store
         runs[arm] = run_graph(graph, Store(place), quiet=quiet)

@@ -1,7 +1,6 @@
 """A schedule tried on real processes whose stages sleep: what it costs besides the work itself.
 
-Sleeps stand for work where ranks share cores, as a laptop's do: ranks that compute would slow each other
-down.
+Sleeps stand for work where ranks share cores: ranks that compute would slow each other down.
 """
 
 from __future__ import annotations

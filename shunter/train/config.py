@@ -80,7 +80,9 @@ class TrainConfig(Config):
 class Parallel(Config):
     """The model cut into stages that work at the same time, each on a process of its own."""
 
-    pp: int = Field(ge=2, description="Ranks of the pipeline: processes that share the model's layers.")
+    pp: int = Field(
+        ge=1, description="Ranks: processes that share the model's layers. One saves memory with recompute."
+    )
     schedule: str = Field("1f1b", description="Order of the work; `shunter schedules` lists them.")
     program: str | None = Field(
         None, description="Instead of a schedule: a program's file, written by `shunter simulate --csv`."

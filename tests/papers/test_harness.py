@@ -115,7 +115,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
             assert "The claim " in capsys.readouterr().out
     assert cli.main(["reproduce", "dmas-lama"]) == 2
     assert "Did you mean 'dmas-llama'?" in capsys.readouterr().err
-    assert cli.main(["reproduce", "gpipe"]) == 2
+    assert cli.main(["reproduce", "gnnpipe"]) == 2
     assert "has no experiment yet" in capsys.readouterr().err
     assert cli.main(["reproduce", "dmas-llama", "--short", "--record"]) == 2
 
@@ -123,7 +123,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 def test_states_follow_from_results_tests_and_pages() -> None:
     papers = {paper.slug: paper for paper in catalogue.papers()}
     assert len(papers) == 93
-    assert papers["gpipe"].state == "missing"
+    assert papers["gnnpipe"].state == "missing"
     for paper in papers.values():
         if paper.state == "works":
             assert not paper.lacks

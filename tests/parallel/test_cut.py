@@ -51,3 +51,20 @@ def test_a_heavy_head_takes_layers_off_the_last_stage() -> None:
 def test_too_few_layers_are_refused() -> None:
     with pytest.raises(ShunterError, match="3 layers cannot be cut into 4 stages"):
         cut_layers([1.0] * 3, looped(4, 1))
+
+
+def test_a_cut_by_cost_beats_one_by_count() -> None:
+    """Eight layers of which the last two are six times as heavy, over four ranks: simulated step times."""
+    from shunter.schedule.assemble import assemble
+    from shunter.schedule.catalogue import schedule
+    from shunter.schedule.costs import Costs
+    from shunter.schedule.simulate import simulate
+
+    costs, placement = [1.0] * 6 + [6.0] * 2, looped(4, 1)
+    program = assemble(schedule("gpipe").build(4, 16))
+    elapsed = {}
+    for name, cut in {"count": [0, 2, 4, 6, 8], "cost": cut_layers(costs, placement)}.items():
+        parts = [sum(costs[a:b]) for a, b in pairwise(cut)]
+        seconds = {(op, stage): part for stage, part in enumerate(parts) for op in "FIW"}
+        elapsed[name] = simulate(program, Costs(seconds)).elapsed
+    assert elapsed["cost"] < 0.6 * elapsed["count"]

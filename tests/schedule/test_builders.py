@@ -112,6 +112,42 @@ def test_idle_over_ideal_is_the_published_formula(ranks: int, factor: int) -> No
         assert found.peak_activations[0] == pytest.approx(min(live, microbatches))
 
 
+@given(st.integers(2, 6), st.integers(1, 4), st.integers(0, 9), st.integers(0, 3))
+def test_interleaving_is_the_published_table(ranks: int, chunks: int, more: int, wider: int) -> None:
+    """arXiv 2104.04473, written down once more: groups of N, chunk by chunk; w forwards ahead."""
+    microbatches = ranks + more
+    group = min(ranks + wider, microbatches)
+    if 0 < microbatches % group < ranks:
+        return
+    pairs = []
+    for begin in range(0, microbatches, group):
+        for chunk in range(chunks):
+            pairs += [(m, chunk) for m in range(begin, min(begin + group, microbatches))]
+    order = rounds.interleaved(ranks, microbatches, chunks, group=group)
+    for rank, actions in enumerate(order.actions):
+        forwards = [f"{chunk * ranks + rank}F{m}" for m, chunk in pairs]
+        backwards = [f"{(chunks - 1 - chunk) * ranks + rank}B{m}" for m, chunk in pairs]
+        ahead = min(2 * (ranks - rank - 1) + (chunks - 1) * group, microbatches * chunks)
+        expected = forwards[:ahead]
+        for forward, backward in zip(forwards[ahead:], backwards, strict=False):
+            expected += [forward, backward]
+        expected += backwards[len(forwards) - ahead :]
+        assert [str(action) for action in actions] == expected
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_live_activations_of_every_rank(ranks: int) -> None:
+    microbatches = 2 * ranks
+    assert run(single.one_f_one_b(ranks, microbatches)).peak_activations == [
+        ranks - rank for rank in range(ranks)
+    ]
+    for chunks in (2, 3, 4):
+        found = run(rounds.interleaved(ranks, microbatches, chunks)).peak_activations
+        for rank in range(ranks):
+            live = (2 * (ranks - rank - 1) + (chunks - 1) * ranks + 1) / chunks
+            assert found[rank] == pytest.approx(min(live, microbatches))
+
+
 @pytest.mark.parametrize(
     ("cap", "released_at_input", "best"),
     [(2, 0, 41), (3, 0, 31), (4, 0, 27), (2, 1, 35), (3, 1, 28), (4, 1, 27)],

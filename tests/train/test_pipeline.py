@@ -76,6 +76,12 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
         ({"pp": 2, "vocabulary": 1, "microbatches": 5, "recompute": True}, False, "adamw"),
         ({"pp": 4, "vocabulary": 2, "schedule": "zb1p", "microbatches": 5}, True, "adamw"),
         ({"pp": 2, "schedule": "gpipe", "microbatches": 1}, True, "adamw"),
+        ({"pp": 1, "schedule": "gpipe", "microbatches": 3, "recompute": True}, True, "adamw"),
+        (
+            {"pp": 1, "schedule": "interleaved-1f1b", "chunks": 4, "recompute": True},
+            False,
+            "adamw",
+        ),
         ({"pp": 2, "schedule": "gpipe", "microbatches": 3, "recompute": True}, True, "adamw"),
         ({"pp": 2, "schedule": "zb1p", "microbatches": 5, "recompute": True}, False, "adamw"),
     ],
