@@ -105,14 +105,14 @@ def test_without_gradients_none_are_taken() -> None:
     targets, coefficients = torch.randint(0, 9, (6,)), -torch.ones(6)
     expected, _ = head.linear_cross_entropy(hidden, weight, targets, coefficients)
     taken: list[bool] = []
-    real = head._accumulate
+    real = head.accumulate_outer
 
     def noting(*arguments: object) -> None:
         taken.append(True)
         real(*arguments)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(head, "_accumulate", noting)
+        patch.setattr(head, "accumulate_outer", noting)
         found, _ = head.linear_cross_entropy(hidden, weight, targets, coefficients)
     assert not taken
     assert float(found) == pytest.approx(float(expected.detach()))
