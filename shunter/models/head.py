@@ -81,6 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         coefficients: Tensor,
         z_loss: float,
+        into_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         # The inputs' flags are the truth here: inside a Function grad mode is off.
         wants = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
@@ -93,7 +94,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         logprobs = torch.zeros(count, dtype=accumulate, device=hidden.device)
         loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if wants else None
-        grad_weight = torch.empty_like(weight) if wants else None
+        grad_weight: Tensor | None = None
+        fresh = True
+        if wants and into_grad and weight.grad is not None:
+            grad_weight, fresh = weight.grad, False
+        elif wants:
+            grad_weight = torch.empty_like(weight)
         active = active_tokens(coefficients)
         whole = len(active) == count
         chunk = max(64, CHUNK_BYTES // compute.itemsize // weight.shape[0])
@@ -120,9 +126,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             grad = logits  # overwritten
             grad_hidden[rows] = (grad @ used).to(hidden.dtype)
-            accumulate_outer(grad_weight, grad, h, begin == 0)
-        if grad_weight is not None and len(active) == 0:
+            accumulate_outer(grad_weight, grad, h, fresh and begin == 0)
+        if grad_weight is not None and fresh and len(active) == 0:
             grad_weight.zero_()
+        if into_grad:
+            weight.grad, grad_weight = grad_weight, None
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(logprobs)
         return loss, logprobs
@@ -133,7 +141,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         outer = grads[0]
         return (
             grad_hidden * outer.to(grad_hidden.dtype),
-            grad_weight * outer.to(grad_weight.dtype),
+            None if grad_weight is None else grad_weight * outer.to(grad_weight.dtype),
+            None,
             None,
             None,
             None,
@@ -147,16 +156,21 @@ def linear_cross_entropy(
     coefficients: Tensor,
     *,
     z_loss: float = 0.0,
+    into_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """sum of coefficient x log softmax(hidden @ weight.T)[target], and the log-probabilities.
 
     hidden [N, D], weight [V, D], targets [N] (any negative value where the coefficient is 0),
     coefficients [N]: the derivative of the loss by each log-probability, so -1/count for the mean
     cross-entropy. z_loss adds z_loss x |coefficient| x logsumexp^2 (arXiv 2204.02311, section 5).
+    into_grad: the weight's gradient goes to `weight.grad` at once, for a loss whose backward is surely called
+    with 1: a micro-batch that waits for its backward then holds none of it. A leaf is needed for that.
     Returns the loss (float64 scalar) and log-probabilities [N], 0 where the coefficient is 0; the
     latter carry no gradient.
     """
     if not torch.is_grad_enabled():  # a Function is not told of it, and would take the gradient for nothing
         hidden, weight = hidden.detach(), weight.detach()
-    loss, logprobs = _LinearCrossEntropy.apply(hidden, weight, targets, coefficients, z_loss)
+    loss, logprobs = _LinearCrossEntropy.apply(
+        hidden, weight, targets, coefficients, z_loss, into_grad and weight.requires_grad
+    )
     return loss, logprobs

@@ -72,6 +72,7 @@ class DecoderStage(nn.Module):
             rows.targets.flatten(),
             factors,
             z_loss=rows.z_loss,
+            into_grad=True,
         )
         rows.plain = (factors.double() * logprobs.double()).sum() if rows.z_loss else loss.detach()
         return {LOSS: loss}

@@ -77,7 +77,12 @@ class OnePass:
         with autocast(self.device, self.precision):
             hidden = model(tokens, positions, plan)
             loss, logprobs = linear_cross_entropy(
-                hidden.flatten(0, 1), self.decoder.head_weight, targets.flatten(), factors, z_loss=z_loss
+                hidden.flatten(0, 1),
+                self.decoder.head_weight,
+                targets.flatten(),
+                factors,
+                z_loss=z_loss,
+                into_grad=True,
             )
         return loss, without_z(loss, logprobs, factors, z_loss)
 

@@ -116,3 +116,35 @@ def test_without_gradients_none_are_taken() -> None:
         found, _ = head.linear_cross_entropy(hidden, weight, targets, coefficients)
     assert not taken
     assert float(found) == pytest.approx(float(expected.detach()))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_weight_s_gradient_can_be_taken_at_once(half: bool, tied: bool) -> None:
+    """Added to what is there already, also where the weight is used a second time."""
+    found, expected = [], []
+    for into_grad, into in ((False, expected), (True, found)):
+        draw = torch.Generator().manual_seed(0)
+        weight = torch.randn(9, 4, generator=draw).requires_grad_()
+        for _ in range(3):
+            ids, targets = (torch.randint(0, 9, (6,), generator=draw) for _ in range(2))
+            first = torch.nn.functional.embedding(ids, weight if tied else weight.detach())
+            hidden = first + torch.randn(6, 4, generator=draw)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss, _ = head.linear_cross_entropy(
+                    hidden, weight, targets, -torch.ones(6), into_grad=into_grad
+                )
+            loss.backward()
+            into.append(weight.grad.clone())
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2 if half else 1e-5, atol=1e-3)
+
+
+def test_a_loss_without_tokens_leaves_a_gradient_of_zero() -> None:
+    weight, hidden = torch.randn(9, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    loss, _ = head.linear_cross_entropy(
+        hidden, weight, torch.full((6,), -100), torch.zeros(6), into_grad=True
+    )
+    loss.backward()
+    assert weight.grad is not None
+    assert not weight.grad.any()
