@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code (the console script hands it to `sys.exit`).
 
     0 done, 1 a bug (with its traceback), 2 a mistake of the person or a condition of the machine (one
-    line a mistake on stderr), 3 a paper's claim does not hold, 130 and 143 stopped by a signal.
+    line a mistake on stderr), 3 a paper's claim does not hold, 129, 130 and 143 stopped by a signal.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     _share_cores()

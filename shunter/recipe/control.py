@@ -6,11 +6,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal was closed, or the connection to it was lost.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RunStopped(KeyboardInterrupt):
@@ -47,14 +48,16 @@ class RunControl:
 
     @contextmanager
     def listening(self) -> Iterator[RunControl]:
-        """Take SIGINT and SIGTERM as requests to stop; a second one interrupts at once.
+        """Take SIGINT, SIGTERM and SIGHUP as requests to stop; a second one interrupts at once.
 
-        Outside the main thread, where Python delivers no signals, only the files are heard.
+        A SIGHUP that is ignored stays so: that is what `nohup` asks for. Outside the main thread, where
+        Python delivers no signals, only the files are heard.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in heard}
         try:
             yield self
         finally:
@@ -63,10 +66,13 @@ class RunControl:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
+            if number == signal.SIGHUP:  # one closed terminal may send several
+                return
             raise KeyboardInterrupt
         self.signal = number
-        # print is not safe inside a handler: it may interrupt another print.
-        os.write(2, b"\nstopping: the job saves its state first; once more stops at once\n")
+        # print is not safe inside a handler: it may interrupt another print. The terminal may be gone.
+        with suppress(OSError):
+            os.write(2, b"\nstopping: the job saves its state first; once more stops at once\n")
 
 
 def request(folder: Path, name: str) -> None:

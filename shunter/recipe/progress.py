@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 from shunter.recipe import disk
@@ -17,7 +19,11 @@ PLAIN_EVERY = 10.0
 
 
 class Progress:
-    """Tells how a run goes on. `quiet` tells nothing but warnings, on stderr."""
+    """Tells how a run goes on. `quiet` tells nothing but warnings, on stderr.
+
+    A run outlives its audience: when the output can no longer be written (its reader left, its disk is
+    full, its terminal was closed), that is told once on stderr, and the work goes on without it.
+    """
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.quiet = quiet
@@ -72,8 +78,9 @@ class Progress:
             )
             if self._live is None:
                 self._live = Live(line, console=self._console, transient=True, auto_refresh=False)
-                self._live.start()
-            self._live.update(line, refresh=True)
+                self._tell(self._live.start)
+            if self._live is not None:
+                self._tell(lambda: self._live.update(line, refresh=True))
         elif now - self._said >= PLAIN_EVERY:
             self._said = now
             self._line(self._number, self._name, text, "")
@@ -81,8 +88,8 @@ class Progress:
     def rest(self) -> None:
         """Take the live line away."""
         if self._live is not None:
-            self._live.stop()
-            self._live = None
+            live, self._live = self._live, None
+            self._tell(live.stop)
 
     def reused(self, number: int, step: Step) -> None:
         """A job is finished already."""
@@ -109,12 +116,13 @@ class Progress:
         used = {record.name for artefact in made.values() for record in artefact.manifest.inputs}
         for name, artefact in made.items():
             if name not in used and not self.quiet:
-                print(f"{name}: {artefact.path}", file=self.stream, flush=True)
+                self._print(f"{name}: {artefact.path}")
 
     def warn(self, text: str) -> None:
         """Something that a person should know and that stops nothing."""
         self.rest()
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _line(self, number: int, name: str, text: str, style: str) -> None:
         if self.quiet:
@@ -123,11 +131,31 @@ class Progress:
         total = str(self._total)
         head = f"[{number:>{len(total)}}/{total}] {name:<{self._width}}"
         if self._console is None:
-            print(f"{head}  {text}", file=self.stream, flush=True)
+            self._print(f"{head}  {text}")
         else:
             from rich.text import Text
 
-            self._console.print(Text.assemble((head, style), f"  {text}"), soft_wrap=True)
+            line = Text.assemble((head, style), f"  {text}")
+            self._tell(lambda: self._console.print(line, soft_wrap=True))
+
+    def _print(self, text: str) -> None:
+        self._tell(lambda: print(text, file=self.stream, flush=True))
+
+    def _tell(self, write: Callable[[], object]) -> None:
+        """Write, or fall silent for good when that is impossible."""
+        if self.quiet:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.quiet, self._live = True, None
+            # What is still buffered would fail again when Python ends.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            self.warn(
+                f"the output cannot be written any more ({reason}). The run goes on; see `shunter watch`."
+            )
 
 
 # Events that are told as they happen, with the fields shown.

@@ -1,0 +1,63 @@
+"""A run outlives its audience: output that cannot be written, a terminal that is closed."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from shunter.recipe.control import RunControl
+from shunter.recipe.graph import load_recipe
+from shunter.recipe.progress import Progress
+from shunter.recipe.runner import run_graph
+from shunter.recipe.store import Store
+from tests.recipe.fakes import KINDS, write
+
+
+class _Gone(io.StringIO):
+    """A stream whose reader leaves after some lines."""
+
+    def __init__(self, lines: int) -> None:
+        super().__init__()
+        self.lines = lines
+
+    def write(self, text: str) -> int:
+        if self.getvalue().count("\n") >= self.lines:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3])
+def test_a_run_goes_on_when_nobody_reads_its_output(
+    lines: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream, store = _Gone(lines), Store(tmp_path / "store")
+    made = run_graph(load_recipe(write(tmp_path), [], KINDS), store, progress=Progress(stream=stream))
+    assert set(made) == {"corpus", "base", "scores"}
+    assert store.run("chain").state == "done"
+    assert stream.getvalue().count("\n") == lines
+    told = capsys.readouterr().err
+    assert told.count("warning: the output cannot be written any more (Broken pipe)") == 1
+
+
+def test_a_closed_terminal_saves_and_stops(tmp_path: Path) -> None:
+    control = RunControl(tmp_path)
+    with control.listening():
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)  # the shell and the kernel may both send one
+        assert control.stop_requested()
+        assert control.code == 129
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        control = RunControl(tmp_path)
+        with control.listening():  # nohup
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not control.stop_requested()
+    finally:
+        signal.signal(signal.SIGHUP, before)
