@@ -20,7 +20,7 @@ EXPERT = ("pp", "edp", "ep", "etp")
 
 @dataclass(frozen=True)
 class Grid:
-    """Degrees of all axes. Raises ShunterError, with the nearest degrees that are legal, for those that are not.
+    """Degrees of all axes. Raises ShunterError, with the nearest legal degrees, for others.
 
     pp:   stages, each on its own ranks             dp:  copies of the model that see other rows
     fsdp: as dp, but weights and optimizer cut      cp:  parts of each row

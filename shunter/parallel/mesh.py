@@ -34,7 +34,7 @@ class Peers:
 
 
 class ProcessGroups:
-    """Process groups by their ranks, made once: fresh ones for each layout would leak threads and descriptors.
+    """Process groups by their ranks, made once: fresh ones for each layout would leak threads and files.
 
     Every rank of the world has to ask for the same lists in the same order. options: of `new_group`.
     """
