@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -251,19 +251,23 @@ class LaidOutPasses:
 
     def gather(self, whole: Decoder) -> bool:
         """Copy all ranks' weights into rank 0's `whole`; every rank calls it. True on rank 0."""
-        world = self.world
-        mine = {
-            name: parameter
-            for name, parameter in self.parameters.items()
-            if self.part.held[name].is_first(world.mesh.place, DENSE[1:])
-        }
-        pieces = {name: self.part.held[name].piece for name in mine}
-        with answering(world.rank, "bring the weights together"):
-            found = collect(mine, pieces, world.mesh.everyone, world.device)
+        found = self.whole(self.parameters)
         if found is None:
             return False
         whole.load_state_dict(found, strict=True)
         return True
+
+    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Tensors that are cut as the parameters of these names are, put together on rank 0's CPU."""
+        world, held = self.world, self.part.held
+        mine = {
+            name: tensor
+            for name, tensor in parts.items()
+            if held[name].is_first(world.mesh.place, DENSE[1:]) and name not in self.elsewhere
+        }
+        pieces = {name: held[name].piece for name in mine}
+        with answering(world.rank, "bring the weights together"):
+            return collect(mine, pieces, world.mesh.everyone, world.device)
 
     def _computes(self, module: DecoderStage) -> Compute:
         def compute(inputs: Tree, microbatch: int) -> Tree:
