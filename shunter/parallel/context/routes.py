@@ -1,9 +1,10 @@
 """Which chunk of keys and values goes from whom to whom, and when; every rank derives the same list.
 
-The ring turns downwards: rank r hands what it holds to rank r - 1. Later chunks (2 n - 1 - j of rank j) are
-seen by the ranks below j alone where rows are causal, and those come first; so a later chunk makes j hops
-instead of n - 1, and a quarter of the ring's traffic falls away. A chunk goes no farther than to the last
-rank that sees any of it, so documents and windows shorten its way too.
+A chunk goes from its owner down the ranks, from r to r - 1 and from 0 to the last, but stops only at those
+that see some of it. Where rows are causal and nothing else, an early chunk (j of rank j) is seen by all, a
+later one (2 n - 1 - j) by the ranks below j alone: it makes j hops instead of n - 1, and a quarter of the
+usual ring's traffic falls away. With a window shorter than a chunk, each makes one hop; documents that end
+with the chunks send nothing.
 """
 
 from __future__ import annotations
@@ -16,15 +17,10 @@ from shunter.parallel.context.zigzag import chunk_length, chunks
 
 @dataclass(frozen=True)
 class Way:
-    """A chunk's way from its owner downwards. At step s rank (owner - s) % n holds it, up to step `last`.
-
-    first, last: steps of the first and the last rank, besides the owner, that see some of it; 0: nobody does.
-    """
+    """A chunk is with its owner at step 0, and with stops[s - 1] at step s. Ranks are places among peers."""
 
     owner: int
-    chunk: int
-    first: int
-    last: int
+    stops: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -41,10 +37,9 @@ class Routes:
     """What travels during each step.
 
     keys[s]:  chunks that are computed with at step s + 1
-    grads[s]: gradients that were added to at step s - 1: onwards, or home to the owner
+    grads[s]: gradients that were added to at step s - 1: onwards, or home to the owner from the last stop
     """
 
-    size: int
     ways: dict[int, Way]
     keys: list[list[Hop]]
     grads: list[list[Hop]]
@@ -56,35 +51,33 @@ class Routes:
         spans = [range(chunk * step, (chunk + 1) * step) for chunk in range(2 * size)]
         ways = {}
         for owner in range(size):
+            others = [(owner - turn) % size for turn in range(1, size)]
             for chunk in chunks(owner, size):
-                seen = [
-                    turn
-                    for turn in range(1, size)
-                    for other in chunks((owner - turn) % size, size)
-                    if sight.sees(spans[other], spans[chunk])
+                stops = [
+                    other
+                    for other in others
+                    if any(sight.sees(spans[place], spans[chunk]) for place in chunks(other, size))
                 ]
-                ways[chunk] = Way(owner, chunk, min(seen, default=0), max(seen, default=0))
-        return cls.along(ways, size)
+                ways[chunk] = Way(owner, tuple(stops))
+        return cls.along(ways)
 
     @classmethod
-    def along(cls, ways: dict[int, Way], size: int) -> Routes:
+    def along(cls, ways: dict[int, Way]) -> Routes:
         """The messages of given ways."""
-        turns = max(way.last for way in ways.values())
+        turns = max(len(way.stops) for way in ways.values())
         keys: list[list[Hop]] = [[] for _ in range(turns)]
         grads: list[list[Hop]] = [[] for _ in range(turns + 2)]
-        for way in ways.values():
-            for turn in range(way.last):
-                held = (way.owner - turn) % size
-                keys[turn].append(Hop(way.chunk, held, (held - 1) % size))
-            if way.last:
-                for turn in range(way.first, way.last):
-                    held = (way.owner - turn) % size
-                    grads[turn + 1].append(Hop(way.chunk, held, (held - 1) % size))
-                held = (way.owner - way.last) % size
-                grads[way.last + 1].append(Hop(way.chunk, held, way.owner))
-        return cls(size, ways, keys, grads)
+        for chunk, way in ways.items():
+            places = (way.owner, *way.stops)
+            for turn, stop in enumerate(way.stops):
+                keys[turn].append(Hop(chunk, places[turn], stop))
+                after = places[turn + 2] if turn + 2 < len(places) else way.owner
+                grads[turn + 2].append(Hop(chunk, stop, after))
+        return cls(ways, keys, grads)
 
-    def held(self, index: int, step: int) -> list[int]:
-        """Chunks of another rank that this rank holds at a step."""
-        owner = (index + step) % self.size
-        return [chunk for chunk in chunks(owner, self.size) if self.ways[chunk].last >= step]
+    def sent(self, index: int) -> tuple[int, int]:
+        """Chunks of keys and values that a rank sends in one pass, and gradients of such chunks."""
+        counts = [
+            sum(hop.source == index for hops in side for hop in hops) for side in (self.keys, self.grads)
+        ]
+        return counts[0], counts[1]
