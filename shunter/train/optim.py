@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shunter.models.decoder import Attention, SwiGLU
+from shunter.models.decoder import Attention
+from shunter.models.swiglu import SwiGLU
 from shunter.train.config import TrainConfig
 
 
