@@ -59,7 +59,7 @@ class MoE(nn.Module):
         flat = x.flatten(0, 1)
         if torch.is_autocast_enabled(x.device.type):
             flat = flat.to(torch.get_autocast_dtype(x.device.type))
-        y = (self.dispatch or self.here)(flat, routing).view(*x.shape[:-1], -1)
+        y = (self.dispatch or self.here)(flat, routing).view(x.shape)
         return y if self.shared is None else y + self.shared(x)
 
     def here(self, x: Tensor, routing: Routing) -> Tensor:
@@ -95,7 +95,7 @@ def _sum(rows: Tensor, pairs: Tensor, tokens: int, k: int) -> Tensor:
     # Not index_add: on CUDA its order, and so the last bits, would vary from run to run.
     by_choice = rows.new_zeros(tokens * k, rows.shape[1])
     by_choice[pairs] = rows
-    return by_choice.view(tokens, k, -1).sum(1)
+    return by_choice.view(tokens, k, rows.shape[1]).sum(1)
 
 
 class _Spread(torch.autograd.Function):

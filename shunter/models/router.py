@@ -127,10 +127,11 @@ class Router(nn.Module):
             among = counts if self.others is None else self.others.total(counts)
             if spec.balance_scope == "microbatch":
                 among = among.sum(0, keepdim=True)
+            among = among.to(scores.dtype)
             portion = among / among.sum(-1, keepdim=True).clamp_min(1)
             if spec.router == "sigmoid":
                 scores = scores / (scores.sum(-1, keepdim=True) + 1e-20)
-            each = (scores * portion.to(scores.dtype)[:, None]).sum(-1)
+            each = (scores * portion[:, None]).sum(-1)
             balance = spec.balance_loss * spec.num_experts * share * (each * valid).sum()
         if spec.z_loss:
             z = spec.z_loss * share * (logits.logsumexp(-1).square() * valid).sum()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shunter.models.moe import expert_load
 from shunter.record.track import open_trackers
 from shunter.train.device import memory_mib, peak_flops
 from shunter.train.step import StepResult
@@ -153,6 +154,7 @@ class Meter:
         }
         if self.training.config.z_loss:
             values["train/z_loss"] = tally.z_nats / tally.targets if tally.targets else math.nan
+        values |= expert_load(self.training.decoder)  # of the last step alone
         if math.isfinite(loss):
             tally.loss = loss
         tally.new_line()

@@ -6,12 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from shunter.models.decoder import Attention
+from shunter.models.moe import Experts, rebalance
 from shunter.models.swiglu import SwiGLU
 from shunter.train.config import TrainConfig
 
 
 class Optimizers:
     """AdamW alone, or Muon (arXiv 2502.16982's scaling) for the layers' matrices and AdamW for the rest.
+
+    The tensors of experts [E, N, K] are E matrices, each of which Muon takes by itself; a router's is one
+    like any other.
 
     The state is keyed by parameter name, so it does not depend on the order in which a layout
     happens to list parameters. Muon takes a fused product's projections one by one: that they stand in
@@ -22,12 +26,13 @@ class Optimizers:
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.model = model
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names = {id(p): name for name, p in parameters.items()}
         hidden = {
             name: p
             for name, p in parameters.items()
-            if config.optimizer == "muon" and p.ndim == 2 and "layers" in name.split(".")
+            if config.optimizer == "muon" and p.ndim >= 2 and "layers" in name.split(".")
         }
         rest = [p for name, p in parameters.items() if name not in hidden]
         groups = [
@@ -42,14 +47,16 @@ class Optimizers:
                 groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True
             )
         self.muon: torch.optim.Muon | None = None
+        self.rows: dict[str, list[int]] = {}
         self.matrices: dict[str, tuple[Tensor, list[Tensor]]] = {}  # parameter, views of its projections
         self.momentum: dict[str, Tensor] = {}
         if hidden:
             rows = _projections(model)
             for name, p in hidden.items():
-                views = list(p.detach().split(rows.get(name, p.shape[0])))
+                views = _views(p.detach(), rows.get(name))
                 self.matrices[name] = p, views
                 self.names |= {id(view): name for view in views}
+            self.rows = rows
             self.muon = torch.optim.Muon(
                 [view for _, views in self.matrices.values() for view in views],
                 lr=config.lr,
@@ -76,22 +83,23 @@ class Optimizers:
         if self.muon is not None:
             for name, (p, views) in self.matrices.items():
                 self.momentum[name] = torch.zeros_like(p)
-                parts = self.momentum[name].split([len(view) for view in views])
+                parts = _views(self.momentum[name], self.rows.get(name))
                 for view, part in zip(views, parts, strict=True):
                     self.muon.state[view] = {"momentum_buffer": part}
 
     def step(self, rate: float) -> None:
-        """One update of all parameters at the learning rate `rate`."""
+        """One update of all parameters at the learning rate `rate`, and of routers' biases."""
         for name, (p, views) in self.matrices.items():
             if views[0].data_ptr() != p.data_ptr():
                 raise RuntimeError(f"{name} was moved after its optimizer was made")
             if p.grad is not None:
-                for view, grad in zip(views, p.grad.split([len(view) for view in views]), strict=True):
+                for view, grad in zip(views, _views(p.grad, self.rows.get(name)), strict=True):
                     view.grad = grad
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
             part.step()
+        rebalance(self.model)
 
     def zero_grad(self) -> None:
         for p, _ in self.matrices.values():
@@ -107,8 +115,15 @@ class Optimizers:
         return found
 
 
+def _views(tensor: Tensor, rows: list[int] | None) -> list[Tensor]:
+    """The matrices that a tensor [N, K], or [E, N, K], is made of."""
+    if tensor.ndim == 3:
+        return [view for matrix in tensor for view in _views(matrix, rows)]
+    return [tensor] if rows is None else list(tensor.split(rows))
+
+
 def _projections(model: nn.Module) -> dict[str, list[int]]:
-    """Rows of each projection in the fused matrices, by the parameter's name."""
+    """Rows of each projection in the fused matrices, or in those of each expert, by the parameter's name."""
     rows: dict[str, list[int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Attention):
@@ -117,4 +132,6 @@ def _projections(model: nn.Module) -> dict[str, list[int]]:
             rows[f"{name}.qkv.weight"] = [count * spec.head_dim for count in heads]
         elif isinstance(module, SwiGLU):
             rows[f"{name}.gate_up.weight"] = [module.gate_up.out_features // 2] * 2
+        elif isinstance(module, Experts):
+            rows[f"{name}.gate_up"] = [module.gate_up.shape[1] // 2] * 2
     return rows

@@ -14,6 +14,7 @@ from torch import Tensor
 from shunter.config.errors import ShunterError
 from shunter.data.tokens import Batch
 from shunter.models.decoder import Decoder
+from shunter.models.moe import begin_step
 from shunter.models.segments import SegmentPlan
 from shunter.parallel.clock import gather_timeline, offset
 from shunter.parallel.collect import collect
@@ -82,6 +83,9 @@ class PipelinePasses:
         for name, parameter in decoder.named_parameters():
             if name in self.owned:
                 parameter.data = parameter.data.to(device)
+        for stage in modules.values():
+            for buffer in stage.buffers():
+                buffer.data = buffer.data.to(device)
         self.rows: list[Rows] = []
         halves = any(action.op == WEIGHT for actions in self.order.actions for action in actions)
         self.stages = {
@@ -113,6 +117,7 @@ class PipelinePasses:
         if len(batches) != self.order.microbatches:
             raise ValueError(f"{len(batches)} micro-batches, the program is of {self.order.microbatches}")
         self._load(batches, coefficients, z_loss)
+        begin_step(self.decoder, sum(int((batch.segments >= 0).sum()) for batch in batches))
         losses = self._run(self.executor, train=True)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for microbatch, loss in losses.items():
@@ -195,7 +200,8 @@ class PipelinePasses:
 
     def gather(self, whole: Decoder) -> bool:
         """Copy all ranks' weights into rank 0's `whole`; every rank calls it. True on rank 0."""
-        mine = {name: p for name, p in self.decoder.named_parameters() if name in self.owned}
+        stored = self.decoder.state_dict(keep_vars=True)
+        mine = {name: tensor for name, tensor in stored.items() if name in self.owned}
         world = self.world
         with answering(world.rank, "bring the weights together"):
             found = collect(mine, world.groups, world.rank, world.device, self.pieces)

@@ -104,9 +104,9 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     ),
     "Mixtral-8x7B-v0.1": (
         {**MISTRAL, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral",
-         "attention_dropout": 0.0, "num_experts_per_tok": 2, "num_local_experts": 8, "output_router_logits": False,
-         "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None,
-         "transformers_version": "4.36.0.dev0", "vocab_size": 32000},
+         "attention_dropout": 0.0, "num_experts_per_tok": 2, "num_local_experts": 8,
+         "output_router_logits": False, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02,
+         "sliding_window": None, "transformers_version": "4.36.0.dev0", "vocab_size": 32000},
         {"sliding_window": None, "head_dim": 128, "active_parameters": 12879925248},
         46702792704,
     ),
