@@ -65,17 +65,17 @@ class MoE(nn.Module):
     def here(self, x: Tensor, routing: Routing) -> Tensor:
         """All experts are in this process: x [n, D] sorted by expert, and back."""
         pairs, counts = by_expert(routing, self.spec.num_experts)
+        if not routing.whole:  # waits for the device
+            pairs = pairs[: int(counts.sum())]
         rows, weights = spread(x, routing.weights, pairs)
         return collect(self.experts(rows, weights, counts), pairs, *routing.experts.shape)
 
 
 def by_expert(routing: Routing, num_experts: int) -> tuple[Tensor, Tensor]:
-    """Valid choices [m], as numbers token * k + choice, in the order of their experts and then of tokens;
-    and how many each expert has [E]. Waits for the device if some are void."""
+    """Choices [n * k], as numbers token * k + choice, in the order of their experts and then of tokens, void
+    ones last; and how many each expert has [E]."""
     sorted_experts, pairs = routing.experts.flatten().sort(stable=True)
     bounds = torch.searchsorted(sorted_experts, torch.arange(num_experts + 1, device=pairs.device))
-    if not routing.whole:
-        pairs = pairs[: int(bounds[-1])]
     return pairs, bounds.diff()
 
 
