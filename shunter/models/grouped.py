@@ -5,7 +5,7 @@ Rows are sorted by group; counts [E] says how many each has. Groups may be empty
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from shunter.models.swiglu import swiglu_backward
+
+# Asked in the backward pass with "gate_up" or "down", the gradient of the rows' products, the rows, and
+# counts: True if it sees to that weight's gradient, `grouped_outer` of the three, itself.
+Later = Callable[[str, Tensor, Tensor, Tensor], bool]
 
 _FUSED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -72,14 +76,21 @@ def _groups(counts: Tensor) -> Iterator[tuple[int, slice]]:
         begin += count
 
 
-def experts_swiglu(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> Tensor:
+def experts_swiglu(
+    x: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    counts: Tensor,
+    later: Later | None = None,
+) -> Tensor:
     """[m, D]: each row of x [m, D] through its expert's SwiGLU, times its weight [m].
 
     gate_up [E, 2 F, D], down [E, D, F], counts [E]. The weight scales what goes into `down`, so that its
     gradient needs neither the result nor, where an expert is cut along F, the other parts.
     """
     if torch.is_grad_enabled():
-        found: Tensor = _Experts.apply(x, weights, gate_up, down, counts)
+        found: Tensor = _Experts.apply(x, weights, gate_up, down, counts, later)
         return found
     gate, up = grouped_linear(x, gate_up, counts).chunk(2, dim=-1)
     return grouped_linear(_scaled(F.silu(gate).mul_(up), weights), down, counts)
@@ -94,8 +105,15 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor
+        ctx: Any,
+        x: Tensor,
+        weights: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        counts: Tensor,
+        later: Later | None,
     ) -> Tensor:
+        ctx.later = later
         hidden = grouped_linear(x, gate_up, counts)
         ctx.save_for_backward(x, weights, gate_up, down, counts, hidden)
         gate, up = hidden.chunk(2, dim=-1)
@@ -111,11 +129,18 @@ class _Experts(torch.autograd.Function):
         inner = grouped_back(grad, down, counts)
         into_weights = (inner * active).sum(-1, dtype=weights.dtype)
         into_down = into_gate_up = into_x = None
+        later: Later = ctx.later or _now
         if ctx.needs_input_grad[3]:
-            into_down = grouped_outer(grad, _scaled(active, weights), counts)
+            entered = _scaled(active, weights)
+            if not later("down", grad, entered, counts):
+                into_down = grouped_outer(grad, entered, counts)
         into_hidden = swiglu_backward(_scaled(inner, weights), hidden)
-        if ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[2] and not later("gate_up", into_hidden, x, counts):
             into_gate_up = grouped_outer(into_hidden, x, counts)
         if ctx.needs_input_grad[0]:
             into_x = grouped_back(into_hidden, gate_up, counts)
-        return into_x, into_weights, into_gate_up, into_down, None
+        return into_x, into_weights, into_gate_up, into_down, None, None
+
+
+def _now(name: str, grad: Tensor, rows: Tensor, counts: Tensor) -> bool:
+    return False

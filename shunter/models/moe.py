@@ -9,17 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from shunter.models.grouped import experts_swiglu
+from shunter.models.grouped import Later, experts_swiglu
 from shunter.models.router import Router, Routing
 from shunter.models.spec import ExpertsSpec
 from shunter.models.swiglu import SwiGLU
 
 
 class Experts(nn.Module):
-    """SwiGLUs side by side: gate_up [E, 2 F, D] (gate above up), down [E, D, F]."""
+    """SwiGLUs side by side: gate_up [E, 2 F, D] (gate above up), down [E, D, F].
+
+    later: who takes the gradients of these weights at another time.
+    """
 
     def __init__(self, num_experts: int, dim: int, ffn_dim: int) -> None:
         super().__init__()
+        self.later: Later | None = None
         self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * ffn_dim, dim))
         self.down = nn.Parameter(torch.empty(num_experts, dim, ffn_dim))
         for weight in (self.gate_up, self.down):
@@ -28,7 +32,8 @@ class Experts(nn.Module):
     def forward(self, rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
         """[m, D] from rows [m, D], sorted by expert, each scaled by its weight [m]; counts [E]."""
         kind = rows.dtype
-        return experts_swiglu(rows, weights, self.gate_up.to(kind), self.down.to(kind), counts)
+        gate_up, down = self.gate_up.to(kind), self.down.to(kind)
+        return experts_swiglu(rows, weights, gate_up, down, counts, self.later)
 
 
 # Rows [n, D] and where they go -> the sum over each token's experts [n, D].

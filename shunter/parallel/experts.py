@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from shunter.config.errors import ShunterError
-from shunter.models.moe import Experts, MoE, by_expert, collect, spread
+from shunter.models.moe import Experts, MoE, by_expert, collect, routers, spread
 from shunter.models.router import Routing
 from shunter.models.spec import ExpertsSpec
 from shunter.parallel.exchange import exchange, gather_equal, gather_rows, reduce_rows
@@ -183,6 +183,21 @@ class _Return(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _there(grad, ctx.route), None
+
+
+def sum_load(model: nn.Module, peers: Peers) -> None:
+    """Make every router's load that of all ranks' tokens: after the last backward, before `rebalance`.
+
+    peers: ranks whose tokens are different ones. All of them call it, after at least one backward pass each.
+    """
+    loads = [router.load for _, router in routers(model) if router.load is not None]
+    if peers.size == 1 or not loads:
+        return
+    parts = [part for load in loads for part in (load.chosen, load.dropped, load.balance, load.z)]
+    summed = torch.cat([part.flatten().double() for part in parts])  # whole numbers stay exact below 2^53
+    dist.all_reduce(summed, group=peers.group)
+    for part, total in zip(parts, summed.split([part.numel() for part in parts]), strict=True):
+        part.copy_(total.view(part.shape))
 
 
 class RowPeers:

@@ -126,7 +126,7 @@ class Meter:
 
     def summary(self) -> dict[str, Any]:
         """Headline numbers of the whole run, over all its attempts."""
-        session = self.training.session
+        session, spec = self.training.session, self.training.decoder.spec
         tally = session.tally
         return {
             "loss": math.nan if tally.loss is None else tally.loss,
@@ -134,7 +134,8 @@ class Meter:
             "tokens_per_second": tally.total.tokens_per_second,
             "mfu": tally.total.mfu,
             "skipped": len(session.skipped),
-            "parameters": self.training.decoder.spec.num_parameters,
+            "parameters": spec.num_parameters,
+            **({} if spec.experts is None else {"active_parameters": spec.active_parameters}),
         }
 
     def close(self) -> None:

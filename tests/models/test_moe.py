@@ -197,7 +197,7 @@ def test_losses_of_the_router_have_the_gradient_of_their_formula(name: str) -> N
     expected = torch.autograd.grad(loss, moe.router.weight)[0]
     found, load = step(moe, x, real, [3])
     torch.testing.assert_close(found["router.weight"], expected, rtol=1e-11, atol=1e-14)
-    assert load["experts/z_loss"] + load["experts/balance_loss"] == pytest.approx(float(loss), rel=1e-12)
+    assert load["experts/z_loss"] + load["experts/balance_loss"] == pytest.approx(loss.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -16,7 +16,6 @@ from shunter.models.decoder import Decoder
 from shunter.models.init import init_weights
 from shunter.models.moe import expert_load, routers
 from shunter.models.spec import DecoderSpec
-from shunter.parallel.collect import collect
 from shunter.parallel.transport import Groups
 from shunter.record import events, points
 from shunter.train.config import Parallel, TrainConfig
@@ -138,8 +137,8 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     model = wide(case["experts"], layers=4)
     passes = PipelinePasses(model, parallel, World(groups, rank, CPU), rows.row_length)
     steps(model, passes, rows, parallel.parts)
-    mine = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
-    return collect(mine, groups, rank, CPU, passes.pieces)
+    whole = decoder(case["experts"], layers=4).double()
+    return whole.state_dict() if passes.gather(whole) else None
 
 
 def steps(model: Decoder, passes: Any, rows: Any, parts: int) -> None:
