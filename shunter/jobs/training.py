@@ -67,9 +67,7 @@ def check_combination(parallel: Parallel) -> None:
 
 def disk_bytes(shape: DecoderShape, how: TrainHow) -> int:
     """Bytes of the model and of its checkpoints, one more than are kept while the newest is written."""
-    qkv = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
-    block = shape.dim * (qkv + shape.num_heads * shape.head_dim + 3 * shape.ffn_dim)
-    weights = shape.num_layers * block + GUESSED_VOCABULARY * shape.dim * (1 if shape.tied else 2)
+    weights = shape.product_weights(active=False) + GUESSED_VOCABULARY * shape.dim * (1 if shape.tied else 2)
     return 4 * weights * (1 + 3 * (how.keep + 1))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-from shunter.layout.grid import Grid
+from shunter.layout.grid import DENSE, EXPERT, Grid
 from shunter.layout.piece import Piece, Range
 
 
@@ -41,9 +41,10 @@ class Holding:
         dense = grid.dp * grid.fsdp * grid.cp * grid.tp
         return dense // prod(grid.degree(axis) for axis in self.cut)
 
-    def is_first(self, place: Mapping[str, int], axes: Sequence[str]) -> bool:
-        """Whether the rank at `place` is the first of those that hold the same; `axes`: all of the grid."""
-        return all(place[axis] == 0 for axis in axes if axis not in self.cut)
+    def is_first(self, place: Mapping[str, int]) -> bool:
+        """Whether the rank at `place` is the first of those of its stage that hold the same."""
+        axes = EXPERT if {*self.cut, *self.partial} & {*EXPERT[1:]} else DENSE
+        return all(place[axis] == 0 for axis in axes[1:] if axis not in self.cut)
 
     def sharded(self, index: int, parts: int, axes: tuple[str, ...]) -> Holding:
         """Cut further by rows, as `fully_shard` over `axes` cuts: parts as large as possible, the last ones

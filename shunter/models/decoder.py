@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shunter.models.cache import KVCache
+from shunter.models.moe import MoE
 from shunter.models.norm import rms_norm
 from shunter.models.rope import rotate, tables
 from shunter.models.segments import SegmentPlan, segment_attention, window_mask
 from shunter.models.spec import DecoderSpec
-from shunter.models.swiglu import swiglu
+from shunter.models.swiglu import SwiGLU
 
 
 class RMSNorm(nn.Module):
@@ -96,27 +97,19 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(rows, length, -1))
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202), gate and up fused into one product."""
-
-    def __init__(self, spec: DecoderSpec) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(spec.dim, 2 * spec.ffn_dim, bias=False)
-        self.down = nn.Linear(spec.ffn_dim, spec.dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate_up(x)))
-
-
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
+    """x + attention(norm(x)), then x + ffn(norm(x)); the latter a SwiGLU, or a mixture of them."""
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(spec.dim, spec.norm_eps)
         self.attention = Attention(spec, layer)
         self.ffn_norm = RMSNorm(spec.dim, spec.norm_eps)
-        self.ffn = SwiGLU(spec)
+        self.ffn: SwiGLU | MoE
+        if spec.experts is not None and spec.experts.inside(layer):
+            self.ffn = MoE(spec.dim, spec.experts)
+        else:
+            self.ffn = SwiGLU(spec.dim, spec.ffn_dim)
 
     def forward(
         self,
@@ -127,7 +120,11 @@ class Block(nn.Module):
         cache: KVCache | None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, segments, mask, cache)
-        return x + self.ffn(self.ffn_norm(x))
+        h = self.ffn_norm(x)
+        if isinstance(self.ffn, MoE):
+            real = None if segments is None else segments.real
+            return x + self.ffn(h, real, drop=cache is None)
+        return x + self.ffn(h)
 
 
 class Decoder(nn.Module):

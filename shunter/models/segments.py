@@ -34,6 +34,7 @@ class SegmentPlan:
     outside [n]:     the padding slots
     back    [B * T]: the slot of each flat token (padding tokens: some slot)
     padding [m]:     the flat tokens that are padding
+    real    [B, T]: True where a token is not padding; None: everywhere.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -43,18 +44,20 @@ class SegmentPlan:
     padding: Tensor | None = None
     mask: Tensor | None = None
     whole: Any = None
+    real: Tensor | None = None
 
     @classmethod
     def build(cls, segments: Tensor, mask_up_to: int = MASK_UP_TO) -> SegmentPlan:
         """From segments [B, T]: the segment's number in its row, -1 on padding."""
         rows, length = segments.shape
         flat = segments.cpu()
+        filled = None if bool((flat >= 0).all()) else segments >= 0
         if bool((flat <= 0).all()) and bool((flat.diff(dim=1) <= 0).all()):
-            return cls(())
+            return cls((), real=filled)
         if length <= mask_up_to:
             # Padding sees padding: a query that saw nothing would be 0 / 0.
             same = segments[:, None, :, None] == segments[:, None, None, :]
-            return cls((), mask=same.tril())
+            return cls((), mask=same.tril(), real=filled)
         starts_here = torch.ones_like(flat, dtype=torch.bool)
         starts_here[:, 1:] = flat.diff(dim=1) != 0
         starts = starts_here.flatten().nonzero().flatten()
@@ -77,7 +80,8 @@ class SegmentPlan:
         back = torch.zeros(rows * length, dtype=torch.int64)
         back[take[inside]] = inside.nonzero().flatten()
         parts = (take, (~inside).nonzero().flatten(), back, (flat.flatten() < 0).nonzero().flatten())
-        return cls(tuple(shapes), *(part.to(segments.device) for part in parts))
+        take, outside, back, padding = (part.to(segments.device) for part in parts)
+        return cls(tuple(shapes), take, outside, back, padding, real=filled)
 
 
 class _Pick(torch.autograd.Function):

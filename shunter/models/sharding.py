@@ -15,13 +15,13 @@ from shunter.config.errors import ShunterError
 from shunter.layout.grid import Grid
 from shunter.layout.holding import Holding, Shared
 from shunter.layout.piece import Piece, Range
-from shunter.models.spec import DecoderSpec
+from shunter.models.spec import DecoderSpec, ExpertsSpec
 
 DATA = ("dp", "fsdp", "cp")  # their ranks see other tokens with the same weights
 
 
 def shapes(spec: DecoderSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each parameter of a decoder, in its order."""
+    """Name and shape of each parameter and stored buffer of a decoder, in its order."""
     yield "embed.weight", (spec.vocab_size, spec.dim)
     qkv = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     for layer in range(spec.num_layers):
@@ -35,11 +35,25 @@ def shapes(spec: DecoderSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"{at}.attention.q_norm.weight", (spec.head_dim,)
             yield f"{at}.attention.k_norm.weight", (spec.head_dim,)
         yield f"{at}.ffn_norm.weight", (spec.dim,)
-        yield f"{at}.ffn.gate_up.weight", (2 * spec.ffn_dim, spec.dim)
-        yield f"{at}.ffn.down.weight", (spec.dim, spec.ffn_dim)
+        if spec.experts is not None and spec.experts.inside(layer):
+            yield from _mixture(f"{at}.ffn", spec.dim, spec.experts)
+        else:
+            yield f"{at}.ffn.gate_up.weight", (2 * spec.ffn_dim, spec.dim)
+            yield f"{at}.ffn.down.weight", (spec.dim, spec.ffn_dim)
     yield "norm.weight", (spec.dim,)
     if not spec.tied:
         yield "head.weight", (spec.vocab_size, spec.dim)
+
+
+def _mixture(at: str, dim: int, experts: ExpertsSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{at}.router.weight", (experts.num_experts, dim)
+    if experts.biased:
+        yield f"{at}.router.bias", (experts.num_experts,)
+    yield f"{at}.experts.gate_up", (experts.num_experts, 2 * experts.ffn_dim, dim)
+    yield f"{at}.experts.down", (experts.num_experts, dim, experts.ffn_dim)
+    if experts.shared_ffn_dim:
+        yield f"{at}.shared.gate_up.weight", (2 * experts.shared_ffn_dim, dim)
+        yield f"{at}.shared.down.weight", (dim, experts.shared_ffn_dim)
 
 
 def holdings(
@@ -51,18 +65,34 @@ def holdings(
     2205.05198), so what is not cut has a part of its gradient on each. Raises ShunterError for a layout that
     the model cannot have.
     """
-    check(spec, grid)
+    check(spec, grid, sequence)
     index = place["tp"]
     found = {}
     for name, shape in shapes(spec):
         whole = Holding(Piece.full(shape), DATA)
-        if grid.tp > 1:
+        if name.endswith("router.bias"):
+            whole = Holding(Piece.full(shape))  # moved by the load of all, not by a gradient
+        elif ".experts." in name and spec.experts is not None:
+            whole = _expert(spec.experts, name.endswith("gate_up"), whole, grid, place)
+        elif grid.tp > 1:
             whole = _tensor(spec, name, whole, index, grid.tp, sequence)
         found[name] = whole
     return found
 
 
-def check(spec: DecoderSpec, grid: Grid) -> None:
+def _expert(
+    experts: ExpertsSpec, columns: bool, whole: Holding, grid: Grid, place: Mapping[str, int]
+) -> Holding:
+    """Some experts, and some columns of each gate, of each up and rows of each down."""
+    piece = whole.piece.share(0, place["ep"], grid.ep)
+    if columns:
+        piece = piece.share(1, place["etp"], grid.etp, [experts.ffn_dim] * 2)
+    else:
+        piece = piece.share(2, place["etp"], grid.etp)
+    return Holding(piece, ("edp",), ("ep", "etp"))
+
+
+def check(spec: DecoderSpec, grid: Grid, sequence: bool = True) -> None:
     """Raise ShunterError, with the nearest legal degree, for a grid that the model cannot be laid out on."""
     tp = grid.tp
 
@@ -77,9 +107,35 @@ def check(spec: DecoderSpec, grid: Grid) -> None:
             f"{spec.num_heads} heads with {spec.num_kv_heads} of keys and values cannot be cut into tp={tp}",
             mend=f"Use tp={nearest}.",
         )
+    _check_experts(spec, grid, sequence)
     for what, size in (("vocabulary", spec.vocab_size), ("ffn_dim", spec.ffn_dim)):
         if size < tp:
             raise ShunterError(f"a {what} of {size} cannot be cut into tp={tp} parts", mend=f"Use tp={size}.")
+
+
+def _check_experts(spec: DecoderSpec, grid: Grid, sequence: bool) -> None:
+    if spec.experts is None:
+        if grid.ep * grid.etp > 1:
+            raise ShunterError(
+                "the model has no experts to spread over ep and etp", mend="Use ep=1 and etp=1."
+            )
+        return
+    if grid.tp > 1 and not sequence:
+        raise ShunterError(
+            "without sequence, tensor ranks have the same tokens, and experts would see them twice",
+            mend="Set sequence to true, or tp to 1.",
+        )
+    numbers = (
+        ("ep", spec.experts.num_experts, "experts"),
+        ("etp", spec.experts.ffn_dim, "columns of an expert"),
+    )
+    for axis, size, what in numbers:
+        if size % grid.degree(axis):
+            legal = [degree for degree in range(1, size + 1) if size % degree == 0]
+            nearest = min(legal, key=lambda degree: abs(degree - grid.degree(axis)))
+            raise ShunterError(
+                f"{size} {what} cannot be cut into {axis}={grid.degree(axis)}", mend=f"Use {axis}={nearest}."
+            )
 
 
 def kv_heads(spec: DecoderSpec, index: int, parts: int) -> Range:
@@ -100,9 +156,9 @@ def _tensor(spec: DecoderSpec, name: str, whole: Holding, index: int, parts: int
         return replace(
             whole, piece=piece.share(1, index, parts, [spec.num_heads * spec.head_dim]), cut=("tp",)
         )
-    if name.endswith("ffn.gate_up.weight"):
-        return replace(whole, piece=piece.share(0, index, parts, [spec.ffn_dim] * 2), cut=("tp",))
-    if name.endswith("ffn.down.weight"):
+    if name.endswith(".gate_up.weight"):
+        return replace(whole, piece=piece.share(0, index, parts, [piece.shape[0] // 2] * 2), cut=("tp",))
+    if name.endswith(".down.weight"):
         return replace(whole, piece=piece.share(1, index, parts), cut=("tp",))
     if name in ("embed.weight", "head.weight"):
         return replace(whole, piece=piece.share(0, index, parts), cut=("tp",))

@@ -58,9 +58,10 @@ class DecoderStage(nn.Module):
         self._decoder = [decoder]
 
     def owned(self) -> list[str]:
-        """Names, in the decoder, of the parameters that this stage computes with."""
-        mine = {id(parameter) for parameter in self.parameters()}
-        return [name for name, parameter in self._decoder[0].named_parameters() if id(parameter) in mine]
+        """Names, in the decoder, of the parameters and buffers that this stage computes with."""
+        mine = {id(tensor) for tensor in (*self.parameters(), *self.buffers())}
+        stored = self._decoder[0].state_dict(keep_vars=True)
+        return [name for name, tensor in stored.items() if id(tensor) in mine]
 
     def forward(self, inputs: Tree, rows: Rows) -> Tree:
         decoder = self._decoder[0]
@@ -98,7 +99,7 @@ def decoder_stages(
 
 
 def drop_others(decoder: Decoder, owned: set[str]) -> None:
-    """Free all parameters but those: the rest of the model belongs to other ranks.
+    """Free all parameters and buffers but those: the rest of the model belongs to other ranks.
 
     They stay in place on the meta device, so that names and shapes are still the whole model's.
     """
@@ -107,3 +108,7 @@ def drop_others(decoder: Decoder, owned: set[str]) -> None:
             parent = decoder.get_submodule(name.rpartition(".")[0])
             empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
             setattr(parent, name.rpartition(".")[2], empty)
+    for name, buffer in list(decoder.named_buffers()):
+        if name not in owned:
+            parent = decoder.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], torch.empty_like(buffer, device="meta"))

@@ -14,14 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from shunter.layout.holding import Holding
 from shunter.models.decoder import Decoder
+from shunter.models.moe import Experts, MoE
 from shunter.models.sharding import holdings
 from shunter.parallel.collect import cut
+from shunter.parallel.context.zigzag import zigzag
 from shunter.parallel.decoder import decoder_stages, drop_others
+from shunter.parallel.experts import reach_experts
 from shunter.parallel.gradients import add_up_gradients, squared_norm
-from shunter.parallel.mesh import Mesh
+from shunter.parallel.mesh import Mesh, Peers
 from shunter.parallel.sharded import hand_over
 from shunter.parallel.tensor import VocabularyRows, first_row, split_tensor
 
@@ -68,6 +72,15 @@ class DecoderPart:
         drop_others(decoder, set(self.held))
         localise(decoder, self.held, device)
         self.tokens = split_tensor(decoder, self.held, mesh.peers("tp"), sequence=sequence)
+        for module in decoder.modules():
+            if isinstance(module, MoE):
+                reach_experts(
+                    module,
+                    mesh.peers("ep"),
+                    mesh.peers("etp"),
+                    sequence=mesh.peers("cp", "tp"),
+                    places=self._places,
+                )
         self.modules = decoder_stages(decoder, bounds, stages, layers_only=layers_only)
         for stage in self.modules.values():
             stage.tokens = self.tokens
@@ -78,31 +91,52 @@ class DecoderPart:
             self._shard(device, reshard)
         self.parameters = self._plain()
 
+    def _places(self, length: int) -> Tensor:
+        """Where in a row of `length` the tokens of context and tensor ranks stand, one after the other."""
+        return torch.cat(zigzag(length, self.mesh.grid.cp))
+
     def _shard(self, device: torch.device, reshard: bool) -> None:
-        peers = self.mesh.peers(*SHARDING)
-        assert peers.group is not None
-        mesh = DeviceMesh.from_group(peers.group, device.type, mesh_dim_names=("shard",))
+        peers, copies = self.mesh.peers(*SHARDING), self.mesh.peers("edp")
+        mesh = _device_mesh(peers, device)
+        again = reshard and not self.by_program
         for stage in self.modules.values():
             stage.into_grad = False
+            elsewhere: set[nn.Parameter] = set()
             for layer in stage.layers:
-                fully_shard(layer, mesh=mesh, reshard_after_forward=reshard and not self.by_program)
-            fully_shard(stage, mesh=mesh, reshard_after_forward=False)
+                for experts in (part for part in layer.modules() if isinstance(part, Experts)):
+                    # Copies of an expert are on other ranks than copies of the rest.
+                    if copies.size > 1:
+                        fully_shard(experts, mesh=_device_mesh(copies, device), reshard_after_forward=again)
+                    else:
+                        elsewhere.update(experts.parameters())
+                fully_shard(layer, mesh=mesh, reshard_after_forward=again, ignored_params=elsewhere)
+            fully_shard(stage, mesh=mesh, reshard_after_forward=False, ignored_params=elsewhere)
             for module in sharded_modules(stage):
                 # Sums, not means: each token's weight in the loss is known beforehand.
                 module.set_gradient_divide_factor(1.0)
             if self.by_program:
                 hand_over(stage)
-        axes = self.mesh.real(SHARDING)
-        self.held = {
-            name: holding.sharded(peers.index, peers.size, axes) for name, holding in self.held.items()
-        }
+        for name, holding in self.held.items():
+            if ".experts." not in name:
+                self.held[name] = holding.sharded(peers.index, peers.size, self.mesh.real(SHARDING))
+            elif copies.size > 1:
+                self.held[name] = holding.sharded(copies.index, copies.size, ("edp",))
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What makes up the model here: the parameters, and buffers that are learnt otherwise."""
+        stored = {name: buffer for name, buffer in self.decoder.named_buffers() if name in self.held}
+        return {**self.parameters, **stored}
 
     def _plain(self) -> dict[str, Tensor]:
         named = {name: p for name, p in self.decoder.named_parameters() if name in self.held}
         if not self.sharded:
             return dict(named)
         # The optimizer sees plain tensors: DTensors would take its fused and matrix-wise steps from it.
-        return {name: nn.Parameter(local(p), requires_grad=p.requires_grad) for name, p in named.items()}
+        return {
+            name: nn.Parameter(local(p), requires_grad=p.requires_grad) if isinstance(p, DTensor) else p
+            for name, p in named.items()
+        }
 
     def last_pass(self, last: bool) -> None:
         """Before a micro-batch: whether its backward is the last one, in which gradients are shared out."""
@@ -122,7 +156,7 @@ class DecoderPart:
         """After the last backward: add up what other ranks have a part of."""
         if self.sharded:
             for name, parameter in self.decoder.named_parameters():
-                if name in self.parameters and parameter.grad is not None:
+                if isinstance(parameter, DTensor) and name in self.parameters and parameter.grad is not None:
                     self.parameters[name].grad = local(parameter.grad)
                     parameter.grad = None
         add_up_gradients(self.parameters, self.held, self.mesh)
@@ -130,6 +164,11 @@ class DecoderPart:
     def squared_norm(self, twice: frozenset[str] = frozenset()) -> Tensor:
         """This rank's share of the gradient's squared norm; see gradients.squared_norm."""
         return squared_norm(self.parameters, self.held, self.mesh, twice)
+
+
+def _device_mesh(peers: Peers, device: torch.device) -> DeviceMesh:
+    assert peers.group is not None
+    return DeviceMesh.from_group(peers.group, device.type, mesh_dim_names=("shard",))
 
 
 def sharded_modules(module: nn.Module) -> list[FSDPModule]:
@@ -148,6 +187,9 @@ def localise(decoder: Decoder, held: Mapping[str, Holding], device: torch.device
         parent = decoder.get_submodule(name.rpartition(".")[0])
         mine = nn.Parameter(part.to(device), requires_grad=parameter.requires_grad)
         setattr(parent, name.rpartition(".")[2], mine)
+    for name, buffer in decoder.named_buffers():
+        if name in held:
+            buffer.data = buffer.data.to(device)
 
 
 def local(tensor: Any) -> Tensor:

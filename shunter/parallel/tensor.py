@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shunter.layout.holding import Holding
-from shunter.models.decoder import Attention, Decoder, SwiGLU
+from shunter.models.decoder import Attention, Decoder
 from shunter.models.sharding import kv_heads
+from shunter.models.swiglu import SwiGLU
 from shunter.parallel.collective import add_up, gather, part, scatter_sum, spread
 from shunter.parallel.mesh import Peers
 

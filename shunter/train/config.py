@@ -86,6 +86,8 @@ class Parallel(Config):
     fsdp: int = Field(1, ge=1, description="As dp, with weights, gradients and optimizer cut between them.")
     cp: int = Field(1, ge=1, description="Parts of each row, for long rows.")
     tp: int = Field(1, ge=1, description="Parts of each matrix, for wide layers and fast links.")
+    ep: int = Field(1, ge=1, description="Parts of the set of experts, over the ranks of a stage.")
+    etp: int = Field(1, ge=1, description="Parts of each expert, likewise.")
     sequence: bool = Field(True, description="Tensor ranks have a part of the tokens each between products.")
     attention: Literal["ring", "gather", "ulysses"] = Field(
         "ring", description="How context ranks see the rest of a row: keys and values that travel, or are "
@@ -123,7 +125,7 @@ class Parallel(Config):
     @property
     def grid(self) -> Grid:
         """Raises ShunterError for degrees that do not fit each other."""
-        return Grid(pp=self.pp, dp=self.dp, fsdp=self.fsdp, cp=self.cp, tp=self.tp)
+        return Grid(self.pp, self.dp, self.fsdp, self.cp, self.tp, self.ep, self.etp)
 
     @property
     def data(self) -> int:

@@ -94,8 +94,8 @@ class Training:
         else:
             decoder.to(self.device)
             self.checkpointer = Checkpointer(checkpoints, how.keep)
-        parameters = None if self.layout is None else self.layout.parameters
-        self.session = Session.fresh(decoder, config, rows, seed, parameters)
+        part = None if self.layout is None else self.layout.part
+        self.session = Session.fresh(decoder, config, rows, seed, part)
         self.ledger = EventLog(place.log / "ledger.jsonl", attempt=place.events.attempt)
         self.passes: Passes  # laid out when the run begins: a checkpoint may have decided the precision
 
@@ -281,6 +281,13 @@ class Training:
         None when the loss is not finite (without held-out rows, on a micro-batch of training rows): a model
         from which neither an answer nor a sample can be drawn.
         """
+        self.decoder.eval()  # no expert drops a token: as the published model will be
+        try:
+            return self._evaluate(meter)
+        finally:
+            self.decoder.train()
+
+    def _evaluate(self, meter: Meter) -> dict[str, float] | None:
         values: dict[str, float] = {}
         if self.heldout is not None and self.heldout.num_rows:
             loss, bits = self._loss_on(self.heldout, self.config.validate_rows)

@@ -11,6 +11,7 @@ from torch import Tensor
 from shunter.data.tokens import Batch
 from shunter.models.decoder import Decoder
 from shunter.models.head import linear_cross_entropy
+from shunter.models.moe import begin_step
 from shunter.models.segments import SegmentPlan
 from shunter.train.device import autocast
 
@@ -54,6 +55,7 @@ class OnePass:
     ) -> tuple[Tensor, Tensor]:
         whole = torch.zeros((), dtype=torch.float64, device=self.device)
         plain = torch.zeros_like(whole)
+        begin_step(self.decoder, sum(int((batch.segments >= 0).sum()) for batch in batches))
         for batch, factors in zip(batches, coefficients, strict=True):
             part, without = self._forward(self.model, batch, factors, z_loss)
             part.backward()

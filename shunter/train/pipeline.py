@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ from shunter.data.tokens import Batch
 from shunter.layout.grid import DENSE
 from shunter.layout.piece import balanced
 from shunter.models.decoder import Decoder
+from shunter.models.moe import begin_step
 from shunter.models.segments import SegmentPlan
 from shunter.models.sharding import holdings
 from shunter.parallel.clock import gather_timeline, offset
@@ -25,6 +27,7 @@ from shunter.parallel.context.spread import spread_rows
 from shunter.parallel.cut import cut_layers, decoder_costs
 from shunter.parallel.decoder import DecoderStage, Rows
 from shunter.parallel.executor import Executor
+from shunter.parallel.experts import sum_load
 from shunter.parallel.lost import answering
 from shunter.parallel.mesh import Peers
 from shunter.parallel.part import DecoderPart, pipeline_cut
@@ -156,6 +159,9 @@ class LaidOutPasses:
         if len(batches) != self.order.microbatches:
             raise ValueError(f"{len(batches)} micro-batches, the program is of {self.order.microbatches}")
         self._load(batches, coefficients, z_loss)
+        if self.decoder.spec.experts is not None:
+            real = sum(int((batch.segments >= 0).sum()) for batch in batches)
+            begin_step(self.decoder, int(self.total([real])[0]))
         losses = self._run(self.executor, train=True)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for microbatch, loss in losses.items():
@@ -166,6 +172,7 @@ class LaidOutPasses:
         self._sum_losses(sums)
         with answering(self.world.rank, "add up gradients"):
             self.part.finish()
+            sum_load(self.decoder, self.world.mesh.peers(*DENSE[1:]))
         self._add_tied()
         return sums[0], sums[1]
 
@@ -252,7 +259,7 @@ class LaidOutPasses:
 
     def gather(self, whole: Decoder) -> bool:
         """Copy all ranks' weights into rank 0's `whole`; every rank calls it. True on rank 0."""
-        found = self.whole(self.parameters)
+        found = self.whole(self.part.state)
         if found is None:
             return False
         whole.load_state_dict(found, strict=True)
@@ -264,7 +271,7 @@ class LaidOutPasses:
         mine = {
             name: tensor
             for name, tensor in parts.items()
-            if held[name].is_first(world.mesh.place, DENSE[1:]) and name not in self.elsewhere
+            if held[name].is_first(world.mesh.place) and name not in self.elsewhere
         }
         pieces = {name: held[name].piece for name in mine}
         with answering(world.rank, "bring the weights together"):
@@ -289,10 +296,16 @@ class LaidOutPasses:
         def plan(segments: Tensor) -> SegmentPlan:
             there = segments.to(self.device)
             if self.spread is None:
-                return SegmentPlan.build(there)
-            ranks = self.world.mesh.peers("cp").size
-            window = self.decoder.spec.sliding_window
-            return SegmentPlan((), whole=ContextSight(there.shape[1], ranks, there.long(), window))
+                found = SegmentPlan.build(there)
+            else:
+                ranks = self.world.mesh.peers("cp").size
+                window = self.decoder.spec.sliding_window
+                sight = ContextSight(there.shape[1], ranks, there.long(), window)
+                found = SegmentPlan((), whole=sight, real=there[:, self.spread] >= 0)
+            if self.part.tokens is not None and found.real is not None:
+                # Experts see this tensor rank's tokens.
+                found = replace(found, real=self.part.tokens.mine(found.real))
+            return found
 
         self.rows = [
             Rows(

@@ -26,6 +26,7 @@ from tests.parallel.pool import GROUPS
 CPU = torch.device("cpu")
 STEPS, CLIP = 3, 0.5
 AXES = ("pp", "dp", "fsdp", "cp", "tp")
+ALL = (*AXES, "ep", "etp")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Case:
 
     def features(self) -> set[str]:
         """What the case shows: for the table of coverage."""
-        found = {axis for axis in AXES if self.parallel.get(axis, 1) > 1}
+        found = {axis for axis in ALL if self.parallel.get(axis, 1) > 1}
         found |= {
             name
             for name in ("recompute", "tied", "ragged")
@@ -67,6 +68,10 @@ def factorings(size: int, axes: tuple[str, ...] = AXES) -> list[dict[str, int]]:
     ]
 
 
+def divisors(number: int) -> list[int]:
+    return [degree for degree in range(1, number + 1) if number % degree == 0]
+
+
 @st.composite
 def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4)) -> Case:
     """Any layout of any decoder that may be laid out so."""
@@ -82,7 +87,23 @@ def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4)) -> Case:
     microbatches = pp * draw(st.integers(1, 2)) if schedule == "interleaved-1f1b" else draw(st.integers(1, 4))
     if schedule == "zbv":
         microbatches = max(microbatches, 2 * pp)
-    sequence = draw(st.booleans())
+    inner = degrees["dp"] * degrees["fsdp"] * cp * tp
+    experts = None
+    if draw(st.integers(0, 2)) < 2:
+        ep, etp = draw(st.sampled_from([(a, b) for a in divisors(inner) for b in divisors(inner // a)]))
+        degrees = {**degrees, "ep": ep, "etp": etp}
+        experts = {
+            "num_experts": ep * draw(st.integers(1 if ep > 1 else 2, 3)),
+            "per_token": draw(st.integers(1, 2)),
+            "ffn_dim": etp * draw(st.integers(2, 4)),
+            "shared_ffn_dim": draw(st.sampled_from([0, max(tp, 5)])),
+            "router": draw(st.sampled_from(["softmax", "sigmoid"])),
+            "normalise": draw(st.booleans()),
+            "dense_first": draw(st.integers(0, 1)),
+            "z_loss": draw(st.sampled_from([0.0, 0.1])),
+            "bias_update": draw(st.sampled_from([0.0, 0.01])),
+        }
+    sequence = experts is not None or draw(st.booleans())
     parts = (2 * cp if cp > 1 else 1) * (tp if sequence else 1)
     bias = draw(st.booleans())
     tied = draw(st.booleans()) and not (degrees["fsdp"] > 1 and schedule == "zbv")
@@ -98,6 +119,7 @@ def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4)) -> Case:
         "qkv_bias": bias,
         "qk_norm": not bias and draw(st.booleans()),
         "tied": tied,
+        "experts": experts,
     }
     parallel = {
         **degrees,
@@ -118,6 +140,10 @@ def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4)) -> Case:
         ragged=draw(st.booleans()),
         seed=draw(st.integers(0, 999)),
     )
+
+
+def config(case: Case) -> TrainConfig:
+    return TrainConfig(steps=STEPS, optimizer="adamw")
 
 
 def model(case: Case) -> Decoder:
@@ -188,10 +214,6 @@ def gradients(case: Case, passes: Passes, parts: Any) -> None:
     passes.gradients(batches, factors, case.z_loss)
 
 
-def config() -> TrainConfig:
-    return TrainConfig(steps=STEPS, optimizer="adamw")
-
-
 def alone(case: Case) -> Outcome:
     """One process, all rows at once."""
     decoder = model(case)
@@ -199,7 +221,7 @@ def alone(case: Case) -> Outcome:
     gradients(case, passes, lambda ids: [ids])
     found = {name: p.grad.clone() for name, p in decoder.named_parameters() if p.grad is not None}
     decoder.zero_grad()
-    outcome = learn(case, passes, Optimizers(decoder, config()), lambda ids: [ids])
+    outcome = learn(case, passes, Optimizers(decoder, config(case)), lambda ids: [ids])
     outcome.gradients = found
     outcome.weights = {name: p.detach() for name, p in decoder.named_parameters()}
     return outcome
@@ -218,7 +240,7 @@ def task(rank: int, groups: Groups, case: Case) -> Outcome:
     found = passes.whole({name: p.grad.clone() for name, p in passes.parameters.items()})
     for parameter in passes.parameters.values():
         parameter.grad = None
-    optimizers = Optimizers(passes.decoder, config(), passes.parameters)
+    optimizers = Optimizers(passes.decoder, config(case), passes.part)
     outcome = learn(case, passes, optimizers, parts)
     weights = passes.whole(passes.parameters)
     outcome.gradients, outcome.weights = found or {}, weights or {}

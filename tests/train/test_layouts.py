@@ -14,7 +14,7 @@ from hypothesis import given, settings
 
 from tests.parallel.pool import Pool
 from tests.train import layouts
-from tests.train.layouts import AXES, Case, cases
+from tests.train.layouts import ALL, Case, cases
 
 
 def check(pool: Pool, case: Case) -> None:
@@ -42,7 +42,7 @@ def test_two_hundred_layouts_of_up_to_eight_ranks(capsys: pytest.CaptureFixture[
         check(pool, case)
         found = case.features()
         seen.update(found)
-        seen.update(f"{a} x {b}" for a, b in combinations(AXES, 2) if {a, b} <= found)
+        seen.update(f"{a} x {b}" for a, b in combinations(ALL, 2) if {a, b} <= found)
         seen["all"] += 1
 
     try:
@@ -51,7 +51,7 @@ def test_two_hundred_layouts_of_up_to_eight_ranks(capsys: pytest.CaptureFixture[
         pool.close()
     with capsys.disabled():
         print("\n" + "\n".join(f"{name:16} {count}" for name, count in seen.most_common()))
-    for axis in AXES:
+    for axis in ALL:
         assert seen[axis] >= seen["all"] / 5, axis
-    for a, b in combinations(AXES, 2):
+    for a, b in combinations(ALL, 2):
         assert seen[f"{a} x {b}"] >= 10 * seen["all"] / 200, (a, b)

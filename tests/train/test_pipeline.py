@@ -55,7 +55,7 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     parallel = Parallel(**case["parallel"])
     decoder = model(case["tied"])
     passes = LaidOutPasses(decoder, parallel, World.create(parallel.grid, rank, CPU, GROUPS), rows.row_length)
-    optimizers = Optimizers(decoder, TrainConfig(steps=2, optimizer=case["optimizer"]), passes.parameters)
+    optimizers = Optimizers(decoder, TrainConfig(steps=2, optimizer=case["optimizer"]), passes.part)
     results, heldout = two_steps(passes, optimizers, rows, parallel.parts, passes.world.data)
     whole = model(case["tied"])
     found = dict(whole.named_parameters()) if passes.gather(whole) else None

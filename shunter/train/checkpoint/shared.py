@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor
 
-from shunter.layout.grid import DENSE
 from shunter.layout.holding import Holding
 from shunter.layout.piece import Piece
 from shunter.parallel.lost import PeerLost, answering
@@ -147,7 +146,9 @@ class SharedCheckpointer(Checkpointer):
                 mine = self.world.rank == 0
             else:
                 parameter, holding = found
-                cut = holding if piece is holding.piece else Holding(piece)
-                mine = parameter not in self.elsewhere and cut.is_first(place, DENSE[1:])
+                # What is whole though its parameter is cut, such as a momentum, stands on one of its ranks.
+                alone = piece is holding.piece or tensor.ndim > 0
+                holder = holding if alone else Holding(piece)
+                mine = parameter not in self.elsewhere and holder.is_first(place)
             if mine:
                 yield name, piece, tensor
