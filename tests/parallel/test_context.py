@@ -169,6 +169,7 @@ def saved_bytes(rank: int, groups: Groups, case: dict[str, Any]) -> tuple[int, i
     size = len(groups.ranks)
     mine = zigzag(case["shape"][3], size)[rank]
     q, k, v, _ = (x[:, :, mine].clone() for x in data_of(case))
+    k, v = torch.cat([q, k, v], dim=1).split([len(q[0]), len(k[0]), len(v[0])], dim=1)[1:]  # views
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]
         peers = Peers(groups.side, groups.ranks, rank)
@@ -189,7 +190,7 @@ def traffic_task(rank: int, groups: Groups, case: dict[str, Any]) -> tuple[int, 
     q, k, v, grad = (x[:, :, zigzag(case["shape"][3], size)[rank]] for x in data_of(case))
     inputs = [x.requires_grad_() for x in (q, k, v)]
     with counted() as there:
-        out = attend(*inputs, None, peers, kind=case["kind"])
+        out = attend(*inputs, segments_of(case), peers, kind=case["kind"], window=case["window"])
     with counted() as back:
         torch.autograd.grad(out, inputs, grad)
     return there.total(), back.total()
@@ -216,6 +217,22 @@ def test_bytes_are_those_of_the_formula(
     assert mean.total == pytest.approx(sum(map(sum, sent)) / size, abs=2)
     once = 2 * rows * kv * length // size * width * dtype.itemsize * (size - 1)
     assert mean.forward == {"ring": once * 3 // 4, "gather": once}.get(kind, mean.forward)
+
+
+@pytest.mark.parametrize("changed", [{"documents": 6}, {"window": 5, "documents": 0}, {"documents": 0}])
+@pytest.mark.parametrize("size", [2, 3])
+def test_bytes_of_a_ring_are_those_of_its_routes(pool: Pool, size: int, changed: dict[str, Any]) -> None:
+    case = fixed("ring", tile=256, **changed)
+    rows, heads, kv, length, width = case["shape"]
+    routes = ContextSight(length, size, segments_of(case), case["window"]).routes
+    for index, sent in enumerate(pool.run(traffic_task, size, case)):
+        told = traffic("ring", rows, length, heads, kv, width, size, 8, index, routes)
+        assert told == Traffic(*sent)
+        if case["window"]:
+            assert (
+                told.total < traffic("ring", rows, length, heads, kv, width, size, 8, index).total
+                or size == 2
+            )
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ def attend(
                 f"who sees whom was told for {sight.length} tokens on {sight.size} ranks, "
                 f"but there are {length} on {peers.size}"
             )
+        if window is not None and sight.window != (window if window < length else None):
+            raise ValueError(f"who sees whom was told with a window of {sight.window}, not {window}")
     else:
         sight = ContextSight(length, peers.size, segments, window)
     if peers.size == 1:

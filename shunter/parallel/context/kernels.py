@@ -65,18 +65,23 @@ def backward(
         # The state of random numbers is not read where nothing is dropped.
         state = torch.empty(2, dtype=torch.uint64, device=q.device)
         none = torch.empty((), dtype=torch.uint64, device=q.device)
+        rows, columns = q.shape[2], k.shape[2]
+        # It reads the log-sum-exp without regard to strides.
+        lse = lse.contiguous()
         return torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            grad, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, state, none, scale=scale
+            grad, q, k, v, out, lse, None, None, rows, columns, 0.0, causal, state, none, scale=scale
         )
     return by_hand_backward(grad, q, k, v, out, lse, causal, mask)
 
 
 def _kernel(q: Tensor, mask: Tensor | None) -> str:
+    """Which operator serves: "cpu", "cuda", or "hand" for none."""
     if q.device.type == "cpu" and q.dtype in _CPU:
         return "cpu"
-    # Flash attention on CUDA takes no mask; widths it does not take would be padded, which is not done here.
-    if q.device.type == "cuda" and q.dtype in _CUDA and mask is None and q.shape[-1] % 8 == 0:
-        return "cuda" if q.shape[-1] <= 256 else "hand"
+    # Flash attention on CUDA takes no mask, needs compute capability 8, and other widths would be padded.
+    if q.device.type == "cuda" and q.dtype in _CUDA and mask is None:
+        width, able = q.shape[-1], torch.cuda.get_device_capability(q.device) >= (8, 0)
+        return "cuda" if able and width % 8 == 0 and width <= 256 else "hand"
     return "hand"
 
 

@@ -3,6 +3,9 @@
 arXiv 2310.01889 with rows in zigzag order. Forward, a step's block is attended to while the next one arrives;
 the softmax is put together block by block. Backward, keys and values travel again, and with them go the
 gradients that the ranks add to. Kept between the two: local q, k, v, output and log-sum-exp.
+
+On NCCL the first messages of a group need all its ranks, and a rank may have none to send: the group has to
+have spoken before (a barrier, or `device_id` where the world was started).
 """
 
 from __future__ import annotations
@@ -74,10 +77,10 @@ class _Ring(torch.autograd.Function):
         length = chunk_length(sight.length, peers.size)
         run = Forward(q, spans(sight.length, peers.size, peers.index), sight)
         blocks = _own_chunks(k, v, peers)
-        like = next(iter(blocks.values()))
+        early, late = blocks.values()
         for turn in range(len(routes.keys) + 1):
             step = _Step(peers)
-            arriving = step.add(routes.keys[turn] if turn < len(routes.keys) else (), blocks, like)
+            arriving = step.add(routes.keys[turn] if turn < len(routes.keys) else (), blocks, early)
             step.begin()
             # The later chunk first: in the own block it holds the queries' own places.
             for chunk in sorted(blocks, reverse=True):
@@ -85,26 +88,25 @@ class _Ring(torch.autograd.Function):
             step.wait()
             blocks = arriving
         out, lse = run.result()
-        ctx.save_for_backward(q, k, v, out, lse)
+        # Not k and v themselves: they may be views that keep more than themselves.
+        ctx.save_for_backward(q, early, late, out, lse)
         ctx.sight, ctx.peers, ctx.routes = sight, peers, routes
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+        q, early, late, out, lse = ctx.saved_tensors
         sight, peers, routes = ctx.sight, ctx.peers, ctx.routes
         length = chunk_length(sight.length, peers.size)
         run = Backward(grads[0], q, out, lse, spans(sight.length, peers.size, peers.index), sight)
-        blocks = _own_chunks(k, v, peers)
-        like = next(iter(blocks.values()))
-        like_grad = torch.empty_like(like, dtype=wide(k.dtype))
+        names = chunks(peers.index, peers.size)
+        blocks = dict(zip(names, (early, late), strict=True))
+        like_grad = torch.empty_like(early, dtype=wide(early.dtype))
         own: dict[int, Tensor] = {}
         made: dict[int, Tensor] = {}
         for turn, hops in enumerate(routes.grads):
             step = _Step(peers)
-            arriving = step.add(
-                routes.keys[turn] if turn < len(routes.keys) else (), blocks, like.to(k.dtype)
-            )
+            arriving = step.add(routes.keys[turn] if turn < len(routes.keys) else (), blocks, early)
             heard = step.add(hops, made, like_grad)
             step.begin()
             made = {chunk: torch.zeros_like(like_grad) for chunk in blocks}
@@ -117,6 +119,5 @@ class _Ring(torch.autograd.Function):
                 into = own if chunk in own else made
                 into[chunk] += grad
             blocks = arriving
-        early, late = (own[chunk] for chunk in chunks(peers.index, peers.size))
-        back_k, back_v = torch.cat([early, late], dim=3).to(k.dtype)
+        back_k, back_v = torch.cat([own[chunk] for chunk in names], dim=3).to(early.dtype)
         return run.result(), back_k, back_v, None, None, None

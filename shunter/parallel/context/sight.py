@@ -99,6 +99,8 @@ class Sight:
         for band in _pieces(rows):
             full: range | None = None  # full tiles side by side become one
             for piece in reversed(_pieces(columns)):
+                if self.window is not None and band.start - piece[-1] >= self.window:
+                    break
                 tile = self._judge(band, piece)
                 if tile is not None and not (tile.causal or tile.masked):
                     full = range(piece.start, full.stop if full else piece.stop)

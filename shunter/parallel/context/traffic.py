@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from shunter.parallel.context.routes import Routes
 from shunter.parallel.context.ulysses import kv_heads_of, query_heads
 from shunter.parallel.context.zigzag import chunk_length
 
@@ -49,16 +50,18 @@ def traffic(
     size: int,
     itemsize: int,
     index: int | None = None,
+    routes: Routes | None = None,
 ) -> Traffic:
     """What one rank sends; without `index`, the mean over ranks, rounded up.
 
-    length: T, of whole rows. itemsize: bytes of an element of q, k and v. Errors as those of `attend`.
+    length: T, of whole rows. itemsize: bytes of an element of q, k and v. routes: of a ring whose rows have
+    documents or a window. Errors as those of `attend`.
     """
     if size == 1:
         return Traffic(0, 0)
     if index is None:
         every = [
-            traffic(kind, batch, length, heads, kv_heads, head_dim, size, itemsize, each)
+            traffic(kind, batch, length, heads, kv_heads, head_dim, size, itemsize, each, routes)
             for each in range(size)
         ]
         return Traffic(
@@ -78,4 +81,6 @@ def traffic(
         return Traffic(2 * part * itemsize * (size - 1), 2 * part * wide * (size - 1))
     keys = size - 1 + (size - index if index else 0)
     grads = size - 1 + size - 1 - index
+    if routes is not None:
+        keys, grads = routes.sent(index)
     return Traffic(part * itemsize * keys, part * (itemsize * keys + wide * grads))
