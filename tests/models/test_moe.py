@@ -294,3 +294,12 @@ def test_dropped_choices_are_told() -> None:
         float((moe.router(x, None, drop=True).experts == 5).float().mean())
     )
     assert expert_load(torch.nn.Linear(2, 2)) == {}
+
+
+def test_normalised_probabilities_are_a_softmax_over_the_chosen_alone() -> None:
+    """Choosing first and then weighing, as Mixtral's authors write it, is `normalise`."""
+    moe, x = layer(), inputs()
+    logits = (x @ moe.router.weight.T).flatten(0, 1)
+    routing = moe.router(x, None, drop=False)
+    expected = logits.topk(2).values.softmax(-1)
+    torch.testing.assert_close(routing.weights, expected, rtol=1e-12, atol=0)
