@@ -70,7 +70,10 @@ def decoder(sizes: Sizes, layers: int, itemsize: int = 4) -> Graph:
     for layer in range(layers):
         made = _block(steps, sizes, x, f"{layer} ")
         weights, x = [*weights, *made], f"{layer} y"
-    weights += [steps.source("last norm", "d", sizes.width), steps.source("head", "vd", sizes.words, sizes.width)]
+    weights += [
+        steps.source("last norm", "d", sizes.width),
+        steps.source("head", "vd", sizes.words, sizes.width),
+    ]
     out = steps.norm(x, weights[-2], "out")
     steps.linear(out, "btd", [(weights[-1], "vd")], [("logits", "btv")])
     steps.cross_entropy("logits", targets, "loss")
@@ -111,7 +114,7 @@ def _block(steps: Steps, sizes: Sizes, x: str, tag: str) -> list[str]:
     middle = steps.add(x, f"{tag}attended", "btd", f"{tag}middle")
     f = steps.norm(middle, norm2, f"{tag}f")
     both = steps.linear(f, "bti", [(gate, "fi"), (up, "fi")], [(f"{tag}g", "btf"), (f"{tag}u", "btf")])
-    inner = steps.swiglu(*both, "btf", f"{tag}inner")
+    inner = steps.swiglu(both[0], both[1], "btf", f"{tag}inner")
     steps.linear(inner, "btf", [(down, "if")], [(f"{tag}fed", "bti")])
     steps.add(middle, f"{tag}fed", "btd", f"{tag}y")
     return names

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shunter.config.errors import ShunterError
+from shunter.layout.conversion import moved_elements
 from shunter.layout.eliminate import LIMIT, minimise
 from shunter.layout.graph import Edge, Graph
 from shunter.layout.placement import Placements, Split
@@ -36,14 +37,15 @@ class Choice:
         return sum(moved for _, _, _, moved in self.conversions())
 
     def conversions(self) -> list[tuple[Edge, Placements, Placements, int]]:
-        """Each edge with the layout that is made, the one that is taken, and the bytes moved; 0 where they are equal
-        or where each device has what it needs."""
-        problem_bytes = _Bytes(self.graph, self.hierarchy)
+        """Each edge with the layout that is made, the one that is taken, and the bytes moved; 0 where they
+        are equal or where each device has what it needs."""
         found = []
         for edge in self.graph.edges():
             source = self.signatures[edge.producer].outputs[edge.output]
             target = self.signatures[edge.consumer].inputs[edge.input]
-            found.append((edge, source, target, problem_bytes.of(edge.value, source, target)))
+            it = self.graph.values[edge.value]
+            moved = it.itemsize * moved_elements(it.shape, source, target, self.hierarchy)
+            found.append((edge, source, target, moved))
         return found
 
     def layout(self, value: str) -> Placements:
@@ -54,18 +56,6 @@ class Choice:
         raise ShunterError(f"no operator makes {value!r}")
 
 
-@dataclass(frozen=True)
-class _Bytes:
-    graph: Graph
-    hierarchy: tuple[int, ...]
-
-    def of(self, value: str, source: Placements, target: Placements) -> int:
-        from shunter.layout.conversion import moved_elements
-
-        it = self.graph.values[value]
-        return it.itemsize * moved_elements(it.shape, source, target, self.hierarchy)
-
-
 def _chosen(problem: Problem, choice: Sequence[int], exact: bool) -> Choice:
     picked = tuple(those[it] for those, it in zip(problem.candidates, choice, strict=True))
     return Choice(problem.graph, problem.hierarchy, picked, problem.total(choice), exact)
@@ -74,8 +64,8 @@ def _chosen(problem: Problem, choice: Sequence[int], exact: bool) -> Choice:
 def in_order(problem: Problem, policy: Policy = "most") -> Choice:
     """Each operator by itself, in topological order: OneFlow's default.
 
-    An input that lies already as a signature wants it counts -10; ties are broken by the cost of converting the
-    others. Sources are cut along their first dim if hints do not say otherwise.
+    An input that lies already as a signature wants it counts -10; ties are broken by the cost of converting
+    the others. Sources are cut along their first dim if hints do not say otherwise.
     """
     return _chosen(problem, _in_order(problem, policy), exact=False)
 
@@ -86,7 +76,7 @@ def _in_order(problem: Problem, policy: Policy) -> list[int]:
         arriving.setdefault(edge.consumer, []).append(edge)
     choice: list[int] = []
     for index, candidates in enumerate(problem.candidates):
-        ranks = []
+        ranks: list[tuple[float, float, int]] = []
         for signature in candidates:
             matches, cost = 0.0, float(problem.nodes[index][len(ranks)])
             for edge in arriving.get(index, []):
@@ -105,8 +95,8 @@ def _in_order(problem: Problem, policy: Policy) -> list[int]:
 def cheapest(problem: Problem, *, starts: Sequence[Choice] = (), limit: int = LIMIT) -> Choice:
     """The least of repeated work and bytes over the whole graph.
 
-    `Choice.exact` says whether that is proven; see `shunter.layout.eliminate`. starts: choices of the same graph
-    that the result is never dearer than, where they are candidates here.
+    `Choice.exact` says whether that is proven; see `shunter.layout.eliminate`. starts: choices of the same
+    graph that the result is never dearer than, where they are candidates here.
     """
     edges = [
         (edge.producer, edge.consumer, matrix)
@@ -140,7 +130,9 @@ def choose(
     if not rules:
         for rule in (data_only, tensor_only):
             try:
-                starts.append(cheapest(Problem(graph, hierarchy, prices, rules=(rule,) * len(hierarchy), hints=hints)))
+                starts.append(
+                    cheapest(Problem(graph, hierarchy, prices, rules=(rule,) * len(hierarchy), hints=hints))
+                )
             except ShunterError:  # too few rows, or a hint that does not allow it
                 continue
     return cheapest(problem, starts=starts)

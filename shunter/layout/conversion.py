@@ -1,8 +1,8 @@
 """What it costs to lay a tensor out otherwise, and by which steps it is done (arXiv 2110.15032, table 2).
 
 All figures are totals: elements or bytes that leave one device for another, of all devices together, whatever
-link they take. They are exact for uneven parts too. A ring's or a tree's messages are counted once a hop, so an
-all-reduce of T bytes over p devices moves 2 (p - 1) T.
+link they take. They are exact for uneven parts too. A ring's or a tree's messages are counted once a hop, so
+an all-reduce of T bytes over p devices moves 2 (p - 1) T.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from shunter.layout.placement import (
 )
 from shunter.layout.slices import Spread, moved
 
-# How dear it is to make a tensor partial: "free" by the table, "dear" (4 T (p1 + p2), OneFlow's default, under
-# which it is never chosen) or "forbidden".
+# How dear it is to make a tensor partial: "free" by the table, "dear" (4 T (p1 + p2), OneFlow's default,
+# under which it is never chosen) or "forbidden".
 ToPartial = Literal["free", "dear", "forbidden"]
 Kind = Literal["slices", "reduce-scatter", "all-reduce", "embed"]
 
@@ -76,8 +76,8 @@ def published(
     hierarchy: tuple[int, ...],
     to_partial: ToPartial = "free",
 ) -> float:
-    """The published rule for several axes of one hierarchy: the axes' costs added up, and `size` more where two
-    axes split one dim. It does not count that each copy along one axis has to be converted along another;
+    """The published rule for several axes of one hierarchy: the axes' costs added up, and `size` more where
+    two axes split one dim. It does not count that each copy along one axis has to be converted along another;
     `moved_elements` does.
     """
     if source == target:
@@ -187,6 +187,8 @@ def _steps_from(
         others: list[Placement] = [Broadcast(), *(Split(dim) for dim in sorted(dims))]
         if isinstance(target[axis], Partial):
             others.append(target[axis])
+        # The outer reduction is of what the inner one gives: another one goes first.
+        mixed = any(isinstance(it, Partial) and it != placement for it in state[axis + 1 :])
         for other in others:
             after = (*state[:axis], other, *state[axis + 1 :])
             # What an inner axis has cut, an outer one can neither cut nor put together by itself.
@@ -194,6 +196,8 @@ def _steps_from(
             if after == state:
                 continue
             if isinstance(placement, Partial):
+                if mixed:
+                    continue
                 if isinstance(other, Broadcast):
                     found.append(_reduce("all-reduce", axis, state, after, shape, hierarchy))
                 elif isinstance(other, Split) and clear:
@@ -206,7 +210,9 @@ def _steps_from(
     return found
 
 
-def _slices(before: Placements, after: Placements, shape: tuple[int, ...], hierarchy: tuple[int, ...]) -> Step:
+def _slices(
+    before: Placements, after: Placements, shape: tuple[int, ...], hierarchy: tuple[int, ...]
+) -> Step:
     devices = tuple(range(prod(hierarchy)))
     source = Spread(shape, devices, hierarchy, before)
     return Step("slices", None, before, after, moved(source, replace(source, placements=after)))
@@ -258,7 +264,9 @@ def route(source: Spread, target: Spread) -> Route:
         return Route(source, path, target, target)
     ops = [{it.op for it in each.placements if isinstance(it, Partial)} for each in (source, target)]
     if all(ops) and ops[0] != ops[1]:
-        raise ShunterError(f"{told(source.placements)} cannot become {told(target.placements)}: they add up otherwise")
+        raise ShunterError(
+            f"{told(source.placements)} cannot become {told(target.placements)}: they add up otherwise"
+        )
     best: Route | None = None
     for placements in _without_partial(source.placements, len(source.shape)):
         path = steps(source.shape, source.placements, placements, source.hierarchy)

@@ -1,10 +1,11 @@
-"""The cheapest choice over a graph of costs, exactly where it can be had (arXiv 2110.15032; OneFlow's sbp_graph).
+"""The cheapest choice over a graph of costs, exactly where it can be had (arXiv 2110.15032; OneFlow's
+sbp_graph).
 
-Nodes have a cost for each of their candidates, edges a matrix. A candidate that another one beats whatever the
-neighbours do is dropped; a leaf is absorbed into its neighbour; a node between two becomes an edge between them;
-edges side by side are added. Where none of that is left to do, two neighbours become one node whose candidates are
-pairs. All of this is exact. When pairs become too many, candidates are improved one node, and two neighbours, at a
-time, from given starts: then the result may not be the cheapest.
+Nodes have a cost for each of their candidates, edges a matrix. A candidate that another one beats whatever
+the neighbours do is dropped; a leaf is absorbed into its neighbour; a node between two becomes an edge
+between them; edges side by side are added. Where none of that is left to do, two neighbours become one node
+whose candidates are pairs. All of this is exact. When pairs become too many, candidates are improved one
+node, and two neighbours, at a time, from given starts: then the result may not be the cheapest.
 """
 
 from __future__ import annotations
@@ -170,7 +171,9 @@ class Reduction:
         self._undo.append(undo)
 
     def finish(self) -> list[int]:
-        """A candidate for each node of the beginning; what is left is improved from its cheapest candidates."""
+        """A candidate for each node of the beginning; what is left is improved from its cheapest
+        candidates.
+        """
         choice = {node: int(costs.argmin()) for node, costs in self.nodes.items()}
         improve(self.nodes, self.edges, choice)
         for undo in reversed(self._undo):
@@ -221,7 +224,9 @@ def minimise(
     starts: Sequence[Sequence[int]] = (),
     limit: int = LIMIT,
 ) -> tuple[list[int], bool]:
-    """A candidate for each node, and whether it is proven to be the cheapest choice. Never dearer than a start."""
+    """A candidate for each node, and whether it is proven to be the cheapest choice. Never dearer than a
+    start.
+    """
     reduction = Reduction(nodes, edges)
     exact = reduction.run(limit)
     found = reduction.finish()

@@ -55,7 +55,9 @@ def explain(choice: Choice, axes: Sequence[str] = (), most: int | None = None) -
     shown = every if most is None else every[:most]
     devices = " x ".join(map(str, choice.hierarchy))
     total = choice.bytes
-    text = [f"{devices} devices move {total:,} bytes in all ({sum(line.bytes > 0 for line in every)} conversions)"]
+    text = [
+        f"{devices} devices move {total:,} bytes in all ({sum(line.bytes > 0 for line in every)} conversions)"
+    ]
     rows = [(line.tensor, f"{line.source} -> {line.target}", f"{line.bytes:,} B", line) for line in shown]
     widths = [max((len(str(row[column])) for row in rows), default=0) for column in range(3)]
     for tensor, change, size, line in rows:

@@ -1,7 +1,7 @@
 """Graphs of operators, forward and backward, as data: what a layout is chosen for.
 
-A graph is written down operator by operator in the order of execution. `Graph.backward` adds the operators that
-make gradients, so that each of them may have a layout of its own.
+A graph is written down operator by operator in the order of execution. `Steps.backward` adds the operators
+that make gradients, so that each of them may have a layout of its own.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Graph:
     ) -> tuple[str, ...]:
         """Append an operator; returns the names of its outputs.
 
-        sizes: of letters that no input has. Raises ShunterError where shapes contradict each other, or a tensor is
-        not there or is made twice.
+        sizes: of letters that no input has. Raises ShunterError where shapes contradict each other, or a
+        tensor is not there or is made twice.
         """
         outputs = tuple(outputs)
         name = name or (outputs[0] if outputs else f"{kind} {', '.join(inputs)}")
@@ -74,7 +74,9 @@ class Graph:
                 raise ShunterError(f"{kind} {name!r} takes {value!r}, which no operator made", where=name)
             shape = self.values[value].shape
             if len(shape) != len(word):
-                raise ShunterError(f"{kind} {name!r} takes {value!r} as {word!r}, but its shape is {list(shape)}")
+                raise ShunterError(
+                    f"{kind} {name!r} takes {value!r} as {word!r}, but its shape is {list(shape)}"
+                )
             for letter, length in zip(word, shape, strict=True):
                 if known.setdefault(letter, length) != length:
                     raise ShunterError(

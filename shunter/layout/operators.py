@@ -1,8 +1,8 @@
 """The operators of a Transformer, forward and backward, with the letters of their dims.
 
-Letters: b rows, t tokens (queries), s tokens that are looked at (keys), d width of a head, k heads of keys and
-values, g heads of queries for each of those, i and o widths, v words. `Steps` writes a forward into a graph and
-keeps what `backward` has to write.
+Letters: b rows, t tokens (queries), s tokens that are looked at (keys), d width of a head, k heads of keys
+and values, g heads of queries for each of those, i and o widths, v words. `Steps` writes a forward into a
+graph and keeps what `backward` has to write.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 
 from shunter.layout.graph import Graph
+from shunter.layout.placement import Reduction
 from shunter.layout.signatures import Expression
 
 LIGHT = 5.0  # floating-point operations an element of what reads and writes more than it computes
@@ -24,7 +25,9 @@ def einsum(text: str) -> Expression:
     return Expression(inputs, (right,), letters, linear=tuple(frozenset({it}) for it in range(len(inputs))))
 
 
-def elementwise(word: str, inputs: int, outputs: int = 1, *, linear: Sequence[Sequence[int]] = ()) -> Expression:
+def elementwise(
+    word: str, inputs: int, outputs: int = 1, *, linear: Sequence[Sequence[int]] = ()
+) -> Expression:
     """All tensors alike. linear: groups of inputs in which it is linear."""
     return Expression((word,) * inputs, (word,) * outputs, word, linear=tuple(map(frozenset, linear)))
 
@@ -41,7 +44,9 @@ def transpose(text: str) -> Expression:
 
 
 def heads(text: str, joined: str, parts: str) -> Expression:
-    """A width seen as heads, or heads as a width: `heads("btn->bthd", "n", "hd")`. A cut goes between heads."""
+    """A width seen as heads, or heads as a width: `heads("btn->bthd", "n", "hd")`. A cut goes between
+    heads.
+    """
     left, right = text.split("->")
     free = "".join(letter for letter in dict.fromkeys(left + right) if letter not in (joined, *parts[1:]))
     return Expression(
@@ -59,13 +64,10 @@ def cast(word: str) -> Expression:
     return Expression((word,), (word,), word, linear=(frozenset({0}),), keeps=("sum", "max", "min"))
 
 
-def reduction(text: str, op: str = "sum") -> Expression:
+def reduction(text: str, op: Reduction = "sum") -> Expression:
     """`"btv->bt"`, by sum, max or min."""
     left, right = text.split("->")
-    if op == "sum":
-        return Expression((left,), (right,), left, linear=(frozenset({0}),))
-    chosen = "max" if op == "max" else "min"
-    return Expression((left,), (right,), left, linear=(frozenset({0}),), reduces=chosen, keeps=(chosen,))
+    return Expression((left,), (right,), left, linear=(frozenset({0}),), reduces=op, keeps=(op,))
 
 
 NORM = Expression(("btd", "d"), ("btd",), "bt", linear=(frozenset({1}),))
@@ -77,7 +79,8 @@ ATTENTION_GRAD = Expression(
 EMBEDDING = Expression(("bt", "vd"), ("btd",), "btvd", linear=(frozenset({1}),))
 EMBEDDING_GRAD = Expression(("bt", "btd"), ("vd",), "btvd", linear=(frozenset({1}),))
 SOFTMAX_GRAD = Expression(("btv", "btv"), ("btv",), "bt", linear=(frozenset({1}),))
-# Cross-entropy with a vocabulary that may be cut: the largest logit, the sum of exponentials, the target's logit.
+# Cross-entropy with a vocabulary that may be cut: the largest logit, the sum of exponentials, the target's
+# logit.
 TOP = reduction("btv->bt", "max")
 TOTAL = Expression(("btv", "bt"), ("bt",), "btv")
 PICKED = Expression(("btv", "bt"), ("bt",), "btv", linear=(frozenset({0}),))
@@ -107,7 +110,9 @@ class Steps:
         letters = "abcdefgh"[: len(self.graph.values[first].shape)]
         self.graph.add(kind, (first, second), (), Expression((letters, letters), (), letters))
 
-    def linear(self, x: str, words: str, weights: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]]) -> list[str]:
+    def linear(
+        self, x: str, words: str, weights: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]]
+    ) -> list[str]:
         """Products of one input with several weights at once (a fused projection).
 
         words: letters of x; weights and outputs: (name, letters) each.
@@ -140,7 +145,9 @@ class Steps:
                 linear=(frozenset(range(n)), frozenset(range(n, 2 * n))),
             )
             work = self._product_work(x, words, inputs, every)
-            self.graph.contribute(x, *self.graph.add("linear", (*dys, *ws), (f"d {x} by {made[0]}",), into, work=work))
+            self.graph.contribute(
+                x, *self.graph.add("linear", (*dys, *ws), (f"d {x} by {made[0]}",), into, work=work)
+            )
             of_weights = Expression(
                 (words, *o_words),
                 tuple(w_words),
@@ -149,14 +156,16 @@ class Steps:
                 linear=(frozenset({0}), frozenset(range(1, n + 1))),
             )
             names = tuple(f"d {w} by {made[0]}" for w in ws)
-            for w, name in zip(ws, self.graph.add("linear", (x, *dys), names, of_weights, work=work), strict=True):
+            for w, name in zip(
+                ws, self.graph.add("linear", (x, *dys), names, of_weights, work=work), strict=True
+            ):
                 self.graph.contribute(w, name)
 
         self._undo.append(undo)
         return list(made)
 
     def _product_work(self, x: str, words: str, inputs: Sequence[str], every: Sequence[str]) -> float:
-        sizes = {}
+        sizes: dict[str, int] = {}
         for name, word in zip(inputs, every, strict=True):
             sizes.update(zip(word, self.graph.values[name].shape, strict=True))
         return sum(2.0 * prod(sizes[letter] for letter in dict.fromkeys(words + word)) for word in every[1:])

@@ -1,4 +1,5 @@
-"""How a tensor lies on devices: split, copied or in parts to be added, axis by axis (arXiv 2110.15032, section 3).
+"""How a tensor lies on devices: split, copied or in parts to be added, axis by axis (arXiv 2110.15032,
+section 3).
 
 Devices stand in a hierarchy such as (2, 4): row-major, the last axis fastest. A tensor has one placement an
 axis, applied left to right: what the first axis gives a device is cut again by the second.
@@ -10,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from typing import Literal, TypeAlias
 
 from shunter.config.errors import ShunterError
@@ -90,7 +91,7 @@ def pieces(length: int, parts: int) -> list[tuple[int, int]]:
     """
     small, larger = divmod(length, parts)
     ends = [part * small + min(part, larger) for part in range(parts + 1)]
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return list(pairwise(ends))
 
 
 def places(hierarchy: Sequence[int]) -> list[tuple[int, ...]]:
@@ -141,14 +142,15 @@ def check(
     """Raises ShunterError where the placements are none of this tensor's on these devices."""
     if len(placements) != len(hierarchy):
         raise ShunterError(
-            f"{tensor} has placements {told(placements)} for {len(placements)} axes, but the devices stand in "
-            f"{len(hierarchy)}: {' x '.join(map(str, hierarchy))}",
+            f"{tensor} has placements {told(placements)} for {len(placements)} axes, but the devices stand "
+            f"in {len(hierarchy)}: {' x '.join(map(str, hierarchy))}",
             mend="Give one placement an axis.",
         )
     for placement in placements:
         if isinstance(placement, Split) and not 0 <= placement.dim < len(shape):
             raise ShunterError(
-                f"{tensor} of shape {list(shape)} cannot be {told(placements)}: it has no dim {placement.dim}",
+                f"{tensor} of shape {list(shape)} cannot be {told(placements)}: "
+                f"it has no dim {placement.dim}",
                 mend=f"Split one of dims 0 to {len(shape) - 1}." if shape else "A number cannot be split.",
             )
 

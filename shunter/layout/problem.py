@@ -23,8 +23,8 @@ class Prices:
     """What a choice minimises, in bytes.
 
     flop:       of one floating-point operation that a device repeats because another does it too. At 1, the
-                default, no product is done twice to save messages. A machine's own price is the bytes that a link
-                carries in the time of one operation, far below 1.
+                default, no product is done twice to save messages. A machine's own price is the bytes that a
+                link carries in the time of one operation, far below 1.
     to_partial: of making a tensor partial; see `shunter.layout.conversion`.
     """
 
@@ -57,7 +57,8 @@ def _of_weights(operator: Operator) -> bool:
 class Problem:
     """A graph over a hierarchy of devices.
 
-    rules: one an axis, which signatures are looked at. hints: operator or tensor -> placements that it has to have.
+    rules: one an axis, which signatures are looked at. hints: operator or tensor -> placements that it has to
+    have.
     Raises ShunterError for an operator that is left without a signature.
     """
 
@@ -80,18 +81,19 @@ class Problem:
 
     def _candidates(self, operator: Operator, rules: Sequence[Rule]) -> list[Signature]:
         legal = signatures(operator, self.hierarchy)
-        found = [
-            it for it in legal if all(rule(operator, c) for rule, c in zip(rules, it.cut, strict=True))
-        ]
+        found = [it for it in legal if all(rule(operator, c) for rule, c in zip(rules, it.cut, strict=True))]
         found = [
             it
             for it in found
-            if all(self.hints.get(name, own) == own for name, own in zip(operator.outputs, it.outputs, strict=True))
+            if all(
+                self.hints.get(name, own) == own
+                for name, own in zip(operator.outputs, it.outputs, strict=True)
+            )
         ]
         if not found:
             wanted = ", ".join(name for name in operator.outputs if name in self.hints)
             raise ShunterError(
-                f"no signature of {operator.kind} {operator.name!r} is left over {self.hierarchy}: its dims are "
+                f"no signature of {operator.kind} {operator.name!r} is left over {self.hierarchy}; its dims: "
                 + ", ".join(f"{letter}={length}" for letter, length in operator.sizes.items())
                 + (f"; hints fix {wanted}" if wanted else ""),
                 mend="Use fewer devices on an axis, or other hints.",

@@ -1,10 +1,10 @@
 """Which layouts an operator can work with, deduced from an index expression (arXiv 2110.15032, table 1).
 
-An operator names the dims of its tensors by letters, as einsum does: a linear layer is "bti,oi->bto". Cutting a
-letter cuts every tensor that has it; a tensor that lacks it is copied. Where all inputs of an output have the
-letter and the output lacks it, the devices' outputs are parts to be added (or a maximum). An operator that is
-linear in some inputs passes parts of a sum on. Letters inside which an operator looks further than one index (the
-width of a norm, the keys of an attention) are not free: they are not cut.
+An operator names the dims of its tensors by letters, as einsum does: a linear layer is "bti,oi->bto". Cutting
+a letter cuts every tensor that has it; a tensor that lacks it is copied. Where all inputs of an output have
+the letter and the output lacks it, the devices' outputs are parts to be added (or a maximum). An operator
+that is linear in some inputs passes parts of a sum on. Letters inside which an operator looks further than
+one index (the width of a norm, the keys of an attention) are not free: they are not cut.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Expression:
     linear:  groups of inputs such that the outputs are linear in those of a group taken together.
     reduces: what adds up an output that lacks a letter.
     keeps:   reductions that a linear group passes on: most sums alone, a transpose all.
-    joined:  letters that stand for several side by side, such as ("n", "hd"): n runs over d inside h. Cutting h
-             cuts n, where no cut falls inside an h.
+    joined:  letters that stand for several side by side, such as ("n", "hd"): n runs over d inside h. Cutting
+             h cuts n, where no cut falls inside an h.
     """
 
     inputs: tuple[str, ...]
@@ -131,9 +131,7 @@ def deduce(expression: Expression) -> tuple[Signature, ...]:
             )
             found.append(Signature(inputs, passed, ("",)))
     whole = (Broadcast(),)
-    found.append(
-        Signature((whole,) * len(expression.inputs), (whole,) * len(expression.outputs), ("",))
-    )
+    found.append(Signature((whole,) * len(expression.inputs), (whole,) * len(expression.outputs), ("",)))
     return tuple(dict.fromkeys(found))
 
 
@@ -142,9 +140,7 @@ def _cut(expression: Expression, letter: str, word: str) -> Placement:
     return Broadcast() if dim is None else Split(dim)
 
 
-def _passed_on(
-    expression: Expression, group: frozenset[int], op: Reduction
-) -> tuple[Placements, ...] | None:
+def _passed_on(expression: Expression, group: frozenset[int], op: Reduction) -> tuple[Placements, ...] | None:
     outputs: list[Placements] = []
     for index in range(len(expression.outputs)):
         hits = {sum(it in group for it in inputs) for inputs in expression.groups(index)}
@@ -167,9 +163,7 @@ def signatures(operator: Operator, hierarchy: Sequence[int]) -> list[Signature]:
             continue
         for side, names in (("inputs", operator.inputs), ("outputs", operator.outputs)):
             sides.append(
-                tuple(
-                    tuple(getattr(one, side)[index][0] for one in chosen) for index in range(len(names))
-                )
+                tuple(tuple(getattr(one, side)[index][0] for one in chosen) for index in range(len(names)))
             )
         if all(fits(shape, it, hierarchy) for shape, it in zip(shapes, sides[0] + sides[1], strict=True)):
             found.append(Signature(sides[0], sides[1], tuple(one.cut[0] for one in chosen)))

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from math import prod
 
 from shunter.config.errors import ShunterError
-from shunter.layout.placement import Partial, Placements, Ranges, check, extent, held, places, told
+from shunter.layout.placement import Partial, Placements, Ranges, Reduction, check, extent, held, places, told
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class Spread:
             device: tuple(place[axis] for axis in partial)
             for device, place in zip(self.devices, places_, strict=True)
         }
+
+    def place(self, device: int) -> tuple[int, ...]:
+        """The coordinates of a device."""
+        return places(self.hierarchy)[self.devices.index(device)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,15 @@ def _kept(source: Spread, target: Spread) -> list[int]:
         )
     there = [axis for axis, it in enumerate(target.placements) if isinstance(it, Partial)]
     return [there.index(axis) for axis in here]
+
+
+def filler(source: Spread, target: Spread, device: int) -> Reduction | None:
+    """The reduction whose neutral element a device that gets nothing holds; None where it gets a part."""
+    for axis, (it, place) in enumerate(zip(target.placements, target.place(device), strict=True)):
+        new = not (axis < len(source.placements) and isinstance(source.placements[axis], Partial))
+        if isinstance(it, Partial) and new and place:
+            return it.op
+    return None
 
 
 def intersect(a: Ranges, b: Ranges) -> Ranges | None:
