@@ -96,7 +96,7 @@ class Steps:
         self._undo: list[Callable[[], None]] = []
 
     def _elements(self, name: str) -> int:
-        return prod(self.graph.values[name].shape)
+        return prod(self.graph.values[name].shape) if name in self.graph.values else 0
 
     def source(self, name: str, word: str, *lengths: int, itemsize: int | None = None) -> str:
         """What is there from the start: weights, tokens, a block's input. Cut along any dim, or copied."""
