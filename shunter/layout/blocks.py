@@ -35,8 +35,8 @@ def two_products(rows: int, width: int, inner: int, itemsize: int = 4) -> Graph:
     steps.gelu("h", "bo", "a")
     steps.linear("a", "bo", [(second, "io")], [("y", "bi")])
     steps.backward("y", dy)
-    steps.together(x, "y")
-    steps.together(dy, str(graph.gradient(x)))
+    graph.carry("y", x)
+    graph.carry(str(graph.gradient(x)), dy)
     _updates(steps, [first, second])
     return graph
 
@@ -51,8 +51,8 @@ def block(sizes: Sizes, itemsize: int = 4) -> Graph:
     x, dy = (steps.source(name, "btd", sizes.rows, sizes.tokens, sizes.width) for name in ("x", "dy"))
     weights = _block(steps, sizes, x, "")
     steps.backward("y", dy)
-    steps.together(x, "y")
-    steps.together(dy, str(graph.gradient(x)))
+    graph.carry("y", x)
+    graph.carry(str(graph.gradient(x)), dy)
     _updates(steps, weights)
     return graph
 
@@ -122,4 +122,4 @@ def _block(steps: Steps, sizes: Sizes, x: str, tag: str) -> list[str]:
 
 def _updates(steps: Steps, weights: list[str]) -> None:
     for weight in weights:
-        steps.together(weight, str(steps.graph.gradient(weight)), "update")
+        steps.update(weight)

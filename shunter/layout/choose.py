@@ -11,7 +11,7 @@ from shunter.layout.conversion import moved_elements
 from shunter.layout.eliminate import LIMIT, minimise
 from shunter.layout.graph import Edge, Graph
 from shunter.layout.placement import Placements, Split
-from shunter.layout.problem import Prices, Problem, Rule, data_only, tensor_only
+from shunter.layout.problem import Prices, Problem, Rule, data_only, taken, tensor_only
 from shunter.layout.signatures import Signature
 
 # Of several axes, what counts first: all axes of an input as they are, most axes, or the bytes alone.
@@ -42,7 +42,7 @@ class Choice:
         found = []
         for edge in self.graph.edges():
             source = self.signatures[edge.producer].outputs[edge.output]
-            target = self.signatures[edge.consumer].inputs[edge.input]
+            target = taken(self.signatures[edge.consumer], edge)
             it = self.graph.values[edge.value]
             moved = it.itemsize * moved_elements(it.shape, source, target, self.hierarchy)
             found.append((edge, source, target, moved))
@@ -73,6 +73,8 @@ def in_order(problem: Problem, policy: Policy = "most") -> Choice:
 def _in_order(problem: Problem, policy: Policy) -> list[int]:
     arriving: dict[int, list[Edge]] = {}
     for edge in problem.edges:
+        if edge.input < 0:
+            continue  # not known yet
         arriving.setdefault(edge.consumer, []).append(edge)
     choice: list[int] = []
     for index, candidates in enumerate(problem.candidates):
@@ -92,16 +94,18 @@ def _in_order(problem: Problem, policy: Policy) -> list[int]:
     return choice
 
 
-def cheapest(problem: Problem, *, starts: Sequence[Choice] = (), limit: int = LIMIT) -> Choice:
+def cheapest(problem: Problem, *, starts: Sequence[Choice] = (), limit: int | None = None) -> Choice:
     """The least of repeated work and bytes over the whole graph.
 
     `Choice.exact` says whether that is proven; see `shunter.layout.eliminate`. starts: choices of the same
-    graph that the result is never dearer than, where they are candidates here.
+    graph that the result is never dearer than, where they are candidates here. limit: entries of the largest
+    matrix; over several axes it is smaller by default, because there the proof is mostly out of reach.
     """
     edges = [
         (edge.producer, edge.consumer, matrix)
         for edge, matrix in zip(problem.edges, problem.matrices, strict=True)
     ]
+    limit = limit or (LIMIT if len(problem.hierarchy) == 1 else LIMIT >> 4)
     known = [_in_order(problem, "most"), *(found for it in starts if (found := _indices(problem, it)))]
     choice, exact = minimise(problem.nodes, edges, known, limit)
     return _chosen(problem, choice, exact)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shunter.layout.choose import Choice
+from shunter.layout.graph import Edge
 from shunter.layout.placement import Broadcast, Partial, Placement, Split, told
+from shunter.layout.signatures import Operator
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def lines(choice: Choice, axes: Sequence[str] = ()) -> list[Line]:
             Line(
                 edge.value,
                 operators[edge.producer].name,
-                operators[edge.consumer].name,
+                _user(operators[edge.consumer], edge),
                 told(source),
                 told(target),
                 moved,
@@ -61,10 +63,9 @@ def explain(choice: Choice, axes: Sequence[str] = (), most: int | None = None) -
     rows = [(line.tensor, f"{line.source} -> {line.target}", f"{line.bytes:,} B", line) for line in shown]
     widths = [max((len(str(row[column])) for row in rows), default=0) for column in range(3)]
     for tensor, change, size, line in rows:
-        user = choice.graph.operator(line.user)
         text.append(
             f"  {tensor:<{widths[0]}}  {change:<{widths[1]}}  {size:>{widths[2]}}  "
-            f"for {user.kind}{_named(user.name, tensor)}: {line.sentence}"
+            f"{line.user}: {line.sentence}"
         )
     if len(every) > len(shown):
         rest = sum(line.bytes for line in every[len(shown) :])
@@ -72,9 +73,11 @@ def explain(choice: Choice, axes: Sequence[str] = (), most: int | None = None) -
     return "\n".join(text)
 
 
-def _named(name: str, tensor: str) -> str:
-    """The user's name where it says more than its kind and the tensor."""
-    return "" if tensor in name and name.startswith(("update", "together")) else f" {name!r}"
+def _user(operator: Operator, edge: Edge) -> str:
+    if edge.input < 0:
+        return f"to go on as {operator.name!r}"
+    made = " and ".join(operator.outputs[:2]) + (" ..." if len(operator.outputs) > 2 else "")
+    return f"for {operator.kind} -> {made}"
 
 
 def _sentence(source: Placement, target: Placement, size: int, axis: str) -> str:

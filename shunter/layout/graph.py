@@ -16,10 +16,13 @@ from shunter.layout.signatures import Expression, Operator
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the whole graph. itemsize: bytes of an element."""
+    """A tensor of the whole graph. word: letters of its dims, as its maker has them. itemsize: bytes of an
+    element.
+    """
 
     name: str
     shape: tuple[int, ...]
+    word: str
     itemsize: int = 4
 
     @property
@@ -29,7 +32,10 @@ class Value:
 
 @dataclass(frozen=True)
 class Edge:
-    """A tensor on its way from the operator that makes it to one that takes it, by their positions."""
+    """A tensor on its way from the operator that makes it to one that takes it, by their positions.
+
+    input: which of the consumer's; -1 where the consumer is a source whose next value this tensor is.
+    """
 
     value: str
     producer: int
@@ -40,11 +46,16 @@ class Edge:
 
 @dataclass
 class Graph:
-    """Operators in an order in which they can run. itemsize: bytes of an element of new tensors."""
+    """Operators in an order in which they can run. itemsize: bytes of an element of new tensors.
+
+    carried: tensor -> the source whose next value it is (a new weight; what leaves one of many equal blocks).
+    It has to lie as the source did.
+    """
 
     itemsize: int = 4
     values: dict[str, Value] = field(default_factory=dict)
     operators: list[Operator] = field(default_factory=list)
+    carried: dict[str, str] = field(default_factory=dict)
     _makers: dict[str, tuple[int, int]] = field(default_factory=dict)
     _gradients: dict[str, list[str]] = field(default_factory=dict)
 
@@ -89,18 +100,29 @@ class Graph:
         for index, (value, word) in enumerate(zip(outputs, expression.outputs, strict=True)):
             if value in self.values:
                 raise ShunterError(f"{kind} {name!r} makes {value!r} a second time", where=name)
-            self.values[value] = Value(value, operator.shape(word), itemsize or self.itemsize)
+            self.values[value] = Value(value, operator.shape(word), word, itemsize or self.itemsize)
             self._makers[value] = (len(self.operators), index)
         self.operators.append(operator)
         return outputs
 
     def edges(self) -> list[Edge]:
-        """One for each input of each operator."""
-        return [
+        """One for each input of each operator, then one for each tensor that is carried on."""
+        inside = [
             Edge(value, *self._makers[value], consumer, index)
             for consumer, operator in enumerate(self.operators)
             for index, value in enumerate(operator.inputs)
         ]
+        return inside + [
+            Edge(value, *self._makers[value], self._makers[source][0], -1)
+            for value, source in self.carried.items()
+        ]
+
+    def carry(self, value: str, source: str) -> None:
+        """A tensor is the next value of a source. Raises ShunterError where their shapes differ."""
+        if self.values[value].shape != self.values[source].shape:
+            shapes = [list(self.values[it].shape) for it in (value, source)]
+            raise ShunterError(f"{value!r} of {shapes[0]} is carried on as {source!r} of {shapes[1]}")
+        self.carried[value] = source
 
     def users(self, value: str) -> list[Operator]:
         """The operators that take a tensor."""
@@ -122,10 +144,9 @@ class Graph:
         while len(found) > 1:
             # The next two by a new operator; each tensor has a name of its own.
             left, right, *others = found
-            letters = "abcdefgh"[: len(self.values[left].shape)]
+            letters = self.values[left].word
             joint = Expression((letters, letters), (letters,), letters, linear=(frozenset({0, 1}),))
             name = f"d {value}" + (f" ({len(others)} more)" if others else "")
-            elements = prod(self.values[left].shape)
-            self.add("add", (left, right), (name,), joint, work=elements)
+            self.add("add", (left, right), (name,), joint)
             found = self._gradients[value] = [*others, name]
         return found[0] if found else None

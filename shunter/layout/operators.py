@@ -2,7 +2,8 @@
 
 Letters: b rows, t tokens (queries), s tokens that are looked at (keys), d width of a head, k heads of keys
 and values, g heads of queries for each of those, i and o widths, v words. `Steps` writes a forward into a
-graph and keeps what `backward` has to write.
+graph and keeps what `backward` has to write. Work is counted of products and attention: what reads and writes
+more than it computes is taken as free to repeat.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from math import prod
 from shunter.layout.graph import Graph
 from shunter.layout.placement import Reduction
 from shunter.layout.signatures import Expression
-
-LIGHT = 5.0  # floating-point operations an element of what reads and writes more than it computes
 
 
 def einsum(text: str) -> Expression:
@@ -104,11 +103,12 @@ class Steps:
         self.graph.add("source", (), (name,), Expression((), (word,), word), sizes=sizes, itemsize=itemsize)
         return name
 
-    def together(self, first: str, second: str, kind: str = "together") -> None:
-        """Two tensors that have to lie alike and not in parts: a weight and its gradient (`update`); what
-        enters and what leaves one of many equal blocks (`together`)."""
-        letters = "abcdefgh"[: len(self.graph.values[first].shape)]
-        self.graph.add(kind, (first, second), (), Expression((letters, letters), (), letters))
+    def update(self, weight: str) -> None:
+        """The weight after a step: elementwise, of itself and its gradient."""
+        word, (name,) = self.graph.values[weight].word, (f"new {weight}",)
+        gradient = str(self.graph.gradient(weight))
+        self.graph.add("update", (weight, gradient), (name,), elementwise(word, 2))
+        self.graph.carry(name, weight)
 
     def linear(
         self, x: str, words: str, weights: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]]
@@ -172,13 +172,12 @@ class Steps:
 
     def norm(self, x: str, weight: str, name: str) -> str:
         """RMSNorm over the width."""
-        work = LIGHT * self._elements(x)
-        self.graph.add("norm", (x, weight), (name,), NORM, work=work)
+        self.graph.add("norm", (x, weight), (name,), NORM)
 
         def undo() -> None:
             dy = str(self.graph.gradient(name))
             names = (f"d {x} by {name}", f"d {weight} by {name}")
-            self.graph.add("norm gradient", (x, weight, dy), names, NORM_GRAD, work=2 * work)
+            self.graph.add("norm gradient", (x, weight, dy), names, NORM_GRAD)
             self.graph.contribute(x, names[0])
             self.graph.contribute(weight, names[1])
 
@@ -188,13 +187,11 @@ class Steps:
     def rope(self, x: str, word: str, name: str) -> str:
         """Each pair of a head's dims turned by its token's position."""
         expression = Expression((word,), (word,), word[:-1], linear=(frozenset({0}),))
-        self.graph.add("rope", (x,), (name,), expression, work=LIGHT * self._elements(x))
+        self.graph.add("rope", (x,), (name,), expression)
 
         def undo() -> None:
             dy = str(self.graph.gradient(name))
-            (dx,) = self.graph.add(
-                "rope", (dy,), (f"d {x}",), expression, work=LIGHT * self._elements(x), facts={"back": 1}
-            )
+            (dx,) = self.graph.add("rope", (dy,), (f"d {x}",), expression, facts={"back": 1})
             self.graph.contribute(x, dx)
 
         self._undo.append(undo)
@@ -217,14 +214,13 @@ class Steps:
 
     def swiglu(self, gate: str, up: str, word: str, name: str) -> str:
         """silu(gate) * up."""
-        work = LIGHT * self._elements(gate)
-        self.graph.add("swiglu", (gate, up), (name,), elementwise(word, 2, linear=[[1]]), work=work)
+        self.graph.add("swiglu", (gate, up), (name,), elementwise(word, 2, linear=[[1]]))
 
         def undo() -> None:
             dy = str(self.graph.gradient(name))
             names = (f"d {gate}", f"d {up}")
             back = elementwise(word, 3, 2, linear=[[2]])
-            self.graph.add("swiglu gradient", (gate, up, dy), names, back, work=2 * work)
+            self.graph.add("swiglu gradient", (gate, up, dy), names, back)
             self.graph.contribute(gate, names[0])
             self.graph.contribute(up, names[1])
 
@@ -233,13 +229,12 @@ class Steps:
 
     def gelu(self, x: str, word: str, name: str) -> str:
         """The exact GELU."""
-        work = LIGHT * self._elements(x)
-        self.graph.add("gelu", (x,), (name,), elementwise(word, 1), work=work)
+        self.graph.add("gelu", (x,), (name,), elementwise(word, 1))
 
         def undo() -> None:
             dy = str(self.graph.gradient(name))
             back = elementwise(word, 2, linear=[[1]])
-            self.graph.contribute(x, *self.graph.add("gelu gradient", (x, dy), (f"d {x}",), back, work=work))
+            self.graph.contribute(x, *self.graph.add("gelu gradient", (x, dy), (f"d {x}",), back))
 
         self._undo.append(undo)
         return name
@@ -247,7 +242,7 @@ class Steps:
     def add(self, a: str, b: str, word: str, name: str) -> str:
         """a + b, of one shape."""
         joint = elementwise(word, 2, linear=[[0, 1]])
-        self.graph.add("add", (a, b), (name,), joint, work=float(self._elements(a)))
+        self.graph.add("add", (a, b), (name,), joint)
 
         def undo() -> None:
             dy = str(self.graph.gradient(name))
@@ -274,10 +269,9 @@ class Steps:
 
     def cross_entropy(self, logits: str, targets: str, name: str) -> str:
         """Sum over all tokens of -log p(target), with rows, tokens or words cut."""
-        work = LIGHT * self._elements(logits)
         top, total, picked, each = (f"{name}: {part}" for part in ("top", "total", "picked", "each"))
-        self.graph.add("max", (logits,), (top,), TOP, work=work)
-        self.graph.add("sum of exponentials", (logits, top), (total,), TOTAL, work=work)
+        self.graph.add("max", (logits,), (top,), TOP)
+        self.graph.add("sum of exponentials", (logits, top), (total,), TOTAL)
         self.graph.add("pick", (logits, targets), (picked,), PICKED)
         self.graph.add("token loss", (top, total, picked), (each,), TOKEN_LOSS)
         self.graph.add("sum", (each,), (name,), reduction("bt->"))
@@ -289,7 +283,7 @@ class Steps:
             (spread,) = self.graph.add("expand", (dy,), (f"d {each}",), expand, sizes=tokens)
             taken = (logits, top, total, targets, spread)
             self.graph.contribute(
-                logits, *self.graph.add("logits gradient", taken, (f"d {logits}",), LOGITS_GRAD, work=work)
+                logits, *self.graph.add("logits gradient", taken, (f"d {logits}",), LOGITS_GRAD)
             )
 
         self._undo.append(undo)

@@ -39,19 +39,19 @@ def anything(operator: Operator, letter: str) -> bool:
 
 def data_only(operator: Operator, letter: str) -> bool:
     """Rows are cut wherever there are rows; weights are copied."""
-    return letter == ("b" if "b" in operator.sizes and not _of_weights(operator) else "")
+    return letter == ("b" if "b" in operator.sizes else "")
 
 
 def tensor_only(operator: Operator, letter: str) -> bool:
     """No rows are cut. Tokens are cut only between products, where nothing mixes them with a weight."""
-    if letter == "b" and not _of_weights(operator):
+    if letter == "b":
         return False
     return letter != "t" or not operator.kind.startswith(("linear", "attention", "embedding"))
 
 
-def _of_weights(operator: Operator) -> bool:
-    """Letters of an update stand for any dims."""
-    return operator.kind == "update"
+def taken(signature: Signature, edge: Edge) -> Placements:
+    """How the consumer of an edge takes it; a source takes its next value as it gives it."""
+    return signature.outputs[0] if edge.input < 0 else signature.inputs[edge.input]
 
 
 class Problem:
@@ -117,7 +117,7 @@ class Problem:
 
     def _matrix(self, edge: Edge) -> np.ndarray:
         sources = [it.outputs[edge.output] for it in self.candidates[edge.producer]]
-        targets = [it.inputs[edge.input] for it in self.candidates[edge.consumer]]
+        targets = [taken(it, edge) for it in self.candidates[edge.consumer]]
         rows, columns = list(dict.fromkeys(sources)), list(dict.fromkeys(targets))
         costs = np.array([[self.cost(edge.value, a, b) for b in columns] for a in rows])
         found: np.ndarray = costs[

@@ -218,6 +218,5 @@ KINDS: Mapping[str, Compute] = {
     "cast": lambda operator, it, ranges: (
         it[0].to(torch.bfloat16 if operator.facts.get("half") else torch.float32),
     ),
-    "update": lambda operator, it, ranges: (),
-    "together": lambda operator, it, ranges: (),
+    "update": lambda operator, it, ranges: (it[0] - it[1],),  # gradient descent
 }

@@ -38,6 +38,7 @@ def execute(
 ) -> dict[str, Tensor]:
     """Run all operators in order; returns this rank's part of every tensor, as its maker leaves it.
 
+    What is carried on is returned too, as `next ` and its source, lying as that does.
     sources: this rank's parts of what the graph starts with, in the layouts of `choice`. Each user converts
     for
     itself: what two users want alike is converted twice, as it is counted. moved: what this rank hands over.
@@ -64,4 +65,9 @@ def execute(
         outputs = compute(operator, inputs, ranges)
         for name, part, placements in zip(operator.outputs, outputs, signature.outputs, strict=True):
             made[name], layouts[name] = part, placements
+    for name, source in choice.graph.carried.items():
+        shape = choice.graph.values[name].shape
+        made[f"next {source}"] = redistribute(
+            made[name], shape, layouts[name], layouts[source], axes, moved=moved
+        )
     return made
