@@ -57,8 +57,7 @@ class Choice:
 
 
 def _chosen(problem: Problem, choice: Sequence[int], exact: bool) -> Choice:
-    picked = tuple(those[it] for those, it in zip(problem.candidates, choice, strict=True))
-    return Choice(problem.graph, problem.hierarchy, picked, problem.total(choice), exact)
+    return by_indices(problem, choice, problem.total(choice), exact)
 
 
 def in_order(problem: Problem, policy: Policy = "most") -> Choice:
@@ -106,12 +105,19 @@ def cheapest(problem: Problem, *, starts: Sequence[Choice] = (), limit: int | No
         for edge, matrix in zip(problem.edges, problem.matrices, strict=True)
     ]
     limit = limit or (LIMIT if len(problem.hierarchy) == 1 else LIMIT >> 4)
-    known = [_in_order(problem, "most"), *(found for it in starts if (found := _indices(problem, it)))]
+    known = [_in_order(problem, "most"), *(found for it in starts if (found := indices(problem, it)))]
     choice, exact = minimise(problem.nodes, edges, known, limit)
     return _chosen(problem, choice, exact)
 
 
-def _indices(problem: Problem, choice: Choice) -> list[int] | None:
+def by_indices(problem: Problem, indices: Sequence[int], cost: float, exact: bool) -> Choice:
+    """A choice from the positions of its signatures among the candidates, as `indices` gives them."""
+    picked = tuple(those[it] for those, it in zip(problem.candidates, indices, strict=True))
+    return Choice(problem.graph, problem.hierarchy, picked, cost, exact)
+
+
+def indices(problem: Problem, choice: Choice) -> list[int] | None:
+    """Where a choice's signatures stand among the candidates, to be kept or sent; None if one does not."""
     found = []
     for candidates, signature in zip(problem.candidates, choice.signatures, strict=True):
         if signature not in candidates:

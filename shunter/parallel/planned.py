@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.layout.choose import Choice
+from shunter.layout.graph import Graph
 from shunter.layout.placement import Broadcast, Partial, Placements, held
 from shunter.layout.signatures import letter_ranges
 from shunter.parallel.boxing import Axes, redistribute
 from shunter.parallel.exchange import Moved, inside, neutral
 from shunter.parallel.local import compute
+
+WORDS = ("tokens", "targets")  # sources that are numbers of words
 
 
 def cut(whole: Tensor, placements: Placements, axes: Axes) -> Tensor:
@@ -71,3 +76,53 @@ def execute(
             made[name], shape, layouts[name], layouts[source], axes, moved=moved
         )
     return made
+
+
+def draw(graph: Graph, seed: int, words: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Whole tensors for all sources: normal with a deviation of 0.2, or numbers of words."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for operator in graph.operators:
+        if operator.kind == "source":
+            shape = operator.shape(operator.expression.outputs[0])
+            if operator.name in WORDS:
+                found[operator.name] = torch.randint(0, words, shape, generator=generator)
+            else:
+                found[operator.name] = (
+                    torch.randn(shape, generator=generator, dtype=torch.float64).mul_(0.2).to(dtype)
+                )
+    return found
+
+
+@torch.no_grad()
+def alone(graph: Graph, sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors of the graph, computed by one process."""
+    made = dict(sources)
+    for operator in graph.operators:
+        if operator.kind != "source":
+            ranges = {letter: (0, length) for letter, length in operator.sizes.items()}
+            outputs = compute(operator, [made[it] for it in operator.inputs], ranges)
+            made.update(zip(operator.outputs, outputs, strict=True))
+    return made
+
+
+def trial(choice: Choice, axes: Axes, seed: int, words: int = 0) -> dict[str, Any]:
+    """Execute a plan once in float64 and compare every tensor with one process. All ranks of `axes` call it.
+
+    Returns `bytes` that all ranks together handed over, in elements of the graph's itemsize; `gap`, the
+    largest difference of any tensor, relative to its largest element; `messages` of all ranks.
+    """
+    graph = choice.graph
+    sources = draw(graph, seed, words)
+    moved = Moved()
+    parts = {name: cut(one, choice.layout(name), axes) for name, one in sources.items()}
+    made = execute(choice, parts, axes, moved)
+    gap = 0.0
+    for name, truth in alone(graph, sources).items():
+        found = whole(made[name], tuple(truth.shape), choice.layout(name), axes)
+        most = float(truth.abs().max()) or 1.0
+        gap = max(gap, float((found - truth).abs().max()) / most)
+    totals = torch.tensor([moved.bytes, moved.messages])
+    if axes.whole.group is not None:
+        dist.all_reduce(totals, group=axes.whole.group)
+    return {"bytes": int(totals[0]), "gap": gap, "messages": int(totals[1])}
