@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 LIMIT = 1 << 22  # entries of the largest matrix
+TURNS = 20  # of moving costs before anything else
 PRUNED, BLOCK = 1024, 1 << 20  # the most candidates that are compared pair by pair; numbers at a time
 NEVER = 1e18  # stands for infinity, whose differences are no numbers; bytes stay far below
 
@@ -28,6 +29,7 @@ class Reduction:
         self._undo: list[Callable[[dict[int, int]], None]] = []
         self.count = self._next = len(nodes)
         self._changed = set(self.nodes)  # those that pruning may find something in
+        self._bound, self._certain = np.inf, 0.0  # no choice of interest costs more; every choice costs this
         for a, b, costs in edges:
             if a == b:
                 self.nodes[a] = self.nodes[a] + np.diagonal(costs)
@@ -50,17 +52,55 @@ class Reduction:
             del self.edges[other][node]
         return around
 
-    def run(self, limit: int = LIMIT) -> bool:
-        """Reduce as far as it goes; True when nothing but lone nodes is left."""
+    def run(self, limit: int = LIMIT, bound: float = np.inf) -> bool:
+        """Reduce as far as it goes; True when nothing but lone nodes is left.
+
+        bound: the cost of a known choice: dearer ones need not be kept.
+        """
+        self._bound = bound * (1 + 1e-9) + 1e-6
+        self._tighten(TURNS)
         while True:
             while self._changed:
                 self._prune(self._changed.pop())
             if self._fold(limit):
                 continue
+            self._tighten(2)
+            if self._changed:
+                continue
             if not any(self.edges.values()):
                 return True
             if not self._merge(limit):
                 return False
+
+    def _tighten(self, turns: int) -> None:
+        """Move costs between nodes and their edges so that what every choice costs becomes large, and drop candidates
+        that cost more than the bound besides (min-sum diffusion: each node takes what its edges cost at least,
+        and shares what it has over them)."""
+        if not np.isfinite(self._bound):
+            return
+        for turn in range(turns):
+            for node, around in self.edges.items():
+                if not around:
+                    continue
+                costs = self.nodes[node]
+                for matrix in around.values():
+                    least = matrix.min(axis=1)
+                    costs = costs + least
+                    matrix -= least[:, None]
+                base = costs.min()
+                self._certain += base
+                costs = costs - base
+                kept = np.flatnonzero(costs <= self._bound - self._certain)
+                if len(kept) < len(costs):
+                    self.nodes[node] = costs
+                    self._keep(node, kept)
+                    costs = self.nodes[node]
+                if turn < turns - 1:
+                    share = costs / len(around)
+                    for other in around:
+                        self.edges[node][other] += share[:, None]
+                    costs = np.zeros_like(costs)
+                self.nodes[node] = costs
 
     def _fold(self, limit: int) -> bool:
         done = False
@@ -158,12 +198,16 @@ class Reduction:
                 alive &= ~beaten
         if alive.all():
             return
-        kept = np.flatnonzero(alive)
-        self.nodes[node] = costs[kept]
+        self._keep(node, np.flatnonzero(alive))
+
+    def _keep(self, node: int, kept: np.ndarray) -> None:
+        """Drop a node's other candidates."""
+        around = self.edges[node]
+        self.nodes[node] = self.nodes[node][kept]
         for other, matrix in list(around.items()):
-            self.edges[node][other] = matrix[kept]
-            self.edges[other][node] = self.edges[node][other].T
-        self._changed |= around.keys()
+            around[other] = matrix[kept]
+            self.edges[other][node] = around[other].T
+        self._changed |= {node, *around}
 
         def undo(choice: dict[int, int]) -> None:
             choice[node] = int(kept[choice[node]])
@@ -227,20 +271,28 @@ def minimise(
     """A candidate for each node, and whether it is proven to be the cheapest choice. Never dearer than a
     start.
     """
+    known = _improved(nodes, edges, starts)
     reduction = Reduction(nodes, edges)
-    exact = reduction.run(limit)
+    exact = reduction.run(limit, min((cost for cost, _ in known), default=np.inf))
     found = reduction.finish()
     if exact:
         return found, True
-    whole = Reduction(nodes, edges)
-    best, least = found, np.inf
-    for start in (found, *starts):
+    return min([*known, *_improved(nodes, edges, [found])])[1], False
+
+
+def _improved(
+    nodes: Sequence[np.ndarray],
+    edges: Sequence[tuple[int, int, np.ndarray]],
+    starts: Sequence[Sequence[int]],
+) -> list[tuple[float, list[int]]]:
+    """Choices that are no dearer than these, with their costs."""
+    whole, found = Reduction(nodes, edges), []
+    for start in starts:
         choice = dict(enumerate(start))
         improve(whole.nodes, whole.edges, choice)
-        cost = total(nodes, edges, [choice[index] for index in range(len(nodes))])
-        if cost < least:
-            best, least = [choice[index] for index in range(len(nodes))], cost
-    return best, False
+        better = [choice[index] for index in range(len(nodes))]
+        found.append((total(nodes, edges, better), better))
+    return found
 
 
 def total(
