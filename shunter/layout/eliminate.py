@@ -73,9 +73,9 @@ class Reduction:
                 return False
 
     def _tighten(self, turns: int) -> None:
-        """Move costs between nodes and their edges so that what every choice costs becomes large, and drop candidates
-        that cost more than the bound besides (min-sum diffusion: each node takes what its edges cost at least,
-        and shares what it has over them)."""
+        """Move costs between nodes and their edges so that what every choice costs becomes large, and drop
+        candidates that cost more than the bound besides (min-sum diffusion: each node takes what its edges
+        cost at least, and shares what it has over them)."""
         if not np.isfinite(self._bound):
             return
         for turn in range(turns):

@@ -80,10 +80,10 @@ def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
 
 def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     return [
-        "bytes: what leaves one rank for another in a step, of all ranks together, in float64; each user of "
-        "a tensor converts for itself.",
-        "counted: on four gloo processes, as they hand it over; eight ranks are counted by overlaps of ranges "
-        "in one process.",
+        "bytes: what leaves one rank for another in a step, of all ranks together, in float64; each user "
+        "of a tensor converts for itself.",
+        "counted: on four gloo processes, as they hand it over; eight ranks are counted by overlaps of "
+        "ranges in one process.",
         "gap: of every tensor of the step, forward, backward and updated, against one process.",
         "The block is this project's (RMSNorm, rotary positions, SwiGLU), not GPT's own.",
         "The actor runtime is not built yet: pipelining and back-pressure are not measured.",
