@@ -91,7 +91,7 @@ def split_tensor(
         if isinstance(module, Attention | SwiGLU):
             module.register_forward_pre_hook(_enters(tokens))
             module.register_forward_hook(_leaves(tokens))
-    if not isinstance(decoder.embed, CutEmbedding):
+    if "embed.weight" in held:  # else another stage has it
         begin = first_row(held["embed.weight"])
         decoder.embed = CutEmbedding(decoder.embed.weight, begin, tokens)  # type: ignore[assignment, arg-type]
     return tokens
