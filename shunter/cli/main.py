@@ -154,6 +154,8 @@ def _invoke(verb: str, args: list[str]) -> int:
 
 
 def _complain(text: str) -> int:
+    if "RANK" in os.environ and importlib.import_module("shunter.launch.place").is_follower():
+        return USER_ERROR  # under torchrun the first process says it
     for line in text.splitlines():
         print(f"error: {line}", file=sys.stderr)
     return USER_ERROR

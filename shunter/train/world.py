@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shunter.config.errors import ShunterError
+from shunter.launch.meeting import meeting
 from shunter.parallel.lost import answering
 from shunter.parallel.transport import Groups
 from shunter.recipe.job import Control
@@ -82,6 +83,6 @@ def join(rank: int, size: int, device: str, timeout: float) -> World:
     place = torch.device("cuda", local) if use_cuda else torch.device("cpu")
     wait = timedelta(seconds=timeout)
     dist.init_process_group(
-        "nccl" if use_cuda else "gloo", init_method="env://", rank=rank, world_size=size, timeout=wait
+        "nccl" if use_cuda else "gloo", store=meeting(rank, size, wait), rank=rank, world_size=size, timeout=wait
     )
     return World(Groups.create(range(size), timeout=wait), rank, place)
