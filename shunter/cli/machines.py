@@ -28,6 +28,7 @@ def show(found: Machines, stream: TextIO | None = None) -> None:
     links = {link["from"]: link for link in found.links}
     for node in found.nodes:
         link = links.get(node["host"], {})
+        nothing = "none" if link else ""
         table.add_row(
             *map(
                 Text,
@@ -40,8 +41,8 @@ def show(found: Machines, stream: TextIO | None = None) -> None:
                     _devices(node),
                     "unknown" if node["clock"] is None else f"{1000 * node['clock']:+.1f} ms",
                     "unknown" if node["free_bytes"] is None else human(node["free_bytes"]),
-                    f"{1e6 * link['latency']:.0f} us" if "latency" in link else link and "none" or "",
-                    f"{human(link['bandwidth'])}/s" if "bandwidth" in link else link and "none" or "",
+                    f"{1e6 * link['latency']:.0f} us" if "latency" in link else nothing,
+                    f"{human(link['bandwidth'])}/s" if "bandwidth" in link else nothing,
                 ),
             )
         )

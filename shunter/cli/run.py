@@ -54,6 +54,8 @@ def run(
     if place is None:
         work(None)
         return
+    # A lost connection is told in one line, without the store's stack in C++. Read when torch is loaded.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from shunter.launch import crew
 
     if place.rank:

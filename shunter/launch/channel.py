@@ -6,7 +6,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistError, PrefixStore, TCPStore
+from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from shunter.config.errors import ShunterError
 from shunter.launch.place import Place
@@ -27,7 +27,11 @@ class Channel:
         holds = place.rank == 0 and not place.agent
         try:
             self._tcp = TCPStore(
-                place.address, place.port, is_master=holds, timeout=timedelta(seconds=JOIN), wait_for_workers=False
+                place.address,
+                place.port,
+                is_master=holds,
+                timeout=timedelta(seconds=JOIN),
+                wait_for_workers=False,
             )
         except (DistError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0][:200]

@@ -28,10 +28,10 @@ from shunter.launch import elastic
 from shunter.launch.channel import JOIN, Channel, Gone
 from shunter.launch.child import Child
 from shunter.launch.hands import Hands
-from shunter.launch.place import STOP, Place, leave
+from shunter.launch.place import Place, leave, tell_end
 
 BEAT = 2.0  # seconds between two beats
-SILENT = 60.0  # seconds without a beat after which a waiting process is given up
+SILENT = 30.0  # seconds without a beat after which a waiting process is given up
 MUTE = 10.0  # the same once a rank has failed
 BUSY = 300.0  # the same for rank 0, whose work may hold the interpreter for long
 GRACE = 2.0  # seconds in which ranks tell of a failure before all are ended
@@ -84,10 +84,7 @@ class Crew:
         return str(hello["host"]) if len(same) == 1 else f"{hello['host']} (node {hello['node']})"
 
     def stop(self) -> int | None:
-        """The signal that asks the run to save and stop, where another process heard one or a file is there."""
-        wanted = os.environ.get(STOP)
-        if wanted and os.path.exists(wanted):
-            return int(signal.SIGTERM)
+        """The signal that asks the run to save and stop, as another process heard it; None without one."""
         try:
             heard: int | None = self.channel.get("stop")
         except Gone:
@@ -137,7 +134,7 @@ class Crew:
         threads: int,
         poll: Callable[[], None],
     ) -> dict[str, Any]:
-        """As `elastic.launch`, on the first `count` processes of the crew. threads: 0 shares each node's cores.
+        """As `elastic.launch`, on the first `count` processes. threads: 0 shares each node's cores.
 
         Raises what the first that failed told, also ShunterError where a process or its machine is gone.
         """
@@ -184,10 +181,14 @@ class Crew:
                 self.channel.put(f"abort/{number}", True)
             child.kill()
         answer = folder / "answer.json"
-        if gone is None and len(replies) == count and all(reply.get("code") == 0 for reply in replies.values()):
-            if answer.exists():
-                found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-                return found
+        if (
+            gone is None
+            and len(replies) == count
+            and all(reply.get("code") == 0 for reply in replies.values())
+            and answer.exists()
+        ):
+            found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+            return found
         raise self._cause(replies, count, gone, folder)
 
     def end(self, code: int) -> None:
@@ -273,12 +274,12 @@ def leading(place: Place) -> Iterator[Crew]:
         code = int(getattr(error, "exit_code", 1))  # of typer.Exit
         raise
     finally:
+        tell_end(code)
         crew.end(code)
 
 
 def attend(place: Place) -> int:
-    """On every other rank: do what rank 0 says until it ends. Returns the exit code, which is rank 0's; 1 when
-    rank 0 is gone."""
+    """On every other rank: do what rank 0 says until it ends. Returns its exit code; 1 when it is gone."""
     _end_with_agent()
     follower = _Follower(place)
     try:
@@ -326,6 +327,8 @@ class _Follower:
                     self._do(done, order)
             time.sleep(self.every)
         self.close()
+        if self.place.leads:
+            tell_end(int(code))
         self.channel.count("left")
         return int(code)
 

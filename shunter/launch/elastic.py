@@ -74,7 +74,9 @@ def launch(
     raise cause(failures, ended, f"the launch of the ranks ended with code {process.returncode}", output)
 
 
-def cause(failures: list[dict[str, Any]], ended: list[tuple[int, int]], otherwise: str, where: Path) -> Exception:
+def cause(
+    failures: list[dict[str, Any]], ended: list[tuple[int, int]], otherwise: str, where: Path
+) -> Exception:
     """The first failure that is no consequence of another.
 
     failures: what ranks told, in order. ended: (rank, exit code, or minus the signal) of ranks that ended

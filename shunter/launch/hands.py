@@ -47,7 +47,7 @@ class Hands:
         return {"host": place.host, "node": place.node, "local_size": place.local_size, "pid": os.getpid()}
 
     def facts(self, order: dict[str, Any]) -> dict[str, Any]:
-        """What must agree between machines, and what is good to know. store: the folder's free bytes are told."""
+        """What must agree between machines, and what is good to know."""
         import torch
 
         from shunter.recipe import attempt, disk
@@ -94,7 +94,7 @@ class Hands:
         return found
 
     def listen(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Open a port for measurements, on the address that leads to rank 0; whoever knows the token may measure."""
+        """Open a port on the address that leads to rank 0; whoever knows the token may measure."""
         try:
             address = route.own_address(self.place.address, self.place.port)
         except OSError as error:
@@ -108,10 +108,10 @@ class Hands:
 
     def measure(self, order: dict[str, Any]) -> dict[str, Any]:
         """Links from this process: `targets` is this rank's list of [name, address, port]."""
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for name, address, port in order["targets"].get(str(self.place.rank), []):
             try:
-                found[name] = links.measure(address, port, order["token"], bulk=name != "clock")
+                found[name] = {**links.measure(address, port, order["token"], bulk=name != "clock")}
             except OSError as error:
                 found[name] = {"error": f"{address}:{port}: {error.strerror or error}"}
         return found

@@ -65,9 +65,9 @@ def share(crew: Crew, store: Path) -> None:
     for rank, wrong in found.items():
         if wrong is not None:
             raise ShunterError(
-                f"{crew.host(rank)} does not see the store of {crew.host(0)}: there, a file just written {wrong}",
+                f"{crew.host(rank)} does not see the store of {crew.host(0)}: a file just written {wrong}",
                 where=str(store),
-                mend="Put the store on a file system that all machines share, under the same path, with --store.",
+                mend="Put the store where all machines see it under the same path, with --store.",
             )
 
 
@@ -82,7 +82,12 @@ def gather(crew: Crew, store: Path, base: Path, device: str = "auto") -> Machine
     nodes = [{**told[rank], "host": crew.host(rank)} for rank in leaders]
     links = _measure(crew, leaders, nodes)
     found = Machines(nodes, links, str(store))
-    found.problems = [*differences(nodes), *_devices(nodes, device), *_disks(nodes), *judge_links(nodes, links)]
+    found.problems = [
+        *differences(nodes),
+        *_devices(nodes, device),
+        *_disks(nodes),
+        *judge_links(nodes, links),
+    ]
     return found
 
 
@@ -134,15 +139,21 @@ def differences(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
                 )
         mine, theirs = (".".join(each["python"].split(".")[:2]) for each in (first, node))
         if mine != theirs:
-            found.append(Problem(False, f"{node['host']} has Python {node['python']}, {first['host']} {first['python']}."))
+            found.append(
+                Problem(
+                    False, f"{node['host']} has Python {node['python']}, {first['host']} {first['python']}."
+                )
+            )
         if node["digest"] == first["digest"] and node["commit"] != first["commit"]:
-            text = f"{node['host']} is at commit {_short(node)}, {first['host']} at {_short(first)}; the files agree."
-            found.append(Problem(False, text))
+            text = f"{node['host']} is at commit {_short(node)}, {first['host']} at {_short(first)}"
+            found.append(Problem(False, f"{text}; the files agree."))
         if sorted(set(node["devices"])) != sorted(set(first["devices"])):
-            text = f"{node['host']} has {_count(node['devices'])}, {first['host']} {_count(first['devices'])}."
+            text = (
+                f"{node['host']} has {_count(node['devices'])}, {first['host']} {_count(first['devices'])}."
+            )
             found.append(Problem(False, text))
         if not node["recipe_seen"]:
-            text = f"{node['host']} does not see the recipe's folder: files beside the recipe are not found there."
+            text = f"{node['host']} does not see the recipe's folder, so no file beside the recipe."
             found.append(Problem(False, text))
     return found
 
@@ -158,7 +169,9 @@ def _devices(nodes: Sequence[Mapping[str, Any]], device: str) -> list[Problem]:
     with_gpus = [node for node in nodes if node["gpus"]] if device != "cpu" else []
     for node in with_gpus:
         if node["ranks"] > node["gpus"]:
-            text = f"{node['host']} has {node['gpus']} GPUs for {node['ranks']} processes. Start fewer on each."
+            text = (
+                f"{node['host']} has {node['gpus']} GPUs for {node['ranks']} processes. Start fewer on each."
+            )
             found.append(Problem(True, text))
     if with_gpus and len(with_gpus) < len(nodes):
         lacking = next(node for node in nodes if not node["gpus"])
@@ -172,7 +185,10 @@ def _devices(nodes: Sequence[Mapping[str, Any]], device: str) -> list[Problem]:
 def _disks(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
     low = [node for node in nodes if node["free_bytes"] is not None and node["free_bytes"] < MIN_FREE]
     return [
-        Problem(True, f"{node['host']}: only {disk.human(node['free_bytes'])} are free for the store. Free some space.")
+        Problem(
+            True,
+            f"{node['host']}: only {disk.human(node['free_bytes'])} are free for the store. Free some space.",
+        )
         for node in low
     ]
 

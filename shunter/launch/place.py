@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from shunter.config.errors import ShunterError
 
 NAMED = "SHUNTER_HOST"  # how the person named this host; else it is called as it calls itself
-STOP = "SHUNTER_STOP"  # a file: when it is there, the run saves and stops
+END = "SHUNTER_END"  # a file for the exit code: torchrun itself ends with 1, whatever the cause
 PREFIXES = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC")
 
 
@@ -79,6 +81,13 @@ def is_follower() -> bool:
     except ShunterError:
         return False
     return place is not None and place.rank > 0
+
+
+def tell_end(code: int) -> None:
+    """Write the exit code where it is asked for."""
+    if wanted := os.environ.get(END):
+        with suppress(OSError):
+            Path(wanted).write_text(f"{code}\n")
 
 
 def _number(environment: Mapping[str, str], name: str, least: int, *, default: int | None = None) -> int:

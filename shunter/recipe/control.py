@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+STOP = "SHUNTER_STOP"  # a variable that holds a file's name
 # SIGHUP: the terminal was closed, or the connection to it was lost.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -25,6 +26,7 @@ class RunStopped(KeyboardInterrupt):
 class RunControl:
     """What work polls between two steps (see `job.Control`).
 
+    The file that SHUNTER_STOP names asks for a stop too: a batch system's script can make one.
     elsewhere: gives the signal that another process of the run has heard, None while there is none.
     """
 
@@ -36,7 +38,8 @@ class RunControl:
 
     def stop_requested(self) -> bool:
         """True once the run shall save and stop."""
-        if self.signal is not None or self._stop.exists():
+        wanted = os.environ.get(STOP)
+        if self.signal is not None or self._stop.exists() or (wanted and os.path.exists(wanted)):
             return True
         if self._heard is None and self._elsewhere is not None:
             self._heard = self._elsewhere()

@@ -83,6 +83,10 @@ def join(rank: int, size: int, device: str, timeout: float) -> World:
     place = torch.device("cuda", local) if use_cuda else torch.device("cpu")
     wait = timedelta(seconds=timeout)
     dist.init_process_group(
-        "nccl" if use_cuda else "gloo", store=meeting(rank, size, wait), rank=rank, world_size=size, timeout=wait
+        "nccl" if use_cuda else "gloo",
+        store=meeting(rank, size, wait),
+        rank=rank,
+        world_size=size,
+        timeout=wait,
     )
     return World(Groups.create(range(size), timeout=wait), rank, place)
