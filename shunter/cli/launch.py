@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from shunter.launch.ssh import Launch
     from shunter.recipe.graph import Graph
 
+TAIL = 30  # lines of a log that are shown when nobody said what was wrong
+
 
 def launch(
     recipe: Annotated[Path, typer.Argument(help="The recipe file, under the same path on all machines.")],
@@ -195,9 +197,13 @@ def _ssh(plan: Launch, logs: Path, dry_run: bool, *, raw: bool) -> None:
     if not ssh.found():
         raise ShunterError("ssh is not on this machine", mend="Install an OpenSSH client.")
 
+    told = False
+
     def tell(line: str, errors: bool) -> None:
+        nonlocal told
         # torchrun's own words stand in the log.
-        if not errors or line.startswith(("error: ", "warning: ", "stopping: ")):
+        if not errors or line.startswith((ssh.ERROR, "warning: ", "stopping: ")):
+            told = told or line.startswith(ssh.ERROR)
             typer.echo(line, err=errors)
 
     ended = ssh.start(plan, logs, tell)
@@ -212,5 +218,9 @@ def _ssh(plan: Launch, logs: Path, dry_run: bool, *, raw: bool) -> None:
                 f"ssh did not reach {each.host}, or lost it ({each.last or 'ssh says nothing'})",
                 mend=f"Try: ssh {each.host} true. It must work without a question; then start again.",
             )
+    if code == 1 and not told:
+        bad = next(each for each in ended if each.code == 1)
+        lines = bad.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        typer.echo("\n".join(["", *lines[-TAIL:]]), err=True)
     if code:
         raise typer.Exit(code)

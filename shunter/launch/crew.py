@@ -47,6 +47,7 @@ class Crew:
         self._number = 0
         self._seen: dict[int, tuple[Any, float]] = {}  # rank -> its last beat, and when that was new
         self._looked = 0.0
+        self._ended = threading.Event()
         _end_with_agent()
         leave(os.environ)
         self.channel.put("beat/0", 0)
@@ -198,6 +199,7 @@ class Crew:
             until = time.monotonic() + LEAVE
             while (self.channel.get("left") or 0) < self.size - 1 and time.monotonic() < until:
                 time.sleep(elastic.EVERY / 4)
+        self._ended.set()
 
     def _cause(
         self, replies: dict[int, dict[str, Any]], count: int, gone: ShunterError | None, folder: Path
@@ -250,10 +252,9 @@ class Crew:
     def _beats(self) -> None:
         number = 0
         with suppress(Gone):
-            while True:
+            while not self._ended.wait(BEAT):
                 number += 1
                 self.channel.put("beat/0", number)
-                time.sleep(BEAT)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,15 @@ def torchrun(*, nodes: int, per_node: int, node: int, address: str, port: int) -
 
 
 def main(arguments: Sequence[str], commands: TextIO) -> int:
-    """Run torchrun until it ends or is ended by a command. Returns the exit code."""
+    """Run torchrun until it ends or is ended by a command. Returns the exit code: 2 for a name of the first
+    machine that this one does not know."""
+    address = next(word.partition("=")[2] for word in arguments if word.startswith("--master-addr="))
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError:
+        mend = "Give an address that all machines reach with --address."
+        print(f"error: the first machine's address {address!r} is not known here. {mend}", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as folder:
         end = Path(folder) / "end"
         agent = _Agent(arguments, end)

@@ -13,6 +13,8 @@ from shunter.config.errors import ShunterError
 
 NAMED = "SHUNTER_HOST"  # how the person named this host; else it is called as it calls itself
 END = "SHUNTER_END"  # a file for the exit code: torchrun itself ends with 1, whatever the cause
+# Of processes that wait, or are torchrun: a lost connection is told in one line, not with the stack in C++.
+DEFAULTS = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 PREFIXES = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "TORCH_NCCL_ASYNC")
 
 

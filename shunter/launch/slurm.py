@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shunter.config.errors import ShunterError
 from shunter.launch import node
+from shunter.launch.place import DEFAULTS
 
 WARNING = 120  # seconds before the end of its time at which the run is asked to save
 _VALUE = re.compile(r"[A-Za-z0-9_.,:+@%/=-]+")
@@ -57,8 +58,7 @@ class Batch:
                 )
         lines = [f"#SBATCH --{key}={value}" for key, value in requests.items() if value is not None]
         exports = "".join(
-            f"export {name}={shlex.quote(value)}\n"
-            for name, value in {"OMP_NUM_THREADS": "1", **self.variables}.items()
+            f"export {name}={shlex.quote(value)}\n" for name, value in {**DEFAULTS, **self.variables}.items()
         )
         words = " ".join(shlex.quote(word) for word in self.words)
         return _TEXT.format(
@@ -79,7 +79,7 @@ cd {folder}
 {exports}
 # All meet at a port of the first node. A port of its own, for jobs that share a machine.
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-meeting="${{hosts[0]}}:$((20000 + SLURM_JOB_ID % 20000))"
+meeting="${{hosts[0]}}:$((15000 + SLURM_JOB_ID % 15000))"
 
 # The run saves and stops when this file is there.
 export SHUNTER_STOP="$PWD/.shunter-stop-$SLURM_JOB_ID"

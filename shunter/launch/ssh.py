@@ -22,7 +22,7 @@ from typing import IO
 
 from shunter.config.errors import ShunterError
 from shunter.launch import node
-from shunter.launch.place import NAMED
+from shunter.launch.place import DEFAULTS, NAMED
 
 # No questions, no endless waiting, and a connection that is dead is seen within a minute.
 OPTIONS = (
@@ -35,6 +35,7 @@ OPTIONS = (
 UNREACHABLE = 255  # ssh's own exit code
 PARTING = 60.0  # seconds that the others get to end by themselves once one has ended badly
 EVERY = 0.1
+ERROR = "error: "  # begins the lines that a person must see
 _NAME = re.compile(r"(?:[A-Za-z0-9._-]+@)?[A-Za-z0-9\[:][A-Za-z0-9._:%\]-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -113,7 +114,7 @@ class Launch:
         arguments = node.torchrun(
             nodes=len(self.hosts), per_node=per_node, node=number, address=self.address, port=self.port
         )
-        variables = {"OMP_NUM_THREADS": "1", **self.variables, NAMED: host.address}
+        variables = {**DEFAULTS, **self.variables, NAMED: host.address}
         words = [
             "env", *(f"{name}={value}" for name, value in variables.items()),
             self.python, "-m", "shunter.launch.node", *arguments, "-m", "shunter.cli.main", *self.words,
@@ -155,7 +156,7 @@ class _Remote:
     """One ssh process; its output goes to a log, with the host's name before each line."""
 
     def __init__(
-        self, host: Host, command: Sequence[str], log: Path, tell: Callable[[str, bool], None] | None
+        self, host: Host, command: Sequence[str], log: Path, tell: Callable[[str, bool], None]
     ) -> None:
         self.host, self.log, self.last = host, log, ""
         self.begin, self.seconds = time.monotonic(), 0.0
@@ -195,9 +196,7 @@ class _Remote:
             self._file.close()
         return Ended(self.host.name, 128 - code if code < 0 else code, self.seconds, self.log, self.last)
 
-    def _forward(
-        self, stream: IO[bytes] | None, tell: Callable[[str, bool], None] | None, errors: bool
-    ) -> None:
+    def _forward(self, stream: IO[bytes] | None, tell: Callable[[str, bool], None], errors: bool) -> None:
         assert stream is not None
         for line in stream:
             text = line.decode(errors="replace").rstrip("\r\n")
@@ -206,8 +205,7 @@ class _Remote:
                 self._file.flush()
             if errors and text.strip():
                 self.last = text.strip()
-            if tell is not None:
-                tell(text, errors)
+            tell(text, errors)
 
 
 def found() -> bool:
@@ -218,8 +216,9 @@ def found() -> bool:
 def start(launch: Launch, logs: Path, tell: Callable[[str, bool], None]) -> list[Ended]:
     """Run on all hosts until all have ended; how each did.
 
-    tell: gets each line of the first host, and whether it came on stderr. A signal asks the run to save and
-    stop, a second one ends it now. When one host ends badly, the others get a minute, then are ended.
+    tell: gets each line of the first host, errors of the others, and whether it came on stderr. A signal
+    asks the run to save and stop, a second one ends it now. When one host ends badly, the others get a
+    minute, then are ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
     remotes: list[_Remote] = []
@@ -227,7 +226,7 @@ def start(launch: Launch, logs: Path, tell: Callable[[str, bool], None]) -> list
         try:
             for number, (host, command) in enumerate(zip(launch.hosts, launch.commands(), strict=True)):
                 log = logs / f"{host.address.replace(':', '_')}.log"
-                remotes.append(_Remote(host, command, log, tell if number == 0 else None))
+                remotes.append(_Remote(host, command, log, tell if number == 0 else _only_errors(host, tell)))
             return _follow(remotes, heard)
         finally:
             for remote in remotes:
@@ -236,6 +235,14 @@ def start(launch: Launch, logs: Path, tell: Callable[[str, bool], None]) -> list
                     with suppress(subprocess.TimeoutExpired):
                         remote.process.wait(5)
                     remote.process.kill()
+
+
+def _only_errors(host: Host, tell: Callable[[str, bool], None]) -> Callable[[str, bool], None]:
+    def filtered(line: str, errors: bool) -> None:
+        if errors and line.startswith(ERROR):
+            tell(f"{ERROR}{host.name}: {line.removeprefix(ERROR)}", True)
+
+    return filtered
 
 
 def _follow(remotes: Sequence[_Remote], heard: list[int]) -> list[Ended]:
