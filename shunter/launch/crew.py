@@ -47,6 +47,7 @@ class Crew:
         self._number = 0
         self._seen: dict[int, tuple[Any, float]] = {}  # rank -> its last beat, and when that was new
         self._looked = 0.0
+        self._away: set[int] = set()  # that are gone, and will not say that they leave
         self._ended = threading.Event()
         _end_with_agent()
         leave(os.environ)
@@ -197,7 +198,8 @@ class Crew:
         with suppress(Gone):
             self.channel.put("end", code)
             until = time.monotonic() + LEAVE
-            while (self.channel.get("left") or 0) < self.size - 1 and time.monotonic() < until:
+            staying = self.size - 1 - len(self._away)
+            while (self.channel.get("left") or 0) < staying and time.monotonic() < until:
                 time.sleep(elastic.EVERY / 4)
         self._ended.set()
 
@@ -242,6 +244,7 @@ class Crew:
             if rank not in self._seen or self._seen[rank][0] != beat:
                 self._seen[rank] = (beat, now)
             if beat is None or now - self._seen[rank][1] > limit:
+                self._away.add(rank)
                 return ShunterError(
                     f"rank {rank} on {self.host(rank)} is gone"
                     + ("" if beat is None else f": nothing was heard of it for {limit:.0f} s"),

@@ -32,7 +32,7 @@ AHEAD = 5.0  # seconds that the clock of the second node is ahead
 # Forked from a server without threads, in which torch is loaded once.
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["shunter.launch.crew"])
-SHORT = {"BEAT": 0.1, "SILENT": 2.0, "MUTE": 1.0, "GRACE": 0.3, "BUSY": 3.0}
+SHORT = {"BEAT": 0.1, "SILENT": 6.0, "MUTE": 3.0, "GRACE": 0.3, "BUSY": 8.0}
 
 
 def places() -> list[Place]:
@@ -63,7 +63,9 @@ class Others:
     """The followers of a crew."""
 
     def __init__(self, places: list[Place], tamper: Callable[[Place], None] | None) -> None:
-        self.processes = [FORK.Process(target=follow, args=(place, tamper)) for place in places[1:]]
+        self.processes = [
+            FORK.Process(target=follow, args=(place, tamper), daemon=True) for place in places[1:]
+        ]
         for process in self.processes:
             process.start()
 
@@ -169,19 +171,24 @@ def test_a_process_that_is_gone_is_named_and_takes_its_rank_with_it(start: Start
     assert not Path(f"/proc/{file.read_text()}").exists()
 
 
-def lead(place: Place) -> None:
+def lead(place: Place, ready: Path) -> None:
     hasten()
-    Crew(place)
+    crew = Crew(place)
+    ready.touch()
     time.sleep(600)
+    crew.end(0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_without_rank_0_the_others_end(start: Start, number: int) -> None:
+def test_without_rank_0_the_others_end(start: Start, number: int, tmp_path: Path) -> None:
     """Killed, its connections are closed; stopped, it is merely silent, as a machine without a network."""
     spots, others = start()
-    leader = FORK.Process(target=lead, args=(spots[0],))
+    ready = tmp_path / "ready"
+    leader = FORK.Process(target=lead, args=(spots[0], ready), daemon=True)
     leader.start()
-    time.sleep(1.0)
+    until = time.monotonic() + 20
+    while not ready.exists() and time.monotonic() < until:
+        time.sleep(0.02)
     os.kill(leader.pid or 0, number)
     assert others.codes() == [1, 1]
     leader.kill()
@@ -218,9 +225,9 @@ def stay_away(place: Place) -> None:
 
 
 def test_one_that_does_not_come_is_named(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crews, "JOIN", 1.0)
+    monkeypatch.setattr(crews, "JOIN", 4.0)
     spots, _ = start(stay_away)
-    with pytest.raises(ShunterError, match="of 3 processes rank 1 did not come within 1 s"):
+    with pytest.raises(ShunterError, match="of 3 processes rank 1 did not come within 4 s"):
         Crew(spots[0])
 
 
