@@ -27,6 +27,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "init": ("init:init", "Write a recipe for your own files."),
         "doctor": ("doctor:doctor", "Check machine, store and recipe before a run."),
         "run": ("run:run", "Run a recipe's jobs, or continue where they were stopped."),
+        "launch": ("launch:launch", "Run a recipe on several machines: ssh or SLURM."),
         "watch": ("watch:watch", "Attach to a run; ask it to save or to stop."),
         "status": ("status:status", "Show which jobs are done, running or to do."),
         "show-batch": ("show_batch:show_batch", "Show the rows that a job trains on."),
@@ -154,6 +155,8 @@ def _invoke(verb: str, args: list[str]) -> int:
 
 
 def _complain(text: str) -> int:
+    if "RANK" in os.environ and importlib.import_module("shunter.launch.place").is_follower():
+        return USER_ERROR  # under torchrun the first process says it
     for line in text.splitlines():
         print(f"error: {line}", file=sys.stderr)
     return USER_ERROR

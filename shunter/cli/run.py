@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from shunter.launch.crew import Crew
+    from shunter.recipe.graph import Graph
+    from shunter.recipe.progress import Progress
+    from shunter.recipe.store import Store
 
 
 def run(
@@ -33,32 +41,82 @@ def run(
         bool, typer.Option("--json", help="Print the outcome as JSON; progress goes to stderr.")
     ] = False,
 ) -> None:
-    """Run the jobs in order, reusing what is finished. Stopped or killed, the same command continues."""
+    """Run the jobs in order, reusing what is finished. Stopped or killed, the same command continues.
+
+    Under torchrun the first process does this, and the others join the jobs that take several.
+    """
+    from shunter.launch.place import Place
+
+    def work(crew: Crew | None) -> None:
+        _run(recipe, overrides or [], first, last, redo or [], dry_run, store, json_, crew)
+
+    place = Place.of(os.environ)
+    if place is None:
+        work(None)
+        return
+    # A lost connection is told in one line, without the store's stack in C++. Read when torch is loaded.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from shunter.launch import crew
+
+    if place.rank:
+        raise typer.Exit(crew.attend(place))
+    with crew.leading(place) as others:
+        work(others)
+
+
+def _run(
+    recipe: Path,
+    overrides: Sequence[str],
+    first: str | None,
+    last: str | None,
+    redo: Sequence[str],
+    dry_run: bool,
+    store: str,
+    as_json: bool,
+    crew: Crew | None,
+) -> None:
     import sys
 
     from shunter.jobs.registry import KINDS
     from shunter.recipe.graph import load_recipe
     from shunter.recipe.store import Store
 
-    graph = load_recipe(recipe, overrides or [], KINDS)
-    place = Store(store)
+    graph = load_recipe(recipe, overrides, KINDS)
+    place = Store(store if crew is None else str(Path(store).absolute()))
     if dry_run:
         from shunter.recipe import dryrun
 
-        typer.echo(dryrun.show(graph, place, first, last, redo or [], as_json=json_))
+        typer.echo(dryrun.show(graph, place, first, last, redo, as_json=as_json))
         return
     from shunter.recipe.control import RunStopped
     from shunter.recipe.progress import Progress
     from shunter.recipe.runner import run_graph
 
-    progress = Progress(stream=sys.stderr if json_ else None)
+    progress = Progress(stream=sys.stderr if as_json else None)
     try:
-        made = run_graph(graph, place, first=first, last=last, redo=redo or [], progress=progress)
+        if crew is not None:
+            _examine(crew, graph, place, graph.select(first, last), progress)
+        made = run_graph(graph, place, first=first, last=last, redo=redo, progress=progress, crew=crew)
     except RunStopped as stop:
         raise typer.Exit(stop.code) from None
-    if json_:
+    if as_json:
         from shunter.recipe.status import run_data
 
         typer.echo(json.dumps(run_data(place, place.run(graph.path)), indent=1))
     else:
         progress.end(made)
+
+
+def _examine(crew: Crew, graph: Graph, store: Store, selected: Sequence[str], progress: Progress) -> None:
+    """One report on all machines, where there are several. Raises ShunterError for what breaks."""
+    from shunter.jobs import together
+
+    found = together.examine(crew, graph, store, selected)
+    if len(found.nodes) > 1:
+        from shunter.cli.machines import show
+
+        show(found, progress.stream)
+    else:
+        for problem in found.problems:
+            progress.warn(problem.text)
+    found.refuse()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,9 @@ from shunter.recipe.disk import human
 from shunter.recipe.doctor import FAIL, OK, WARN, Row
 from shunter.recipe.progress import duration
 from shunter.recipe.runs import RunRecord
+
+if TYPE_CHECKING:
+    from shunter.launch.ssh import Ended
 
 STYLES = {
     "done": "green",
@@ -161,5 +164,16 @@ def show_schedules(ranks: int, microbatches: int, rows: Sequence[Mapping[str, An
             Text(f"{row['longest_span']:g}"),
             Text(f"{row['peak_activations']:g}"),
             Text(row["about"]),
+        )
+    _print(table)
+
+
+def show_hosts(ended: Sequence[Ended]) -> None:
+    """One line a host of a launch: how it ended, and where its output stands."""
+    table = _table("host", "ended", "took", "output")
+    for each in ended:
+        style = "green" if each.code == 0 else "yellow" if each.told == "stopped" else "red"
+        table.add_row(
+            Text(each.host), Text(each.told, style), Text(duration(each.seconds)), Text(str(each.log))
         )
     _print(table)

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from shunter.config.errors import ShunterError
 from shunter.launch import elastic
 from shunter.recipe.artefact import Artefact, Manifest
 from shunter.recipe.control import RunControl, request
+from shunter.recipe.graph import Graph
 from shunter.recipe.job import JobContext, Stopped
 from shunter.record.events import EventLog
 from shunter.train.config import Parallel
@@ -25,10 +26,25 @@ from shunter.train.config import Parallel
 WAIT = 60  # seconds for processes of an earlier attempt to be gone
 
 
+def processes(parallel: Parallel) -> int:
+    """How many processes a job with this layout takes."""
+    return parallel.grid.size
+
+
+def needed(graph: Graph, selected: Sequence[str]) -> dict[str, int]:
+    """Job -> its processes, for those of the selected jobs that take several."""
+    found = {}
+    for name in selected:
+        parallel = getattr(getattr(graph.nodes[name].config, "how", None), "parallel", None)
+        if isinstance(parallel, Parallel):
+            found[name] = processes(parallel)
+    return found
+
+
 def spread(context: JobContext[Any], parallel: Parallel) -> dict[str, Any]:
-    """The job of this context on the layout's processes; returns its metrics. Raises Stopped after they
-    saved on request."""
-    folder = context.work / "ranks"
+    """The job of this context on as many processes as `parallel` says: those of the context's crew, or
+    else started here on this machine. Returns its metrics. Raises Stopped after they saved on request."""
+    folder = context.work.absolute() / "ranks"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("stop", "save"):
         (folder / name).unlink(missing_ok=True)
@@ -41,7 +57,15 @@ def spread(context: JobContext[Any], parallel: Parallel) -> dict[str, Any]:
             request(folder, "save")
         follow()
 
-    answer = elastic.launch(
+    count, threads = processes(parallel), context.config.how.threads
+    if context.crew is None:
+        start, threads = elastic.launch, threads or max(1, len(os.sched_getaffinity(0)) // count)
+    else:
+        from shunter.launch.crew import Crew
+
+        assert isinstance(context.crew, Crew)
+        start = context.crew.launch
+    answer = start(
         "shunter.jobs.ranks",
         {
             "kind": context.config.kind,
@@ -51,16 +75,16 @@ def spread(context: JobContext[Any], parallel: Parallel) -> dict[str, Any]:
                 field: [_told(each) for each in found] if isinstance(found, list) else _told(found)
                 for field, found in context.inputs.items()
             },
-            "out": str(context.out),
-            "log": str(context.log),
-            "work": str(context.work),
-            "base": str(context.base),
+            "out": str(context.out.absolute()),
+            "log": str(context.log.absolute()),
+            "work": str(context.work.absolute()),
+            "base": str(context.base.absolute()),
             "attempt": context.events.attempt,
             "timeout": parallel.timeout,
         },
-        parallel.grid.size,
+        count,
         folder,
-        threads=context.config.how.threads or max(1, len(os.sched_getaffinity(0)) // parallel.grid.size),
+        threads=threads,
         poll=poll,
     )
     if answer.get("stopped"):
@@ -135,7 +159,7 @@ def _with(config: Any, parallel: Parallel) -> dict[str, Any]:
 
 
 def _told(artefact: Artefact) -> dict[str, Any]:
-    return {"path": str(artefact.path), "manifest": artefact.manifest.model_dump(mode="json")}
+    return {"path": str(artefact.path.absolute()), "manifest": artefact.manifest.model_dump(mode="json")}
 
 
 def _artefact(told: dict[str, Any]) -> Artefact:

@@ -52,7 +52,7 @@ def launch(
         # A session of its own: Ctrl-C is for this process, which asks the ranks to save first.
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )  # fmt: skip
         try:
             while process.poll() is None:
@@ -60,7 +60,7 @@ def launch(
                 time.sleep(EVERY)
             poll()
         finally:
-            _end(process)
+            end(process)
     failures = sorted(
         (json.loads(each.read_text(encoding="utf-8")) for each in folder.glob("failed-*.json")),
         key=lambda failure: float(failure["time"]),
@@ -69,16 +69,26 @@ def launch(
     if process.returncode == 0 and answer.exists():
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return found
-    raise _told(failures, process.returncode, output)
-
-
-def _told(failures: list[dict[str, Any]], code: int, output: Path) -> Exception:
-    """The first failure that is no consequence of another: a rank that died tells nothing itself."""
-    told = {failure["rank"] for failure in failures}
     codes = _FAILED.findall(output.read_text(encoding="utf-8", errors="replace"))
-    # SIGTERM is what torch ends the others with.
-    ended = [(int(rank), int(number)) for rank, number in codes if int(rank) not in told]
-    silent = [(rank, number) for rank, number in ended if not failures or number != -signal.SIGTERM]
+    ended = [(int(rank), int(number)) for rank, number in codes]
+    raise cause(failures, ended, f"the launch of the ranks ended with code {process.returncode}", output)
+
+
+def cause(
+    failures: list[dict[str, Any]], ended: list[tuple[int, int]], otherwise: str, where: Path
+) -> Exception:
+    """The first failure that is no consequence of another.
+
+    failures: what ranks told, in order. ended: (rank, exit code, or minus the signal) of ranks that ended
+    badly: one that died tells nothing itself. otherwise: said when nothing is known.
+    """
+    told = {failure["rank"] for failure in failures}
+    # SIGTERM is what the others are ended with.
+    silent = [
+        (rank, number)
+        for rank, number in ended
+        if rank not in told and (not failures or number != -signal.SIGTERM)
+    ]
     if not silent:
         for failure in failures:
             if failure["user"] and not failure["lost"]:
@@ -92,14 +102,14 @@ def _told(failures: list[dict[str, Any]], code: int, output: Path) -> Exception:
     elif failures:
         what = failures[0]["what"]
     else:
-        what = f"the launch of the ranks ended with code {code}"
+        what = otherwise
     return ShunterError(
-        what, where=str(output), mend="Run the same command again: it continues from the last checkpoint."
+        what, where=str(where), mend="Run the same command again: it continues from the last checkpoint."
     )
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The launcher ends its ranks when it is told to; if it cannot, its whole session is ended."""
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a launcher, which ends its ranks when it is told to; if it cannot, its whole session is ended."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -109,8 +119,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _die_with_parent() -> None:
-    """Linux tells a process when its parent has died; elsewhere `guard` in the ranks sees to it later."""
+def die_with_parent() -> None:
+    """In a new process: Linux tells it when its parent has died. Elsewhere `guard` sees to it later."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+STOP = "SHUNTER_STOP"  # a variable that holds a file's name
 # SIGHUP: the terminal was closed, or the connection to it was lost.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -23,15 +24,26 @@ class RunStopped(KeyboardInterrupt):
 
 
 class RunControl:
-    """What work polls between two steps (see `job.Control`)."""
+    """What work polls between two steps (see `job.Control`).
 
-    def __init__(self, folder: Path) -> None:
+    The file that SHUNTER_STOP names asks for a stop too: a batch system's script can make one.
+    elsewhere: gives the signal that another process of the run has heard, None while there is none.
+    """
+
+    def __init__(self, folder: Path, elsewhere: Callable[[], int | None] | None = None) -> None:
         self._stop, self._save = folder / "stop", folder / "save"
         self.signal: int | None = None
+        self._elsewhere = elsewhere
+        self._heard: int | None = None
 
     def stop_requested(self) -> bool:
         """True once the run shall save and stop."""
-        return self.signal is not None or self._stop.exists()
+        wanted = os.environ.get(STOP)
+        if self.signal is not None or self._stop.exists() or (wanted and os.path.exists(wanted)):
+            return True
+        if self._heard is None and self._elsewhere is not None:
+            self._heard = self._elsewhere()
+        return self._heard is not None
 
     def take_save_request(self) -> bool:
         """True once for each request."""
@@ -44,7 +56,7 @@ class RunControl:
     @property
     def code(self) -> int:
         """Exit code of a stop: 128 + signal; a stop by `shunter watch` counts as SIGTERM."""
-        return 128 + (self.signal or signal.SIGTERM)
+        return 128 + (self.signal or self._heard or signal.SIGTERM)
 
     @contextmanager
     def listening(self) -> Iterator[RunControl]:

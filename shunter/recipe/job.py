@@ -72,6 +72,7 @@ class JobContext(Generic[C]):
     events: EventLog  # `log/events.jsonl`
     control: Control
     world: object | None = None  # this process's place among those of the job; None: it is alone
+    crew: object | None = None  # processes that were started together and wait for jobs on several
 
     def one(self, field: str) -> Artefact:
         """The single artefact of an input field."""

@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from shunter.config.errors import ShunterError
 from shunter.recipe import disk, identity, preflight, reads
@@ -24,6 +24,13 @@ from shunter.record import memory, points
 from shunter.record.events import EventLog
 
 
+class Crew(Protocol):
+    """Processes that do what jobs on several processes ask; see `launch.crew`."""
+
+    def stop(self) -> int | None:
+        """The signal that asks the run to stop, as one of them heard it; None while there is none."""
+
+
 def run_graph(
     graph: Graph,
     store: Store,
@@ -33,10 +40,12 @@ def run_graph(
     redo: Sequence[str] = (),
     quiet: bool = False,
     progress: Progress | None = None,
+    crew: Crew | None = None,
 ) -> dict[str, Artefact]:
     """Make every selected job's artefact, reusing finished ones; return the artefacts by job name.
 
-    first, last: `--from` and `--to`. redo: jobs to make again although they are finished.
+    first, last: `--from` and `--to`. redo: jobs to make again although they are finished. crew: processes,
+    here and on other machines, that wait to join jobs on several processes.
 
     Raises ShunterError for what is refused before any work and for what a job refuses, RunStopped
     after a stop request. Killed at any instant, the same call continues.
@@ -72,7 +81,7 @@ def run_graph(
     state = "failed"
     try:
         points.reach("run.begin", run=run.folder.name)
-        runner = _Runner(graph, store, planner, run, progress)
+        runner = _Runner(graph, store, planner, run, progress, crew)
         with runner.control.listening():
             made = runner.run(selected)
         state = "done"
@@ -105,10 +114,18 @@ def _remember(planner: Planner) -> None:
 
 
 class _Runner:
-    def __init__(self, graph: Graph, store: Store, planner: Planner, run: Run, progress: Progress) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        store: Store,
+        planner: Planner,
+        run: Run,
+        progress: Progress,
+        crew: Crew | None,
+    ) -> None:
         self.graph, self.store, self.planner = graph, store, planner
-        self.run_record, self.progress = run, progress
-        self.control = RunControl(run.control)
+        self.run_record, self.progress, self.crew = run, progress, crew
+        self.control = RunControl(run.control, crew.stop if crew is not None else None)
         self.made: dict[str, Artefact] = {}
 
     def run(self, selected: Sequence[str]) -> dict[str, Artefact]:
@@ -225,6 +242,7 @@ class _Runner:
                 base=self.graph.base,
                 events=log,
                 control=self.control,
+                crew=self.crew,
             )
             metrics = node.job.run(context)
             points.reach("job.done", job=node.name)

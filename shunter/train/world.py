@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shunter.config.errors import ShunterError
+from shunter.launch.meeting import meeting
 from shunter.layout.grid import Grid
 from shunter.parallel.lost import answering
 from shunter.parallel.mesh import Groups, Mesh, Peers, ProcessGroups
@@ -105,6 +106,10 @@ def join(grid: Grid, rank: int, device: str, timeout: float) -> World:
     place = torch.device("cuda", local) if use_cuda else torch.device("cpu")
     wait = timedelta(seconds=timeout)
     dist.init_process_group(
-        "nccl" if use_cuda else "gloo", init_method="env://", rank=rank, world_size=grid.size, timeout=wait
+        "nccl" if use_cuda else "gloo",
+        store=meeting(rank, grid.size, wait),
+        rank=rank,
+        world_size=grid.size,
+        timeout=wait,
     )
     return World.create(grid, rank, place, ProcessGroups(timeout=wait))
