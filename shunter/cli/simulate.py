@@ -60,7 +60,6 @@ def simulate(
     gc.disable()  # a program of 10^5 nodes is all alive until the end: collecting finds nothing
     from shunter.config.errors import ShunterError
     from shunter.schedule import draw
-    from shunter.schedule.action import COMPUTE
     from shunter.schedule.assemble import assemble
     from shunter.schedule.catalogue import schedule as named
     from shunter.schedule.check import check
@@ -90,16 +89,15 @@ def simulate(
     order = None
     if program is not None:
         name = program.name
-        whole = read_file(program).program(released_at_input=released_at_input)
+        written = read_file(program)
+        whole = written.program(released_at_input=released_at_input)
         check(whole, cap=cap)
         if vocabulary is not None:
             raise ShunterError(
                 "--vocabulary changes a --schedule only", mend="Leave it out, or name a schedule."
             )
-        placement = tuple(
-            rank for _, rank in sorted({(n.stage, n.rank) for n in whole.nodes if n.op in COMPUTE})
-        )
-        microbatches = 1 + max(node.microbatch for node in whole.nodes)
+        placement = written.order.placement  # of replicas one: a stage costs the same on each
+        microbatches = written.order.microbatches
     else:
         assert schedule is not None
         name = schedule

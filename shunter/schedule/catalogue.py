@@ -10,6 +10,8 @@ from shunter.config.nearest import nearest
 from shunter.schedule.builders import controlled, rounds, single, vee
 from shunter.schedule.order import Order
 
+MOST = 500_000  # forwards of a program: a slip of the hand should not fill the memory
+
 Build = Callable[[int, int, int, int | None], Order]  # ranks, micro-batches, chunks, group
 
 
@@ -40,6 +42,12 @@ class Schedule:
         _positive("ranks", ranks)
         _positive("microbatches", microbatches)
         chunks = self.chunks if chunks is None else chunks
+        if (forwards := ranks * microbatches * max(1, chunks)) > MOST:
+            raise ShunterError(
+                f"{ranks:,} ranks, {microbatches:,} micro-batches and {_number(chunks, 'stage')} on each rank "
+                f"make {forwards:,} forwards, more than {MOST:,}",
+                mend="Use fewer: what is simulated has to fit in memory.",
+            )
         least = 2 if self.most == self.chunks == 2 else 1
         if chunks < least or (self.most is not None and chunks > self.most):
             raise ShunterError(

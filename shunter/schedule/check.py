@@ -205,9 +205,8 @@ def _collectives(program: Program) -> None:
                 f"{program.nodes[group[0]]} meets itself: a rank is twice in one collective",
                 mend="Give each rank one node in it.",
             )
-    sequences: dict[Lane, list[int]] = {
-        lane: [group_of[id] for id in ids if id in group_of] for lane, ids in program.order.items()
-    }
+    every = {lane: [group_of[id] for id in ids if id in group_of] for lane, ids in program.order.items()}
+    sequences: dict[Lane, list[int]] = {lane: groups for lane, groups in every.items() if groups}
     members = [frozenset(program.nodes[id].rank for id in group) for group in program.rendezvous]
     for (rank, lane), mine in sequences.items():
         for (other, name), theirs in sequences.items():

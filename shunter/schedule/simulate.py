@@ -60,9 +60,12 @@ class Simulation:
         """Most activations that each rank holds at once, in micro-batches."""
         found = [0.0] * self.program.ranks
         nodes = self.program.nodes
-        for rank in range(self.program.ranks):
-            lanes = [ids for (owner, _), ids in self.program.order.items() if owner == rank]
-            holding = [ids for ids in lanes if any(nodes[id].memory for id in ids)]
+        lanes: list[list[list[int]]] = [[] for _ in found]
+        for (owner, _), ids in self.program.order.items():
+            if owner < len(lanes):  # else a rank without any node
+                lanes[owner].append(ids)
+        for rank, mine in enumerate(lanes):
+            holding = [ids for ids in mine if any(nodes[id].memory for id in ids)]
             if len(holding) == 1:
                 changes = [nodes[id].memory for id in holding[0]]
             else:
@@ -143,7 +146,7 @@ def simulate(program: Program, costs: Costs, links: Links | None = None) -> Simu
     """
     links = links or Links()
     nodes, total = program.nodes, len(program.nodes)
-    kinds = [(node[3], node[4]) for node in nodes]
+    kinds = [(node[3], node[4], node[6]) for node in nodes]
     price = {kind: costs.of(*kind) for kind in set(kinds)}
     cost = [price[kind] for kind in kinds]
     orders = list(program.order.values())

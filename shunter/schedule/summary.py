@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shunter.record.timeline import Timeline
+from shunter.schedule.action import named
 from shunter.schedule.costs import Costs, Links
 from shunter.schedule.program import Program
 from shunter.schedule.simulate import Simulation, simulate
@@ -75,10 +76,15 @@ def what_helps(program: Program, costs: Costs, links: Links, elapsed: float) -> 
 
 
 def _changes(program: Program, costs: Costs, links: Links) -> Iterator[tuple[str, Costs, Links]]:
-    used = sorted({(node.stage, node.op) for node in program.nodes})
-    for stage, op in used:
-        if price := costs.of(op, stage):
-            yield f"{op} of stage {stage}", Costs({**costs.seconds, (op, stage): price * (1 - LESS)}), links
+    used = sorted({(node.stage, node.part, node.op) for node in program.nodes})
+    for stage, part, op in used:
+        if price := costs.of(op, stage, part) * (1 - LESS):
+            cheaper = (
+                replace(costs, parts={**costs.parts, (op, stage, part): price})
+                if part
+                else replace(costs, seconds={**costs.seconds, (op, stage): price})
+            )
+            yield f"{op} of stage {named(stage, part)}", cheaper, links
     less = 1 - LESS
     between = {pair: (late * less, busy * less) for pair, (late, busy) in links.between.items()}
     if links.latency or links.occupied or between:

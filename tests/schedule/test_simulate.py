@@ -163,7 +163,7 @@ def test_routes_that_skip_stages_on_replicas() -> None:
     ]
     steps: dict[int, list[tuple[int, str, int, int]]] = {rank: [] for rank in range(5)}
     for microbatch, route in enumerate(routes):
-        for at, (stage, rank) in enumerate(route):
+        for at, (stage, rank, _) in enumerate(route):
             steps[rank].append((at, "F", stage, microbatch))
             steps[rank].append((2 * len(route) - at, "B", stage, microbatch))
     actions = tuple(
