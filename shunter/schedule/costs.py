@@ -55,12 +55,15 @@ class Links:
     occupied: seconds for which a message keeps its link (bytes / bandwidth); the next one waits.
     between:  (from, to) -> (latency, occupied), for pairs that differ.
     blocking: both sides compute nothing while a message passes.
+    sizes:    payload -> bytes; then `occupied` is for each byte, and a payload without a size takes none.
     """
 
     latency: float = 0.0
     occupied: float = 0.0
     between: Mapping[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
     blocking: bool = False
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
-    def of(self, source: int, target: int) -> tuple[float, float]:
-        return self.between.get((source, target), (self.latency, self.occupied))
+    def of(self, source: int, target: int, payload: str = "") -> tuple[float, float]:
+        latency, occupied = self.between.get((source, target), (self.latency, self.occupied))
+        return latency, occupied * self.sizes.get(payload, 0.0) if self.sizes else occupied

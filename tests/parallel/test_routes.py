@@ -306,7 +306,7 @@ def graph(rank: int, groups: Groups, program: Program) -> list[Tensor | None]:
 
 
 def test_chunks_of_a_graph_hand_on_states(pool: Pool) -> None:
-    """Card gnnpipe: a chunk's layer needs what the layer kept of the chunk before, its backward the reverse."""
+    """Card gnnpipe: a layer needs what it kept of the chunk before, and its backward the reverse."""
     program = lower(chunks(assemble(gpipe(3, 4))))
     check(program)
     assert not any(node.payload for node in program.nodes), "states stay on their rank"
