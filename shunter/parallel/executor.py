@@ -20,6 +20,7 @@ from shunter.parallel.lost import PeerLost
 from shunter.parallel.stage import Stage
 from shunter.parallel.transport import Groups, Kind, Mailbox
 from shunter.parallel.tree import Tree
+from shunter.record.points import reach
 from shunter.schedule.action import BACKWARD, COMPUTE, FORWARD, INPUT, RECOMPUTE, WEIGHT, named
 from shunter.schedule.check import check, least_in_flight
 from shunter.schedule.lower import MESSAGES, RECEIVES, SENDS
@@ -199,6 +200,7 @@ class _Walk:
             for id in plan.after:
                 self._await(id)  # a work of a side lane
             inputs = self._gather(plan)
+            reach("pipeline.action", rank=self.rank, action=node.action)
             begin = clock.mark()
             made = self._do(node, inputs)
             clock.note(node, begin)
