@@ -217,6 +217,72 @@ def test_what_goes_wrong_beside_the_compute_is_told_to_whoever_waits() -> None:
     assert fine.wait()["x"] == 1
 
 
+def reached(collective: Any) -> dict[int, Tensor]:
+    """Tensors that a collective has in its closure, or in what a micro-batch keeps there."""
+    found: dict[int, Tensor] = {}
+    for cell in collective.__closure__ or ():
+        value = cell.cell_contents
+        held = [value] if isinstance(value, Tensor) else list(vars(value).values()) if hasattr(
+            value, "softmax") else []  # fmt: skip
+        found |= {id(tensor): tensor for tensor in held if isinstance(tensor, Tensor)}
+    return found
+
+
+def declaring(rank: int, groups: Groups, algorithm: int) -> list[tuple[str, int, int]]:
+    """(collective, tensors that it reads, those that it does not say), of one micro-batch's walk."""
+    case = {
+        "layers": 2,
+        "tied": False,
+        "seed": 1,
+        "extreme": False,
+        "microbatches": 1,
+        "only": (0, VOCABULARY),
+    }
+    decoder, rows = model(case), rows_of(case)
+    cut_vocabulary(decoder, rank, 2)
+    part = VocabularyPart(
+        decoder.embed.weight, decoder.head_weight, rank * VOCABULARY // 2, groups, rank, 0, 1,
+        rows.__getitem__, algorithm=algorithm,
+    )  # fmt: skip
+    told: list[tuple[str, int, int]] = []
+    forgotten: list[int] = []
+    begin = part.side.begin
+
+    def spy(what: str, collective: Any, reads: Any = (), leaves: Any = ()) -> Any:
+        need = reached(collective)
+        told.append((what.split(" (")[0], len(need), len(need.keys() - {id(t) for t in reads})))
+
+        def watched() -> Tree:
+            made: Tree = collective()
+            if "softmax" in what:  # read by T and after the walk, on the compute stream
+                kept = [part._flights[0].scale, *part.losses.values()] + [rows[0].plain] * (rank == 1)
+                forgotten.append(len({id(t) for t in kept} - {id(t) for t in (*leaves, *made.values())}))
+            return made
+
+        return begin(what, watched, reads, leaves)
+
+    part.side.begin = spy  # type: ignore[method-assign]
+    order = parallel_vocabulary(schedule("1f1b").build(2, 1), algorithm)
+    modules = decoder_stages(decoder, [0, 1, 2], [rank], layers_only=True)
+    stages = {
+        number: Stage(lambda inputs, m, module=module: module(inputs, rows[m]), module)
+        for number, module in modules.items()
+    }
+    Executor(lower(assemble(order)), rank, stages, groups, CPU, handlers=part.handlers()).run()
+    assert forgotten == [0]
+    return told
+
+
+@pytest.mark.parametrize("algorithm", [1, 2])
+def test_collectives_say_what_they_read_and_leave(pool: Pool, algorithm: int) -> None:
+    """On CUDA what is not said may be overwritten while it is read. That it is then not overwritten, no
+    test without a GPU can show."""
+    for told in pool.run(declaring, 2, algorithm):
+        assert len(told) == {1: 5, 2: 4}[algorithm]
+        assert all(need for _, need, _ in told), told
+        assert all(missing == 0 for _, _, missing in told), told
+
+
 def test_the_compute_goes_on_meanwhile() -> None:
     side, asked = Side(0, CPU), threading.Event()
 
