@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -41,6 +42,9 @@ def simulate(
     transfer: Annotated[float, typer.Option(help="Time that a message between two ranks takes.")] = 0.0,
     blocking: Annotated[bool, typer.Option("--blocking", help="Ranks wait while messages pass.")] = False,
     costs: Annotated[Path | None, typer.Option(help="JSON with the times, as for `synthesize`.")] = None,
+    links_: Annotated[
+        Path | None, typer.Option("--links", help="YAML with latency and bandwidth of each pair of ranks.")
+    ] = None,
     released_at_input: Annotated[
         float, typer.Option(help="Share of activations that the gradient of the input releases.")
     ] = 0.0,
@@ -51,6 +55,9 @@ def simulate(
         bool, typer.Option("--recompute", help="Forwards are done once more before their backwards.")
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    measured: Annotated[
+        Path | None, typer.Option(help="A measured timeline, drawn below the simulated one.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the picture as a page.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Write the picture alone.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a trace for ui.perfetto.dev.")] = None,
@@ -60,16 +67,15 @@ def simulate(
     gc.disable()  # a program of 10^5 nodes is all alive until the end: collecting finds nothing
     from shunter.config.errors import ShunterError
     from shunter.schedule import draw
-    from shunter.schedule.action import COMPUTE
     from shunter.schedule.assemble import assemble
     from shunter.schedule.catalogue import schedule as named
     from shunter.schedule.check import check
-    from shunter.schedule.cost_file import read_costs
+    from shunter.schedule.cost_file import finite, read_costs, read_sizes
     from shunter.schedule.costs import Costs, Links
     from shunter.schedule.lower import has_messages, lower
     from shunter.schedule.recompute import recomputed
     from shunter.schedule.simulate import simulate as run
-    from shunter.schedule.summary import summary, what_helps
+    from shunter.schedule.summary import read_timeline, summary, what_helps
     from shunter.schedule.text import read_file, write_program
     from shunter.schedule.vocabulary import parallel_vocabulary, with_head
 
@@ -84,22 +90,26 @@ def simulate(
         raise ShunterError(
             f"both {costs} and {given[0]} say what an operation costs", mend="Leave one of the two out."
         )
-    others = {"--transfer": transfer, "--head": head}
-    if bad := [f"{name} {value}" for name, value in {**times, **others}.items() if (value or 0) < 0]:
-        raise ShunterError(f"{bad[0]} is negative", mend="Times are 0 or more.")
+    finite({**times, "--transfer": transfer, "--head": head, "--cap": None if cap == math.inf else cap})
+    if links_ is not None and transfer:
+        raise ShunterError(
+            f"both {links_} and --transfer say how long a message takes", mend="Leave one of the two out."
+        )
+    if measured is not None and html is None and svg is None:
+        raise ShunterError("--measured is for the picture", mend="Add --html FILE or --svg FILE.")
+    below = [read_timeline(measured)] if measured is not None else []
     order = None
     if program is not None:
         name = program.name
-        whole = read_file(program).program(released_at_input=released_at_input)
+        written = read_file(program)
+        whole = written.program(released_at_input=released_at_input)
         check(whole, cap=cap)
         if vocabulary is not None:
             raise ShunterError(
                 "--vocabulary changes a --schedule only", mend="Leave it out, or name a schedule."
             )
-        placement = tuple(
-            rank for _, rank in sorted({(n.stage, n.rank) for n in whole.nodes if n.op in COMPUTE})
-        )
-        microbatches = 1 + max(node.microbatch for node in whole.nodes)
+        placement = written.order.placement  # of replicas one: a stage costs the same on each
+        microbatches = written.order.microbatches
     else:
         assert schedule is not None
         name = schedule
@@ -113,26 +123,29 @@ def simulate(
         if vocabulary is not None:
             head = 1.0 if head is None else head
             order = parallel_vocabulary(order, vocabulary, known, head)
-            name = f"{name}, vocabulary on all ranks"
         order = recomputed(order) if recompute else order
         whole = assemble(order, released_at_input=released_at_input)
         if cap is not None:
             check(whole, cap=cap)
     known = with_head(known, whole, head or 0.0)
-    links = (
-        Links(latency=transfer, blocking=blocking)
-        if not blocking
-        else Links(occupied=transfer, blocking=True)
-    )
+    if links_ is not None:
+        from shunter.schedule.link_file import read_links
+
+        sizes = read_sizes(costs) if costs is not None else {}
+        links = read_links(links_, whole.ranks, sizes, blocking=blocking)
+    elif blocking:
+        links = Links(occupied=transfer, blocking=True)
+    else:
+        links = Links(latency=transfer)
     begin = time.perf_counter()
     found = run(whole, known, links)
     seconds = time.perf_counter() - begin
-    told = summary(name, microbatches, found, seconds)
+    told = summary(name, microbatches, found, seconds, vocabulary)
     helps = what_helps(whole, known, links, found.elapsed)[:5]
     wanted = [path for path in (html, svg, trace, csv) if path is not None]
     try:
         if html is not None or svg is not None:
-            picture = draw.svg([found.timeline()], found.held())
+            picture = draw.svg([found.timeline(), *below], found.held())
             if svg is not None:
                 svg.write_text(picture, encoding="utf-8")
             if html is not None:
@@ -160,7 +173,8 @@ def simulate(
 
 
 def _title(told: dict[str, Any]) -> str:
-    return f"{told['schedule']}: {told['ranks']} ranks, {told['microbatches']} micro-batches"
+    split = ", vocabulary on all ranks" if told["vocabulary"] else ""
+    return f"{told['schedule']}{split}: {told['ranks']} ranks, {told['microbatches']} micro-batches"
 
 
 def _facts(told: dict[str, Any], helps: list[tuple[str, float]]) -> list[tuple[str, str]]:

@@ -46,7 +46,7 @@ def synthesize(
     """Find the shortest order of a pipeline's work in which no rank holds more than its cap."""
     from shunter.config.errors import ShunterError
     from shunter.schedule.assemble import assemble
-    from shunter.schedule.cost_file import read_caps, read_costs
+    from shunter.schedule.cost_file import finite, read_caps, read_costs
     from shunter.schedule.costs import Costs, Links
     from shunter.schedule.order import place
     from shunter.schedule.simulate import simulate
@@ -55,6 +55,7 @@ def synthesize(
 
     stages = place(placement, ranks, chunks)
     times = {"--forward": forward, "--input-grad": input_grad, "--weight-grad": weight_grad}
+    finite({**times, "--transfer": transfer, "--seconds": seconds})
     if costs is not None and (given := [name for name, time in times.items() if time is not None]):
         raise ShunterError(
             f"both {costs} and {given[0]} say what an operation costs", mend="Leave one of the two out."

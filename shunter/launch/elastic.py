@@ -99,6 +99,10 @@ def cause(
         rank, number = silent[0]
         how = f"by {signal.Signals(-number).name}" if number < 0 else f"with exit code {number}"
         what = f"rank {rank} was ended {how}"
+        # Where it was in its work, those tell who waited for it: best one that names it.
+        waited = [failure["what"] for failure in failures if failure["lost"]]
+        waited.sort(key=lambda told: f"rank {rank} does not answer" not in told)
+        what += f"; {waited[0]}" if waited else ""
     elif failures:
         what = failures[0]["what"]
     else:

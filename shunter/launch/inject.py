@@ -45,6 +45,7 @@ class Fault(Config):
     step: int | None = Field(None, ge=0, description="Only at this step of a training.")
     job: str | None = Field(None, description="Only in the job of this name.")
     rank: int | None = Field(None, ge=0, description="Only on this rank of a job on several processes.")
+    action: str | None = Field(None, description="Only at this action of a pipeline, such as 1B2.")
     hit: int = Field(1, ge=1, description="The how-manieth matching passage it is.")
     probability: float = Field(
         1.0, gt=0, le=1, description="Strike at each matching passage with this chance instead."
@@ -57,6 +58,8 @@ class Fault(Config):
             raise ValueError(f"no such point: {self.point!r}" + (f"; did you mean {near!r}?" if near else ""))
         if DIRECTIVES.get(self.kind, self.point) != self.point:
             raise ValueError(f"{self.kind} works at {DIRECTIVES[self.kind]} only, not at {self.point}")
+        if self.action is not None and self.point != "pipeline.action":
+            raise ValueError(f"action is of the point pipeline.action, not of {self.point}")
         return self
 
 
@@ -82,6 +85,8 @@ class Injector:
             if fault.point != point or (fault.step is not None and facts.get("step") != fault.step):
                 continue
             if fault.rank is not None and fault.rank != self.rank:
+                continue
+            if fault.action is not None and str(facts.get("action")) != fault.action:
                 continue
             if fault.job is not None and facts.get("job", self.job) != fault.job:
                 continue
@@ -134,6 +139,7 @@ def install_from_environment(rank: int | None = None, job: str | None = None) ->
 def random_fault(seed: int, number: int, steps: int) -> Fault:
     """The `number`-th fault of a series: a kill at a point and a passage drawn from the seed."""
     draw = random.Random(derive_seed(seed, "series", number))
-    point = draw.choice(sorted(points.POINTS))
+    # Those that every training passes: most have no pipeline.
+    point = draw.choice(sorted(point for point in points.POINTS if not point.startswith("pipeline.")))
     hit = draw.randint(1, steps) if point.startswith("train.") else draw.randint(1, 3)
     return Fault(kind="kill", point=point, hit=hit)

@@ -21,7 +21,8 @@ from shunter.parallel.mesh import Groups
 from shunter.parallel.stage import Stage
 from shunter.parallel.transport import Kind, Mailbox
 from shunter.parallel.tree import Tree
-from shunter.schedule.action import BACKWARD, COMPUTE, FORWARD, INPUT, RECOMPUTE, WEIGHT
+from shunter.record.points import reach
+from shunter.schedule.action import BACKWARD, COMPUTE, FORWARD, INPUT, RECOMPUTE, WEIGHT, named
 from shunter.schedule.check import check, least_in_flight
 from shunter.schedule.lower import MESSAGES, RECEIVES, SENDS
 from shunter.schedule.program import COMPUTE_LANE, Node, Program
@@ -52,7 +53,7 @@ class Executor:
     """Runs a program's part of one rank, any number of times.
 
     program:  lowered; checked here.
-    stages:   those that this rank holds, by number.
+    stages:   those that this rank holds, by number; a part of one by (number, name of the part).
     handlers: operations other than F, R, B, I, W by name.
     key:      micro-batch -> anything hashable; micro-batches of one key have messages of one shape. All
               ranks must agree on it.
@@ -62,21 +63,22 @@ class Executor:
         self,
         program: Program,
         rank: int,
-        stages: Mapping[int, Stage],
+        stages: Mapping[int, Stage] | Mapping[int | tuple[int, str], Stage],
         groups: Groups | None,
         device: torch.device,
         *,
         handlers: Mapping[str, Handler] | None = None,
     ) -> None:
         check(program)
-        self.program, self.rank, self.stages = program, rank, stages
+        self.program, self.rank = program, rank
+        self.stages = {key if isinstance(key, tuple) else (key, ""): stage for key, stage in stages.items()}
         self.handlers = dict(handlers or {})
         self.clock = Clock(device)
         in_flight = max(2, least_in_flight(program))
         self.mailbox = Mailbox(groups, rank, device, in_flight) if groups is not None else None
         self.train = any(node.op in (BACKWARD, INPUT) for node in program.nodes)
         again = [node for node in program.nodes if node.op == RECOMPUTE and node.rank == rank]
-        self._again = {(node.stage, node.microbatch) for node in again}
+        self._again = {(node.stage, node.part, node.microbatch) for node in again}
         self._sender = self._senders()
         self._named = self._payload_names()
         self._plans = self._read()
@@ -103,13 +105,13 @@ class Executor:
                 stage.commit()
         return losses
 
-    def _senders(self) -> dict[int, int]:
-        """Message -> the stage that sends it: what both ends know it by."""
+    def _senders(self) -> dict[int, Node]:
+        """Message -> the node that sends it: what both ends know it by."""
         nodes = self.program.nodes
-        found = {node.id: node.stage for node in nodes if node.op in SENDS}
+        found = {node.id: node for node in nodes if node.op in SENDS}
         for source, target, _ in self.program.edges:
             if nodes[target].op in RECEIVES and nodes[source].op in SENDS:
-                found[target] = nodes[source].stage
+                found[target] = nodes[source]
         return found
 
     def _payload_names(self) -> dict[int, set[str]]:
@@ -120,7 +122,7 @@ class Executor:
             if node.op in SENDS or node.op in RECEIVES:
                 continue
             target_node = self.program.nodes[target]
-            name = payload or (target_node.part if target_node.op in SENDS else "")
+            name = payload or (target_node.payload if target_node.op in SENDS else "")
             if name and name not in MESSAGES:
                 names[source].add(name)
         return names
@@ -137,7 +139,7 @@ class Executor:
                 plan.receives.append(source)
             elif b.op in SENDS:
                 plans[source].readers += 1
-                plan.takes.append((source, b.part or _payload_of(b.op)))
+                plan.takes.append((source, b.payload or _payload_of(b.op)))
             else:
                 if a.lane != b.lane:  # a lane's own order, and the compute lane's, see to themselves
                     plan.after.append(source)
@@ -154,9 +156,9 @@ class Executor:
                     f"nothing here can do {plan.node.op!r}, as {plan.node} asks",
                     mend="Give the executor a handler for it, or leave it out of the program.",
                 )
-            if plan.node.op in COMPUTE and plan.node.stage not in self.stages:
+            if plan.node.op in COMPUTE and (plan.node.stage, plan.node.part) not in self.stages:
                 raise ShunterError(
-                    f"{plan.node}: the rank has no stage {plan.node.stage}",
+                    f"{plan.node}: the rank has no stage {named(plan.node.stage, plan.node.part)}",
                     mend="Give it the stage's module, or place the stage on another rank.",
                 )
 
@@ -171,7 +173,7 @@ class _Walk:
         self.left: dict[int, int] = {}
         self.done: set[int] = set()
         self.works: dict[int, Waitable] = {}
-        self.taken: dict[tuple[int, int], list[Tree]] = defaultdict(list)
+        self.taken: dict[tuple[int, str, int], list[Tree]] = defaultdict(list)
         self.lanes = {
             lane: list(ids)
             for (owner, lane), ids in executor.program.order.items()
@@ -193,20 +195,21 @@ class _Walk:
         last = {}
         for node in self.program.lane(self.rank):
             if node.microbatch >= 0:
-                last[node.stage, node.microbatch] = node.id
+                last[_whose(node)] = node.id
         for node in self.program.lane(self.rank):
             plan = executor._plans[node.id]
             for id in plan.after:
                 self._await(id)  # a work of a side lane
             inputs = self._gather(plan)
+            reach("pipeline.action", rank=self.rank, action=node.action)
             begin = clock.mark()
             made = self._do(node, inputs)
             clock.note(node, begin)
             self._keep(plan, made)
             self.done.add(node.id)
             self._move()
-            if mailbox is not None and last.get((node.stage, node.microbatch)) == node.id:
-                for tree in self.taken.pop((node.stage, node.microbatch), ()):
+            if mailbox is not None and last.get(_whose(node)) == node.id:
+                for tree in self.taken.pop(_whose(node), ()):
                     mailbox.give_back(tree)
         for lane in self.lanes:
             while self.at[lane] < len(self.lanes[lane]):
@@ -220,10 +223,10 @@ class _Walk:
     def _do(self, node: Node, inputs: Tree) -> Tree:
         executor = self.executor
         op, microbatch = node.op, node.microbatch
-        stage = executor.stages.get(node.stage)
+        stage = executor.stages.get((node.stage, node.part))
         if op == FORWARD:
             assert stage is not None
-            light = (node.stage, microbatch) in executor._again
+            light = _whose(node) in executor._again
             made = stage.forward(microbatch, inputs, train=executor.train, light=light)
         elif op == BACKWARD:
             assert stage is not None
@@ -254,7 +257,7 @@ class _Walk:
         found: Tree = {}
         for id in plan.receives:
             tree = self._take(id)
-            self.taken[plan.node.stage, plan.node.microbatch].append(tree)
+            self.taken[_whose(plan.node)].append(tree)
             _merge(found, tree)
         for source, payload in plan.takes:
             _merge(found, self._read(source, payload))
@@ -328,13 +331,15 @@ class _Walk:
         self.done.add(id)
 
     def _kind(self, node: Node) -> Kind:
-        """Messages of one operation, sending stage and key have one shape."""
-        return Kind(
-            node.op.replace("RECV", "SEND"),
-            self.executor._sender[node.id],
-            node.part,
-            self.key(node.microbatch),
-        )
+        """Messages of one operation, sending stage, payload and key have one shape."""
+        sender = self.executor._sender[node.id]
+        payload = f"{sender.part}:{node.payload}" if sender.part else node.payload
+        return Kind(node.op.replace("RECV", "SEND"), sender.stage, payload, self.key(node.microbatch))
+
+
+def _whose(node: Node) -> tuple[int, str, int]:
+    """Stage, part and micro-batch: what a stage keeps until its backward belongs to."""
+    return node.stage, node.part, node.microbatch
 
 
 def _payload_of(op: str) -> str:

@@ -48,6 +48,10 @@ class _Flight:
     scale: Tensor | None = None  # [n]: of the softmax in the gradient of the logits
     grad: Tensor | None = None  # [n, D], algorithm 1: this part's gradient of the output
 
+    def tensors(self) -> list[Tensor]:
+        """All that a collective of this micro-batch may read."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
 
 class VocabularyPart:
     """Handlers of S, T, IF, IB and their collectives on one rank.
@@ -125,7 +129,7 @@ class VocabularyPart:
             dist.reduce(part, self.groups.ranks[self.first], group=self.groups.side)
             return {"hidden": part.requires_grad_(train)} if self.rank == self.first else {}
 
-        return self.side.begin(f"add up the embeddings ({node.action})", collective)
+        return self.side.begin(f"add up the embeddings ({node.action})", collective, [part])
 
     def _spread(self, node: Node, inputs: Tree) -> Work:
         shape = (*self.rows(node.microbatch).tokens.shape, self.embed.shape[1])
@@ -139,7 +143,7 @@ class VocabularyPart:
             dist.broadcast(grad, self.groups.ranks[self.first], group=self.groups.side)
             return {}
 
-        return self.side.begin(f"hear the embeddings' gradient ({node.action})", collective)
+        return self.side.begin(f"hear the embeddings' gradient ({node.action})", collective, [grad])
 
     def _embed_back(self, node: Node, _: Tree) -> None:
         grad = self._embeds.pop(node.microbatch).flatten(0, -2)
@@ -168,7 +172,7 @@ class VocabularyPart:
                 dist.broadcast(hidden, self.groups.ranks[self.last], group=self.groups.side)
             return {}
 
-        return self.side.begin(f"hear the last stage's output ({node.action})", collective)
+        return self.side.begin(f"hear the last stage's output ({node.action})", collective, [hidden, active])
 
     @torch.no_grad()
     def _softmax(self, node: Node, _: Tree) -> None:
@@ -213,6 +217,7 @@ class VocabularyPart:
         """The barrier: statistics of the whole vocabulary; in algorithm 2 the output's gradient too."""
         flight, rows = self._flights[node.microbatch], self.rows(node.microbatch)
         ranks = len(self.groups.ranks)
+        reads, left = flight.tensors(), list[Tensor]()
 
         def collective() -> Tree:
             count = len(flight.active)
@@ -229,8 +234,11 @@ class VocabularyPart:
             if rows.z_loss:
                 scale = scale + 2 * rows.z_loss * factor.abs() * normaliser
             flight.scale = scale * parts[self.rank] / total
+            left.append(flight.scale)
             if self.rank == self.last:
-                self._note_loss(node.microbatch, rows, factor, every[:, 2].sum(dim=0), normaliser)
+                left.extend(
+                    self._note_loss(node.microbatch, rows, factor, every[:, 2].sum(dim=0), normaliser)
+                )
             if not self.train or self.algorithm == 1:
                 return {}
             assert flight.near is not None
@@ -240,17 +248,17 @@ class VocabularyPart:
             flight.near = flight.aim = None
             return self._to_last(grad, flight, rows)
 
-        return self.side.begin(f"add up the softmax ({node.action})", collective)
+        return self.side.begin(f"add up the softmax ({node.action})", collective, reads, left)
 
     def _note_loss(
         self, microbatch: int, rows: Rows, factor: Tensor, picked: Tensor, normaliser: Tensor
-    ) -> None:
+    ) -> tuple[Tensor, Tensor]:
         """The sum of coefficient x log-probability over all tokens, with and without the z-loss."""
-        rows.plain = (factor.double() * (picked - normaliser).double()).sum()
-        loss = rows.plain
+        rows.plain = loss = (factor.double() * (picked - normaliser).double()).sum()
         if rows.z_loss:
             loss = loss + rows.z_loss * (factor.abs().double() * normaliser.double().square()).sum()
         self.losses[microbatch] = loss
+        return loss, rows.plain
 
     def _to_last(self, grad: Tensor, flight: _Flight, rows: Rows) -> Tree:
         """Parts of the output's gradient [n, D] added up, on the last stage's rank among all tokens."""
@@ -296,4 +304,5 @@ class VocabularyPart:
             assert flight.grad is not None
             return self._to_last(flight.grad, flight, rows)
 
-        return self.side.begin(f"add up the output's gradient ({node.action})", collective)
+        what = f"add up the output's gradient ({node.action})"
+        return self.side.begin(what, collective, flight.tensors())

@@ -20,6 +20,7 @@ POINTS: dict[str, str] = {
     "publish.done": "the artefact is visible, its working folder still exists",
     "train.step": "an optimizer step is about to begin (directive: nan)",
     "train.update": "gradients are complete, the optimizer has not stepped",
+    "pipeline.action": "a rank of a pipeline is about to do an action of its program (facts: rank, action)",
     "checkpoint.reserve": "a staging folder for the checkpoint exists",
     "checkpoint.shard": "a shard of the checkpoint is written (directive: truncate)",
     "checkpoint.manifest": "all shards are fsynced, the checkpoint's manifest is not yet written",

@@ -1,4 +1,4 @@
-"""Pipelines that trained: a step's measured timeline above the simulated one, and how far apart they are."""
+"""Pipelines that trained: a step's simulated timeline above the measured one, and how far apart they are."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from shunter.report import numbers
 from shunter.report.contents import Table
 from shunter.report.facts import JobFacts
 from shunter.schedule import draw
-from shunter.schedule.summary import Figures, figures
+from shunter.schedule.summary import Figures, figures, held
 
-KINDS = ("measured", "simulated")
+KINDS = ("simulated", "measured")
 MAX_PICTURES = 8  # of about 150 kB each at most; the jobs after them get their numbers alone
 SEPARATE = 600  # actions of a timeline that get an element, with its times, each
 MOST = 2500  # actions of a timeline that is drawn
@@ -116,7 +116,7 @@ def _picture(name: str, timelines: Mapping[str, Timeline], rows: Mapping[str, Fi
     ]
     told = " and ".join(f"{kind} in {_time(row.elapsed)}" for kind, row in rows.items())
     label = f"Timeline of a step of {name}: {rows[next(iter(rows))].ranks} ranks, {told}."
-    return Markup(draw.svg(scaled, unit=unit, label=label, separate=SEPARATE, style=""))
+    return Markup(draw.svg(scaled, held(scaled[0]), unit, label=label, separate=SEPARATE, style=""))
 
 
 def _step(log: Path) -> str:

@@ -29,7 +29,9 @@ COMPUTE = frozenset({FORWARD, BACKWARD, INPUT, WEIGHT, RECOMPUTE})
 STAGE_WIDE = frozenset({UNSHARD, RESHARD, REDUCE})
 VOCABULARY = frozenset({SOFTMAX, HEAD, EMBED, EMBED_BACK})  # what every rank does with its shard
 
-_TEXT = re.compile(r"(\d+)([A-Z][A-Z_]*)(\d*)")
+HEAD_PART = "head"  # the part of a stage that a micro-batch comes back to, for the head and the loss
+
+_TEXT = re.compile(r"(\d+)(?:\.([a-z_]+))?([A-Z][A-Z_]*)(\d*)")
 _PAIR = re.compile(r"\(([^()]*)\)([A-Z_]+)")
 
 
@@ -37,16 +39,23 @@ class Action(NamedTuple):
     """One thing that a rank does.
 
     microbatch is -1 where the action is of the stage as a whole. `paired` marks an action that runs as
-    one with the action after it in the order, such as a forward and a backward that overlap.
+    one with the action after it in the order, such as a forward and a backward that overlap. `part` is the
+    part of the stage that does it, if not the stage itself: `0.headF2`.
     """
 
     stage: int
     op: str
     microbatch: int = -1
     paired: bool = False
+    part: str = ""
 
     def __str__(self) -> str:
-        return f"{self.stage}{self.op}{self.microbatch if self.microbatch >= 0 else ''}"
+        return f"{named(self.stage, self.part)}{self.op}{self.microbatch if self.microbatch >= 0 else ''}"
+
+
+def named(stage: int, part: str = "") -> str:
+    """A stage, or a part of it, as texts name it: `0`, `0.head`."""
+    return f"{stage}.{part}" if part else str(stage)
 
 
 def texts(actions: Iterable[Action]) -> Iterator[str]:
@@ -85,8 +94,8 @@ def _single(text: str, where: str) -> Action:
     found = _TEXT.fullmatch(text.strip())
     if found is None:
         raise _unreadable(text, where)
-    stage, op, microbatch = found.groups()
-    return Action(int(stage), op, int(microbatch) if microbatch else -1)
+    stage, part, op, microbatch = found.groups()
+    return Action(int(stage), op, int(microbatch) if microbatch else -1, part=part or "")
 
 
 def _unreadable(text: str, where: str) -> ShunterError:

@@ -10,6 +10,8 @@ from shunter.config.nearest import nearest
 from shunter.schedule.builders import controlled, rounds, single, vee
 from shunter.schedule.order import Order
 
+MOST = 500_000  # forwards of a program: a slip of the hand should not fill the memory
+
 Build = Callable[[int, int, int, int | None], Order]  # ranks, micro-batches, chunks, group
 
 
@@ -21,6 +23,7 @@ class Schedule:
     most:    the most that can be asked for; None where any number can.
     grouped: takes `group`, the number of micro-batches that pass together.
     halves:  the backward comes in two halves, so stages must be able to defer weight gradients.
+    largest: ranks beyond which building takes minutes.
     source:  paper and section.
     """
 
@@ -32,6 +35,7 @@ class Schedule:
     most: int | None = 1
     grouped: bool = False
     halves: bool = False
+    largest: int = 2048
 
     def build(
         self, ranks: int, microbatches: int, *, chunks: int | None = None, group: int | None = None
@@ -39,7 +43,18 @@ class Schedule:
         """The order for `ranks` and `microbatches`. Raises ShunterError for a shape that it cannot have."""
         _positive("ranks", ranks)
         _positive("microbatches", microbatches)
+        if ranks > self.largest:
+            raise ShunterError(
+                f"{self.name} is built for at most {self.largest:,} ranks, not {ranks:,}",
+                mend="Its placing would take minutes: use fewer ranks, or choose 1f1b or zb1p.",
+            )
         chunks = self.chunks if chunks is None else chunks
+        if (forwards := ranks * microbatches * max(1, chunks)) > MOST:
+            raise ShunterError(
+                f"{ranks:,} ranks, {microbatches:,} micro-batches and {_number(chunks, 'stage')} on each "
+                f"rank make {forwards:,} forwards, more than {MOST:,}",
+                mend="Use fewer: what is simulated has to fit in memory.",
+            )
         least = 2 if self.most == self.chunks == 2 else 1
         if chunks < least or (self.most is not None and chunks > self.most):
             raise ShunterError(
@@ -140,6 +155,7 @@ SCHEDULES: dict[str, Schedule] = {
             "arXiv 2401.10241, section 2.2",
             lambda p, m, v, g: controlled.zero_bubble_2p(p, m),
             halves=True,
+            largest=128,
         ),
         Schedule(
             "zbv",
@@ -149,6 +165,7 @@ SCHEDULES: dict[str, Schedule] = {
             chunks=2,
             most=2,
             halves=True,
+            largest=512,
         ),
         Schedule(
             "v-half",
@@ -158,6 +175,7 @@ SCHEDULES: dict[str, Schedule] = {
             chunks=2,
             most=2,
             halves=True,
+            largest=128,
         ),
         Schedule(
             "v-min",
@@ -167,6 +185,7 @@ SCHEDULES: dict[str, Schedule] = {
             chunks=2,
             most=2,
             halves=True,
+            largest=128,
         ),
         Schedule(
             "dualpipev",

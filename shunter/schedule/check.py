@@ -6,7 +6,18 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from shunter.config.errors import ShunterError
-from shunter.schedule.action import BACKWARD, COMPUTE, FORWARD, INPUT, RECOMPUTE, RESHARD, UNSHARD, WEIGHT
+from shunter.schedule.action import (
+    BACKWARD,
+    COMPUTE,
+    FORWARD,
+    HEAD,
+    INPUT,
+    RECOMPUTE,
+    RESHARD,
+    SOFTMAX,
+    UNSHARD,
+    WEIGHT,
+)
 from shunter.schedule.costs import Costs
 from shunter.schedule.lower import RECEIVES
 from shunter.schedule.program import Edge, Lane, Node, Program
@@ -24,13 +35,15 @@ def check(
     in_flight: how many messages of one lane may have arrived and not been used yet; None: any number.
 
     Checked: every node is on one lane of its rank; each forward has its backward, whole or in two halves,
-    on the same rank and in this order; weights are there when they are used; the cap; collectives come in
-    one order on all ranks; nothing waits for itself, with no more than `in_flight` messages kept.
+    on the same rank and in this order; weights are there when they are used; a rank keeps one softmax of
+    its vocabulary part at a time; the cap; collectives come in one order on all ranks; nothing waits for
+    itself, with no more than `in_flight` messages kept.
     """
     _lanes(program)
     for rank in range(program.ranks):
         _complete(program.lane(rank))
         _sharding(program.lane(rank))
+        _softmaxes(program.lane(rank))
     if cap is not None:
         caps = [cap] * program.ranks if isinstance(cap, int | float) else list(cap)
         for rank, most in enumerate(caps):
@@ -144,6 +157,33 @@ def _sharding(nodes: Sequence[Node]) -> None:
                 owed[node.stage] += {FORWARD: 1, WEIGHT: -1, BACKWARD: -1}.get(node.op, 0)
 
 
+def _softmaxes(nodes: Sequence[Node]) -> None:
+    """S and T by turns, where there is any T.
+
+    A softmax is the largest thing that a rank keeps beside its stages, and no cap counts it: so there is
+    room for one. A second S would overwrite it, and the T that comes after would be wrong without a word.
+    """
+    if not any(node.op == HEAD for node in nodes):
+        return
+    kept: Node | None = None
+    for node in nodes:
+        if node.op == SOFTMAX:
+            if kept is not None:
+                wanted = kept.action._replace(op=HEAD)
+                raise ShunterError(
+                    f"{node} overwrites the softmax of micro-batch {kept.microbatch} before {wanted} uses it",
+                    mend=f"Move {wanted} in front of it: a rank keeps one softmax at a time.",
+                )
+            kept = node
+        elif node.op == HEAD:
+            if kept is None or kept.microbatch != node.microbatch:
+                wanted = node.action._replace(op=SOFTMAX)
+                raise ShunterError(
+                    f"{node} comes without the softmax that it needs", mend=f"Put {wanted} in front of it."
+                )
+            kept = None
+
+
 def _cap(nodes: Sequence[Node], rank: int, cap: float) -> None:
     held = 0.0
     for node in nodes:
@@ -165,9 +205,8 @@ def _collectives(program: Program) -> None:
                 f"{program.nodes[group[0]]} meets itself: a rank is twice in one collective",
                 mend="Give each rank one node in it.",
             )
-    sequences: dict[Lane, list[int]] = {
-        lane: [group_of[id] for id in ids if id in group_of] for lane, ids in program.order.items()
-    }
+    every = {lane: [group_of[id] for id in ids if id in group_of] for lane, ids in program.order.items()}
+    sequences: dict[Lane, list[int]] = {lane: groups for lane, groups in every.items() if groups}
     members = [frozenset(program.nodes[id].rank for id in group) for group in program.rendezvous]
     for (rank, lane), mine in sequences.items():
         for (other, name), theirs in sequences.items():

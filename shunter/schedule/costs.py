@@ -13,17 +13,19 @@ class Costs:
     """Seconds (or any other unit of time) of each operation on each stage; operations unknown here cost 0.
 
     A whole backward costs both of its halves unless it is given, and a recomputation its forward.
+    parts: the same of (operation, stage, part), of parts of stages that do something of their own.
     """
 
     seconds: Mapping[tuple[str, int], float]
+    parts: Mapping[tuple[str, int, str], float] = field(default_factory=dict)
 
-    def of(self, op: str, stage: int) -> float:
-        found = self.seconds.get((op, stage))
+    def of(self, op: str, stage: int, part: str = "") -> float:
+        found = self.parts.get((op, stage, part)) if part else self.seconds.get((op, stage))
         if found is None:
             if op == BACKWARD:
-                return self.of(INPUT, stage) + self.of(WEIGHT, stage)
+                return self.of(INPUT, stage, part) + self.of(WEIGHT, stage, part)
             if op == RECOMPUTE:
-                return self.of(FORWARD, stage)
+                return self.of(FORWARD, stage, part)
             return 0.0
         return found
 
@@ -53,12 +55,15 @@ class Links:
     occupied: seconds for which a message keeps its link (bytes / bandwidth); the next one waits.
     between:  (from, to) -> (latency, occupied), for pairs that differ.
     blocking: both sides compute nothing while a message passes.
+    sizes:    payload -> bytes; then `occupied` is for each byte, and a payload without a size takes none.
     """
 
     latency: float = 0.0
     occupied: float = 0.0
     between: Mapping[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
     blocking: bool = False
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
-    def of(self, source: int, target: int) -> tuple[float, float]:
-        return self.between.get((source, target), (self.latency, self.occupied))
+    def of(self, source: int, target: int, payload: str = "") -> tuple[float, float]:
+        latency, occupied = self.between.get((source, target), (self.latency, self.occupied))
+        return latency, occupied * self.sizes.get(payload, 0.0) if self.sizes else occupied

@@ -16,7 +16,7 @@ from shunter.config.errors import ShunterError
 from shunter.schedule.action import BACKWARD, COMPUTE, INPUT, REDUCE, RESHARD, UNSHARD, WEIGHT, Action
 from shunter.schedule.program import COMPUTE_LANE, Edge, Lane, Node, Program
 
-# What a payload is sent and received as. Payloads without a name of their own tell it in `part`.
+# What a payload is sent and received as. Payloads without a name of their own tell theirs beside it.
 MESSAGES = {"activation": ("SEND_F", "RECV_F"), "gradient": ("SEND_B", "RECV_B")}
 OTHER = ("SEND", "RECV")
 SENDS = frozenset({"SEND", *(send for send, _ in MESSAGES.values())})
@@ -27,10 +27,10 @@ class Message(NamedTuple):
     """One end of a message: the action, and the payload where the action's name does not tell it."""
 
     action: Action
-    part: str = ""
+    payload: str = ""
 
     def __str__(self) -> str:
-        return f"{self.action}:{self.part}" if self.part else str(self.action)
+        return f"{self.action}:{self.payload}" if self.payload else str(self.action)
 
 
 def lower(program: Program, *, shard: bool = False, reduce: bool = False) -> Program:
@@ -66,10 +66,10 @@ def has_messages(program: Program) -> bool:
 def ends(edge: Edge, nodes: Sequence[Node]) -> tuple[Message, Message]:
     """The send and the receive of an edge between ranks."""
     source, target = nodes[edge.source], nodes[edge.target]
-    names, part = MESSAGES.get(edge.payload, OTHER), "" if edge.payload in MESSAGES else edge.payload
+    names, payload = MESSAGES.get(edge.payload, OTHER), "" if edge.payload in MESSAGES else edge.payload
     return (
-        Message(Action(source.stage, names[0], source.microbatch), part),
-        Message(Action(target.stage, names[1], target.microbatch), part),
+        Message(source.action._replace(op=names[0]), payload),
+        Message(target.action._replace(op=names[1]), payload),
     )
 
 
@@ -89,8 +89,8 @@ def attach(program: Program, lanes: Mapping[Lane, Sequence[Message]]) -> Program
                     f"rank {lane[0]} does {message} ({lane[1]}) twice", mend="Remove one of the two."
                 )
             found[lane, message] = len(nodes)
-            action = message.action
-            nodes.append(Node(len(nodes), *lane, action.op, action.stage, action.microbatch, message.part))
+            stage, op, microbatch, _, part = message.action
+            nodes.append(Node(len(nodes), *lane, op, stage, microbatch, part, payload=message.payload))
         order[lane] = [found[lane, message] for message in lanes[lane]]
     edges: list[Edge] = []
     used = set()

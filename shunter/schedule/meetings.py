@@ -54,6 +54,8 @@ def meet(program: Program, order: Order) -> Program:
         op = {INPUT: BACKWARD}.get(node.op, node.op)
         if op in VOCABULARY:
             _add(found, node)
+        elif node.part:
+            continue
         elif op == FORWARD and node.stage == 0:
             found[first, "first F", node.microbatch] = node.id
         elif op == BACKWARD and node.stage == 0:

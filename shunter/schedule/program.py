@@ -21,9 +21,10 @@ class Node(NamedTuple):
 
     id:         its place in `Program.nodes`.
     lane:       the stream it occupies; a lane does one thing at a time.
-    part:       tells several nodes of one (op, stage, micro-batch) apart; usually empty.
+    part:       of the stage, such as `head`; empty for the stage itself.
     memory:     activations in micro-batches of a whole rank: taken when the node begins if positive,
                 released when it ends if negative.
+    payload:    of a message, where its operation does not tell what it carries.
     """
 
     id: int
@@ -34,10 +35,11 @@ class Node(NamedTuple):
     microbatch: int
     part: str = ""
     memory: float = 0.0
+    payload: str = ""
 
     @property
     def action(self) -> Action:
-        return Action(self.stage, self.op, self.microbatch)
+        return Action(self.stage, self.op, self.microbatch, False, self.part)
 
     def __str__(self) -> str:
         return f"rank {self.rank} {self.action}"

@@ -26,9 +26,9 @@ def _rank(actions: tuple[Action, ...]) -> tuple[Action, ...]:
             end += 1
         group = actions[at : end + 1]
         for action in group:
-            forward = Action(action.stage, FORWARD, action.microbatch)
+            forward = action._replace(op=FORWARD, paired=False)
             if action.op in (BACKWARD, INPUT) and made[-1:] != [forward]:
-                made.append(Action(action.stage, RECOMPUTE, action.microbatch))
+                made.append(forward._replace(op=RECOMPUTE))
         made += group
         at = end + 1
     return tuple(made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,6 +10,8 @@ from shunter.record.timeline import Timeline
 from shunter.schedule.costs import Costs, Links
 from shunter.schedule.deadlock import Blocked, raise_deadlock
 from shunter.schedule.program import COMPUTE_LANE, Edge, Node, Program
+
+Out = tuple[int, float, int, float]  # target, latency, number of the link or -1, for how long it is kept
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,12 @@ class Simulation:
         """Most activations that each rank holds at once, in micro-batches."""
         found = [0.0] * self.program.ranks
         nodes = self.program.nodes
-        for rank in range(self.program.ranks):
-            lanes = [ids for (owner, _), ids in self.program.order.items() if owner == rank]
-            holding = [ids for ids in lanes if any(nodes[id].memory for id in ids)]
+        lanes: list[list[list[int]]] = [[] for _ in found]
+        for (owner, _), ids in self.program.order.items():
+            if owner < len(lanes):  # else a rank without any node
+                lanes[owner].append(ids)
+        for rank, mine in enumerate(lanes):
+            holding = [ids for ids in mine if any(nodes[id].memory for id in ids)]
             if len(holding) == 1:
                 changes = [nodes[id].memory for id in holding[0]]
             else:
@@ -143,7 +148,7 @@ def simulate(program: Program, costs: Costs, links: Links | None = None) -> Simu
     """
     links = links or Links()
     nodes, total = program.nodes, len(program.nodes)
-    kinds = [(node[3], node[4]) for node in nodes]
+    kinds = [(node[3], node[4], node[6]) for node in nodes]
     price = {kind: costs.of(*kind) for kind in set(kinds)}
     cost = [price[kind] for kind in kinds]
     orders = list(program.order.values())
@@ -151,26 +156,27 @@ def simulate(program: Program, costs: Costs, links: Links | None = None) -> Simu
     for number, ids in enumerate(orders):
         for at, id in enumerate(ids):
             lane_of[id], place[id] = number, at
-    outs: list[list[tuple[int, float, int]] | None] = [None] * total
+    outs: list[list[Out] | None] = [None] * total
     missing = [0] * total
     wires = _Wires(links, [rank for rank, _ in program.order])
     # The pairs of lanes are few and the edges many: a number is found faster than a pair.
-    known, lanes = wires.known, len(orders)
+    known, lanes, sized = wires.known, len(orders), bool(links.sizes)
     for source, target, payload in program.edges:
         lane, other = lane_of[source], lane_of[target]
         if lane == other and place[source] < place[target]:
             continue  # the lane's order sees to it
-        delay, link = 0.0, -1
+        delay, link, occupied = 0.0, -1, 0.0
         if payload:
-            delay, link = known.get(lane * lanes + other) or wires.find(lane, other)
+            key = (lane, other, payload) if sized else lane * lanes + other
+            delay, link, occupied = known.get(key) or wires.find(key, lane, other, payload)
         missing[target] += 1
         out = outs[source]
         if out is None:
-            outs[source] = [(target, delay, link)]
+            outs[source] = [(target, delay, link, occupied)]
         else:
-            out.append((target, delay, link))
+            out.append((target, delay, link, occupied))
     run = _Run(program, cost, orders, lane_of, outs, missing)
-    run.go(wires.busy, links.blocking)
+    run.go(wires.count, links.blocking)
     return Simulation(program, run.begin, run.end, max(run.end, default=0.0), links, run.queued)
 
 
@@ -179,20 +185,25 @@ class _Wires:
 
     def __init__(self, links: Links, rank_of: list[int]) -> None:
         self.links, self.rank_of = links, rank_of
-        self.busy: list[float] = []
-        self.known: dict[int, tuple[float, int]] = {}  # by (source lane) * lanes + (target lane)
+        self.known: dict[
+            Hashable, tuple[float, int, float]
+        ] = {}  # by both lanes, and the payload if it counts
         self._numbers: dict[tuple[int, int], int] = {}
 
-    def find(self, source: int, target: int) -> tuple[float, int]:
-        """Latency between two lanes, and the number of the link that their ranks share, or -1."""
+    @property
+    def count(self) -> int:
+        """Links with a number."""
+        return len(self._numbers)
+
+    def find(self, key: Hashable, source: int, target: int, payload: str) -> tuple[float, int, float]:
+        """Latency between two lanes, the number of the link that their ranks share or -1, and for how long
+        a message keeps it."""
         a, b = self.rank_of[source], self.rank_of[target]
-        latency, occupied = self.links.of(a, b) if a != b else (0.0, 0.0)
+        latency, occupied = self.links.of(a, b, payload) if a != b else (0.0, 0.0)
         number = -1
         if a != b and (occupied > 0 or self.links.blocking):
-            number = self._numbers.setdefault((a, b), len(self.busy))
-            if number == len(self.busy):
-                self.busy.append(occupied)
-        found = self.known[source * len(self.rank_of) + target] = latency, number
+            number = self._numbers.setdefault((a, b), len(self._numbers))
+        found = self.known[key] = latency, number, occupied
         return found
 
 
@@ -205,7 +216,7 @@ class _Run:
         cost: list[float],
         orders: list[list[int]],
         lane_of: list[int],
-        outs: list[list[tuple[int, float, int]] | None],
+        outs: list[list[Out] | None],
         missing: list[int],
     ) -> None:
         self.program, self.cost, self.orders = program, cost, orders
@@ -213,13 +224,13 @@ class _Run:
         self.begin, self.end = [0.0] * len(cost), [0.0] * len(cost)
         self.queued: dict[tuple[int, int], float] = {}
 
-    def go(self, busy: list[float], blocking: bool) -> None:
+    def go(self, links: int, blocking: bool) -> None:
         """Fill `begin` and `end`. One flat loop: it runs once for each node of programs with 10^5 of them."""
         cost, outs, missing, lane_of = self.cost, self.outs, self.missing, self.lane_of
         orders, begin, end = self.orders, self.begin, self.end
         ready = [0.0] * len(cost)
         at, clock = [0] * len(orders), [0.0] * len(orders)
-        free = [0.0] * len(busy)  # when each link has sent what it was given
+        free = [0.0] * links  # when each link has sent what it was given
         queued = self.queued
         meetings = _Meetings(self.program, lane_of)
         turns = list(range(len(orders) - 1, -1, -1))
@@ -247,14 +258,14 @@ class _Run:
                 if out is None:
                     continue
                 leaving = now
-                for target, delay, link in out:
+                for target, delay, link, occupied in out:
                     if link < 0:
                         arrival = leaving + delay
                     else:
                         sent = free[link]
                         if leaving > sent:
                             sent = leaving
-                        free[link] = sent = sent + busy[link]
+                        free[link] = sent = sent + occupied
                         arrival = queued[id, target] = sent + delay
                         if blocking and arrival > now:
                             now = arrival

@@ -3,7 +3,8 @@
     program,1
     microbatches,2
     placement,0,1
-    route,1,0@0,1@1          (only where a micro-batch leaves the usual way: stage@rank, in order)
+    route,1,0@0,1@1          (only where a micro-batch leaves the usual way: stage@rank, in order;
+                              0.head@0 at its end comes back to the head that stands at stage 0)
     lane,0,compute,0F0,0F1,0B0,0B1
     lane,0,to 1,0SEND_F0,0SEND_F1
     lane,0,from 1,0RECV_B0,0RECV_B1
@@ -18,19 +19,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shunter.config.errors import ShunterError
-from shunter.schedule.action import COMPUTE, OVERLAP, STAGE_WIDE, Action, parse, texts
+from shunter.schedule.action import COMPUTE, OVERLAP, STAGE_WIDE, VOCABULARY, Action, parse, texts
 from shunter.schedule.assemble import Route, Visit, assemble
 from shunter.schedule.lower import RECEIVES, SENDS, Message, attach
-from shunter.schedule.meetings import VOCABULARY_LANE
+from shunter.schedule.meetings import COLLECTIVES, VOCABULARY_LANE
 from shunter.schedule.order import Order
 from shunter.schedule.program import COMPUTE_LANE, Lane, Program
 
 FORMAT = 1
+MOST = 1_000_000  # micro-batches and stages of a file: a slip of the hand should not fill the memory
 
 
 def write_order(order: Order) -> str:
@@ -46,12 +49,12 @@ def write_program(program: Program, order: Order, routes: Sequence[Route] | None
         ["placement", *map(str, order.placement)],
     ]
     for microbatch, route in enumerate(routes or ()):
-        rows.append(["route", str(microbatch), *(f"{stage}@{rank}" for stage, rank in route)])
+        rows.append(["route", str(microbatch), *map(str, route)])
     for rank, lane in sorted(program.order):
         if lane == COMPUTE_LANE:
             cells = list(texts(program.actions(rank)))
         else:
-            cells = [str(Message(node.action, node.part)) for node in program.lane(rank, lane)]
+            cells = [str(Message(node.action, node.payload)) for node in program.lane(rank, lane)]
         rows.append(["lane", str(rank), lane, *cells])
     return _table(rows)
 
@@ -100,28 +103,32 @@ def read_file(path: Path) -> Written:
 def _own(rows: Sequence[Sequence[str]], where: str) -> Written:
     head: dict[str, list[int]] = {}
     routes: dict[int, Route] = {}
-    compute: dict[int, list[Action]] = {}
-    messages: dict[Lane, list[Message]] = {}
-    joined: dict[int, list[Action]] = {}
+    lanes: dict[Lane, list[Message]] = {}
     for number, row in enumerate(rows, 1):
         place = f"{where}:{number}"
         cells = [cell.strip() for cell in row]
         kind, rest = (cells[0], cells[1:]) if cells else ("", [])
         if kind in ("program", "microbatches", "placement"):
+            _once(kind, head, kind, place)
             head[kind] = [_whole(cell, place) for cell in rest if cell]
         elif kind == "route":
-            stops = [cell.split("@") for cell in rest[1:] if cell]
-            if any(len(stop) != 2 for stop in stops):
-                raise ShunterError("a route is not readable", where=place, mend="Write stops as stage@rank.")
-            routes[_whole(rest[0], place)] = [Visit(_whole(s, place), _whole(r, place)) for s, r in stops]
-        elif kind == "lane" and len(rest) >= 2:
-            rank = _whole(rest[0], place)
-            if rest[1] == COMPUTE_LANE:
-                compute[rank] = [action for cell in rest[2:] for action in parse(cell, place)]
-            elif rest[1] == VOCABULARY_LANE:
-                joined[rank] = [action for cell in rest[2:] for action in parse(cell, place)]
-            else:
-                messages[rank, rest[1]] = [_message(cell, place) for cell in rest[2:] if cell]
+            if not rest or not any(rest[1:]):
+                raise ShunterError(
+                    "a route has no stops", where=place, mend="Write `route,MICRO-BATCH,STAGE@RANK,...`."
+                )
+            microbatch = _whole(rest[0], place)
+            _once(f"route,{microbatch}", routes, microbatch, place)
+            routes[microbatch] = [_visit(cell, place) for cell in rest[1:] if cell]
+        elif kind == "lane":
+            if len(rest) < 2 or not rest[1]:
+                raise ShunterError(
+                    "a lane has no name",
+                    where=place,
+                    mend="Write `lane,RANK,compute,...` or `lane,RANK,to 1,...`.",
+                )
+            lane = _whole(rest[0], place), rest[1]
+            _once(f"lane,{lane[0]},{lane[1]}", lanes, lane, place)
+            lanes[lane] = _lane(lane[1], rest[2:], place)
         elif kind:
             raise ShunterError(
                 f"{kind!r} begins no line of a program",
@@ -135,14 +142,95 @@ def _own(rows: Sequence[Sequence[str]], where: str) -> Written:
     for name in ("microbatches", "placement"):
         if not head.get(name):
             raise ShunterError(f"the program has no line {name!r}", where=where, mend=f"Add `{name},...`.")
-    placement, count = tuple(head["placement"]), head["microbatches"][0]
-    ranks = 1 + max([*placement, *compute])
-    rows_of = tuple(tuple(compute.get(rank, ())) for rank in range(ranks))
-    collectives = tuple(tuple(joined.get(rank, ())) for rank in range(ranks)) if joined else ()
-    order = Order(placement, rows_of, count, collectives)
+    return _written(tuple(head["placement"]), head["microbatches"], routes, lanes, where)
+
+
+def _written(
+    placement: tuple[int, ...],
+    counts: Sequence[int],
+    routes: dict[int, Route],
+    lanes: dict[Lane, list[Message]],
+    where: str,
+) -> Written:
+    """What the lines say together. Each rank has a line for what it computes, if only an empty one."""
+    if len(counts) != 1 or not 1 <= counts[0] <= MOST:
+        told = ", ".join(map(str, counts))
+        raise ShunterError(
+            f"microbatches are {told}", where=where, mend=f"Give one number from 1 to {MOST:,}."
+        )
+    count = counts[0]
+    compute = {rank for rank, lane in lanes if lane == COMPUTE_LANE}
+    visited = {visit.rank for route in routes.values() for visit in route}
+    for rank in (*placement, *sorted(visited), *(rank for rank, _ in lanes), *range(max(compute, default=0))):
+        if rank not in compute:
+            raise ShunterError(
+                f"the program has no line `lane,{rank},{COMPUTE_LANE}`",
+                where=where,
+                mend=f"Add it, empty if rank {rank} computes nothing, or number ranks from 0 without gaps.",
+            )
+    for microbatch in routes:
+        if microbatch >= count:
+            raise ShunterError(
+                f"micro-batch {microbatch} has a route, and there are {count} micro-batches",
+                where=where,
+                mend="Number them from 0.",
+            )
+
+    def actions(lane: str) -> tuple[tuple[Action, ...], ...]:
+        return tuple(
+            tuple(message.action for message in lanes.get((rank, lane), ())) for rank in range(len(compute))
+        )
+
+    joins = any(lane == VOCABULARY_LANE for _, lane in lanes)
+    order = Order(placement, actions(COMPUTE_LANE), count, actions(VOCABULARY_LANE) if joins else ())
     usual = [Visit(stage, rank) for stage, rank in enumerate(placement)]
     ways = [routes.get(microbatch, usual) for microbatch in range(count)] if routes else None
-    return Written(order, ways, messages)
+    own = (COMPUTE_LANE, VOCABULARY_LANE)
+    return Written(order, ways, {lane: messages for lane, messages in lanes.items() if lane[1] not in own})
+
+
+def _lane(lane: str, cells: Sequence[str], where: str) -> list[Message]:
+    """What stands on a lane; actions without a payload on those that carry no messages."""
+    if lane in (COMPUTE_LANE, VOCABULARY_LANE):
+        known = COMPUTE | STAGE_WIDE | VOCABULARY if lane == COMPUTE_LANE else COLLECTIVES
+        found = [Message(action) for cell in cells for action in parse(cell, where)]
+    elif re.fullmatch(r"(to|from) \d+", lane):
+        known = SENDS if lane.startswith("to ") else RECEIVES
+        found = [_message(cell, where) for cell in cells if cell]
+    else:
+        raise ShunterError(
+            f"{lane!r} is no lane",
+            where=where,
+            mend=f"Lanes are {COMPUTE_LANE}, {VOCABULARY_LANE}, `to RANK` and `from RANK`.",
+        )
+    for action, _ in found:
+        if action.op not in known:
+            raise ShunterError(
+                f"{action}: {action.op!r} is no operation of the lane {lane!r}",
+                where=where,
+                mend=f"Known are {', '.join(sorted(known))}.",
+            )
+        if (action.microbatch < 0) != (action.op in STAGE_WIDE):
+            told = "is of no micro-batch" if action.op in STAGE_WIDE else "names no micro-batch"
+            raise ShunterError(f"{action} {told}", where=where, mend="Write `0F2`, and `0UNSHARD`.")
+    return found
+
+
+def _visit(cell: str, where: str) -> Visit:
+    """`0@1`, or `0.head@1`."""
+    found = re.fullmatch(r"(\d+)(?:\.([a-z_]+))?@(\d+)", cell)
+    if found is None:
+        raise ShunterError(
+            f"{cell!r} is no stop of a route", where=where, mend="Write stops as stage@rank, such as `2@0`."
+        )
+    return Visit(int(found[1]), int(found[3]), found[2] or "")
+
+
+def _once(line: str, known: Container[object], key: object, where: str) -> None:
+    if key in known:
+        raise ShunterError(
+            f"the line {line!r} stands there a second time", where=where, mend="Make one of the two."
+        )
 
 
 def _torch_order(rows: Sequence[Sequence[str]], where: str) -> Order:
@@ -166,6 +254,12 @@ def _torch_order(rows: Sequence[Sequence[str]], where: str) -> Order:
                     where=f"{where}:{rank + 1}: {action}",
                     mend="Write replicas in shunter's own form, with a route for each micro-batch.",
                 )
+            if max(action.stage, action.microbatch) >= MOST:
+                raise ShunterError(
+                    f"{action} has a number of {MOST:,} or more",
+                    where=f"{where}:{rank + 1}",
+                    mend="Number stages and micro-batches from 0.",
+                )
             count = max(count, action.microbatch + 1)
         everything.append(tuple(kept))
     missing = [stage for stage in range(1 + max(holder, default=-1)) if stage not in holder]
@@ -177,11 +271,11 @@ def _torch_order(rows: Sequence[Sequence[str]], where: str) -> Order:
 
 
 def _message(cell: str, where: str) -> Message:
-    text, _, part = cell.partition(":")
+    text, _, payload = cell.partition(":")
     actions = parse(text, where)
     if len(actions) != 1:
         raise ShunterError(f"{cell!r} is no message", where=where, mend="Write one such as `0SEND_F1`.")
-    return Message(actions[0], part)
+    return Message(actions[0], payload)
 
 
 def _whole(text: str, where: str) -> int:

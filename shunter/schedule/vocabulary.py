@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
+from dataclasses import replace
 
 from shunter.config.errors import ShunterError
 from shunter.schedule.action import (
@@ -25,6 +26,7 @@ from shunter.schedule.action import (
     EMBED_BACK,
     FORWARD,
     HEAD,
+    HEAD_PART,
     INPUT,
     SOFTMAX,
     VOCABULARY,
@@ -87,16 +89,20 @@ def with_head(costs: Costs, program: Program, head: float) -> Costs:
     """Costs in which each of the head's three products takes `head` over a whole micro-batch.
 
     Where the program has vocabulary passes each rank has its part of them: before the backward one product,
-    or two in algorithm 2 (the second is the gradient of the output), the others after it. Else the
-    last stage has all: the paper's baseline. Embeddings, which are no products, cost a hundredth.
+    or two in algorithm 2 (the second is the gradient of the output), the others after it. Where routes end
+    in the head part of a stage, that has all. Else the last stage has all: the paper's baseline.
+    Embeddings, which are no products, cost a hundredth.
     """
+    if ends := {node.stage for node in program.nodes if node.part == HEAD_PART and node.op in COMPUTE}:
+        more_parts = {(op, end, HEAD_PART): head for op in (FORWARD, INPUT, WEIGHT) for end in ends}
+        return replace(costs, parts={**costs.parts, **more_parts})
     last = max((node.stage for node in program.nodes if node.op in COMPUTE), default=0)
     ops = {node.op for node in program.nodes}
     if SOFTMAX in ops:
         return _spread(costs, program.ranks, last, head, 1 if HEAD_GRAD in ops else 2, HEAD in ops)
     more = {(op, last): costs.of(op, last) + head for op in (FORWARD, INPUT, WEIGHT)}
     more[BACKWARD, last] = costs.of(BACKWARD, last) + 2 * head
-    return Costs({**costs.seconds, **more})
+    return replace(costs, seconds={**costs.seconds, **more})
 
 
 def _spread(costs: Costs, ranks: int, last: int, head: float, algorithm: int, trains: bool) -> Costs:
@@ -230,7 +236,7 @@ class _Weave:
         return action
 
     def _ready(self, action: Action) -> bool:
-        stage, op, microbatch, _ = action
+        stage, op, microbatch = action[:3]
         if op == FORWARD:
             if stage == 0:
                 return (GATHER, microbatch) in self.meetings
@@ -243,7 +249,7 @@ class _Weave:
 
     def _finish(self, action: Action) -> None:
         """Note what is done, and whether a meeting took place by it."""
-        stage, op, microbatch, _ = action
+        stage, op, microbatch = action[:3]
         if op in VOCABULARY:
             self.done[op, microbatch] += 1
             meeting = {EMBED: GATHER, SOFTMAX: STATS}.get(op)

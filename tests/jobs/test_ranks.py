@@ -95,6 +95,28 @@ def test_a_rank_that_dies_ends_the_job_which_goes_on_later(
     assert next(event["step"] for event in told) == 4
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "waits"), [(None, "0RECV_B2: rank 1 does"), (2, ".*another rank does")]
+)
+def test_a_rank_that_dies_amid_its_work_is_told_with_what_others_waited_for(
+    rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch, vocabulary: int | None, waits: str
+) -> None:
+    """In the seventh step, before the backward of its third micro-batch: the checkpoint of step 4 stays."""
+    parallel = {"pp": 2, "schedule": "1f1b", "vocabulary": vocabulary}
+    fault = {"kind": "kill", "point": "pipeline.action", "action": "1B2", "rank": 1, "hit": 7}
+    monkeypatch.setenv(VARIABLE, json.dumps({"faults": [fault]}))
+    with pytest.raises(
+        ShunterError, match=f"rank 1 was ended by SIGKILL; rank 0 cannot .*{waits} not answer"
+    ):
+        train(work, rows, parallel, "cut")
+    monkeypatch.delenv(VARIABLE)
+    whole, _ = train(work, rows, parallel, "whole")
+    cut, _ = train(work, rows, parallel, "cut")
+    assert same(cut, whole)
+    told = events.read(cut.parent / "log" / "events.jsonl")
+    assert next(event["step"] for event in told if event["event"] == "resume") == 4
+
+
 def test_an_error_of_a_rank_is_the_job_s(rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     fault = {"kind": "exception", "point": "train.update", "step": 2, "rank": 0}
     monkeypatch.setenv(VARIABLE, json.dumps({"faults": [fault]}))

@@ -72,6 +72,13 @@ def test_where_it_strikes(fault: dict[str, Any], expected: list[int]) -> None:
     assert struck(hook, TWO_JOBS) == expected
 
 
+def test_an_action_of_a_pipeline_may_be_named() -> None:
+    passages = [("pipeline.action", {"rank": 1, "action": f"1{op}{m}"}) for m in range(3) for op in "FB"]
+    fault = {"kind": "exception", "point": "pipeline.action", "action": "1B1"}
+    assert struck(injector(fault), passages) == [3]
+    assert struck(injector({**fault, "hit": 2}), passages * 2) == [9]
+
+
 def test_a_point_may_name_its_job_itself() -> None:
     hook = injector({"kind": "exception", "point": "publish.rename", "job": "chat"})
     assert struck(hook, [("publish.rename", {"job": job}) for job in ("base", "chat")]) == [1]
@@ -121,6 +128,10 @@ def test_a_full_disk_is_one_to_every_handler() -> None:
             r"nan works at train.step only, not at job.done",
         ),
         ('{"faults": [{"kind": "truncate", "point": "train.step"}]}', r"checkpoint.shard only"),
+        (
+            '{"faults": [{"kind": "kill", "point": "train.step", "action": "1B2"}]}',
+            r"action is of the point pipeline.action, not of train.step",
+        ),
         ('{"faults": [{"kind": "kill", "point": "train.step", "stp": 3}]}', r"stp"),
         ('{"faults": [{"kind": "kill", "point": "train.step", "step": -1}]}', r"step"),
         ('{"faults": [{"kind": "kill", "point": "train.step", "probability": 0}]}', r"probability"),
@@ -154,7 +165,7 @@ def test_a_series_is_decided_by_its_seed() -> None:
     series = [inject.random_fault(3, number, 20) for number in range(200)]
     assert series == [inject.random_fault(3, number, 20) for number in range(200)]
     assert series != [inject.random_fault(4, number, 20) for number in range(200)]
-    assert {fault.point for fault in series} == set(points.POINTS)
+    assert {fault.point for fault in series} == set(points.POINTS) - {"pipeline.action"}
     assert max(fault.hit for fault in series if fault.point == "train.step") > 10
 
 

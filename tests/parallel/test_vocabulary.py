@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from shunter.schedule.builders.single import forward_waves
 from shunter.schedule.catalogue import schedule
 from shunter.schedule.lower import lower
 from shunter.schedule.order import Order
+from shunter.schedule.program import Node
 from shunter.schedule.vocabulary import parallel_vocabulary
 from tests.parallel.pool import Pool
 
@@ -196,16 +198,80 @@ def test_gradients_are_those_of_one_process(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("algorithm", [1, 2])
-def test_extreme_logits_stay_finite(pool: Pool, algorithm: int) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "name", "ranks", "names"),
+    [
+        (1, "1f1b", 2, [0, 1]),
+        (2, "1f1b", 2, [0, 1]),
+        (1, "zb1p", 3, [2, 0, 1]),
+        (2, "v-half", 2, [1, 0]),
+        (2, "zb1p", 4, [3, 1, 0, 2]),
+        (1, "zbv", 4, [0, 1, 2, 3]),
+    ],
+)
+def test_extreme_logits_stay_finite(
+    pool: Pool, algorithm: int, name: str, ranks: int, names: list[int]
+) -> None:
     case = {
-        "algorithm": algorithm, "schedule": "1f1b", "ranks": 2, "microbatches": 3, "layers": 2, "tied": False,
-        "seed": 3, "extreme": True, "names": [0, 1], "only": (0, VOCABULARY),
+        "algorithm": algorithm, "schedule": name, "ranks": ranks, "microbatches": 3 if ranks == 2 else 8,
+        "layers": 8 if "v" in name else ranks, "tied": False, "seed": 3, "extreme": True, "names": names,
+        "only": (0, VOCABULARY),
     }  # fmt: skip
     decoder, rows = model(case), rows_of(case)[0]
     logits = decoder.logits(decoder(rows.tokens, rows.positions, rows.plan))
     assert logits.abs().max() > 1e4
     compare(pool, case)
+
+
+def in_bf16(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
+    """Loss and this part's gradient of one micro-batch whose products are in bfloat16, its statistics, and
+    the same by one softmax in float64 over the same logits."""
+    ranks, draw = len(groups.ranks), torch.Generator().manual_seed(5)
+    hidden, table = torch.randn(1, LENGTH, 16, generator=draw), torch.randn(997, 16, generator=draw)
+    table *= case["scale"]
+    rows = rows_of({"seed": 5, "only": (0, 997), "microbatches": 1})[0]
+    rows.coefficients = rows.coefficients.float()
+    bounds = [r * len(table) // ranks for r in range(ranks + 1)]
+    head = nn.Parameter(table[bounds[rank] : bounds[rank + 1]].clone())
+    part = VocabularyPart(
+        head, head, bounds[rank], groups, rank, 0, ranks - 1, lambda _: rows, algorithm=case["algorithm"]
+    )
+    part.prepare(True, torch.bfloat16)
+    node = Node(0, rank, "vocabulary", "", 0, 0)
+    part._share(node, {"hidden": hidden}).wait()
+    part._softmax(node, {})
+    kind = part._flights[0].stats.dtype
+    part._stats(node, {}).wait()
+    part._head(node, {})
+    if case["algorithm"] == 1:
+        part._head_grad(node, {}).wait()
+    active = rows.coefficients.flatten() != 0
+    x, factor = hidden.flatten(0, 1)[active].bfloat16(), rows.coefficients.flatten()[active].double()
+    pieces = [x @ table[a:b].bfloat16().t() for a, b in pairwise(bounds)]
+    logits = torch.cat(pieces, dim=1).double().requires_grad_()
+    normaliser, target = logits.logsumexp(dim=-1), rows.targets.flatten()[active, None]
+    loss = (factor * (logits.gather(1, target)[:, 0] - normaliser)).sum()
+    loss = loss + Z * (factor.abs() * normaliser.square()).sum()
+    loss.backward()
+    assert logits.grad is not None
+    grad = (logits.grad.T @ x.double())[bounds[rank] : bounds[rank + 1]]
+    return part.losses.get(0), loss.detach(), head.grad, grad, kind, logits.detach().abs().max()
+
+
+@pytest.mark.parametrize("algorithm", [1, 2])
+@pytest.mark.parametrize(("ranks", "scale"), [(2, 0.3), (3, 2000.0)])
+def test_statistics_are_in_fp32_where_products_are_in_bf16(
+    pool: Pool, algorithm: int, ranks: int, scale: float
+) -> None:
+    """In bfloat16, a sum of 997 exponentials would be off by up to 0.4 %, and its log by as much."""
+    answers = pool.run(in_bf16, ranks, {"algorithm": algorithm, "scale": scale})
+    for rank, (loss, expected, grad, wanted, kind, largest) in enumerate(answers):
+        assert kind == torch.float32
+        assert largest > (1e4 if scale > 1 else 1)
+        assert grad.isfinite().all()
+        torch.testing.assert_close(grad.double(), wanted, rtol=0.02, atol=0.02 * wanted.abs().max().item())
+        if rank == ranks - 1:
+            torch.testing.assert_close(loss, expected, rtol=2e-6, atol=1e-6)
 
 
 def test_what_goes_wrong_beside_the_compute_is_told_to_whoever_waits() -> None:
@@ -219,6 +285,72 @@ def test_what_goes_wrong_beside_the_compute_is_told_to_whoever_waits() -> None:
     with pytest.raises(PeerLost, match="rank 1 cannot add up: another rank does not answer"):
         work.wait()
     assert fine.wait()["x"] == 1
+
+
+def reached(collective: Any) -> dict[int, Tensor]:
+    """Tensors that a collective has in its closure, or in what a micro-batch keeps there."""
+    found: dict[int, Tensor] = {}
+    for cell in collective.__closure__ or ():
+        value = cell.cell_contents
+        held = [value] if isinstance(value, Tensor) else list(vars(value).values()) if hasattr(
+            value, "softmax") else []  # fmt: skip
+        found |= {id(tensor): tensor for tensor in held if isinstance(tensor, Tensor)}
+    return found
+
+
+def declaring(rank: int, groups: Groups, algorithm: int) -> list[tuple[str, int, int]]:
+    """(collective, tensors that it reads, those that it does not say), of one micro-batch's walk."""
+    case = {
+        "layers": 2,
+        "tied": False,
+        "seed": 1,
+        "extreme": False,
+        "microbatches": 1,
+        "only": (0, VOCABULARY),
+    }
+    decoder, rows = model(case), rows_of(case)
+    cut_vocabulary(decoder, rank, 2)
+    part = VocabularyPart(
+        decoder.embed.weight, decoder.head_weight, rank * VOCABULARY // 2, groups, rank, 0, 1,
+        rows.__getitem__, algorithm=algorithm,
+    )  # fmt: skip
+    told: list[tuple[str, int, int]] = []
+    forgotten: list[int] = []
+    begin = part.side.begin
+
+    def spy(what: str, collective: Any, reads: Any = (), leaves: Any = ()) -> Any:
+        need = reached(collective)
+        told.append((what.split(" (")[0], len(need), len(need.keys() - {id(t) for t in reads})))
+
+        def watched() -> Tree:
+            made: Tree = collective()
+            if "softmax" in what:  # read by T and after the walk, on the compute stream
+                kept = [part._flights[0].scale, *part.losses.values()] + [rows[0].plain] * (rank == 1)
+                forgotten.append(len({id(t) for t in kept} - {id(t) for t in (*leaves, *made.values())}))
+            return made
+
+        return begin(what, watched, reads, leaves)
+
+    part.side.begin = spy  # type: ignore[method-assign]
+    order = parallel_vocabulary(schedule("1f1b").build(2, 1), algorithm)
+    modules = decoder_stages(decoder, [0, 1, 2], [rank], layers_only=True)
+    stages = {
+        number: Stage(lambda inputs, m, module=module: module(inputs, rows[m]), module)
+        for number, module in modules.items()
+    }
+    Executor(lower(assemble(order)), rank, stages, groups, CPU, handlers=part.handlers()).run()
+    assert forgotten == [0]
+    return told
+
+
+@pytest.mark.parametrize("algorithm", [1, 2])
+def test_collectives_say_what_they_read_and_leave(pool: Pool, algorithm: int) -> None:
+    """On CUDA what is not said may be overwritten while it is read. That it is then not overwritten, no
+    test without a GPU can show."""
+    for told in pool.run(declaring, 2, algorithm):
+        assert len(told) == {1: 5, 2: 4}[algorithm]
+        assert all(need for _, need, _ in told), told
+        assert all(missing == 0 for _, _, missing in told), told
 
 
 def test_the_compute_goes_on_meanwhile() -> None:

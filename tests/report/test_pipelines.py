@@ -1,4 +1,4 @@
-"""A pipeline's measured timeline above the simulated one: numbers, drawing, damaged and large files."""
+"""A pipeline's simulated timeline above the measured one: numbers, drawing, damaged and large files."""
 
 import json
 import re
@@ -67,15 +67,17 @@ def test_both_timelines_with_their_difference(store, log):
     assert cells["Idle / ideal"] == [idle, idle, "+0.0 pp"]
     assert "Timeline of step 7" in html
     picture = re.search(r'<svg[^>]*class="timeline".*?</svg>', html, re.DOTALL)[0]
-    assert "base: 2 ranks, measured in" in picture
+    assert "base: 2 ranks, simulated in" in picture
     assert "<style" not in picture, "its rules would be the page's too"
     heads = re.findall(r'<text class="t"[^>]*>(\w+): ', picture)
-    assert heads == ["measured", "simulated"]
+    assert heads == ["simulated", "measured"]
+    assert picture.count('<path class="k"') == 2, "the memory curve, under each rank of the simulated one"
+    assert "curve: activations held, at most 2" in picture
     # One scale: the same action is 1.25 times as wide where it took so much longer (and 0.6 is a gap).
     widths = [float(width) + 0.6 for width in re.findall(r'<rect [^>]*width="([\d.]+)" height="22"', picture)]
     half = len(widths) // 2
     assert half == len(simulated.timeline())
-    assert sum(widths[:half]) / sum(widths[half:]) == pytest.approx(1.25, rel=0.01)
+    assert sum(widths[half:]) / sum(widths[:half]) == pytest.approx(1.25, rel=0.01)
 
 
 def test_colours_of_operations_carry_their_numbers_in_both_modes():

@@ -126,12 +126,12 @@ def test_skips_have_messages_of_their_own() -> None:
     program = program.with_edges(Edge(of[f"rank 0 0F{m}"], of[f"rank 2 2F{m}"], "skip") for m in range(2))
     lowered = lower(program)
     check(lowered)
-    assert [str(node.action) + node.part for node in lowered.lane(2, "from 0")] == [
+    assert [str(node.action) + node.payload for node in lowered.lane(2, "from 0")] == [
         "2RECV0skip",
         "2RECV1skip",
     ]
     again = lowered.order[0, "to 2"]
-    assert [lowered.nodes[id].part for id in again] == ["skip", "skip"]
+    assert [lowered.nodes[id].payload for id in again] == ["skip", "skip"]
 
 
 def edited(text: str, old: str, new: str) -> str:
@@ -151,6 +151,24 @@ MISTAKES = [
     ("placement,0,1", "placement,0,zero", "'zero' is not a whole number"),
     ("lane,0,compute", "lain,0,compute", "'lain' begins no line"),
     ("1F1,1B1", "1F1,one", "'one' is no action"),
+    ("1F1,1B1", "1F1,1X1", "edited.csv:7: 1X1: 'X' is no operation of the lane 'compute'"),
+    ("1F1,1B1", "1F1,1SHARE1", "edited.csv:7: 1SHARE1: 'SHARE' is no operation of the lane 'compute'"),
+    ("1F1,1B1", "1F,1B1", "edited.csv:7: 1F names no micro-batch"),
+    ("lane,0,to 1,0SEND_F0", "lane,0,to 1,0F0", "0F0: 'F' is no operation of the lane 'to 1'"),
+    ("lane,0,to 1", "lane,0,two 1", "'two 1' is no lane"),
+    ("lane,0,to 1", "lane,0", "edited.csv:6: '0SEND_F0' is no lane"),
+    ("placement,0,1", "placement,0,1\nroute", "edited.csv:4: a route has no stops"),
+    ("placement,0,1", "placement,0,1\nroute,0", "edited.csv:4: a route has no stops"),
+    ("placement,0,1", "placement,0,1\nroute,0,0@0,1", "edited.csv:4: '1' is no stop of a route"),
+    ("placement,0,1", "placement,0,1\nroute,2,0@0", "micro-batch 2 has a route, and there are 2"),
+    ("placement,0,1", "placement,0,1\nroute,0,0@0\nroute,0,0@0", "edited.csv:5: .*'route,0' stands there"),
+    ("placement,0,1", "placement,0,1\nplacement,1,0", "edited.csv:4: .*'placement' stands there a second"),
+    ("placement,0,1", "placement,0,99999999", "no line `lane,99999999,compute`"),
+    ("lane,1,compute", "lane,99999999,compute", "no line `lane,1,compute`"),
+    ("lane,1,compute", "lane,0,compute", "edited.csv:7: the line 'lane,0,compute' stands there a second"),
+    ("microbatches,2", "microbatches,99999999", "microbatches are 99999999"),
+    ("microbatches,2", "microbatches,2,3", "microbatches are 2, 3"),
+    ("microbatches,2", "microbatches,0", "microbatches are 0"),
     ("program,1", "program,9", "format .9., not 1"),
     ("microbatches,2\n", "", "no line 'microbatches'"),
 ]
@@ -166,6 +184,31 @@ def test_mistakes_are_named(old: str, new: str, says: str) -> None:
         text = edited(text, "1F0,1B0,1F1,1B1", "1F0,1F1,1B0,1B1")
     with pytest.raises(ShunterError, match=says):
         check(read_program(edited(text, old, new), "edited.csv"))
+
+
+WAYS = [
+    ("0@0,1@1,1@1", "micro-batch 0 visits stage 1 twice on rank 1.*in the stage's head: 1.head@1"),
+    ("0@0,1@1,1@0", "micro-batch 0 visits stage 1 on rank 1 and again on rank 0"),
+    ("0@0,1@1,0.head@1", "micro-batch 0 visits stage 0 on rank 0, its head on 1"),
+    ("0@0,0.head@0,1@1", "micro-batch 0 visits 0.head@0 and then 1@1"),
+    ("0@0,1@1,0.tail@0", "a stage has no part 'tail'"),
+    ("0@0,1@1,0.head@0", "rank 0 never does 0.headF0, which micro-batch 0 needs"),
+    ("0@0,1@7", "no line `lane,7,compute`"),
+]
+
+
+@pytest.mark.parametrize(("way", "says"), WAYS)
+def test_a_way_visits_a_stage_once(way: str, says: str) -> None:
+    order = build("1f1b", 2, 2)
+    text = edited(write_program(assemble(order), order), "placement,0,1", f"placement,0,1\nroute,0,{way}")
+    with pytest.raises(ShunterError, match=says):
+        check(read_program(text))
+
+
+def test_numbers_of_torch_s_form_are_bounded() -> None:
+    for text in ("0F0,0B99999999\n", "0F0,99999999F0\n"):
+        with pytest.raises(ShunterError, match="has a number of 1,000,000 or more"):
+            read_program(text, "torch.csv")
 
 
 def test_a_reshard_between_the_halves_of_a_backward_is_refused() -> None:

@@ -14,9 +14,12 @@ from shunter.schedule.action import FORWARD, Action
 from shunter.schedule.assemble import Visit, assemble
 from shunter.schedule.builders import single, vee
 from shunter.schedule.costs import Costs, Links
+from shunter.schedule.lower import lower
 from shunter.schedule.order import Order
 from shunter.schedule.program import COMPUTE_LANE, Edge, Node, Program
+from shunter.schedule.recompute import recomputed
 from shunter.schedule.simulate import simulate
+from shunter.schedule.summary import held
 
 
 def slowly(program: Program, costs: Costs, delay: float) -> list[float]:
@@ -163,7 +166,7 @@ def test_routes_that_skip_stages_on_replicas() -> None:
     ]
     steps: dict[int, list[tuple[int, str, int, int]]] = {rank: [] for rank in range(5)}
     for microbatch, route in enumerate(routes):
-        for at, (stage, rank) in enumerate(route):
+        for at, (stage, rank, _) in enumerate(route):
             steps[rank].append((at, "F", stage, microbatch))
             steps[rank].append((2 * len(route) - at, "B", stage, microbatch))
     actions = tuple(
@@ -194,3 +197,27 @@ def test_the_timeline_has_every_node_that_takes_time() -> None:
     assert len(timeline) == 12
     assert timeline.elapsed == found.elapsed
     assert not timeline.overlaps()
+
+
+def test_what_is_held_follows_from_the_spans() -> None:
+    """Of a measured timeline nothing else is known; of a simulated one it is what the program says."""
+    for build in (single.one_f_one_b, single.gpipe, vee.zero_bubble_v, single.forward_only):
+        order = build(3, 7)
+        found = simulate(assemble(order), Costs.even(order.placement, 1, 0.75, 1.25))
+        told = held(found.timeline())
+        for rank, curve in found.held().items():
+            assert told.get(rank, []) == curve
+    again = simulate(assemble(recomputed(single.gpipe(2, 4))), Costs.even((0, 1)))
+    assert max(amount for _, amount in held(again.timeline())[0]) == 1
+
+
+def test_messages_have_sizes() -> None:
+    """A link is occupied for as long as the bytes of the payload take; gradients may be smaller."""
+    order = single.gpipe(2, 2)
+    costs = Costs({(op, stage): 1.0 for op in "FB" for stage in (0, 1)})
+    links = Links(occupied=0.5, sizes={"activation": 4.0, "gradient": 1.0})
+    # 0F1 ends at 2; its 4 bytes leave after those of 0F0, at 5, and 1F1 ends at 6. 1B1, 1B0 end at 7 and 8;
+    # the gradients arrive at 7.5 and 8.5.
+    for program in (assemble(order), lower(assemble(order))):
+        assert simulate(program, costs, links).elapsed == 9.5
+    assert links.of(0, 1, "skip") == (0.0, 0.0)

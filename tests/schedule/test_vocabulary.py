@@ -133,6 +133,36 @@ def test_ranks_that_meet_in_another_order_are_refused() -> None:
         check(assemble(crossed))
 
 
+@pytest.mark.parametrize("algorithm", [1, 2])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_softmax_is_not_overwritten_before_its_gradient(algorithm: int, rank: int) -> None:
+    """T2 moved behind S3 by hand: with one barrier nothing waits for itself, but the softmax is gone."""
+    order = parallel_vocabulary(schedule("1f1b").build(2, 6), algorithm)
+    row = [action for action in order.actions[rank] if action != Action(1, HEAD, 2)]
+    row.insert(row.index(Action(1, SOFTMAX, 3)) + 1, Action(1, HEAD, 2))
+    actions = list(order.actions)
+    actions[rank] = tuple(row)
+    edited = Order(order.placement, tuple(actions), order.microbatches, order.collectives)
+    program = assemble(edited)
+    if algorithm == 2:
+        simulate(program, Costs({}))
+    with pytest.raises(
+        ShunterError, match=f"rank {rank} 1S3 overwrites the softmax of micro-batch 2 before 1T2 uses it"
+    ):
+        check(program)
+    with pytest.raises(ShunterError, match="1S3 overwrites the softmax"):
+        check(read_program(write_program(lower(program), edited)))
+
+
+def test_a_gradient_of_the_head_needs_its_softmax() -> None:
+    order = two_ranks()
+    swapped = {Action(1, SOFTMAX, 1): Action(1, HEAD, 1), Action(1, HEAD, 1): Action(1, SOFTMAX, 1)}
+    row = tuple(swapped.get(action, action) for action in order.actions[0])
+    edited = Order(order.placement, (row, order.actions[1]), order.microbatches, order.collectives)
+    with pytest.raises(ShunterError, match="rank 0 1T1 comes without the softmax that it needs"):
+        check(assemble(edited))
+
+
 def test_what_cannot_be_is_refused() -> None:
     order = schedule("1f1b").build(2, 4)
     with pytest.raises(ShunterError, match="no algorithm 3"):

@@ -167,8 +167,8 @@ def delays(placement: Sequence[int], links: Links) -> dict[tuple[str, int], floa
     found: dict[tuple[str, int], float] = {}
     for stage, (rank, other) in enumerate(pairwise(placement)):
         if rank != other:
-            found[FORWARD, stage] = sum(links.of(rank, other))
-            found[INPUT, stage + 1] = sum(links.of(other, rank))
+            found[FORWARD, stage] = sum(links.of(rank, other, "activation"))
+            found[INPUT, stage + 1] = sum(links.of(other, rank, "gradient"))
     return found
 
 
