@@ -24,14 +24,16 @@ from shunter.train.spikes import SpikeDetector
 class Session:
     """A run's state. `step` counts finished steps; the schedule is a function of it, not a state.
 
-    There is no hidden random state: the order of rows is derived from (seed, epoch). torch's global
-    generators are saved all the same, for models that draw from them.
+    There is no hidden random state: the order of rows is derived from (seed, epoch), the noise in the input
+    from (stream, step, row). torch's global generators are saved all the same, for models that draw from
+    them.
     """
 
     model: Decoder
     config: TrainConfig
     optimizers: Optimizers
     loader: Loader
+    stream: int = 0  # seed of what is drawn within steps
     step: int = 0
     tokens: int = 0  # valid targets seen
     skipped: list[dict[str, Any]] = field(default_factory=list)  # steps without an update: {step, rows}
@@ -46,7 +48,8 @@ class Session:
     @classmethod
     def fresh(cls, model: Decoder, config: TrainConfig, rows: TokenRows, seed: int) -> Session:
         """A run that has done nothing yet."""
-        return cls(model, config, Optimizers(model, config), Loader(rows, derive_seed(seed, "order")))
+        loader = Loader(rows, derive_seed(seed, "order"))
+        return cls(model, config, Optimizers(model, config), loader, derive_seed(seed, "stream"))
 
     def state(self) -> State:
         """The live tensors, nested by owner; loading fills them in place."""
@@ -62,6 +65,7 @@ class Session:
             "step": self.step,
             "tokens": self.tokens,
             "data": self.loader.state(),
+            "stream": self.stream,
             "skipped": self.skipped,
             "best": self.best,
             "restarted": self.restarted,
@@ -99,11 +103,12 @@ class Session:
             self.schedule_origin = self.step
         if "data" not in lost:
             self.loader.restore(extra["data"])
+        self.stream = extra.get("stream", self.stream)
         if "rng" in lost:
-            # The order of rows is the only thing drawn here: without its stream it is another order.
-            self.loader.seed = derive_seed(self.loader.seed, "lost", self.step)
+            self.stream = derive_seed(self.stream, "lost", self.step)
         elif restore == "other-seed":
-            self.loader.seed = derive_seed(self.loader.seed, "other", self.step)
+            self.stream = derive_seed(self.stream, "other", self.step)
+            self.loader.turn(derive_seed(self.loader.seed, "other", self.step))
         else:
             torch.set_rng_state(state["rng"]["torch"])
             restore_generator(self._device, extra.get("generator"))
