@@ -80,7 +80,7 @@ def test_a_damaged_newest_falls_back_and_never_pushes_out_a_whole_one(tmp_path: 
 
 
 def test_every_byte_is_on_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each file as it stands in the checkpoint was fsynced, then its folder, before the rename and the pointer.
+    """Each file as it stands in the checkpoint was fsynced, and its folder, before rename and pointer.
 
     What it cannot show: that the disk keeps its word.
     """
