@@ -122,16 +122,16 @@ def _leftover_work(store: Store) -> tuple[list[Removal], list[Removal]]:
                 folder = store.work_folder(name, str(entry["id"])).name
                 awaited[folder] = awaited.get(folder, False) or newest[run.recipe or run.id] == run.id
     orphans, superseded = [], []
-    for entry in sorted(store.work.iterdir(), key=lambda path: path.stat().st_mtime):
-        if not entry.is_dir() or (not entry.name.startswith(REMOVED) and holder(entry / "lock") is not None):
+    for place in sorted(store.work.iterdir(), key=lambda path: path.stat().st_mtime):
+        if not place.is_dir() or (not place.name.startswith(REMOVED) and holder(place / "lock") is not None):
             continue
-        if entry.name.startswith(REMOVED):
-            orphans.append(Removal(entry, disk.size(entry), "half removed before"))
-        elif entry.name not in awaited:
-            orphans.append(Removal(entry, disk.size(entry), "work that no run goes on with"))
-        elif not awaited[entry.name]:
+        if place.name.startswith(REMOVED):
+            orphans.append(Removal(place, disk.size(place), "half removed before"))
+        elif place.name not in awaited:
+            orphans.append(Removal(place, disk.size(place), "work that no run goes on with"))
+        elif not awaited[place.name]:
             superseded.append(
-                Removal(entry, disk.size(entry), "work of a stopped run, and a newer came after")
+                Removal(place, disk.size(place), "work of a stopped run, and a newer came after")
             )
     return orphans, superseded
 
