@@ -33,5 +33,7 @@ def papers(
     for paper in chosen:
         if paper.state == "partial":
             typer.echo(f"{paper.slug} lacks: {'; '.join(paper.lacks)}")
+        if paper.untried:
+            typer.echo(f"{paper.slug} not tried: {'; '.join(paper.untried)}")
     counts = {s: sum(paper.state == s for paper in known) for s in ("works", "partial", "missing")}
     typer.echo(", ".join(f"{count} {name}" for name, count in counts.items()) + f" of {len(known)} papers")

@@ -23,7 +23,8 @@ class Rows(Protocol):
 class Loader:
     """An endless order of row numbers: each epoch a fresh shuffle, drawn from (seed, epoch) alone.
 
-    The position is the count of rows taken since the beginning, by all ranks together.
+    The position is the count of rows taken since the beginning, by all ranks together. `turns` are positions
+    from which on another seed orders what is left: (position, seed), in order of position.
     """
 
     def __init__(self, rows: Rows, seed: int, position: int = 0) -> None:
@@ -32,7 +33,8 @@ class Loader:
                 "there are no rows to train on", mend="Give more text, or a smaller row_length."
             )
         self.rows, self.seed, self.position = rows, seed, position
-        self._epoch: tuple[int, int] | None = None  # (seed, epoch) of the order held
+        self.turns: list[tuple[int, int]] = []
+        self._held: tuple[int, int, int] | None = None  # seed, turns, epoch of the order held
         self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     def take(self, count: int) -> NDArray[np.int64]:
@@ -46,9 +48,18 @@ class Loader:
             count -= len(part)
         return np.concatenate(parts)
 
+    def turn(self, seed: int) -> None:
+        """From here on another order: of the rows that are left of this epoch, and of all later epochs."""
+        self.turns.append((self.position, seed))
+
     def state(self) -> dict[str, Any]:
         """The position as JSON."""
-        return {"position": self.position, "seed": self.seed, "digest": self.rows.digest}
+        return {
+            "position": self.position,
+            "seed": self.seed,
+            "turns": self.turns,
+            "digest": self.rows.digest,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a saved position. A changed corpus is refused: its rows are not those seen."""
@@ -58,10 +69,19 @@ class Loader:
                 mend="Bring the old corpus back, or begin anew with --redo.",
             )
         self.position, self.seed = int(state["position"]), int(state["seed"])
+        self.turns = [(int(at), int(seed)) for at, seed in state.get("turns", ())]
 
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
-        if self._epoch != (self.seed, epoch):
-            draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "epoch", epoch)))
-            self._order = draw.permutation(self.rows.num_rows)
-            self._epoch = (self.seed, epoch)
+        if self._held != (self.seed, len(self.turns), epoch):
+            begin = epoch * self.rows.num_rows
+            seed = [self.seed, *(other for at, other in self.turns if at <= begin)][-1]
+            order = _drawn(seed, "epoch", epoch).permutation(self.rows.num_rows)
+            for at, other in self.turns:
+                if begin < at < begin + len(order):
+                    order[at - begin :] = _drawn(other, "rest", epoch).permutation(order[at - begin :])
+            self._order, self._held = order, (self.seed, len(self.turns), epoch)
         return self._order
+
+
+def _drawn(seed: int, *keys: str | int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(derive_seed(seed, *keys)))

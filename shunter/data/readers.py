@@ -72,17 +72,7 @@ def parquet(
 
     From a page that cannot be read on, the rest is reported and skipped.
     """
-    try:
-        table = pq.ParquetFile(file)
-    except (OSError, ValueError) as error:
-        raise ShunterError(f"not a Parquet file ({error})", where=place) from error
-    for column in columns or []:
-        if column not in table.schema_arrow.names:
-            raise ShunterError(
-                f"no column {column!r}; there are {', '.join(table.schema_arrow.names)}",
-                where=place,
-                mend="Set the source's `field`.",
-            )
+    table = opened(file, place, columns)
     number = 0
     batches = table.iter_batches(batch_size=1024, columns=columns)
     while True:
@@ -96,6 +86,22 @@ def parquet(
         for fields in batch.to_pylist():
             number += 1
             yield Record(place, number, fields)
+
+
+def opened(file: Path | IO[bytes], place: str, columns: list[str] | None) -> pq.ParquetFile:
+    """A Parquet file whose footer has been read. Raises ShunterError when it is none, or lacks a column."""
+    try:
+        table = pq.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise ShunterError(f"not a Parquet file ({error})", where=place) from error
+    for column in columns or []:
+        if column not in table.schema_arrow.names:
+            raise ShunterError(
+                f"no column {column!r}; there are {', '.join(table.schema_arrow.names)}",
+                where=place,
+                mend="Set the source's `field`.",
+            )
+    return table
 
 
 def decompressed(raw: IO[bytes], name: str) -> IO[bytes]:

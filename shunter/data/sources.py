@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
-import io
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from pydantic import Field
@@ -22,7 +19,6 @@ from shunter.config.errors import MissingExtra, ShunterError
 TEXT = (".txt", ".md")
 RECORDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 ARCHIVE = ".zip"
-MAX_MEMBER_BYTES = 1 << 30  # a larger zip member is more likely a bomb than a document
 
 
 class SourceConfig(Config):
@@ -93,7 +89,7 @@ def files(source: SourceConfig, base: Path) -> list[Path]:
     """The source's files, sorted. Raises ShunterError when there is none, or an extra is missing."""
     path = base / source.path
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.is_file() and _kind(p.name)]
+        found = [p for p in path.rglob("*") if p.is_file() and kind_of(p.name)]
     elif path.is_file():
         found = [path]
     else:
@@ -103,7 +99,7 @@ def files(source: SourceConfig, base: Path) -> list[Path]:
             f"source {source.label!r} has no files", where=str(path), mend="Correct its path in the recipe."
         )
     for file in found:
-        if _kind(file.name) is None:
+        if kind_of(file.name) is None:
             raise ShunterError(
                 f"source {source.label!r} has a file of unknown kind",
                 where=str(file),
@@ -114,10 +110,12 @@ def files(source: SourceConfig, base: Path) -> list[Path]:
     return sorted(found)
 
 
-def documents(source: SourceConfig, base: Path, report: Callable[[Problem], None]) -> Iterator[Document]:
+def documents(source: SourceConfig, base: Path, report: Report) -> Iterator[Document]:
     """Every document of a source, in order; what cannot be read is reported, never silently dropped."""
+    from shunter.data import templates
+
     row = 0
-    to_text = _template(source)
+    to_text = templates.to_text(source)
     for item in contents(source, base, report):
         if isinstance(item, Record):
             text = to_text(item, report)
@@ -129,122 +127,49 @@ def documents(source: SourceConfig, base: Path, report: Callable[[Problem], None
         row += 1
 
 
-def contents(source: SourceConfig, base: Path, report: Callable[[Problem], None]) -> Iterator[str | Record]:
-    """Texts of text files and records of record files, in order of file and line."""
-    from shunter.data import readers
+def contents(
+    source: SourceConfig, base: Path, report: Report, *, whole: bool = False
+) -> Iterator[str | Record]:
+    """Texts of text files and records of record files, in order of file and line.
+
+    whole: records have all their fields, not only those that make the text.
+    """
+    from shunter.data import archives, readers
 
     for path in files(source, base):
         shown = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
-        if path.name.endswith(ARCHIVE):
-            yield from _archive(source, path, shown, report)
-        elif _kind(path.name) == "text":
+        if path.name.lower().endswith(ARCHIVE):
+            yield from archives.contents(source, path, shown, report, whole=whole)
+        elif kind_of(path.name) == "text":
             yield readers.text(path.read_bytes(), shown, source.encoding, report)
-        elif path.name.endswith(".parquet"):
-            yield from readers.parquet(path, shown, _columns(source), report)
+        elif path.name.lower().endswith(".parquet"):
+            yield from readers.parquet(path, shown, columns(source, whole), report)
         else:
             with path.open("rb") as raw:
                 yield from readers.jsonl(readers.decompressed(raw, path.name), shown, report)
 
 
-def _archive(source: SourceConfig, path: Path, shown: str, report: Report) -> Iterator[str | Record]:
-    from shunter.data import readers
-
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ShunterError(f"not a zip archive ({error})", where=str(path)) from error
-    with archive:
-        matched = False
-        for info in sorted(archive.infolist(), key=lambda i: i.filename):
-            wanted = (
-                fnmatch.fnmatch(info.filename, source.members) if source.members else _kind(info.filename)
-            )
-            if info.is_dir() or not wanted or info.filename.endswith(ARCHIVE):
-                continue
-            matched = True
-            place = f"{shown}!{info.filename}"
-            if info.file_size > MAX_MEMBER_BYTES:
-                report(Problem(place, None, f"the member is {info.file_size >> 20} MiB", "skipped"))
-                continue
-            try:
-                yield from _member(source, archive, info, place, report)
-            except readers.damage() as error:
-                report(Problem(place, None, f"the member cannot be read: {error}", "skipped"))
-            except (RuntimeError, NotImplementedError) as error:  # a password, or a method unknown here
-                report(Problem(place, None, f"the member cannot be opened: {error}", "skipped"))
-        if not matched:
-            raise ShunterError(
-                f"no member of the archive matches {source.members or 'a known ending'!r}", where=str(path)
-            )
-
-
-def _member(
-    source: SourceConfig, archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: str, report: Report
-) -> Iterator[str | Record]:
-    """One member of an archive. Members are read, never unpacked: no path can escape."""
-    from shunter.data import readers
-
-    with archive.open(info) as raw:
-        if info.filename.lower().endswith(".parquet"):
-            whole = io.BytesIO(raw.read(MAX_MEMBER_BYTES))
-            yield from readers.parquet(whole, place, _columns(source), report)
-        elif _kind(info.filename) == "records":
-            yield from readers.jsonl(readers.decompressed(raw, info.filename), place, report)
-        else:
-            yield readers.text(raw.read(MAX_MEMBER_BYTES), place, source.encoding, report)
-
-
-def _columns(source: SourceConfig) -> list[str] | None:
-    """Columns of a Parquet file that are needed; None: all, for a template."""
-    return None if source.template else [source.field]
+def columns(source: SourceConfig, whole: bool = False) -> list[str] | None:
+    """Columns of a Parquet file that are needed; None: all, for a template or whole records."""
+    return None if source.template or whole else [source.field]
 
 
 def left_out(source: SourceConfig, base: Path) -> dict[str, int]:
-    """Ending -> number of files in the source's folder that are of no known kind, and are not read."""
+    """Ending -> number of files of no known kind in the source's folder and archives, which are not read."""
+    from shunter.data import archives
+
     folder = base / source.path
-    if not folder.is_dir():
-        return {}
-    others = (path for path in folder.rglob("*") if path.is_file() and not _kind(path.name))
+    others: list[PurePath] = []
+    if folder.is_dir():
+        others = [path for path in folder.rglob("*") if path.is_file() and not kind_of(path.name)]
+    for path in files(source, base):
+        if path.name.lower().endswith(ARCHIVE):
+            others += [PurePath(info.filename) for info in archives.members(source, path)[1]]
     return dict(Counter(path.suffix.lower() or path.name for path in others))
 
 
-def _template(source: SourceConfig) -> Callable[[Record, Callable[[Problem], None]], str | None]:
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    template = None
-    if source.template is not None:
-        try:
-            environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-            environment.filters["without"] = _without
-            template = environment.from_string(source.template)
-        except jinja2.TemplateError as error:
-            raise ShunterError(f"the template of source {source.label!r} is not valid: {error}") from error
-
-    def to_text(record: Record, report: Callable[[Problem], None]) -> str | None:
-        if template is not None:
-            try:
-                return template.render(record.fields)
-            except (jinja2.TemplateError, TypeError, re.error) as error:
-                report(Problem(record.file, record.line, f"the template fails: {error}", "skipped"))
-                return None
-        value = record.fields.get(source.field)
-        if not isinstance(value, str):
-            what = (
-                "is missing" if source.field not in record.fields else f"is {type(value).__name__}, not text"
-            )
-            report(Problem(record.file, record.line, f"field {source.field!r} {what}", "skipped"))
-            return None
-        return value
-
-    return to_text
-
-
-def _without(text: str, pattern: str) -> str:
-    return re.sub(pattern, "", text)
-
-
-def _kind(name: str) -> str | None:
+def kind_of(name: str) -> str | None:
+    """text, records or archive, by the ending; None: not read."""
     lower = name.lower()
     if lower.endswith(TEXT):
         return "text"

@@ -43,7 +43,7 @@ def own(
 ) -> Iterator[Talk]:
     """A source's conversations; `forms` counts by which form each was recognised."""
     row = 0
-    for item in contents(source, base, report):
+    for item in contents(source, base, report, whole=True):
         if not isinstance(item, Record):
             raise ShunterError(
                 f"source {source.label!r} holds plain text, not conversations",

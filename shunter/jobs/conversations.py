@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from shunter.config.base import Config
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
-from shunter.data import arithmetic
+from shunter.data import arithmetic, checks
 from shunter.data.sources import Problem, Record, SourceConfig, contents, files
 from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
 
@@ -74,14 +74,14 @@ class ConversationsJob:
     Config: ClassVar[type[JobConfig]] = ConversationsConfig
 
     def check(self, config: ConversationsConfig, base: Path) -> Sequence[str]:
-        self.reads(config, base)
+        for source in config.sources:
+            checks.check(source, base, whole=True)
+        for source in _worked(config):
+            checks.check(source, base)
         return []
 
     def reads(self, config: ConversationsConfig, base: Path) -> Sequence[Path]:
-        sources = list(config.sources)
-        if config.arithmetic is not None:
-            sources.append(config.arithmetic.source)
-            sources += [config.arithmetic.heldout] if config.arithmetic.heldout else []
+        sources = [*config.sources, *_worked(config)]
         return list(dict.fromkeys(path for source in sources for path in files(source, base)))
 
     def run(self, context: JobContext[ConversationsConfig]) -> dict[str, Any]:
@@ -123,6 +123,12 @@ class ConversationsJob:
             "duplicates": duplicates,
             "problems": problems,
         }
+
+
+def _worked(config: ConversationsConfig) -> list[SourceConfig]:
+    """The sources of worked problems."""
+    found = [] if config.arithmetic is None else [config.arithmetic.source, config.arithmetic.heldout]
+    return [source for source in found if source is not None]
 
 
 def _talks(

@@ -14,6 +14,7 @@ from typing import IO, Any, ClassVar
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
+from shunter.data import checks
 from shunter.data.sources import Document, Problem, SourceConfig, documents, files, left_out
 from shunter.recipe.job import JobConfig, JobContext, Stopped
 
@@ -65,7 +66,7 @@ class CurateJob:
 
     def check(self, config: CurateConfig, base: Path) -> Sequence[str]:
         for source in config.sources:
-            files(source, base)
+            checks.check(source, base)
         missing = [source.label for source in config.sources if source.licence is None]
         warnings = [f"no licence is given for {', '.join(missing)}"] if missing else []
         for source in config.sources:

@@ -31,6 +31,7 @@ class Paper:
     state: State
     holds: bool | None  # of the recorded result; None when nothing is recorded
     lacks: tuple[str, ...]  # what stands between this paper and `works`, in words
+    untried: tuple[str, ...]  # experiments of its card that need what a clone cannot count on
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,9 +44,9 @@ def read_toml(name: str) -> dict[str, Any]:
 
 def papers() -> list[Paper]:
     """Every paper known, in order of slug."""
-    catalogue, musts, claims = (read_toml(f"{n}.toml") for n in ("catalogue", "must_haves", "claims"))
+    catalogue, demands, claims = (read_toml(f"{n}.toml") for n in ("catalogue", "must_haves", "claims"))
     return [
-        _paper(slug, entry, musts.get(slug, {}).get("must_have", []), slug in claims)
+        _paper(slug, entry, demands.get(slug, {}), claims.get(slug, {}).get("claims", []))
         for slug, entry in sorted(catalogue.items())
     ]
 
@@ -66,9 +67,10 @@ def recorded_result(slug: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _paper(slug: str, entry: dict[str, str], musts: list[dict[str, Any]], has_claim: bool) -> Paper:
+def _paper(slug: str, entry: dict[str, str], demands: dict[str, Any], claims: list[dict[str, Any]]) -> Paper:
     result = recorded_result(slug)
-    if not has_claim:
+    musts, experiments = demands.get("must_have", []), demands.get("experiment", [])
+    if not claims:
         state: State = "missing"
         lacks: list[str] = ["no experiment"]
     else:
@@ -77,6 +79,7 @@ def _paper(slug: str, entry: dict[str, str], musts: list[dict[str, Any]], has_cl
             lacks.append("no recorded result")
         elif result.get("made", {}).get("code", {}).get("dirty") or result.get("short"):
             lacks.append("its result was recorded in the short form, or by code that was not committed")
+        lacks += _unmeasured(experiments, claims, result)
         if not musts:
             lacks.append("its must-haves are not listed")
         for must in musts:
@@ -97,7 +100,28 @@ def _paper(slug: str, entry: dict[str, str], musts: list[dict[str, Any]], has_cl
         state,
         result["holds"] if result else None,
         tuple(lacks),
+        tuple(f"{e['text']} (needs {e['needs']})" for e in experiments if "needs" in e),
     )
+
+
+def _unmeasured(
+    experiments: list[dict[str, Any]], claims: list[dict[str, Any]], result: dict[str, Any] | None
+) -> list[str]:
+    """What the card wants measured and no claim does, or no recorded result has."""
+    if not experiments:
+        return ["its card's experiments are not listed"]
+    judged = {claim["name"] for claim in claims}
+    recorded = judged if result is None else {claim["name"] for claim in result.get("claims", [])}
+    lacks = []
+    for experiment in experiments:
+        names = experiment.get("claims", [])
+        if not names and "needs" not in experiment:
+            lacks.append(f"not measured: {experiment['text']}")
+        elif unknown := [name for name in names if name not in judged]:
+            lacks.append(f"no claim is called {unknown[0]!r}")
+        elif missing := [name for name in names if name not in recorded]:
+            lacks.append(f"the recorded result has no {missing[0]!r}")
+    return lacks
 
 
 def _test_exists(test: str) -> bool:

@@ -55,15 +55,20 @@ def parse_size(text: str) -> int:
 
 
 def sweep(store: Store, budget: int | None = None, *, break_lineage: bool = False) -> Sweep:
-    """Choose what goes: orphan work and damaged folders always, artefacts oldest first until the store
-    is within `budget` bytes.
+    """Choose what goes: orphan work and damaged folders always; until the store is within `budget` bytes,
+    work of stopped runs that a newer run of their recipe came after, then artefacts, each oldest first.
 
-    Never the newest artefact of a job, nor one that a run going on uses; nor, unless `break_lineage`,
-    one from which a kept artefact was made.
+    Never the work of a recipe's newest run, the newest artefact of a job, nor one that a run going on uses;
+    nor, unless `break_lineage`, one from which a kept artefact was made.
     """
-    removals = [*_orphans(store), *_damaged(store)]
+    orphans, superseded = _leftover_work(store)
+    removals = [*orphans, *_damaged(store)]
     total = disk.size(store.path)
     excess = 0 if budget is None else total - sum(removal.bytes for removal in removals) - budget
+    for removal in superseded:
+        if excess > 0:
+            removals.append(removal)
+            excess -= removal.bytes
     artefacts = {artefact.path.name: artefact for artefact in store.all()}
     newest = {artefact.name: folder for folder, artefact in artefacts.items()}
     protected = set(newest.values()) | _in_use(store)
@@ -103,27 +108,32 @@ def remove(store: Store, chosen: Sweep) -> int:
     return freed
 
 
-def _orphans(store: Store) -> list[Removal]:
-    """Work folders to which no newest run of a recipe would come back."""
+def _leftover_work(store: Store) -> tuple[list[Removal], list[Removal]]:
+    """Work folders that no command would go on with, and those of stopped runs that a newer run of the same
+    recipe came after, oldest first. A run is the same command: one with other overrides is another."""
     if not store.work.is_dir():
-        return []
-    newest = {run.recipe or run.id: run for run in store.runs()}
-    awaited = {
-        store.work_folder(name, str(entry["id"])).name
-        for run in newest.values()
-        if run.state != "done"
-        for name, entry in run.jobs.items()
-        if entry.get("id") and entry.get("state") not in ("done", "reused")
-    }
-    found = []
-    for entry in sorted(store.work.iterdir()):
-        if not entry.is_dir():
+        return [], []
+    runs = store.runs()
+    newest = {run.recipe or run.id: run.id for run in runs}
+    awaited: dict[str, bool] = {}  # work folder -> whether its run is its recipe's newest
+    for run in runs:
+        for name, entry in run.jobs.items():
+            if run.state != "done" and entry.get("id") and entry.get("state") not in ("done", "reused"):
+                folder = store.work_folder(name, str(entry["id"])).name
+                awaited[folder] = awaited.get(folder, False) or newest[run.recipe or run.id] == run.id
+    orphans, superseded = [], []
+    for place in sorted(store.work.iterdir(), key=lambda path: path.stat().st_mtime):
+        if not place.is_dir() or (not place.name.startswith(REMOVED) and holder(place / "lock") is not None):
             continue
-        if entry.name.startswith(REMOVED):
-            found.append(Removal(entry, disk.size(entry), "half removed before"))
-        elif entry.name not in awaited and holder(entry / "lock") is None:
-            found.append(Removal(entry, disk.size(entry), "work that no run goes on with"))
-    return found
+        if place.name.startswith(REMOVED):
+            orphans.append(Removal(place, disk.size(place), "half removed before"))
+        elif place.name not in awaited:
+            orphans.append(Removal(place, disk.size(place), "work that no run goes on with"))
+        elif not awaited[place.name]:
+            superseded.append(
+                Removal(place, disk.size(place), "work of a stopped run, and a newer came after")
+            )
+    return orphans, superseded
 
 
 def _damaged(store: Store) -> list[Removal]:

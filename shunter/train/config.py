@@ -22,7 +22,8 @@ from shunter.schedule.recompute import recomputed
 from shunter.schedule.text import read_file
 from shunter.schedule.vocabulary import parallel_vocabulary
 
-# other-seed restores all, and draws what comes next from another seed: the band of chance to compare with.
+# other-seed restores all, and draws what comes next from another seed (noise, and the order of the rows
+# that are left): the band of chance to compare with.
 Restore = Literal["full", "no-optimizer", "no-schedule", "no-data", "no-rng", "weights-only", "other-seed"]
 
 
@@ -36,6 +37,9 @@ class Restart(Config):
     at: int = Field(ge=1, description="Steps done when the run is interrupted.")
     restore: Restore = Field("full", description="What is restored; the rest starts anew.")
     rewarm: int = Field(0, ge=0, description="Steps over which the rate climbs back after the restart.")
+    micro_batch: int | None = Field(
+        None, ge=1, description="Rows in one pass from then on: the rounding that other hardware brings."
+    )
 
 
 class TrainConfig(Config):
@@ -63,6 +67,9 @@ class TrainConfig(Config):
     )
     z_loss: float = Field(0.0, ge=0, description="Weight of the squared log of the softmax normaliser.")
     max_skipped: int = Field(10, ge=0, description="Steps with a non-finite loss or gradient to endure.")
+    input_noise: float = Field(
+        0.0, ge=0, lt=1, description="Share of input tokens replaced by random ones, against overfitting."
+    )
     validate_every: int = Field(0, ge=0, description="Steps between validations; 0: at the end only.")
     validate_rows: int = Field(128, ge=1, description="Held-out rows per validation.")
     restart: Restart | None = Field(None, description="A planned interruption, to study lossy restores.")

@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 
 from shunter.config.errors import ShunterError
-from shunter.data.tokens import TokenRows
+from shunter.data.noise import noised
+from shunter.data.tokens import Batch, TokenRows
+from shunter.layout.piece import balanced
 from shunter.models.decoder import Decoder
 from shunter.models.init import init_weights
 from shunter.recipe.job import Control, Stopped
@@ -197,6 +200,8 @@ class Training:
         begin = session.loader.position
         ids = session.loader.take(config.batch_rows)
         batches = [self.rows.rows(part) for part in self._micro_batches(ids)]
+        if config.input_noise:
+            batches = self._noised(batches)
         if recorded := self._records():
             self.layout.record()  # type: ignore[union-attr]
         result = train_step(
@@ -237,8 +242,22 @@ class Training:
         if self.layout is not None:
             data = self.layout.world.data
             return split(split(ids, data.size)[data.index], self.layout.order.microbatches)
-        size = self.how.micro_batch
+        plan = self.config.restart
+        later = plan.micro_batch if plan is not None and self.session.restarted else None
+        size = later or self.how.micro_batch
         return [ids[i : i + size] for i in range(0, len(ids), size)]
+
+    def _noised(self, batches: list[Batch]) -> list[Batch]:
+        session, share = self.session, self.config.input_noise
+        mine = 0  # the first of this rank's rows in the step: a row's noise is its own on every layout
+        if self.layout is not None:
+            data = self.layout.world.data
+            mine = balanced(self.config.batch_rows, data.size, data.index)[0]
+        firsts = accumulate((len(batch.tokens) for batch in batches), initial=mine)
+        return [
+            noised(batch, share, self.decoder.spec.vocab_size, session.stream, session.step, first)
+            for batch, first in zip(batches, firsts, strict=False)
+        ]
 
     def _records(self) -> bool:
         parallel = self.how.parallel

@@ -29,8 +29,9 @@ class Session:
 
     weights: what makes up the model here, by name: all of it, or this rank's part.
 
-    There is no hidden random state: the order of rows is derived from (seed, epoch). torch's global
-    generators are saved all the same, for models that draw from them.
+    There is no hidden random state: the order of rows is derived from (seed, epoch), the noise in the input
+    from (stream, step, row). torch's global generators are saved all the same, for models that draw from
+    them.
     """
 
     model: Decoder
@@ -38,6 +39,7 @@ class Session:
     config: TrainConfig
     optimizers: Optimizers
     loader: Loader
+    stream: int = 0  # seed of what is drawn within steps
     step: int = 0
     tokens: int = 0  # valid targets seen
     skipped: list[dict[str, Any]] = field(default_factory=list)  # steps without an update: {step, rows}
@@ -61,7 +63,8 @@ class Session:
         """A run that has done nothing yet. part: this rank's, where the model is laid out over several."""
         weights = model.state_dict(keep_vars=True) if part is None else part.state
         optimizers = Optimizers(model, config, part)
-        return cls(model, weights, config, optimizers, Loader(rows, derive_seed(seed, "order")))
+        loader = Loader(rows, derive_seed(seed, "order"))
+        return cls(model, weights, config, optimizers, loader, derive_seed(seed, "stream"))
 
     def state(self) -> State:
         """The live tensors, nested by owner; loading fills them in place."""
@@ -77,6 +80,7 @@ class Session:
             "step": self.step,
             "tokens": self.tokens,
             "data": self.loader.state(),
+            "stream": self.stream,
             "skipped": self.skipped,
             "best": self.best,
             "restarted": self.restarted,
@@ -114,11 +118,12 @@ class Session:
             self.schedule_origin = self.step
         if "data" not in lost:
             self.loader.restore(extra["data"])
+        self.stream = extra.get("stream", self.stream)
         if "rng" in lost:
-            # The order of rows is the only thing drawn here: without its stream it is another order.
-            self.loader.seed = derive_seed(self.loader.seed, "lost", self.step)
+            self.stream = derive_seed(self.stream, "lost", self.step)
         elif restore == "other-seed":
-            self.loader.seed = derive_seed(self.loader.seed, "other", self.step)
+            self.stream = derive_seed(self.stream, "other", self.step)
+            self.loader.turn(derive_seed(self.loader.seed, "other", self.step))
         else:
             torch.set_rng_state(state["rng"]["torch"])
             restore_generator(self._device, extra.get("generator"))

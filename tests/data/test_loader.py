@@ -45,6 +45,34 @@ def test_a_resume_with_other_batches_goes_on(
     assert np.concatenate(taken).tolist() == whole.tolist()
 
 
+@given(st.integers(2, 23), st.lists(st.integers(1, 9), min_size=1, max_size=9), st.integers(1, 60))
+def test_a_turn_reorders_what_is_left_and_nothing_else(count: int, turns: list[int], after: int) -> None:
+    """After turns at any positions each epoch still holds each row once, and a resume goes on the same."""
+    plain, loader = Loader(Rows(count), 3), Loader(Rows(count), 3)
+    taken = []
+    for number, step in enumerate(turns):
+        taken.append(loader.take(step))
+        if number == 0:
+            assert taken[0].tolist() == plain.take(step).tolist()
+        loader.turn(100 + number)
+    again = Loader(Rows(count), 3)
+    again.restore(loader.state())
+    rest = loader.take(after)
+    assert rest.tolist() == again.take(after).tolist()
+    whole = np.concatenate([*taken, rest])
+    for epoch in range(len(whole) // count):
+        assert sorted(whole[epoch * count : (epoch + 1) * count].tolist()) == list(range(count))
+
+
+def test_a_turn_is_another_order() -> None:
+    plain, loader = Loader(Rows(50), 0), Loader(Rows(50), 0)
+    for one in (plain, loader):
+        one.take(20)
+    loader.turn(7)
+    assert plain.take(30).tolist() != loader.take(30).tolist()  # of this epoch
+    assert plain.take(50).tolist() != loader.take(50).tolist()  # and of the next
+
+
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 6), st.integers(0, 3))
 def test_ranks_share_one_order(count: int, world: int, batch: int, seed: int) -> None:
     """Rank r takes rows r, r + world, ... of each step's slice: together they are one process's rows."""

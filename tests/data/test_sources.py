@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shunter.config.errors import ShunterError
+from shunter.data import checks
 from shunter.data.sources import Document, Problem, SourceConfig, documents, left_out
 
 
@@ -201,3 +202,76 @@ def test_files_that_a_folder_leaves_out_are_counted(tmp_path: Path) -> None:
     source = SourceConfig(path=".")
     assert left_out(source, tmp_path) == {".csv": 2, ".gz": 1}
     assert left_out(SourceConfig(path="a.txt"), tmp_path) == {}
+
+
+def zipped(path: Path, **members: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "."), content)
+
+
+def test_members_that_are_not_read_are_counted_and_reported(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    zipped(tmp_path / "in" / "a.zip", one__txt=b"one", page__html=b"<p>", t__csv=b"1,2", u__csv=b"3")
+    zipped(tmp_path / "b.zip", inner__zip=b"PK", one__txt=b"one")
+    _, problems = read(tmp_path, path="in/a.zip")
+    assert [(p.file, p.action) for p in problems] == [
+        (f"in/a.zip!{name}", "skipped") for name in ("page.html", "t.csv", "u.csv")
+    ]
+    for path in ("in", "in/a.zip", "in/*.zip"):
+        assert left_out(SourceConfig(path=path), tmp_path) == {".html": 1, ".csv": 2}, path
+    for members in ({}, {"members": "*"}):
+        _, problems = read(tmp_path, path="b.zip", **members)
+        assert [p.problem for p in problems] == ["the member is an archive inside an archive"]
+        assert left_out(SourceConfig(path="b.zip", **members), tmp_path) == {".zip": 1}
+    # What a person's glob leaves out was chosen, and what it names is read as text.
+    assert texts(tmp_path, path="in/a.zip", members="*.html") == ["<p>"]
+    assert left_out(SourceConfig(path="in/a.zip", members="*.html"), tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ({"path": "a.jsonl", "template": "{{ text"}, "the template of source 'a' is not valid"),
+        ({"path": "a.jsonl", "template": "{{ text | shout }}"}, "No filter named 'shout'"),
+        ({"path": "a.txt", "encoding": "klingon"}, "no text encoding is called 'klingon'"),
+        ({"path": "a.txt", "encoding": "rot13"}, "no text encoding is called 'rot13'"),
+        ({"path": "d.parquet", "field": "body"}, "no column 'body'; there are text, n"),
+        ({"path": "a.parquet"}, "not a Parquet file"),
+        ({"path": "e.zip", "members": "*.none"}, "no member of the archive matches '\\*.none'"),
+        ({"path": "f.zip"}, "matches 'a known ending'; 1 of other kinds are there"),
+        ({"path": "a.zip"}, "not a zip archive"),
+        ({"path": "missing"}, "has no files"),
+    ],
+)
+def test_what_a_run_would_stumble_on_is_known_before(
+    tmp_path: Path, source: dict[str, str], complaint: str
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    for name in ("a.txt", "a.parquet", "a.zip"):
+        (tmp_path / name).write_bytes(b"plain")
+    pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "d.parquet")
+    zipped(tmp_path / "e.zip", one__txt=b"one")
+    zipped(tmp_path / "f.zip", one__html=b"one")
+    with pytest.raises(ShunterError, match=complaint):
+        checks.check(SourceConfig(**source), tmp_path)
+    for sound in ({"path": "a.jsonl", "template": "{{ text | without('x') }}"}, {"path": "d.parquet"}):
+        checks.check(SourceConfig(**sound), tmp_path)
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    zipped(tmp_path / "e.zip", one__txt=b"one")
+    source = SourceConfig(path="e.zip", members="*.md", encoding="klingon", template="{{")
+    with pytest.raises(ShunterError) as caught:
+        checks.check(source, tmp_path)
+    assert [key in str(caught.value) for key in ("klingon", "template", "*.md")] == [True] * 3
+
+
+def test_an_oversized_member_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shunter.data.archives.MAX_MEMBER_BYTES", 2000)
+    zipped(tmp_path / "a.zip", big__txt=b"x" * 5000, one__txt=b"one")
+    found, problems = read(tmp_path, path="a.zip")
+    assert [document.text for document in found] == ["one"]
+    assert [(p.file, p.problem, p.action) for p in problems] == [
+        ("a.zip!big.txt", "the member is 0 MiB", "skipped")
+    ]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -163,6 +165,28 @@ def test_own_conversations_in_all_forms(texts: Path, work: Work) -> None:
     assert (metrics["duplicates"], metrics["problems"]) == (1, 2)
     assert [p["line"] for p in lines(out / "problems.jsonl")] == [5, 7]
     assert json.loads((out / "summary.json").read_text())["forms"]["prompt and completion"] == 2
+
+
+def test_own_conversations_in_parquet(texts: Path, work: Work) -> None:
+    pq.write_table(pa.Table.from_pylist([{"prompt": "c?", "completion": "d"}]), texts / "talk.parquet")
+    out, _ = work(conversations.JOB, {"sources": [{"path": "talk.parquet"}], "heldout": 0.0})
+    assert [t["messages"][1]["content"] for t in lines(out / "train.jsonl")] == ["d"]
+
+
+@pytest.mark.parametrize("job", [curate.JOB, conversations.JOB])
+def test_bad_sources_are_refused_by_the_check(texts: Path, job: Any) -> None:
+    (texts / "a.jsonl").write_text('{"text": "one"}\n')
+    for source, complaint in (
+        ({"path": "a.jsonl", "template": "{{ text"}, "template"),
+        ({"path": "a.jsonl", "encoding": "klingon"}, "klingon"),
+    ):
+        config = job.Config(kind=job.kind, sources=[source])
+        with pytest.raises(ShunterError, match=complaint):
+            job.check(config, texts)
+    if job is conversations.JOB:
+        asked = job.Config(kind=job.kind, arithmetic={"source": {"path": "a.jsonl", "template": "{{"}})
+        with pytest.raises(ShunterError, match="template"):
+            job.check(asked, texts)
 
 
 def problems(path: Path, first: int, last: int) -> None:

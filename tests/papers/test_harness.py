@@ -69,7 +69,10 @@ def fake(deviations: Mapping[str, float]) -> tuple[Experiment, dict[int, Any]]:
         seed: {
             arm: {
                 **same,
-                "deviation": {"full": 0.0, **deviations}.get(arm, 0.1) + 0.001 * seed,
+                **{
+                    metric: {"full": 0.0, **deviations}.get(arm, 0.1) + 0.001 * seed
+                    for metric in ("deviation", "deviation_first", "to_come_gap", "apart")
+                },
                 "final_valid": 2.0 + deviations.get(arm, 0.1),
             }
             for arm in arms
@@ -152,13 +155,36 @@ def test_a_missing_test_makes_a_paper_partial(monkeypatch: pytest.MonkeyPatch) -
     assert "test not found: tests/train/test_loop.py::test_gone" in paper.lacks
 
 
+def test_what_the_card_wants_measured_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the card's experiments one is not done: the paper is partial; a GPU's part is told, and no lack."""
+    paper = catalogue.find("dmas-llama")
+    assert paper.state == "partial"
+    assert [lack for lack in paper.lacks if lack.startswith("not measured: quality-filtered")]
+    assert [text for text in paper.untried if text.endswith("(needs a GPU)")]
+    assert not [lack for lack in paper.lacks if "1.7B" in lack]
+    recorded = catalogue.recorded_result("gpipe")
+    assert recorded is not None
+    fewer = {**recorded, "claims": recorded["claims"][:1]}
+    monkeypatch.setattr(catalogue, "recorded_result", lambda slug: fewer)
+    assert [lack for lack in catalogue.find("gpipe").lacks if lack.startswith("the recorded result has no")]
+
+
+def test_claims_of_experiments_exist() -> None:
+    claims = catalogue.read_toml("claims.toml")
+    for slug, demands in catalogue.read_toml("must_haves.toml").items():
+        judged = {claim["name"] for claim in claims[slug]["claims"]}
+        for experiment in demands["experiment"]:
+            assert set(experiment.get("claims", ())) <= judged
+
+
 def test_a_result_of_code_that_was_not_committed_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = catalogue.read_toml("claims.toml")["gpipe"]["claims"]
     for doubt in ({"made": {"code": {"dirty": True}}}, {"short": True}):
-        clean = {"holds": True, "made": {"code": {"dirty": False}}, "short": False}
+        clean = {"holds": True, "made": {"code": {"dirty": False}}, "short": False, "claims": claims}
         monkeypatch.setattr(catalogue, "recorded_result", lambda slug, clean=clean: clean)
-        assert catalogue.find("dmas-llama").state == "works"
+        assert catalogue.find("gpipe").state == "works"
         monkeypatch.setattr(catalogue, "recorded_result", lambda slug, record={**clean, **doubt}: record)
-        assert catalogue.find("dmas-llama").state == "partial"
+        assert catalogue.find("gpipe").state == "partial"
 
 
 def test_claims_name_arms_and_metrics_of_the_experiment() -> None:

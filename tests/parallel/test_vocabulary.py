@@ -84,17 +84,22 @@ def order_of(case: dict[str, Any]) -> Order:
     return Order(placement, tuple(actions), case["microbatches"])
 
 
+def cut_ends(decoder: Decoder, rank: int, ranks: int) -> tuple[int, list[str]]:
+    """Leave the decoder a rank's rows of both ends; the first one, and the names of what was cut."""
+    begin, end = vocabulary_rows(VOCABULARY, rank, ranks)
+    ends = [module for module in (decoder.embed, decoder.head) if module is not None]
+    for module in ends:
+        module.weight = nn.Parameter(module.weight.detach()[begin:end].clone())
+    return begin, [name for name, p in decoder.named_parameters() if any(p is m.weight for m in ends)]
+
+
 def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     """Gradients of a second step (buffers are used again), its losses, and those without gradients."""
     decoder, rows, order = model(case), rows_of(case), order_of(case)
     layers, stages = case["layers"], order.stages
     cut = [number * layers // stages for number in range(stages + 1)]
     mine = [stage for stage, holder in enumerate(order.placement) if holder == rank]
-    begin, end = vocabulary_rows(VOCABULARY, rank, case["ranks"])
-    ends = [module for module in (decoder.embed, decoder.head) if module is not None]
-    for module in ends:
-        module.weight = nn.Parameter(module.weight.detach()[begin:end].clone())
-    pieces = [name for name, p in decoder.named_parameters() if any(p is m.weight for m in ends)]
+    begin, pieces = cut_ends(decoder, rank, case["ranks"])
     part = VocabularyPart(
         decoder.embed.weight,
         decoder.head_weight,
@@ -309,7 +314,7 @@ def declaring(rank: int, groups: Groups, algorithm: int) -> list[tuple[str, int,
         "only": (0, VOCABULARY),
     }
     decoder, rows = model(case), rows_of(case)
-    cut_vocabulary(decoder, rank, 2)
+    cut_ends(decoder, rank, 2)
     part = VocabularyPart(
         decoder.embed.weight, decoder.head_weight, rank * VOCABULARY // 2, groups, rank, 0, 1,
         rows.__getitem__, algorithm=algorithm,

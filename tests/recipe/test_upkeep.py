@@ -127,9 +127,19 @@ def test_gc_and_unfinished_work(store: Store, tmp_path: Path) -> None:
     assert run(recipe, store.path, "--kill", "train.step:base:3")[0] == -9
     (work,) = store.work.iterdir()
     assert gc.sweep(store, 0).removals == [], "the same command would go on with it"
-    # The recipe went another way: nobody comes back.
+    # The recipe went another way; who stopped the first run may still come back to it.
     make(tmp_path, store, "jobs.base.steps=2")
+    assert gc.sweep(store).removals == []
+    assert [removal.path for removal in gc.sweep(store, 0).removals] == [work], "a budget demands it"
+    make(tmp_path, store, "jobs.base.steps=7")
+    everything = gc.sweep(store, 0).removals
+    assert everything[0].path == work, "before finished artefacts"
+    assert len(everything) > 1
+    # Runs' records are gone: nobody comes back.
+    runs = store.path / "runs"
+    runs.rename(store.path / "elsewhere")
     assert [removal.path for removal in gc.sweep(store).removals] == [work]
+    (store.path / "elsewhere").rename(runs)
     process = start(recipe, store.path, "--wait", "train.step:base:4")
     assert process.stdout is not None
     while "at train.step" not in process.stdout.readline():
@@ -182,6 +192,19 @@ def test_compare_two_runs(store: Store, tmp_path: Path) -> None:
     ]:
         with pytest.raises(ShunterError, match=message):
             diff.compare(store, a, b)
+
+
+def test_gc_never_takes_what_a_run_going_on_uses(store: Store, tmp_path: Path) -> None:
+    """Its corpus is neither the newest, nor has anything been made from it yet."""
+    used = make(tmp_path, store, last="corpus")["corpus"]
+    process = start(write(tmp_path, TEXT), store.path, "--wait", "train.step:base:3")
+    assert process.stdout is not None
+    while "at train.step" not in process.stdout.readline():
+        pass
+    newer = make(tmp_path, store, "jobs.corpus.text=bye", last="corpus")["corpus"]
+    assert newer.path != used.path
+    assert gc.sweep(store, 0).removals == []
+    process.communicate("\n", timeout=60)
 
 
 def test_compare_pairs_items_of_the_same_model_and_task(

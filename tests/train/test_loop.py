@@ -129,16 +129,63 @@ def test_a_lost_optimizer_state_would_be_seen(uninterrupted: Any, tmp_path: Path
     ["full", "no-optimizer", "no-schedule", "no-data", "no-rng", "weights-only", "other-seed"],
 )
 def test_restore_modes(uninterrupted: Any, restore: str, tmp_path: Path) -> None:
+    """Each loses what its name says, and no other part."""
     optimizer, expected, steps = uninterrupted
-    training = corpora.training(tmp_path, {"optimizer": optimizer, "restart": {"at": 6, "restore": restore}})
+    noise = 0.2 if restore == "no-rng" else 0.0  # what is drawn within steps
+    if noise:
+        whole = corpora.training(tmp_path / "whole", {"optimizer": optimizer, "input_noise": noise})
+        whole.run()
+        expected, steps = weights(whole), ledger(whole)
+    config = {"optimizer": optimizer, "input_noise": noise, "restart": {"at": 6, "restore": restore}}
+    training = corpora.training(tmp_path, config)
     training.run()
     assert same(weights(training), expected) == (restore == "full")
     found = ledger(training)
     assert found[:6] == steps[:6]
     rows = [record["rows"] for record in found] == [record["rows"] for record in steps]
-    assert rows == (restore in ("full", "no-optimizer", "no-schedule"))
+    assert rows == (restore in ("full", "no-optimizer", "no-schedule", "no-rng"))
     begins = [record["position"][0] for record in found]
     assert begins[6] == (0 if restore in ("no-data", "weights-only") else 24)
+
+
+def test_noise_in_the_input_survives_a_kill_and_another_micro_batch(
+    tmp_path: Path, hook: Callable[[Hook | None], None]
+) -> None:
+    """The losses are those of the same draws: other ones are far outside of rounding."""
+    config = {"input_noise": 0.2}
+    whole = corpora.training(tmp_path / "whole", config)
+    whole.run()
+
+    def kill(point: str, facts: dict[str, Any]) -> None:
+        if point == "train.update" and facts["step"] == 6:
+            raise Killed
+
+    hook(kill)
+    with pytest.raises(Killed):
+        corpora.training(tmp_path / "killed", config).run()
+    hook(None)
+    again = corpora.training(tmp_path / "killed", config)
+    again.run()
+    assert same(weights(again), weights(whole))
+    cut = corpora.training(tmp_path / "cut", config, {"micro_batch": 3})
+    cut.run()
+    plain = corpora.training(tmp_path / "plain", {})
+    plain.run()
+    for record, other, without in zip(ledger(whole), ledger(cut), ledger(plain), strict=True):
+        assert record["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert abs(record["loss"] - without["loss"]) > 1e-3
+
+
+def test_a_restart_with_another_micro_batch_is_rounding(tmp_path: Path) -> None:
+    whole = corpora.training(tmp_path / "whole", {})
+    whole.run()
+    config = {"restart": {"at": 6, "restore": "full", "micro_batch": 3}}
+    cut = corpora.training(tmp_path / "cut", config)
+    cut.run()
+    losses = [[record["loss"] for record in ledger(one)] for one in (whole, cut)]
+    assert losses[0][:6] == losses[1][:6]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_a_lossy_restart_is_not_healed_by_a_kill(tmp_path: Path, hook: Callable[[Hook | None], None]) -> None:

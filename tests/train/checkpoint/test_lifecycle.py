@@ -79,6 +79,42 @@ def test_a_damaged_newest_falls_back_and_never_pushes_out_a_whole_one(tmp_path: 
     assert Checkpointer(tmp_path).latest() == 2
 
 
+def test_every_byte_is_on_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file as it stands in the checkpoint was fsynced, and its folder, before rename and pointer.
+
+    What it cannot show: that the disk keeps its word.
+    """
+    synced: dict[str, int] = {}  # path -> bytes at its last fsync, -1 for a folder
+    moves: list[tuple[str, dict[str, int]]] = []  # target of each rename, with what was synced by then
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+
+    def spy(fd: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        synced[str(path)] = -1 if path.is_dir() else path.stat().st_size
+        fsync(fd)
+
+    def renaming(real):
+        def moved(source, target, **more) -> None:
+            moves.append((str(target), dict(synced)))
+            real(source, target, **more)
+
+        return moved
+
+    monkeypatch.setattr(os, "fsync", spy)
+    monkeypatch.setattr(os, "rename", renaming(rename))
+    monkeypatch.setattr(os, "replace", renaming(replace))
+    Checkpointer(tmp_path).save(3, a_state(1), {})
+    (published,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    sizes = sorted(path.stat().st_size for path in published.iterdir())
+    (before,) = (seen for target, seen in moves if Path(target).name == published.name)
+    files = {Path(path) for path, size in before.items() if size >= 0}
+    assert len({path.name for path in files}) == len(sizes) >= 3, "a file was never synced"
+    assert sorted(before[str(path)] for path in files) == sizes
+    assert {str(path.parent) for path in files} <= before.keys(), "the folder was never synced"
+    (at_pointer,) = (seen for target, seen in moves if Path(target).name == "latest")
+    assert str(tmp_path) in at_pointer
+
+
 def test_a_flipped_bit_is_seen(tmp_path: Path) -> None:
     keeper = Checkpointer(tmp_path)
     keeper.save(1, a_state(1), {})
