@@ -28,7 +28,7 @@ WAIT = 60  # seconds for processes of an earlier attempt to be gone
 
 def processes(parallel: Parallel) -> int:
     """How many processes a job with this layout takes."""
-    return parallel.pp
+    return parallel.grid.size
 
 
 def needed(graph: Graph, selected: Sequence[str]) -> dict[str, int]:
@@ -122,7 +122,8 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
     lock = (folder / "lock").open("w")
     if rank == 0:
         _alone(lock)
-    world = join(rank, size, config.how.device, request["timeout"])  # type: ignore[attr-defined]
+    how = config.how
+    world = join(how.parallel.grid, rank, how.device, request["timeout"])  # type: ignore[attr-defined]
     log = Path(request["log"]) if rank == 0 else folder / str(rank)
     if rank:
         config = _quiet(config)

@@ -40,13 +40,9 @@ def check_how(how: TrainHow, train: TrainConfig, base: Path, layers: int | None 
 def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, layers: int | None) -> None:
     """Raise ShunterError for a pipeline that this training cannot have."""
     where = "how.parallel"
+    parallel = parallel.settled(train.batch_rows, how.micro_batch)
     order = parallel.order()
-    if train.batch_rows < parallel.parts:
-        raise ShunterError(
-            f"{train.batch_rows} rows a step cannot be cut into {parallel.parts} micro-batches",
-            where=where,
-            mend="Set microbatches to at most train.batch_rows.",
-        )
+    check_combination(parallel)
     if layers is not None and layers < order.stages:
         raise ShunterError(
             f"{layers} layers cannot be cut into {order.stages} stages",
@@ -59,11 +55,19 @@ def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, layers
         raise ShunterError("stages are not compiled yet", where=where, mend="Set how.compile to false.")
 
 
+def check_combination(parallel: Parallel) -> None:
+    """Raise ShunterError for choices that do not go together."""
+    grid, where = parallel.grid, "how.parallel"
+    if parallel.vocabulary is not None and (grid.tp > 1 or grid.fsdp > 1):
+        other = "tp" if grid.tp > 1 else "fsdp"
+        raise ShunterError(
+            f"vocabulary and {other} both cut embedding and head", where=where, mend="Leave vocabulary out."
+        )
+
+
 def disk_bytes(shape: DecoderShape, how: TrainHow) -> int:
     """Bytes of the model and of its checkpoints, one more than are kept while the newest is written."""
-    qkv = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
-    block = shape.dim * (qkv + shape.num_heads * shape.head_dim + 3 * shape.ffn_dim)
-    weights = shape.num_layers * block + GUESSED_VOCABULARY * shape.dim * (1 if shape.tied else 2)
+    weights = shape.product_weights(active=False) + GUESSED_VOCABULARY * shape.dim * (1 if shape.tied else 2)
     return 4 * weights * (1 + 3 * (how.keep + 1))
 
 
@@ -115,7 +119,7 @@ def train(
     if world is not None and look is not None:
         training.milestone = _together(look, training, whole)
     metrics = training.run()
-    if training.pipeline is not None and not training.pipeline.gather(whole):
+    if training.layout is not None and not training.layout.gather(whole):
         return metrics
     tokenizer = Tokenizer.load(tokens / "tokenizer")
     save_model(
@@ -133,7 +137,7 @@ def _together(look: Milestone, training: Training, whole: Decoder) -> Milestone:
     """A milestone on rank 0, for which the others hand in their weights, and wait."""
 
     def collective(step: int, tokens: int) -> Mapping[str, float]:
-        assert training.pipeline is not None
-        return look(step, tokens) if training.pipeline.gather(whole) else {}
+        assert training.layout is not None
+        return look(step, tokens) if training.layout.gather(whole) else {}
 
     return collective

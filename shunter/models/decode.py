@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shunter.models.cache import KVCache
 from shunter.models.decoder import Block, Decoder, RMSNorm
+from shunter.models.moe import MoE
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,7 @@ class _Layer:
     k_norm: RMSNorm | None
     out: Tensor
     ffn_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    ffn: tuple[Tensor, Tensor] | MoE  # gate and up, down
 
 
 class Stepper:
@@ -53,10 +53,16 @@ class Stepper:
             mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -torch.inf)
         for number, layer in enumerate(self.layers):
             x = x + self._attend(number, layer, self._normed(x, layer.attention_norm), rope, mask, cache)
-            gate, up = torch.mm(layer.gate_up, self._normed(x, layer.ffn_norm)).chunk(2)
-            x = x + torch.mm(layer.down, F.silu(gate).mul_(up))
+            x = x + self._feed(layer, self._normed(x, layer.ffn_norm))
         cache.advance(1)
         return torch.mm(self.model.head_weight, self._normed(x, self.norm)).t().contiguous()
+
+    def _feed(self, layer: _Layer, x: Tensor) -> Tensor:
+        if isinstance(layer.ffn, MoE):
+            return layer.ffn(x.t().unsqueeze(1), drop=False).squeeze(1).t()
+        gate_up, down = layer.ffn
+        gate, up = torch.mm(gate_up, x).chunk(2)
+        return torch.mm(down, F.silu(gate).mul_(up))
 
     def _attend(
         self,
@@ -107,8 +113,7 @@ def _look_up(layer: Block) -> _Layer:
         k_norm=attention.k_norm,
         out=attention.out.weight,
         ffn_norm=_scaled(layer.ffn_norm),
-        gate_up=ffn.gate_up.weight,
-        down=ffn.down.weight,
+        ffn=ffn if isinstance(ffn, MoE) else (ffn.gate_up.weight, ffn.down.weight),
     )
 
 

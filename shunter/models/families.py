@@ -13,16 +13,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from shunter.config.errors import ShunterError
+from shunter.models import mixtures
 from shunter.models.spec import DecoderSpec, Family, RopeSpec
 
 
 @dataclass(frozen=True)
 class FamilyFacts:
-    """What a family always has, and defaults of keys that its config.json may leave out."""
+    """What a family always has, and defaults of keys that its config.json may leave out.
+
+    qkv_bias, qk_norm: None where its config.json says so.  router: of its experts; None: it has none.
+    """
 
     architecture: str
-    qkv_bias: bool = False
-    qk_norm: bool = False
+    qkv_bias: bool | None = False
+    qk_norm: bool | None = False
+    router: str | None = None
     sliding_window: bool = False
     norm_eps: float = 1e-6
     theta: float = 10000.0
@@ -44,6 +49,27 @@ FAMILIES: dict[Family, FamilyFacts] = {
     "qwen2": FamilyFacts("Qwen2ForCausalLM", qkv_bias=True, max_positions=32768, num_kv_heads=32),
     "qwen3": FamilyFacts(
         "Qwen3ForCausalLM", qk_norm=True, max_positions=32768, num_kv_heads=32, head_dim=128
+    ),
+    "mixtral": FamilyFacts(
+        "MixtralForCausalLM",
+        router="softmax",
+        sliding_window=True,
+        norm_eps=1e-5,
+        theta=1e6,
+        max_positions=4096 * 32,
+        num_kv_heads=8,
+    ),
+    "qwen3_moe": FamilyFacts(
+        "Qwen3MoeForCausalLM", qk_norm=True, router="softmax", max_positions=32768, num_kv_heads=4
+    ),
+    "glm4_moe": FamilyFacts(
+        "Glm4MoeForCausalLM",
+        qkv_bias=None,
+        qk_norm=None,
+        router="sigmoid",
+        norm_eps=1e-5,
+        max_positions=131072,
+        num_kv_heads=8,
     ),
 }
 
@@ -83,6 +109,7 @@ THEIRS = {
     "dim": "hidden_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads", "ffn_dim": "intermediate_size", "norm_eps": "rms_norm_eps",
     "max_positions": "max_position_embeddings", "theta": "rope_theta", "tied": "tie_word_embeddings",
+    "per_token": "num_experts_per_tok", "normalise": "norm_topk_prob", "scale": "routed_scaling_factor",
 }  # fmt: skip
 
 # (their key, our field) of each rope type beyond theta; the original context is handled apart.
@@ -119,7 +146,9 @@ def family_of(spec: DecoderSpec) -> Family:
     for family in (spec.family, *FAMILIES):
         facts = FAMILIES[family]
         window = spec.sliding_window is None or facts.sliding_window
-        if (facts.qkv_bias, facts.qk_norm) == (spec.qkv_bias, spec.qk_norm) and window:
+        router = None if spec.experts is None else spec.experts.router
+        traits_fit = facts.qkv_bias in (None, spec.qkv_bias) and facts.qk_norm in (None, spec.qk_norm)
+        if facts.router == router and traits_fit and window:
             return family
     traits = [
         name
@@ -164,16 +193,16 @@ def to_config(spec: DecoderSpec) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "use_cache": True,
     }
-    if family in ("llama", "qwen3"):
+    if family in ("llama", "qwen3", "qwen3_moe"):
         config["attention_bias"] = False
     if family == "llama":
         config["mlp_bias"] = False
-    if family == "mistral":
+    if family in ("mistral", "mixtral"):
         config["sliding_window"] = spec.sliding_window
-    if family in ("qwen2", "qwen3"):
+    if family in ("qwen2", "qwen3", "qwen3_moe"):
         config["use_sliding_window"] = False
         config["sliding_window"] = None
-    return config
+    return config if spec.experts is None else config | mixtures.written(family, spec)
 
 
 def from_config(config: Mapping[str, Any], where: str) -> DecoderSpec:
@@ -190,10 +219,15 @@ def from_config(config: Mapping[str, Any], where: str) -> DecoderSpec:
         raise ShunterError(
             f"tie_word_embeddings is {config['tie_word_embeddings']!r}, not true or false", where=where
         )
-    for key, allowed in REQUIRED.items():
+    known, required = READ, REQUIRED
+    if facts.router is not None:
+        known = READ | mixtures.READ[family] | mixtures.IGNORED
+        required = REQUIRED | mixtures.REQUIRED[family]
+        required = {key: allowed for key, allowed in required.items() if key not in known}
+    for key, allowed in required.items():
         if key in config and config[key] not in allowed:
             raise ShunterError(f"{key} is {config[key]!r}, which is not supported", where=where)
-    for key in config.keys() - READ - IGNORED - REQUIRED.keys():
+    for key in config.keys() - known - IGNORED - required.keys():
         if config[key] not in (None, False, 0, "", [], {}):
             raise ShunterError(f"the key {key!r} is not known, and it may change the model", where=where)
     try:
@@ -208,11 +242,12 @@ def from_config(config: Mapping[str, Any], where: str) -> DecoderSpec:
             num_kv_heads=config.get("num_key_value_heads", facts.num_kv_heads) or heads,
             head_dim=config.get("head_dim") or facts.head_dim or dim // heads,
             ffn_dim=config["intermediate_size"],
+            experts=None if facts.router is None else mixtures.read(family, config, where),
             max_positions=config.get("max_position_embeddings", facts.max_positions),
             norm_eps=config.get("rms_norm_eps", facts.norm_eps),
             rope=_rope(config, facts, where),
-            qkv_bias=facts.qkv_bias,
-            qk_norm=facts.qk_norm,
+            qkv_bias=config.get("attention_bias", False) if facts.qkv_bias is None else facts.qkv_bias,
+            qk_norm=config.get("use_qk_norm", False) if facts.qk_norm is None else facts.qk_norm,
             tied=config.get("tie_word_embeddings", False),
             sliding_window=window,
             family=family,

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.models.decoder import Decoder
-from shunter.models.families import from_config, to_config
+from shunter.models.families import family_of, from_config, to_config
+from shunter.models.mixtures import PARTS
+from shunter.models.moe import routers
 from shunter.models.spec import DecoderSpec
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -61,15 +63,22 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> Decod
             f"the configuration has {spec.num_layers} layers, but there are {len(stored)} tensors in all",
             where=str(folder),
         )
+    if spec.experts is not None and spec.experts.num_experts > len(stored):
+        raise ShunterError(
+            f"the configuration has {spec.experts.num_experts} experts, but there are {len(stored)} tensors "
+            "in all",
+            where=str(folder),
+        )
     with torch.device("meta"):
         model = Decoder(spec)
-    expected = {
-        name: part.shape for ours, p in model.named_parameters() for name, part in _split(spec, ours, p)
-    }
+    expected = {name: part.shape for name, part in _parts(model)}
     _check(spec, expected, stored, str(folder))
     dtype = dtype or _DTYPES[stored[EMBEDDING].kind]
     model.to(dtype=dtype).to_empty(device="cpu")
-    targets = {name: part for ours, p in model.named_parameters() for name, part in _split(spec, ours, p)}
+    for _, router in routers(model):
+        if router.bias is not None:  # a sum of small updates, which fewer bits would lose
+            router.bias = router.bias.float() if dtype.itemsize < 4 else router.bias
+    targets = dict(_parts(model))
     with torch.no_grad():
         for path in sorted({place.path for place in stored.values()}):
             with safe_open(path, framework="pt") as file:
@@ -125,11 +134,7 @@ def save_model(
     generation: further keys of generation_config.json, such as the temperature that a model is meant for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    views = {
-        part: value
-        for name, parameter in model.named_parameters()
-        for part, value in _split(model.spec, name, parameter.detach())
-    }
+    views = {name: part.detach() for name, part in _parts(model)}
     stored = dtype or next(iter(views.values())).dtype
     _write_shards(views, folder, max_shard_bytes, stored)
     kind = str(stored).removeprefix("torch.")
@@ -165,6 +170,12 @@ _TOP = {
 }
 
 
+def _parts(model: Decoder) -> Iterator[tuple[str, Tensor]]:
+    """Everything that is stored, by their names: parameters and routers' biases."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        yield from _split(model.spec, name, tensor)
+
+
 def _split(spec: DecoderSpec, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Their names of one of our parameters, each with its view of it (fused projections are several)."""
     if name in _TOP:
@@ -173,7 +184,9 @@ def _split(spec: DecoderSpec, name: str, tensor: Tensor) -> Iterator[tuple[str, 
     _, layer, rest = name.split(".", 2)
     place, _, leaf = rest.rpartition(".")
     prefix = f"model.layers.{layer}"
-    if place == "attention.qkv":
+    if spec.experts is not None and spec.experts.inside(int(layer)) and place.startswith("ffn."):
+        yield from _split_mixture(PARTS[family_of(spec)], prefix, rest, tensor)
+    elif place == "attention.qkv":
         width = spec.num_kv_heads * spec.head_dim
         q, k, v = tensor.split([spec.num_heads * spec.head_dim, width, width])
         for letter, part in zip("qkv", (q, k, v), strict=True):
@@ -184,6 +197,25 @@ def _split(spec: DecoderSpec, name: str, tensor: Tensor) -> Iterator[tuple[str, 
         yield f"{prefix}.mlp.up_proj.{leaf}", up
     else:
         yield f"{prefix}.{_NAMES[place]}.{leaf}", tensor
+
+
+def _split_mixture(
+    parts: Mapping[str, str], prefix: str, name: str, tensor: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """Experts are stored one by one, whatever they are computed as."""
+    if name.startswith("ffn.router."):
+        leaf = "e_score_correction_bias" if name.endswith("bias") else "weight"
+        yield f"{prefix}.{parts['router']}.{leaf}", tensor
+        return
+    shared = name.startswith("ffn.shared.")
+    for number, expert in enumerate([tensor] if shared else tensor):
+        place = f"{prefix}.{parts['shared']}" if shared else f"{prefix}.{parts['experts']}.{number}"
+        if "gate_up" in name:
+            gate, up = expert.chunk(2)
+            yield f"{place}.{parts['gate']}.weight", gate
+            yield f"{place}.{parts['up']}.weight", up
+        else:
+            yield f"{place}.{parts['down']}.weight", expert
 
 
 @dataclass(frozen=True)
@@ -239,7 +271,7 @@ def _write_shards(views: Mapping[str, Tensor], folder: Path, limit: int, dtype: 
     shards: list[list[str]] = [[]]
     total = size = 0
     for name, view in views.items():
-        nbytes = view.numel() * dtype.itemsize
+        nbytes = view.numel() * _kind(name, dtype).itemsize
         if shards[-1] and size + nbytes > limit:
             shards.append([])
             size = 0
@@ -250,11 +282,16 @@ def _write_shards(views: Mapping[str, Tensor], folder: Path, limit: int, dtype: 
     for number, names in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         # Copies, of one shard at a time: safetensors refuses views of shared storage.
-        tensors = {name: views[name].to(device="cpu", dtype=dtype, copy=True) for name in names}
+        tensors = {name: views[name].to(device="cpu", dtype=_kind(name, dtype), copy=True) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(names, file)
     if len(shards) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _kind(name: str, dtype: torch.dtype) -> torch.dtype:
+    """A router's bias keeps single precision, as in transformers."""
+    return torch.promote_types(dtype, torch.float32) if name.endswith("_correction_bias") else dtype
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -9,6 +9,7 @@ then shrinks from T^2 to the sum of the segments' squares.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +26,15 @@ class SegmentPlan:
     With no `mask` and no `shapes`, each row is one segment (or one and padding after it): plain causal
     attention over rows.
     mask    [B, 1, T, T]: True where a token sees another one; causal, inside the segment.
+    whole   who sees whom in whole rows, of which the tokens here are a part; for an attention that knows how
+            to fetch the rest.
     With `shapes` instead, the segments are laid out in slots, bucket after bucket; bucket i has
     `shapes[i]` = (segments, slots each).
     take    [slots]: the flat token of each slot (padding slots: some token)
     outside [n]:     the padding slots
     back    [B * T]: the slot of each flat token (padding tokens: some slot)
     padding [m]:     the flat tokens that are padding
+    real    [B, T]: True where a token is not padding; None: everywhere.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -39,18 +43,21 @@ class SegmentPlan:
     back: Tensor | None = None
     padding: Tensor | None = None
     mask: Tensor | None = None
+    whole: Any = None
+    real: Tensor | None = None
 
     @classmethod
     def build(cls, segments: Tensor, mask_up_to: int = MASK_UP_TO) -> SegmentPlan:
         """From segments [B, T]: the segment's number in its row, -1 on padding."""
         rows, length = segments.shape
         flat = segments.cpu()
+        filled = None if bool((flat >= 0).all()) else segments >= 0
         if bool((flat <= 0).all()) and bool((flat.diff(dim=1) <= 0).all()):
-            return cls(())
+            return cls((), real=filled)
         if length <= mask_up_to:
             # Padding sees padding: a query that saw nothing would be 0 / 0.
             same = segments[:, None, :, None] == segments[:, None, None, :]
-            return cls((), mask=same.tril())
+            return cls((), mask=same.tril(), real=filled)
         starts_here = torch.ones_like(flat, dtype=torch.bool)
         starts_here[:, 1:] = flat.diff(dim=1) != 0
         starts = starts_here.flatten().nonzero().flatten()
@@ -73,7 +80,8 @@ class SegmentPlan:
         back = torch.zeros(rows * length, dtype=torch.int64)
         back[take[inside]] = inside.nonzero().flatten()
         parts = (take, (~inside).nonzero().flatten(), back, (flat.flatten() < 0).nonzero().flatten())
-        return cls(tuple(shapes), *(part.to(segments.device) for part in parts))
+        take, outside, back, padding = (part.to(segments.device) for part in parts)
+        return cls(tuple(shapes), take, outside, back, padding, real=filled)
 
 
 class _Pick(torch.autograd.Function):

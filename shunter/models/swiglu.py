@@ -1,4 +1,4 @@
-"""SwiGLU's product with its gradient written out."""
+"""SwiGLU, its product with a gradient written out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202), gate and up fused into one product."""
+
+    def __init__(self, dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * ffn_dim, bias=False)
+        self.down = nn.Linear(ffn_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(swiglu(self.gate_up(x)))
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -34,9 +46,14 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        into = torch.empty_like(gate_up)
-        into_gate, into_up = into.chunk(2, dim=-1)
-        torch.mul(F.silu(gate), grad, out=into_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=into_gate)
-        return into
+        return swiglu_backward(grad, gate_up)
+
+
+def swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
+    """The gradient [..., 2 N] of gate and up from that of the product [..., N]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    into = torch.empty_like(gate_up)
+    into_gate, into_up = into.chunk(2, dim=-1)
+    torch.mul(F.silu(gate), grad, out=into_up)
+    torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=into_gate)
+    return into

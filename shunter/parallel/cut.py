@@ -69,8 +69,9 @@ def decoder_costs(spec: DecoderSpec, row_length: int) -> tuple[list[float], floa
     """
     qkv = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     out = spec.num_heads * spec.head_dim
-    layer = spec.dim * (qkv + out + 3 * spec.ffn_dim) + row_length * out
-    return [float(layer)] * spec.num_layers, 0.0, float(spec.dim * spec.vocab_size)
+    attention = spec.dim * (qkv + out) + row_length * out
+    layers = [float(attention + spec.ffn_weights(n, active=True)) for n in range(spec.num_layers)]
+    return layers, 0.0, float(spec.dim * spec.vocab_size)
 
 
 def _smallest_maximum(layers: int, stages: int, weight: Weight) -> list[int]:

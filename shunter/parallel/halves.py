@@ -1,8 +1,9 @@
 """The backward pass in halves: gradients of inputs now, gradients of weights when there is time.
 
-A linear layer's backward puts (input, gradient of its output) on a queue instead of multiplying them; the
-later half drains the queue. Everything else (norms, embeddings, biases of other modules) takes its gradient
-in the first half: it is cheap there, and nothing is left out if a module is of a kind unknown here.
+The backward of a linear layer, or of a mixture's experts, puts (input, gradient of its output) on a queue
+instead of multiplying them; the later half drains the queue. Everything else (norms, embeddings, routers,
+biases of other modules) takes its gradient in the first half: it is cheap there, and nothing is left out if
+a module is of a kind unknown here.
 
 The graph is not cut. Cutting it at parameters, as torch.distributed.pipelining does, costs twice the work
 under recomputation, and under FSDP2 it loses gradients where weights are resharded in between (torch 2.13).
@@ -18,17 +19,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shunter.models.grouped import grouped_outer
+from shunter.models.moe import Experts
+
 
 class Deferred(NamedTuple):
-    """A product that is still to be done: output gradient [..., O] and input [..., I]."""
+    """A product that is still to be done: output gradient [..., O] and input [..., I].
+
+    counts [E]: how many rows belong to each expert, where weight is [E, O, I].
+    """
 
     weight: nn.Parameter
     input: Tensor
     grad: Tensor
+    counts: Tensor | None = None
 
 
 class WeightQueue:
-    """Where linear layers leave their weights' gradients while a first half runs.
+    """Where linear layers and experts leave their weights' gradients while a first half runs.
 
     `open` is the list of the running first half; None: gradients are taken at once. It is a plain
     attribute and not thread-local: on CUDA, autograd calls backward functions from a thread of its own.
@@ -38,21 +46,27 @@ class WeightQueue:
         self.open: deque[Deferred] | None = None
 
     def attach(self, module: nn.Module) -> int:
-        """Let every nn.Linear within defer to this queue; returns how many there are.
+        """Let every nn.Linear and all experts within defer to this queue; returns how many there are.
 
         Subclasses of Linear are left alone: what they compute is not known here.
         """
         found = [child for child in module.modules() if type(child) is nn.Linear]
         for linear in found:
             linear.forward = _Forward(linear, self)  # type: ignore[assignment,method-assign]
-        return len(found)
+        mixtures = [child for child in module.modules() if isinstance(child, Experts)]
+        for experts in mixtures:
+            experts.later = _Later(experts, self)
+        return len(found) + len(mixtures)
 
     @staticmethod
     def drain(work: deque[Deferred]) -> None:
         """Add all gradients of weights to `.grad`, oldest first, each product freed before the next."""
         while work:
-            weight, x, grad = work.popleft()
-            accumulate(weight, grad, x)
+            weight, x, grad, counts = work.popleft()
+            if counts is None:
+                accumulate(weight, grad, x)
+            else:
+                accumulate_groups(weight, grad, x, counts)
 
 
 @torch.no_grad()
@@ -65,6 +79,29 @@ def accumulate(weight: nn.Parameter, grad: Tensor, x: Tensor) -> None:
         weight.grad.addmm_(grad.t(), x)
     else:
         weight.grad += grad.t() @ x
+
+
+@torch.no_grad()
+def accumulate_groups(weight: nn.Parameter, grad: Tensor, x: Tensor, counts: Tensor) -> None:
+    """weight.grad [E, O, I] += grad^T x over the rows of each expert."""
+    product = grouped_outer(grad, x, counts).to(weight.dtype)
+    if weight.grad is None:
+        weight.grad = product
+    else:
+        weight.grad += product
+
+
+class _Later:
+    """Answers experts that ask whether their weights' gradients are taken later."""
+
+    def __init__(self, experts: Experts, queue: WeightQueue) -> None:
+        self.experts, self.queue = experts, queue
+
+    def __call__(self, name: str, grad: Tensor, rows: Tensor, counts: Tensor) -> bool:
+        if self.queue.open is None:
+            return False
+        self.queue.open.append(Deferred(self.experts.get_parameter(name), rows, grad, counts))
+        return True
 
 
 class _Forward:

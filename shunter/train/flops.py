@@ -9,16 +9,14 @@ from shunter.models.spec import DecoderSpec
 
 
 def batch_flops(spec: DecoderSpec, batch: Batch) -> float:
-    """FLOP of forward and backward over the batch: 2 a weight and token, 4 a head's width and visible
-    pair, times 3 (arXiv 2001.08361, section 2.1).
+    """FLOP of forward and backward over the batch: 2 a weight and token that meet, 4 a head's width and
+    visible pair, times 3 (arXiv 2001.08361, section 2.1).
 
     Counted is what the result needs: tokens that are not padding, pairs inside a document and the
     sliding window, and the head where there is a target. A kernel that computes more is not faster by it.
     """
-    qkv = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    block = spec.dim * (qkv + spec.num_heads * spec.head_dim) + 3 * spec.dim * spec.ffn_dim
     tokens = int((batch.segments >= 0).sum())
-    weights = spec.num_layers * block * tokens + spec.vocab_size * spec.dim * batch.num_valid
+    weights = spec.product_weights() * tokens + spec.vocab_size * spec.dim * batch.num_valid
     pairs = spec.num_layers * spec.num_heads * spec.head_dim * visible_pairs(batch, spec.sliding_window)
     return 3.0 * (2 * weights + 4 * pairs)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shunter.models.moe import expert_load
 from shunter.record.track import open_trackers
 from shunter.train.device import memory_mib, peak_flops
 from shunter.train.step import StepResult
@@ -85,7 +86,7 @@ class Meter:
         self.training = training
         how, place = training.how, training.place
         # Of all ranks together: the tokens counted are those of all.
-        ranks = 1 if training.pipeline is None else training.pipeline.world.size
+        ranks = 1 if training.layout is None else training.layout.world.size
         self.peak = ranks * peak_flops(training.device, training.precision)
         config = training.config.model_dump(mode="json")
         self.tracker = open_trackers(how.track, place.log / "track", place.name, config)
@@ -125,7 +126,7 @@ class Meter:
 
     def summary(self) -> dict[str, Any]:
         """Headline numbers of the whole run, over all its attempts."""
-        session = self.training.session
+        session, spec = self.training.session, self.training.decoder.spec
         tally = session.tally
         return {
             "loss": math.nan if tally.loss is None else tally.loss,
@@ -133,7 +134,8 @@ class Meter:
             "tokens_per_second": tally.total.tokens_per_second,
             "mfu": tally.total.mfu,
             "skipped": len(session.skipped),
-            "parameters": self.training.decoder.spec.num_parameters,
+            "parameters": spec.num_parameters,
+            **({} if spec.experts is None else {"active_parameters": spec.active_parameters}),
         }
 
     def close(self) -> None:
@@ -153,6 +155,7 @@ class Meter:
         }
         if self.training.config.z_loss:
             values["train/z_loss"] = tally.z_nats / tally.targets if tally.targets else math.nan
+        values |= expert_load(self.training.decoder)  # of the last step alone
         if math.isfinite(loss):
             tally.loss = loss
         tally.new_line()

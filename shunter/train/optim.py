@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shunter.models.decoder import Attention, SwiGLU
+from shunter.models.decoder import Attention, Block
+from shunter.models.moe import Experts, MoE, rebalance
+from shunter.models.swiglu import SwiGLU
+from shunter.parallel.part import DecoderPart
 from shunter.train.config import TrainConfig
+from shunter.train.cut_muon import CutMuon, matrices
 
 
 class Optimizers:
     """AdamW alone, or Muon (arXiv 2502.16982's scaling) for the layers' matrices and AdamW for the rest.
+
+    The tensors of experts [E, N, K] are E matrices, each of which Muon takes by itself; a router's is one
+    like any other.
 
     The state is keyed by parameter name, so it does not depend on the order in which a layout
     happens to list parameters. Muon takes a fused product's projections one by one: that they stand in
@@ -20,15 +27,32 @@ class Optimizers:
     3 % at 512, on two cores.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    def __init__(self, model: nn.Module, config: TrainConfig, part: DecoderPart | None = None) -> None:
+        """part: this rank's, where the model is laid out over several."""
+        self.model = model
+        named = dict(model.named_parameters()) if part is None else part.parameters
+        parameters = {name: p for name, p in named.items() if p.requires_grad}
         self.names = {id(p): name for name, p in parameters.items()}
         hidden = {
             name: p
             for name, p in parameters.items()
-            if config.optimizer == "muon" and p.ndim == 2 and "layers" in name.split(".")
+            if config.optimizer == "muon" and p.ndim >= 2 and "layers" in name.split(".")
         }
         rest = [p for name, p in parameters.items() if name not in hidden]
+        cut = {name for name in hidden if part is not None and not part.held[name].piece.is_whole}
+        self.cut_muon: CutMuon | None = None
+        if part is not None and config.optimizer == "muon":
+            # Made by all ranks, in one order, though one may hold no part of any matrix.
+            mine = {name: hidden.pop(name) for name in sorted(cut)}
+            self.cut_muon = CutMuon(
+                mine,
+                part.held,
+                part.mesh,
+                _whole_projections(model),
+                config.weight_decay,
+                config.lr,
+                config.momentum,
+            )
         groups = [
             {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
@@ -41,14 +65,16 @@ class Optimizers:
                 groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True
             )
         self.muon: torch.optim.Muon | None = None
+        self.rows: dict[str, list[int]] = {}
         self.matrices: dict[str, tuple[Tensor, list[Tensor]]] = {}  # parameter, views of its projections
         self.momentum: dict[str, Tensor] = {}
         if hidden:
             rows = _projections(model)
             for name, p in hidden.items():
-                views = list(p.detach().split(rows.get(name, p.shape[0])))
+                views = matrices(p.detach(), rows.get(name))
                 self.matrices[name] = p, views
                 self.names |= {id(view): name for view in views}
+            self.rows = rows
             self.muon = torch.optim.Muon(
                 [view for _, views in self.matrices.values() for view in views],
                 lr=config.lr,
@@ -75,45 +101,72 @@ class Optimizers:
         if self.muon is not None:
             for name, (p, views) in self.matrices.items():
                 self.momentum[name] = torch.zeros_like(p)
-                parts = self.momentum[name].split([len(view) for view in views])
+                parts = matrices(self.momentum[name], self.rows.get(name))
                 for view, part in zip(views, parts, strict=True):
                     self.muon.state[view] = {"momentum_buffer": part}
+        if self.cut_muon is not None:
+            self.cut_muon.materialise()
 
     def step(self, rate: float) -> None:
-        """One update of all parameters at the learning rate `rate`."""
+        """One update of all parameters at the learning rate `rate`, and of routers' biases."""
         for name, (p, views) in self.matrices.items():
             if views[0].data_ptr() != p.data_ptr():
                 raise RuntimeError(f"{name} was moved after its optimizer was made")
             if p.grad is not None:
-                for view, grad in zip(views, p.grad.split([len(view) for view in views]), strict=True):
+                for view, grad in zip(views, matrices(p.grad, self.rows.get(name)), strict=True):
                     view.grad = grad
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
             part.step()
+        if self.cut_muon is not None:
+            self.cut_muon.step(rate)
+        rebalance(self.model)
 
     def zero_grad(self) -> None:
         for p, _ in self.matrices.values():
             p.grad = None
+        if self.cut_muon is not None:
+            self.cut_muon.zero_grad()
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The live state tensors by parameter name: saved from, and loaded into in place."""
-        found = {name: {"momentum_buffer": whole} for name, whole in self.momentum.items()}
+        momentum = self.momentum | (self.cut_muon.momentum if self.cut_muon is not None else {})
+        found = {name: {"momentum_buffer": whole} for name, whole in momentum.items()}
         if self.adamw is not None:
             found |= {self.names[id(p)]: dict(state) for p, state in self.adamw.state.items()}
         return found
 
 
 def _projections(model: nn.Module) -> dict[str, list[int]]:
-    """Rows of each projection in the fused matrices, by the parameter's name."""
+    """Rows of each projection in the fused matrices, or in those of each expert, by the parameter's name."""
+    rows: dict[str, list[int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):
+            spec = module.spec
+            heads = (module.num_heads, module.num_kv_heads, module.num_kv_heads)
+            rows[f"{name}.qkv.weight"] = [count * spec.head_dim for count in heads]
+        elif isinstance(module, SwiGLU):
+            rows[f"{name}.gate_up.weight"] = [module.gate_up.weight.shape[0] // 2] * 2
+        elif isinstance(module, Experts):
+            rows[f"{name}.gate_up"] = [module.gate_up.shape[1] // 2] * 2
+    return rows
+
+
+def _whole_projections(model: nn.Module) -> dict[str, list[int]]:
+    """As `_projections`, of the whole matrices, of which the model may hold parts."""
     rows: dict[str, list[int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Attention):
             spec = module.spec
             heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
             rows[f"{name}.qkv.weight"] = [count * spec.head_dim for count in heads]
-        elif isinstance(module, SwiGLU):
-            rows[f"{name}.gate_up.weight"] = [module.gate_up.out_features // 2] * 2
+        elif isinstance(module, MoE):
+            rows[f"{name}.experts.gate_up"] = [module.spec.ffn_dim] * 2
+            if module.shared is not None:
+                rows[f"{name}.shared.gate_up.weight"] = [module.spec.shared_ffn_dim] * 2
+        elif isinstance(module, Block) and isinstance(module.ffn, SwiGLU):
+            rows[f"{name}.ffn.gate_up.weight"] = [module.attention.spec.ffn_dim] * 2
     return rows

@@ -11,12 +11,14 @@ from torch import Tensor
 from shunter.data.tokens import Batch
 from shunter.models.decoder import Decoder
 from shunter.models.head import linear_cross_entropy
+from shunter.models.moe import begin_step
 from shunter.models.segments import SegmentPlan
 from shunter.train.device import autocast
 
 
 class Passes(Protocol):
-    """What a step needs of a layout. All ranks call the same methods with the same rows, in one order."""
+    """What a step needs of a layout. All ranks call the same methods in one order; those that see the same
+    rows, with the same."""
 
     def gradients(
         self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float
@@ -27,8 +29,11 @@ class Passes(Protocol):
         z-loss, over all ranks.
         """
 
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over the ranks that see other rows; each gives what it counts in its own."""
+
     def loss(self, batches: Sequence[Batch], coefficients: Sequence[Tensor]) -> Tensor:
-        """The sum alone, without gradients; float64 scalar."""
+        """The sum alone, without gradients, of rows that all ranks have; float64 scalar."""
 
     def clip(self, limit: float) -> Tensor:
         """Scale the gradient of the whole model down to `limit`; returns its norm before."""
@@ -42,11 +47,15 @@ class OnePass:
     ) -> None:
         self.model, self.decoder, self.device, self.precision = model, decoder, device, precision
 
+    def total(self, values: Sequence[float]) -> list[float]:
+        return list(values)
+
     def gradients(
         self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float
     ) -> tuple[Tensor, Tensor]:
         whole = torch.zeros((), dtype=torch.float64, device=self.device)
         plain = torch.zeros_like(whole)
+        begin_step(self.decoder, sum(int((batch.segments >= 0).sum()) for batch in batches))
         for batch, factors in zip(batches, coefficients, strict=True):
             part, without = self._forward(self.model, batch, factors, z_loss)
             part.backward()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.data.loader import Loader
 from shunter.data.tokens import TokenRows
 from shunter.models.decoder import Decoder
+from shunter.parallel.part import DecoderPart
 from shunter.train.checkpoint.lifecycle import Checkpointer, State
 from shunter.train.config import Restore, TrainConfig
 from shunter.train.device import generator_state, restore_generator
@@ -24,11 +27,14 @@ from shunter.train.spikes import SpikeDetector
 class Session:
     """A run's state. `step` counts finished steps; the schedule is a function of it, not a state.
 
+    weights: what makes up the model here, by name: all of it, or this rank's part.
+
     There is no hidden random state: the order of rows is derived from (seed, epoch). torch's global
     generators are saved all the same, for models that draw from them.
     """
 
     model: Decoder
+    weights: Mapping[str, Tensor]
     config: TrainConfig
     optimizers: Optimizers
     loader: Loader
@@ -44,14 +50,23 @@ class Session:
     final: dict[str, Any] | None = None  # held-out metrics after the last step
 
     @classmethod
-    def fresh(cls, model: Decoder, config: TrainConfig, rows: TokenRows, seed: int) -> Session:
-        """A run that has done nothing yet."""
-        return cls(model, config, Optimizers(model, config), Loader(rows, derive_seed(seed, "order")))
+    def fresh(
+        cls,
+        model: Decoder,
+        config: TrainConfig,
+        rows: TokenRows,
+        seed: int,
+        part: DecoderPart | None = None,
+    ) -> Session:
+        """A run that has done nothing yet. part: this rank's, where the model is laid out over several."""
+        weights = model.state_dict(keep_vars=True) if part is None else part.state
+        optimizers = Optimizers(model, config, part)
+        return cls(model, weights, config, optimizers, Loader(rows, derive_seed(seed, "order")))
 
     def state(self) -> State:
         """The live tensors, nested by owner; loading fills them in place."""
         return {
-            "model": dict(self.model.state_dict()),
+            "model": {name: tensor.detach() for name, tensor in self.weights.items()},
             "optimizer": self.optimizers.state(),
             "rng": {"torch": torch.get_rng_state()},
         }
@@ -112,7 +127,7 @@ class Session:
 
     @property
     def _device(self) -> torch.device:
-        return next(p.device for p in self.model.parameters() if not p.is_meta)
+        return next(iter(self.weights.values())).device
 
     def _same_run(self, extra: dict[str, Any], where: str) -> None:
         """Raises ShunterError when the checkpoint belongs to a run of another configuration."""

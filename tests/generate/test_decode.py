@@ -11,7 +11,7 @@ from shunter.models import cache as cache_module
 from shunter.models.cache import KVCache
 from shunter.models.decode import Stepper
 from shunter.models.decoder import Decoder
-from shunter.models.spec import DecoderSpec, RopeSpec
+from shunter.models.spec import DecoderSpec, ExpertsSpec, RopeSpec
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -19,6 +19,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "norms": {"qk_norm": True, "num_kv_heads": 1, "tied": True},
     "window": {"sliding_window": 4},
     "dynamic": {"rope": RopeSpec(scaling="dynamic", factor=2.0, original_positions=6)},
+    "experts": {"experts": ExpertsSpec(num_experts=5, per_token=2, ffn_dim=16, capacity=0.5)},
+    "shared": {
+        "experts": ExpertsSpec(
+            num_experts=4, per_token=3, ffn_dim=8, shared_ffn_dim=8, router="sigmoid", dense_first=1
+        )
+    },
     "yarn": {"rope": RopeSpec(scaling="yarn", factor=4.0, original_positions=6)},
 }
 

@@ -62,6 +62,26 @@ def test_a_pretrained_model_is_a_hugging_face_folder(rows: Path, work: Work) -> 
     assert metrics["heldout_bits_per_byte"] > 0
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"capacity": 1.5, "balance_loss": 0.01},
+        {"router": "sigmoid", "shared_ffn_dim": 16, "bias_update": 0.01},
+    ],
+    ids=["softmax", "sigmoid"],
+)
+def test_a_pretrained_mixture_is_a_hugging_face_folder(more: dict[str, Any], rows: Path, work: Work) -> None:
+    from transformers import AutoModelForCausalLM
+
+    shape = {**SHAPE, "num_layers": 2, "experts": {"num_experts": 4, "per_token": 2, "ffn_dim": 16, **more}}
+    out, metrics = train(work, rows, model=shape)
+    assert metrics["parameters"] == read_spec(out).num_parameters
+    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    ours, ids = load_model(out), torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.logits(ours(ids)), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_training_goes_on_from_a_model(rows: Path, work: Work) -> None:
     first, before = train(work, rows)
     out, after = work(

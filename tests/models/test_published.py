@@ -102,6 +102,25 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         {"qk_norm": True, "head_dim": 128, "qkv_bias": False},
         596049920,
     ),
+    "Mixtral-8x7B-v0.1": (
+        {**MISTRAL, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral",
+         "attention_dropout": 0.0, "num_experts_per_tok": 2, "num_local_experts": 8,
+         "output_router_logits": False, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02,
+         "sliding_window": None, "transformers_version": "4.36.0.dev0", "vocab_size": 32000},
+        {"sliding_window": None, "head_dim": 128, "active_parameters": 12879925248},
+        46702792704,
+    ),
+    "Qwen3-30B-A3B": (
+        {**QWEN, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "attention_bias": False,
+         "decoder_sparse_step": 1, "head_dim": 128, "hidden_size": 2048, "intermediate_size": 6144,
+         "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [],
+         "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128,
+         "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4,
+         "output_router_logits": False, "rope_scaling": None, "router_aux_loss_coef": 0.001,
+         "sliding_window": None, "tie_word_embeddings": False},
+        {"qk_norm": True, "head_dim": 128, "active_parameters": 3353032704},
+        30532122624,
+    ),
 }  # fmt: skip
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from shunter.config.errors import ShunterError
 from shunter.models.decoder import Decoder
 from shunter.models.families import from_config, to_config
 from shunter.models.hf import load_model, read_spec, save_model
+from shunter.models.spec import DecoderSpec
 from tests.models.small import redraw, spec_of
 
 REFUSED = {
@@ -73,12 +75,61 @@ def test_ropes_that_mean_other_arithmetic_are_refused(rope: Any, complaint: str)
         from_config(config, "x")
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+MOE_REFUSED = {
+    "n_group": ("glm4-moe", 2, "n_group is 2"),
+    "num_nextn_predict_layers": ("glm4-moe", 1, "num_nextn_predict_layers is 1"),
+    "partial_rotary_factor": ("glm4-moe", 0.5, "a part of each head"),
+    "mlp_only_layers": ("qwen3-moe", [1], "are not the first layers"),
+    "num_local_experts": ("qwen3-moe", 7, "contradict each other"),
+    "num_experts_per_tok": ("mixtral", 9, "per_token 9 exceeds num_experts 6"),
+    "router_jitter_noise": ("mixtral", 0.1, "router_jitter_noise is 0.1"),
+    "num_experts": ("llama2", 4, "'num_experts' is not known"),
+    "attention_bias": ("qwen3-moe", True, "attention_bias is True"),
+}
+
+
+@pytest.mark.parametrize("key", MOE_REFUSED)
+def test_mixtures_that_mean_other_arithmetic_are_refused(key: str) -> None:
+    name, value, complaint = MOE_REFUSED[key]
+    with pytest.raises(ShunterError, match=complaint):
+        from_config({**to_config(spec_of(name)), key: value}, "x")
+
+
+EXPERTS = {"num_experts": 4, "per_token": 2, "ffn_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("shape", "experts", "complaint"),
+    [
+        ({}, {"shared_ffn_dim": 8}, "a softmax router and shared_ffn_dim together"),
+        ({}, {"scale": 2.0}, "a softmax router and a scale together"),
+        ({}, {"bias_update": 0.1}, "a softmax router and bias_update together"),
+        ({"qkv_bias": True}, {}, "a softmax router and qkv_bias together"),
+        ({}, {"normalise": False}, "without qk_norm"),
+        ({}, {"dense_first": 1}, "without qk_norm"),
+        ({"qk_norm": True}, {"dense_first": 2}, "no layer has experts"),
+        ({}, {"router": "sigmoid"}, "a multiple of experts.ffn_dim"),
+        ({}, {"router": "sigmoid", "shared_ffn_dim": 12}, "a multiple of experts.ffn_dim"),
+        ({"sliding_window": 4}, {"router": "sigmoid", "shared_ffn_dim": 8}, "a sigmoid router with"),
+        ({}, {"per_token": 5}, "per_token 5 exceeds num_experts 4"),
+    ],
+)
+def test_mixtures_that_no_architecture_has_are_refused_before_they_are_trained(
+    shape: dict[str, Any], experts: dict[str, Any], complaint: str
+) -> None:
+    whole = {**spec_of("llama2").model_dump(), **shape, "experts": {**EXPERTS, **experts}}
+    with pytest.raises(ValidationError, match=complaint):
+        DecoderSpec(**whole)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe", "glm4_moe"])
 def test_keys_left_out_mean_what_they_mean_in_transformers(family: str) -> None:
     from transformers import AutoConfig
 
     needed = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
     config = {"model_type": family, **dict.fromkeys(needed, 64), "hidden_size": 4096}
+    if family == "glm4_moe":  # by default it turns half of each head, and predicts two tokens
+        config |= {"partial_rotary_factor": 1.0, "num_nextn_predict_layers": 0}
     theirs = AutoConfig.for_model(**config)
     spec = from_config(config, "x")
     assert spec.num_kv_heads == theirs.num_key_value_heads
@@ -88,6 +139,15 @@ def test_keys_left_out_mean_what_they_mean_in_transformers(family: str) -> None:
     assert spec.rope.theta == theirs.rope_parameters["rope_theta"]
     assert spec.sliding_window == getattr(theirs, "sliding_window", None)
     assert spec.tied == theirs.tie_word_embeddings
+    if spec.experts is not None:
+        assert spec.experts.num_experts == theirs.num_local_experts
+        assert spec.experts.per_token == theirs.num_experts_per_tok
+        assert spec.experts.ffn_dim == getattr(theirs, "moe_intermediate_size", theirs.intermediate_size)
+        assert spec.experts.normalise == getattr(theirs, "norm_topk_prob", True)
+        assert spec.experts.dense_first == getattr(theirs, "first_k_dense_replace", 0)
+        assert spec.experts.scale == getattr(theirs, "routed_scaling_factor", 1.0)
+        shared = getattr(theirs, "n_shared_experts", 0)
+        assert spec.experts.shared_ffn_dim == shared * spec.experts.ffn_dim
 
 
 def rewrite(folder: Path, change: Any) -> None:

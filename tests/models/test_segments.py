@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shunter.models.decoder import Decoder
 from shunter.models.init import init_weights
 from shunter.models.segments import MASK_UP_TO, SegmentPlan
-from shunter.models.spec import DecoderSpec
+from shunter.models.spec import DecoderSpec, ExpertsSpec
 
 SPEC = DecoderSpec(
     vocab_size=31, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=24, tied=True
@@ -86,7 +86,29 @@ def test_flops_count_what_a_token_sees() -> None:
         assert spec.flops_per_token(12, training=False) == 2 * weights + 4 * 2 * 16 * seen
 
 
+def test_flops_count_the_experts_that_a_token_meets() -> None:
+    experts = ExpertsSpec(num_experts=6, per_token=2, ffn_dim=10, shared_ffn_dim=4, dense_first=1)
+    spec = SPEC.model_copy(update={"experts": experts})
+    layer = 3 * 16 * (2 * 10 + 4) + 16 * 6
+    dense = SPEC.flops_per_token(12, training=False)
+    assert spec.flops_per_token(12, training=False) == dense + 2 * (layer - 3 * 16 * 24)
+    unused = 3 * 16 * 10 * (6 - 2)
+    assert spec.active_parameters == spec.num_parameters - unused
+    assert SPEC.active_parameters == SPEC.num_parameters
+
+
+EXPERTS = {"num_experts": 6, "per_token": 2, "ffn_dim": 10}
+
+
 def test_parameters_are_counted_without_making_them() -> None:
-    for update in ({}, {"tied": False}, {"qkv_bias": True}, {"qk_norm": True}):
+    mixed = ExpertsSpec(**EXPERTS, shared_ffn_dim=10, dense_first=1)
+    for update in (
+        {},
+        {"tied": False},
+        {"qkv_bias": True},
+        {"qk_norm": True},
+        {"experts": ExpertsSpec(**EXPERTS)},
+        {"experts": mixed},
+    ):
         spec = SPEC.model_copy(update=update)
         assert spec.num_parameters == sum(p.numel() for p in Decoder(spec).parameters())

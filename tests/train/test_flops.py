@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shunter.data.tokens import IGNORE, Batch
+from shunter.models.spec import ExpertsSpec
 from shunter.record import events
 from shunter.train import loop
 from shunter.train.flops import batch_flops, visible_pairs
@@ -42,9 +43,10 @@ def test_pairs_are_those_that_a_token_sees(rows: list[list[int]], window: int | 
     assert visible_pairs(batch(segments), window) == expected
 
 
-def test_one_document_a_row_takes_what_the_specification_says() -> None:
-    whole = batch([[0] * 24] * 3)
-    assert batch_flops(corpora.SPEC, whole) == pytest.approx(72 * corpora.SPEC.flops_per_token(24), rel=1e-12)
+@pytest.mark.parametrize("experts", [None, ExpertsSpec(num_experts=6, per_token=2, ffn_dim=10)])
+def test_one_document_a_row_takes_what_the_specification_says(experts: ExpertsSpec | None) -> None:
+    whole, spec = batch([[0] * 24] * 3), corpora.SPEC.model_copy(update={"experts": experts})
+    assert batch_flops(spec, whole) == pytest.approx(72 * spec.flops_per_token(24), rel=1e-12)
 
 
 def test_documents_padding_and_silent_tokens_take_less() -> None:

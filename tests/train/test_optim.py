@@ -14,6 +14,7 @@ from tests.train import corpora
 
 MUON = TrainConfig(steps=1, optimizer="muon")
 FUSED = ("attention.qkv.weight", "ffn.gate_up.weight")
+EXPERTS = {"num_experts": 3, "per_token": 1, "ffn_dim": 20}
 
 
 def with_gradients(model: Decoder, seed: int) -> None:
@@ -29,19 +30,30 @@ def separate(name: str, tensor: torch.Tensor, spec: DecoderSpec) -> list[torch.T
         return [tensor[:q], tensor[q : q + kv], tensor[q + kv :]]
     if name.endswith(FUSED[1]):
         return [tensor[: spec.ffn_dim], tensor[spec.ffn_dim :]]
-    return [tensor]
+    if name.endswith("experts.gate_up"):
+        return [part for expert in tensor for part in expert.chunk(2)]
+    return list(tensor) if name.endswith("experts.down") else [tensor]
 
 
-def test_each_projection_is_updated_as_if_it_stood_alone() -> None:
+def model_of(experts: dict[str, int] | None) -> Decoder:
+    model = Decoder(DecoderSpec(**{**corpora.SPEC.model_dump(), "experts": experts}))
+    init_weights(model, 0)
+    return model
+
+
+@pytest.mark.parametrize(("experts", "matrices"), [(None, 7), (EXPERTS, 4 + 1 + 3 * 3)])
+def test_each_projection_is_updated_as_if_it_stood_alone(
+    experts: dict[str, int] | None, matrices: int
+) -> None:
     """Against torch's Muon on parameters of their own: same bits, over several steps and a skipped one."""
-    model = corpora.decoder()
+    model = model_of(experts)
     ours = Optimizers(model, MUON)
     alone = {
         name: [torch.nn.Parameter(part.detach().clone()) for part in separate(name, p, model.spec)]
         for name, p in model.named_parameters()
         if name in ours.matrices
     }
-    assert sum(len(parts) for parts in alone.values()) == 7 * model.spec.num_layers
+    assert sum(len(parts) for parts in alone.values()) == matrices * model.spec.num_layers
     theirs = torch.optim.Muon(
         [part for parts in alone.values() for part in parts],
         momentum=MUON.momentum,
@@ -83,9 +95,10 @@ def test_the_update_of_each_projection_has_the_size_that_is_promised() -> None:
         assert float(part.square().mean().sqrt()) / 1e-2 == pytest.approx(0.2, rel=0.25)
 
 
-def test_the_state_is_one_tensor_a_parameter() -> None:
+@pytest.mark.parametrize("experts", [None, EXPERTS])
+def test_the_state_is_one_tensor_a_parameter(experts: dict[str, int] | None) -> None:
     """Checkpoints are those of an optimizer that knows nothing of projections, and loads fill the views."""
-    model = corpora.decoder()
+    model = model_of(experts)
     optimizers = Optimizers(model, MUON)
     state = optimizers.state()
     assert state.keys() == {name for name, _ in model.named_parameters()}

@@ -1,0 +1,238 @@
+"""Experts on several ranks: tokens travel to them and back (arXiv 2504.14960, section 3.3).
+
+Along `ep` each rank holds some experts whole; along `etp` it holds a part of the width of each. Both grids
+fold over the ranks of the dense layers: whatever tokens a rank has, few or none, it sends each to the ranks
+that hold its experts, so that no communication is needed between the two grids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from shunter.config.errors import ShunterError
+from shunter.models.moe import Experts, MoE, by_expert, collect, routers, spread
+from shunter.models.router import Routing
+from shunter.models.spec import ExpertsSpec
+from shunter.parallel.exchange import exchange, gather_equal, gather_rows, reduce_rows
+from shunter.parallel.mesh import Peers
+
+# (dim, [(begin, end), ...]) for each dim that is cut: the ranges one after the other are what a rank holds.
+Slices = list[tuple[int, list[tuple[int, int]]]]
+
+
+def expert_slices(
+    spec: ExpertsSpec, ep: int, etp: int, ep_index: int = 0, etp_index: int = 0
+) -> dict[str, Slices]:
+    """What of each parameter of a `MoE`, by its name there, one rank holds; of others it holds all.
+
+    Gate and up stand in one tensor, so that its rows are two ranges. Raises ShunterError, with the nearest
+    degrees, for experts that cannot be cut so.
+    """
+    _check("ep", ep, spec.num_experts, "experts")
+    _check("etp", etp, spec.ffn_dim, "columns of an expert (ffn_dim)")
+    experts, width = spec.num_experts // ep, spec.ffn_dim // etp
+    mine = (0, [(ep_index * experts, (ep_index + 1) * experts)])
+    begin, end = etp_index * width, (etp_index + 1) * width
+    gate_up = (1, [(begin, end), (spec.ffn_dim + begin, spec.ffn_dim + end)])
+    return {"experts.gate_up": [mine, gate_up], "experts.down": [mine, (2, [(begin, end)])]}
+
+
+def _check(axis: str, degree: int, number: int, what: str) -> None:
+    if number % degree:
+        legal = [count for count in range(1, number + 1) if number % count == 0]
+        nearest = min(legal, key=lambda count: abs(count - degree))
+        raise ShunterError(
+            f"{number} {what} cannot be spread over {axis} {degree}", mend=f"Use {axis}={nearest}."
+        )
+
+
+def take(tensor: Tensor, slices: Slices) -> Tensor:
+    """The part of a whole tensor that `slices` name: a copy."""
+    for dim, ranges in slices:
+        tensor = torch.cat([tensor.narrow(dim, begin, end - begin) for begin, end in ranges], dim)
+    return tensor.clone()
+
+
+def parallel_experts(
+    moe: MoE,
+    ep: Peers,
+    etp: Peers,
+    *,
+    sequence: Peers | None = None,
+    places: Callable[[int], Tensor] | None = None,
+) -> None:
+    """Keep this rank's part of the experts, in place and under the same names, and reach the others.
+
+    Each rank then passes its own tokens to `moe`. Gradients of experts are sums over the tokens of all peers
+    of ep and etp; those of the router and of the shared expert are of this rank's tokens alone.
+
+    sequence: ranks that hold other tokens of the same rows, equally many each, one after the other: what
+    looks at whole rows (capacity, balance) asks them.  places: of a row's length, where in the row each
+    of these tokens stands, when a rank's are not neighbours.
+    """
+    cut = expert_slices(moe.spec, ep.size, etp.size, ep.index, etp.index)
+    for name, slices in cut.items():
+        leaf = name.removeprefix("experts.")
+        whole = getattr(moe.experts, leaf)
+        part = nn.Parameter(take(whole.detach(), slices), requires_grad=whole.requires_grad)
+        setattr(moe.experts, leaf, part)
+    reach_experts(moe, ep, etp, sequence=sequence, places=places)
+
+
+def reach_experts(
+    moe: MoE,
+    ep: Peers,
+    etp: Peers,
+    *,
+    sequence: Peers | None = None,
+    places: Callable[[int], Tensor] | None = None,
+) -> None:
+    """As `parallel_experts`, for experts that are this rank's part already."""
+    if ep.size * etp.size > 1:
+        moe.dispatch = Dispatcher(moe.experts, moe.spec, ep, etp)
+    if sequence is not None and sequence.size > 1:
+        moe.router.others = RowPeers(sequence, places)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The traffic of one layer and micro-batch, in rows.
+
+    send, receive: to and from each peer of ep.  sizes: that each peer of etp then has for these experts.
+    order: of all gathered rows, sorted by expert.  counts: of each expert here.
+    """
+
+    ep: Peers
+    etp: Peers
+    send: Sequence[int]
+    receive: Sequence[int]
+    sizes: Sequence[int]
+    order: Tensor
+    counts: Tensor
+
+
+class Dispatcher:
+    """Tokens to the ranks that hold their experts, and the sums back."""
+
+    def __init__(self, experts: Experts, spec: ExpertsSpec, ep: Peers, etp: Peers) -> None:
+        # Not a child: the experts' names are those of the whole model.
+        self.experts, self.num_experts = experts, spec.num_experts
+        self.ep, self.etp = ep, etp
+
+    def __call__(self, x: Tensor, routing: Routing) -> Tensor:
+        """[n, D] for this rank's tokens x [n, D]; every peer calls it, with however many."""
+        pairs, counts = by_expert(routing, self.num_experts)
+        route = self.plan(counts)
+        pairs = pairs[: sum(route.send)]
+        rows, weights = _Send.apply(*spread(x, routing.weights, pairs), route)
+        rows = _Return.apply(self.experts(rows, weights, route.counts), route)
+        return collect(rows, pairs, *routing.experts.shape)
+
+    @torch.no_grad()
+    def plan(self, counts: Tensor) -> Route:
+        """From this rank's counts [E]. The one place where the host waits for the device."""
+        ep, etp = self.ep, self.etp
+        every = gather_equal(gather_equal(counts, ep), etp)  # [etp, ep, E]
+        table = every.tolist()
+        local = self.num_experts // ep.size
+
+        def total(of: Sequence[int], peer: int) -> int:
+            return sum(of[peer * local : (peer + 1) * local])
+
+        column = table[etp.index]
+        send = [total(column[ep.index], peer) for peer in range(ep.size)]
+        receive = [total(sender, ep.index) for sender in column]
+        sizes = [sum(total(sender, ep.index) for sender in part) for part in table]
+        # Rows arrive by (etp peer, ep peer, expert); a stable sort brings each expert's together.
+        here = every[:, :, ep.index * local : (ep.index + 1) * local]
+        experts = torch.arange(local, device=counts.device).expand_as(here)
+        experts = experts.flatten().repeat_interleave(here.flatten(), output_size=sum(sizes))
+        order = experts.argsort(stable=True)
+        return Route(ep, etp, send, receive, sizes, order, here.sum((0, 1)))
+
+
+def _there(rows: Tensor, route: Route) -> Tensor:
+    rows = exchange(rows, route.send, route.receive, route.ep)
+    return gather_rows(rows, route.sizes, route.etp).index_select(0, route.order)
+
+
+def _back(rows: Tensor, route: Route) -> Tensor:
+    """The adjoint of `_there`."""
+    arrived = torch.empty_like(rows)
+    arrived[route.order] = rows
+    arrived = reduce_rows(arrived, route.sizes, route.etp)
+    return exchange(arrived, route.receive, route.send, route.ep)
+
+
+class _Send(torch.autograd.Function):
+    """Rows [m, D] and weights [m]. One function for both, so that all ranks exchange in one order."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, route: Route) -> tuple[Tensor, Tensor]:
+        ctx.route = route
+        return _there(rows, route), _there(weights, route)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, rows: Tensor, weights: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        return _back(rows, ctx.route), _back(weights, ctx.route), None
+
+
+class _Return(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, route: Route) -> Tensor:
+        ctx.route = route
+        return _back(rows, route)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _there(grad, ctx.route), None
+
+
+def sum_load(model: nn.Module, peers: Peers) -> None:
+    """Make every router's load that of all ranks' tokens: after the last backward, before `rebalance`.
+
+    peers: ranks whose tokens are different ones. All of them call it, after at least one backward pass each.
+    """
+    loads = [router.load for _, router in routers(model) if router.load is not None]
+    if peers.size == 1 or not loads:
+        return
+    parts = [part for load in loads for part in (load.chosen, load.dropped, load.balance, load.z)]
+    summed = torch.cat([part.flatten().double() for part in parts])  # whole numbers stay exact below 2^53
+    dist.all_reduce(summed, group=peers.group)
+    for part, total in zip(parts, summed.split([part.numel() for part in parts]), strict=True):
+        part.copy_(total.view(part.shape))
+
+
+class RowPeers:
+    """Ranks that hold equal parts of the same rows; see `router.Others`."""
+
+    def __init__(self, peers: Peers, places: Callable[[int], Tensor] | None = None) -> None:
+        self.peers, self._places = peers, places
+
+    def total(self, counts: Tensor) -> Tensor:
+        """The sum [B, E] of all ranks' counts."""
+        summed = counts.clone()
+        dist.all_reduce(summed, group=self.peers.group)
+        return summed
+
+    def gather(self, parts: list[Tensor]) -> tuple[list[Tensor], int]:
+        """All ranks' tokens of each tensor [B, T, ...], and the number of the first that is ours."""
+        found = []
+        for part in parts:
+            plain = part.to(torch.uint8) if part.dtype == torch.bool else part  # not every backend sends bits
+            every = gather_equal(plain.transpose(0, 1).contiguous(), self.peers)
+            found.append(every.flatten(0, 1).transpose(0, 1).to(part.dtype))
+        return found, self.peers.index * parts[0].shape[1]
+
+    def places(self, length: int) -> Tensor | None:
+        """[length]: where in its row each gathered token stands; None: in this order."""
+        return None if self._places is None else self._places(length)
