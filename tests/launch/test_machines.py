@@ -14,8 +14,8 @@ from shunter.launch.place import Place, leave
 
 def node(host: str, **more: Any) -> dict[str, Any]:
     return {
-        "name": host, "host": host, "node": 0, "ranks": 2,
-        "python": "3.12.3", "torch": "2.13.0", "nccl": "2.29",
+        "name": host, "host": host, "node": 0, "ranks": 2, "python": "3.12.3", "torch": "2.13.0",
+        "nccl": "2.29",
         "shunter": "0.1.0", "digest": "aaa", "commit": "c" * 40, "dirty": False, "devices": ["L40S", "L40S"],
         "gpus": 2, "cores": 8, "free_bytes": 10**12, "recipe_seen": True, "address": "10.0.0.1", "clock": 0.0,
         **more,
