@@ -22,6 +22,7 @@ from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.layout.conversion import moved_elements, route, table
+from shunter.layout.grid import Grid
 from shunter.layout.placement import (
     Broadcast,
     Partial,
@@ -35,7 +36,7 @@ from shunter.layout.placement import (
 )
 from shunter.layout.slices import Spread
 from shunter.parallel.boxing import Axes, redistribute, transfer
-from shunter.parallel.mesh import Peers, ProcessGroups
+from shunter.parallel.mesh import Mesh, Peers, ProcessGroups
 from shunter.parallel.moving import Moved, inside
 
 GROUPS = ProcessGroups(timeout=timedelta(seconds=60))
@@ -305,3 +306,18 @@ def test_alone_nothing_is_moved() -> None:
         both = parse(f"{source},{target}"), parse(f"{target},{source}")
         assert torch.equal(redistribute(x, (3, 4), *both, axes, moved=moved), x)
         assert moved == Moved()
+
+
+def on_a_mesh(rank: int, groups: Any, _: Any) -> tuple[Any, ...]:
+    mesh = Mesh(Grid(dp=2, tp=2), rank, GROUPS, combined=[("dp", "tp")])
+    axes = Axes.of(mesh, "dp", "tp")
+    part = torch.full((2, 3), float(rank))
+    found = redistribute(part, (4, 3), parse("S0,P"), parse("B,B"), axes)
+    return axes.hierarchy, axes.place, found[:, 0].tolist()
+
+
+def test_axes_of_a_mesh(pool: Any) -> None:
+    for rank, (hierarchy, place, found) in enumerate(pool.run(on_a_mesh, 4)):
+        assert hierarchy == (2, 2)
+        assert place == (rank // 2, rank % 2)
+        assert found == [1.0, 1.0, 5.0, 5.0]  # ranks 0 and 1 added, then 2 and 3
