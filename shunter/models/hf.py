@@ -64,12 +64,14 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> Decod
     with torch.device("meta"):
         model = Decoder(spec)
     expected = {
-        name: part.shape for ours, p in model.named_parameters() for name, part in _split(spec, ours, p)
+        name: part.shape for ours, p in model.named_parameters() for name, part in their_parts(spec, ours, p)
     }
     _check(spec, expected, stored, str(folder))
     dtype = dtype or _DTYPES[stored[EMBEDDING].kind]
     model.to(dtype=dtype).to_empty(device="cpu")
-    targets = {name: part for ours, p in model.named_parameters() for name, part in _split(spec, ours, p)}
+    targets = {
+        name: part for ours, p in model.named_parameters() for name, part in their_parts(spec, ours, p)
+    }
     with torch.no_grad():
         for path in sorted({place.path for place in stored.values()}):
             with safe_open(path, framework="pt") as file:
@@ -128,7 +130,7 @@ def save_model(
     views = {
         part: value
         for name, parameter in model.named_parameters()
-        for part, value in _split(model.spec, name, parameter.detach())
+        for part, value in their_parts(model.spec, name, parameter.detach())
     }
     stored = dtype or next(iter(views.values())).dtype
     _write_shards(views, folder, max_shard_bytes, stored)
@@ -165,7 +167,7 @@ _TOP = {
 }
 
 
-def _split(spec: DecoderSpec, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+def their_parts(spec: DecoderSpec, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Their names of one of our parameters, each with its view of it (fused projections are several)."""
     if name in _TOP:
         yield _TOP[name], tensor

@@ -114,6 +114,6 @@ def _projections(model: nn.Module) -> dict[str, list[int]]:
             spec = module.spec
             heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
             rows[f"{name}.qkv.weight"] = [count * spec.head_dim for count in heads]
-        elif isinstance(module, SwiGLU):
+        elif isinstance(module, SwiGLU) and isinstance(module.gate_up, nn.Linear):  # not a frozen one
             rows[f"{name}.gate_up.weight"] = [module.gate_up.out_features // 2] * 2
     return rows

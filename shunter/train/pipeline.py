@@ -104,6 +104,7 @@ class PipelinePasses:
         self.executor = self._executor(parallel.lowered(self.order))
         self._forwards: dict[int, Executor] = {}
         self.tied = decoder.spec.tied and first != last and not split_ends
+        self.tied = self.tied and decoder.embed.weight.requires_grad  # a frozen one stays the same by itself
         self.shares_tied = self.tied and world.rank in (first, last)
         self.counts_tied = world.rank == first
 

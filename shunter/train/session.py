@@ -49,9 +49,13 @@ class Session:
         return cls(model, config, Optimizers(model, config), Loader(rows, derive_seed(seed, "order")))
 
     def state(self) -> State:
-        """The live tensors, nested by owner; loading fills them in place."""
+        """The live tensors, nested by owner; loading fills them in place.
+
+        Frozen parameters are not among them: they are those that the run began with.
+        """
+        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
         return {
-            "model": dict(self.model.state_dict()),
+            "model": trained,
             "optimizer": self.optimizers.state(),
             "rng": {"torch": torch.get_rng_state()},
         }
