@@ -104,14 +104,13 @@ class AdaptedLinear(nn.Module):
             begin += count
 
     def forward(self, x: Tensor) -> Tensor:
+        # The compiler would keep a packed weight unpacked for the backward, so it is given whole ones only.
+        compiled = torch.compiler.is_compiling() and isinstance(self.frozen, FrozenWeight)
+        if torch.is_grad_enabled() and not compiled:
+            return _adapted(x, self)
         down, up = list(self.a.values()), list(self.b.values())
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            y = F.linear(x, self.frozen.weight(_compute_dtype(x)), self.bias)
-            if not down:
-                return y
-            return y + F.linear(F.linear(x, torch.cat(down)), self._spread(up))
-        y = _Adapted.apply(x, self, *down, *up)
-        return y
+        y = F.linear(x, self.frozen.weight(_compute_dtype(x)), self.bias)
+        return y + F.linear(F.linear(x, torch.cat(down)), self._spread(up)) if down else y
 
     def delta(self, name: str) -> Tensor:
         """[O, I] of the projection: what the adapter adds to its weight."""
@@ -140,6 +139,12 @@ class AdaptedLinear(nn.Module):
 def _compute_dtype(x: Tensor) -> torch.dtype:
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+@torch.compiler.disable
+def _adapted(x: Tensor, module: AdaptedLinear) -> Tensor:
+    y: Tensor = _Adapted.apply(x, module, *module.a.values(), *module.b.values())
+    return y
 
 
 class _Adapted(torch.autograd.Function):
