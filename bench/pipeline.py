@@ -41,10 +41,10 @@ from torch.utils.checkpoint import checkpoint
 from bench.measure import RESULTS, alternate, machine, rounded, save
 from shunter.parallel.clock import gather_timeline, offset
 from shunter.parallel.executor import Executor
+from shunter.parallel.mesh import Groups
 from shunter.parallel.rehearse import rehearse
 from shunter.parallel.sharded import hand_over
 from shunter.parallel.stage import LOSS, Stage
-from shunter.parallel.transport import Groups
 from shunter.parallel.tree import Tree
 from shunter.record.timeline import Timeline
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT
@@ -195,7 +195,7 @@ def unpadded(rank: int, groups: Groups, names: Sequence[str], microbatches: int)
             executor.clock.start()
             executor.run()
             spans = executor.clock.stop()
-            timeline = gather_timeline(spans, shift, groups.up, groups.ranks, rank, CPU)
+            timeline = gather_timeline(spans, shift, groups.peers(rank), CPU)
             if timeline is not None and turn:
                 found.setdefault(name, []).append(timeline.to_json())
     return found

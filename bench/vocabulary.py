@@ -30,14 +30,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.measure import RESULTS, interval, machine, rounded, save
 from shunter.data.tokens import Batch
+from shunter.layout.grid import Grid
 from shunter.models.decoder import Decoder
 from shunter.models.init import init_weights
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.cut import decoder_costs
-from shunter.parallel.transport import Groups
+from shunter.parallel.mesh import ProcessGroups
 from shunter.train.config import Parallel, TrainConfig
 from shunter.train.optim import Optimizers
-from shunter.train.pipeline import PipelinePasses
+from shunter.train.pipeline import LaidOutPasses
 from shunter.train.world import World
 
 GOAL, SPREAD = 1.4, 0.05
@@ -93,7 +94,7 @@ class Arm:
             stages = 2 * RANKS if options["schedule"] == "v-half" else RANKS
             options["cut"] = [shape.num_layers * stage // stages for stage in range(1, stages)]
         parallel = Parallel(pp=RANKS, microbatches=MICROBATCHES, **options)
-        self.passes = PipelinePasses(decoder, parallel, world, LENGTH)
+        self.passes = LaidOutPasses(decoder, parallel, world, LENGTH)
         self.optimizers = Optimizers(decoder, TrainConfig(steps=1, optimizer="adamw"))
         self.batches = batches(shape.vocab_size)
         weight = -1 / (MICROBATCHES * ROWS * LENGTH)
@@ -126,7 +127,7 @@ def worker(rank: int, place: str, case: str, answer: str) -> None:
     torch.set_num_threads(1)
     wait = timedelta(seconds=300)
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=RANKS, timeout=wait)
-    world = World(Groups.create(range(RANKS), timeout=wait), rank, torch.device("cpu"))
+    world = World.create(Grid(pp=RANKS), rank, torch.device("cpu"), ProcessGroups(timeout=wait))
     arms = {name: Arm(name, case, world) for name in ARMS}
     losses: dict[str, list[float]] = {name: [] for name in ARMS}
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}

@@ -26,7 +26,7 @@ WAIT = 60  # seconds for processes of an earlier attempt to be gone
 
 
 def spread(context: JobContext[Any], parallel: Parallel) -> dict[str, Any]:
-    """The job of this context on `parallel.pp` processes; returns its metrics. Raises Stopped after they
+    """The job of this context on the layout's processes; returns its metrics. Raises Stopped after they
     saved on request."""
     folder = context.work / "ranks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,9 +58,9 @@ def spread(context: JobContext[Any], parallel: Parallel) -> dict[str, Any]:
             "attempt": context.events.attempt,
             "timeout": parallel.timeout,
         },
-        parallel.pp,
+        parallel.grid.size,
         folder,
-        threads=context.config.how.threads or max(1, len(os.sched_getaffinity(0)) // parallel.pp),
+        threads=context.config.how.threads or max(1, len(os.sched_getaffinity(0)) // parallel.grid.size),
         poll=poll,
     )
     if answer.get("stopped"):
@@ -98,7 +98,8 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
     lock = (folder / "lock").open("w")
     if rank == 0:
         _alone(lock)
-    world = join(rank, size, config.how.device, request["timeout"])  # type: ignore[attr-defined]
+    how = config.how
+    world = join(how.parallel.grid, rank, how.device, request["timeout"])  # type: ignore[attr-defined]
     log = Path(request["log"]) if rank == 0 else folder / str(rank)
     if rank:
         config = _quiet(config)

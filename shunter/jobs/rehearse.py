@@ -105,8 +105,8 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
+    from shunter.parallel.mesh import Groups
     from shunter.parallel.rehearse import rehearse
-    from shunter.parallel.transport import Groups
 
     torch.set_num_threads(1)
     config = RehearseConfig.model_validate(request["config"])

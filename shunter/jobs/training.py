@@ -42,13 +42,9 @@ def check_how(how: TrainHow, train: TrainConfig, base: Path, layers: int | None 
 def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, layers: int | None) -> None:
     """Raise ShunterError for a pipeline that this training cannot have."""
     where = "how.parallel"
+    parallel = parallel.settled(train.batch_rows, how.micro_batch)
     order = parallel.order()
-    if train.batch_rows < parallel.parts:
-        raise ShunterError(
-            f"{train.batch_rows} rows a step cannot be cut into {parallel.parts} micro-batches",
-            where=where,
-            mend="Set microbatches to at most train.batch_rows.",
-        )
+    check_combination(parallel)
     if layers is not None and layers < order.stages:
         raise ShunterError(
             f"{layers} layers cannot be cut into {order.stages} stages",
@@ -59,6 +55,16 @@ def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, layers
         raise ShunterError("a planned restart works in one process only", where=where, mend="Remove one.")
     if how.compile:
         raise ShunterError("stages are not compiled yet", where=where, mend="Set how.compile to false.")
+
+
+def check_combination(parallel: Parallel) -> None:
+    """Raise ShunterError for choices that do not go together."""
+    grid, where = parallel.grid, "how.parallel"
+    if parallel.vocabulary is not None and (grid.tp > 1 or grid.fsdp > 1):
+        other = "tp" if grid.tp > 1 else "fsdp"
+        raise ShunterError(
+            f"vocabulary and {other} both cut embedding and head", where=where, mend="Leave vocabulary out."
+        )
 
 
 def disk_bytes(shape: DecoderShape, how: TrainHow) -> int:
@@ -127,7 +133,7 @@ def train(
     if world is not None and look is not None:
         training.milestone = _together(look, training, whole)
     metrics = training.run()
-    if training.pipeline is not None and not training.pipeline.gather(whole):
+    if training.layout is not None and not training.layout.gather(whole):
         return metrics
     if adapter is not None:
         whole = adapters.publish(whole, adapter, context.out)
@@ -147,7 +153,7 @@ def _together(look: Milestone, training: Training, whole: Decoder) -> Milestone:
     """A milestone on rank 0, for which the others hand in their weights, and wait."""
 
     def collective(step: int, tokens: int) -> Mapping[str, float]:
-        assert training.pipeline is not None
-        return look(step, tokens) if training.pipeline.gather(whole) else {}
+        assert training.layout is not None
+        return look(step, tokens) if training.layout.gather(whole) else {}
 
     return collective

@@ -64,7 +64,10 @@ class FrozenWeight(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.whole = nn.Parameter(weight.detach(), requires_grad=False)
-        self.shape = (weight.shape[0], weight.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.whole.shape[0], self.whole.shape[1]
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """[O, I], the very tensor where it has this type."""
@@ -92,15 +95,22 @@ class AdaptedLinear(nn.Module):
             self.frozen = FrozenWeight(weight.bfloat16() if held == "bf16" else weight)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
         self.rank, self.scale, self.held = rank, scale, held
-        self.bounds: dict[str, tuple[int, int]] = {}  # rows of W, of each adapter
         wide = torch.promote_types(weight.dtype, torch.float32)
         self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
-        begin = 0
         for name, count in rows.items():
             if name in adapted:
-                self.bounds[name] = begin, begin + count
                 self.a[name] = nn.Parameter(torch.empty(rank, weight.shape[1], dtype=wide))
                 self.b[name] = nn.Parameter(torch.empty(count, rank, dtype=wide))
+        self.place(rows)
+
+    def place(self, rows: Mapping[str, int]) -> None:
+        """Say how many rows of W each projection has here, in order, where W was cut."""
+        self.rows = dict(rows)
+        self.bounds: dict[str, tuple[int, int]] = {}  # of each adapter
+        begin = 0
+        for name, count in rows.items():
+            if name in self.a:
+                self.bounds[name] = begin, begin + count
             begin += count
 
     def forward(self, x: Tensor) -> Tensor:

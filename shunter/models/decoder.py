@@ -26,17 +26,44 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+class CausalAttention(nn.Module):
+    """Who sees whom, without weights: what is computed between the projections.
+
+    A place of its own so that rows can be spread over processes by putting another module here.
+    """
+
+    def __init__(self, window: int | None) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, segments: SegmentPlan | None, mask: Tensor | None
+    ) -> Tensor:
+        """[B, H, T, d] from q [B, H, T, d] and k, v [B, K, S, d], where K divides H."""
+        group = q.shape[1] // k.shape[1]
+        if group > 1:
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        if mask is None and segments is not None and segments.shapes:
+            return segment_attention(q, k, v, segments, self.window)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
 class Attention(nn.Module):
-    """Grouped-query attention (arXiv 2305.13245), the three projections fused into one product."""
+    """Grouped-query attention (arXiv 2305.13245), the three projections fused into one product.
+
+    num_heads, num_kv_heads: those whose weights are here.
+    """
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
         self.spec, self.layer = spec, layer
+        self.num_heads, self.num_kv_heads = spec.num_heads, spec.num_kv_heads
         heads = spec.num_heads + 2 * spec.num_kv_heads
         self.qkv = nn.Linear(spec.dim, heads * spec.head_dim, bias=spec.qkv_bias)
         self.out = nn.Linear(spec.num_heads * spec.head_dim, spec.dim, bias=False)
         self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
+        self.core: nn.Module = CausalAttention(spec.sliding_window)
 
     def forward(
         self,
@@ -46,10 +73,9 @@ class Attention(nn.Module):
         mask: Tensor | None,
         cache: KVCache | None,
     ) -> Tensor:
-        spec = self.spec
         rows, length, _ = x.shape
-        qkv = self.qkv(x).view(rows, length, -1, spec.head_dim)
-        q, k, v = qkv.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=2)
+        qkv = self.qkv(x).view(rows, length, -1, self.spec.head_dim)
+        q, k, v = qkv.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -58,21 +84,15 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.store(self.layer, k, v)
             k, v = k.to(q.dtype), v.to(q.dtype)
-        group = spec.num_heads // spec.num_kv_heads
-        if length == 1 and cache is not None:
-            # One query a row: the heads of a group stand as queries side by side, nothing is repeated.
-            q = q.view(rows, spec.num_kv_heads, group, spec.head_dim)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            return self.out(y.reshape(rows, 1, -1))
-        if group > 1:
-            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        elif cache is None:
+            if length == 1:
+                # One query a row: the heads of a group stand as queries side by side, nothing is repeated.
+                q = q.view(rows, self.num_kv_heads, -1, self.spec.head_dim)
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+                return self.out(y.reshape(rows, 1, -1))
+        elif self.num_heads == self.num_kv_heads:
             # A view would keep the whole fused product for the backward pass.
             v = v.contiguous()
-        if mask is None and segments is not None and segments.shapes:
-            y = segment_attention(q, k, v, segments, spec.sliding_window)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = self.core(q, k, v, segments, mask)
         return self.out(y.transpose(1, 2).reshape(rows, length, -1))
 
 
@@ -161,6 +181,8 @@ class Decoder(nn.Module):
         # The largest matters to dynamic scaling alone; asking for it would wait for the device.
         dynamic = self.spec.rope.scaling == "dynamic"
         rope = tables(self.spec, positions, dtype, int(positions.max()) + 1 if dynamic else length)
+        if segments is not None and segments.whole is not None:
+            return rope, None
         mask = None if segments is None else segments.mask
         if self.spec.sliding_window is not None and (segments is None or not segments.shapes):
             window = window_mask(length, self.spec.sliding_window, positions.device)

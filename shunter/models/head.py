@@ -7,7 +7,7 @@ no second product with the weight, as recomputation would need.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,19 @@ from torch import Tensor
 ROUND = 128  # active tokens are filled up to a multiple of this
 CHUNK_BYTES = 1 << 23  # logits of a chunk
 BLOCK_ELEMENTS = 1 << 20  # of those that the softmax takes at a time: 4 MiB, which stays in a CPU's cache
+
+
+class Others(Protocol):
+    """Whoever has the other rows of the vocabulary. Each call is one meeting, in place.
+
+    begin: this part's first row in the whole.
+    """
+
+    begin: int
+
+    def largest(self, values: Tensor) -> Tensor: ...
+
+    def total(self, values: Tensor) -> Tensor: ...
 
 
 def active_tokens(coefficients: Tensor) -> Tensor:
@@ -31,12 +44,18 @@ def active_tokens(coefficients: Tensor) -> Tensor:
 
 
 def _softmax(
-    logits: Tensor, target: Tensor, coefficient: Tensor, z_loss: float, scratch: Tensor
+    logits: Tensor,
+    target: Tensor,
+    coefficient: Tensor,
+    z_loss: float,
+    scratch: Tensor,
+    others: Others | None,
 ) -> tuple[Tensor, Tensor]:
     """Normaliser [n] and log-probability of the target [n]; `logits` [n, V] become their gradient.
 
     coefficient [n] has the dtype to compute in; scratch [m, V] too, for as many rows at a time as stay
-    in cache from one loop to the next. One exponential an element.
+    in cache from one loop to the next. One exponential an element. target [n]: row of this part, or a
+    negative number where the row is another's.
     """
     normalisers, picks = torch.empty_like(coefficient), torch.empty_like(coefficient)
     for begin in range(0, len(logits), len(scratch)):
@@ -44,17 +63,37 @@ def _softmax(
         part, at, factor = logits[rows], target[rows, None], coefficient[rows]
         wide = part if part.dtype == factor.dtype else scratch[: len(part)].copy_(part)
         top = wide.amax(dim=-1)
-        picked = wide.gather(1, at).squeeze(1)
+        picked = wide.gather(1, at.clamp_min(0)).squeeze(1)
+        aim = factor
+        if others is not None:
+            top = others.largest(top)
+            own = (at >= 0).squeeze(1)
+            picked, aim = picked * own, factor * own
         total = wide.sub_(top[:, None]).exp_().sum(dim=-1)
+        if others is not None:
+            total, picked = others.total(torch.stack([total, picked]))
         normaliser = top + total.log()
         scale = -factor
         if z_loss:
             scale = scale + 2 * z_loss * factor.abs() * normaliser
-        wide.mul_((scale / total)[:, None]).scatter_add_(1, at, factor[:, None])
+        wide.mul_((scale / total)[:, None]).scatter_add_(1, at.clamp_min(0), aim[:, None])
         if wide is not part:
             part.copy_(wide)
         normalisers[rows], picks[rows] = normaliser, picked - normaliser
     return normalisers, picks
+
+
+def _score(logits: Tensor, target: Tensor, others: Others | None) -> tuple[Tensor, Tensor]:
+    """Normaliser [n] and log-probability of the target [n], without a gradient; see `_softmax`."""
+    picked = logits.gather(1, target[:, None].clamp_min(0)).squeeze(1)
+    if others is None:
+        normaliser = logits.logsumexp(dim=-1)
+        return normaliser, picked - normaliser
+    top = others.largest(logits.amax(dim=-1))
+    total = (logits - top[:, None]).exp_().sum(dim=-1)
+    total, picked = others.total(torch.stack([total, picked * (target >= 0)]))
+    normaliser = top + total.log()
+    return normaliser, picked - normaliser
 
 
 def accumulate_outer(total: Tensor, grad: Tensor, hidden: Tensor, first: bool) -> None:
@@ -82,6 +121,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         coefficients: Tensor,
         z_loss: float,
         into_grad: bool,
+        others: Others | None,
     ) -> tuple[Tensor, Tensor]:
         # The inputs' flags are the truth here: inside a Function grad mode is off.
         wants_hidden, wants_weight, *_ = ctx.needs_input_grad
@@ -104,21 +144,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         active = active_tokens(coefficients)
         whole = len(active) == count
         chunk = max(64, CHUNK_BYTES // compute.itemsize // weight.shape[0])
-        block = max(16, BLOCK_ELEMENTS // weight.shape[0]) if hidden.device.type == "cpu" else chunk
+        # A meeting for each chunk is enough: one for each block would wait too often.
+        in_blocks = hidden.device.type == "cpu" and others is None
+        block = max(16, BLOCK_ELEMENTS // weight.shape[0]) if in_blocks else chunk
         # One buffer for all chunks: fresh memory costs page faults, about what the exponentials cost.
         buffer = torch.empty(min(chunk, len(active)), weight.shape[0], dtype=compute, device=hidden.device)
         scratch = torch.empty(block, weight.shape[0], dtype=accumulate, device=hidden.device)
         for begin in range(0, len(active), chunk):
             rows = slice(begin, min(begin + chunk, count)) if whole else active[begin : begin + chunk]
             h, target = hidden[rows].to(compute), targets[rows].clamp_min(0)
+            if others is not None:
+                target = target - others.begin
+                target = torch.where(target < len(weight), target, -1)
             coefficient = coefficients[rows].to(accumulate)
             logits = torch.mm(h, used.t(), out=buffer[: len(h)])
             if not wants:
-                wide = logits.to(accumulate)
-                normaliser = wide.logsumexp(dim=-1)
-                picked = wide.gather(1, target[:, None]).squeeze(1) - normaliser
+                normaliser, picked = _score(logits.to(accumulate), target, others)
             else:
-                normaliser, picked = _softmax(logits, target, coefficient, z_loss, scratch)
+                normaliser, picked = _softmax(logits, target, coefficient, z_loss, scratch, others)
             logprobs[rows] = torch.where(coefficient != 0, picked, 0.0)
             loss += (coefficient.double() * picked.double()).sum()
             if z_loss:
@@ -147,6 +190,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -158,6 +202,7 @@ def linear_cross_entropy(
     *,
     z_loss: float = 0.0,
     into_grad: bool = False,
+    others: Others | None = None,
 ) -> tuple[Tensor, Tensor]:
     """sum of coefficient x log softmax(hidden @ weight.T)[target], and the log-probabilities.
 
@@ -166,12 +211,14 @@ def linear_cross_entropy(
     cross-entropy. z_loss adds z_loss x |coefficient| x logsumexp^2 (arXiv 2204.02311, section 5).
     into_grad: the weight's gradient goes to `weight.grad` at once, for a loss whose backward is surely called
     with 1: a micro-batch that waits for its backward then holds none of it. A leaf is needed for that.
+    others: the weight is a part of the vocabulary's rows, the rest is theirs. They have the same hidden
+    states, targets and coefficients, and get the same loss; each one's gradient of `hidden` is a part of it.
     Returns the loss (float64 scalar) and log-probabilities [N], 0 where the coefficient is 0; the
     latter carry no gradient.
     """
     if not torch.is_grad_enabled():  # a Function is not told of it, and would take the gradient for nothing
         hidden, weight = hidden.detach(), weight.detach()
     loss, logprobs = _LinearCrossEntropy.apply(
-        hidden, weight, targets, coefficients, z_loss, into_grad and weight.requires_grad
+        hidden, weight, targets, coefficients, z_loss, into_grad and weight.requires_grad, others
     )
     return loss, logprobs

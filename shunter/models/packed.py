@@ -32,6 +32,7 @@ class PackedWeight(nn.Module):
 
     codes:  uint8, two weights a byte (nf4), or int8, one (int8); the last block is filled up with zeros.
     absmax: int8, the largest magnitude of each block, of which `mean` was taken away and `scale` is the unit.
+    mean:   float32 [1]: a tensor without dims cannot be sharded.
     nf4 takes 0.516 bytes a weight, int8 1.016. Parameters, so that they move, are saved and sent as others
     are; they never have a gradient.
     """
@@ -43,7 +44,7 @@ class PackedWeight(nn.Module):
         flat = weight.detach().float().flatten()
         blocks = nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
         largest = blocks.abs().amax(dim=1)
-        mean = largest.mean()
+        mean = largest.mean()[None]
         groups = nn.functional.pad(largest - mean, (0, -len(largest) % GROUP)).view(-1, GROUP)
         scale = groups.abs().amax(dim=1) / 127
         steps = groups / torch.where(scale > 0, scale, 1.0)[:, None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from shunter.parallel.mesh import Peers
+from shunter.parallel.told import told_by_all
 from shunter.record.timeline import Timeline
 from shunter.schedule.program import Node
 
@@ -92,32 +93,20 @@ def offset(group: dist.ProcessGroup, ranks: Sequence[int], rank: int, device: to
 def gather_timeline(
     spans: Sequence[tuple[Node, float, float]],
     shift: float,
-    group: dist.ProcessGroup,
-    ranks: Sequence[int],
-    rank: int,
+    peers: Peers,
     device: torch.device,
     name: str = "measured",
 ) -> Timeline | None:
-    """All ranks' spans on rank 0's clock, from its first begin; None on other ranks."""
+    """All ranks' spans on the first one's clock, from its first begin; None on other ranks."""
     rows = [
         [str(node.action), node.op, node.stage, node.microbatch, begin + shift, end + shift]
         for node, begin, end in spans
     ]
-    data = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8).to(device)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in ranks]
-    dist.all_gather(sizes, torch.tensor([len(data)], dtype=torch.int64, device=device), group=group)
-    longest = int(max(sizes))
-    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
-    padded[: len(data)] = data
-    parts = [torch.empty_like(padded) for _ in ranks]
-    dist.all_gather(parts, padded, group=group)
-    if rank != 0:
+    told = told_by_all(rows, peers, device)
+    if peers.index != 0:
         return None
     timeline = Timeline(name=name)
-    everything = [
-        (owner, json.loads(bytes(part[: int(size)].cpu().numpy())))
-        for owner, (part, size) in enumerate(zip(parts, sizes, strict=True))
-    ]
+    everything = list(enumerate(told))
     zero = min((row[4] for _, rows in everything for row in rows), default=0.0)
     for owner, rows in everything:
         for text, op, stage, microbatch, begin, end in rows:

@@ -1,62 +1,73 @@
-"""Tensors that stand on several ranks, brought together on rank 0."""
+"""Tensors of which each rank holds a part, brought together on one rank."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shunter.parallel.transport import Groups
-from shunter.parallel.tree import decode, encode, spec_of
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows `begin` to `end` of a tensor that has `total`; the ranks have one after the other."""
-
-    begin: int
-    end: int
-    total: int
+from shunter.layout.piece import Piece
+from shunter.parallel.mesh import Peers
+from shunter.parallel.told import told_by_all
 
 
 @torch.no_grad()
 def collect(
-    tensors: Mapping[str, Tensor],
-    groups: Groups,
-    rank: int,
-    device: torch.device,
-    pieces: Collection[str] = (),
+    tensors: Mapping[str, Tensor], pieces: Mapping[str, Piece], peers: Peers, device: torch.device
 ) -> dict[str, Tensor] | None:
-    """All ranks' tensors by name, on the CPU of rank 0; None on other ranks. Every rank calls it.
+    """The whole tensors by name, on the CPU of the first of the peers; None on the others.
 
-    A name that several ranks have is the lowest rank's, since they hold the same; of a name among `pieces`
-    each has some rows, which are put together in order of ranks. Ranks come one after the other, so that
-    rank 0 needs room for the whole, once.
+    tensors, pieces: the parts that this rank hands in; what several hold one of them hands in, or all: they
+    are the same. Ranks come one after the other: the first needs room for the whole and one part more.
+    Raises ValueError when parts are missing.
     """
-    if rank:
-        tree = {name: tensor.detach() for name, tensor in tensors.items()}
-        spec = spec_of(tree)
-        data = torch.frombuffer(bytearray(encode(spec)), dtype=torch.uint8).to(device)
-        dist.send(torch.tensor([len(data)], device=device), groups.ranks[0], group=groups.down)
-        dist.send(data, groups.ranks[0], group=groups.down)
-        for leaf in spec:
-            dist.send(tree[leaf.name].to(device).contiguous(), groups.ranks[0], group=groups.down)
+    mine = {name: (tensor.dtype, pieces[name]) for name, tensor in tensors.items()}
+    facts = [[name, _name(dtype), piece.shape, piece.ranges] for name, (dtype, piece) in mine.items()]
+    told = told_by_all(facts, peers, device)
+    if peers.index:
+        for tensor in tensors.values():
+            if tensor.numel():
+                dist.send(tensor.detach().to(device).contiguous(), peers.ranks[0], group=peers.group)
         return None
-    found = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    rows = {name: [found[name]] for name in pieces}
-    for peer in range(1, len(groups.ranks)):
-        size = torch.zeros(1, dtype=torch.int64, device=device)
-        dist.recv(size, groups.ranks[peer], group=groups.down)
-        data = torch.empty(int(size), dtype=torch.uint8, device=device)
-        dist.recv(data, groups.ranks[peer], group=groups.down)
-        for leaf in decode(bytes(data.cpu().numpy())):
-            tensor = leaf.empty(device)
-            dist.recv(tensor, groups.ranks[peer], group=groups.down)
-            if leaf.name in rows:
-                rows[leaf.name].append(tensor.cpu())
+    found: dict[str, Tensor] = {}
+    missing: dict[str, Tensor] = {}
+    for rank, facts in zip(peers.ranks, told, strict=True):
+        for name, dtype, shape, ranges in facts:
+            piece = Piece(tuple(shape), tuple(tuple((b, e) for b, e in held) for held in ranges))
+            whole = found.get(name)
+            if whole is None:
+                whole = found[name] = torch.empty(piece.shape, dtype=getattr(torch, dtype))
+                missing[name] = torch.ones(piece.shape, dtype=torch.bool)
+            if not piece.numel:
+                continue
+            if rank == peers.ranks[0]:
+                part = tensors[name].detach().cpu()
             else:
-                found.setdefault(leaf.name, tensor.cpu())
-    return found | {name: torch.cat(parts) for name, parts in rows.items()}
+                buffer = torch.empty(piece.local_shape, dtype=whole.dtype, device=device)
+                dist.recv(buffer, rank, group=peers.group)
+                part = buffer.cpu()
+            place(part, piece, whole)
+            place(torch.zeros(piece.local_shape, dtype=torch.bool), piece, missing[name])
+    if lacking := [name for name, mask in missing.items() if bool(mask.any())]:
+        raise ValueError(f"no rank has all of {lacking[0]}")
+    return found
+
+
+def place(part: Tensor, piece: Piece, whole: Tensor) -> None:
+    """Put a part where it belongs in the whole."""
+    for box in piece.boxes():
+        whole[box.slices(box.whole)] = part[box.slices(box.part)]
+
+
+def cut(whole: Tensor, piece: Piece) -> Tensor:
+    """A copy of a part of the whole."""
+    part = whole.new_empty(piece.local_shape)
+    for box in piece.boxes():
+        part[box.slices(box.part)] = whole[box.slices(box.whole)]
+    return part
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from shunter.models.decoder import Decoder
-from shunter.models.head import linear_cross_entropy
+from shunter.models.head import Others, linear_cross_entropy
 from shunter.models.segments import SegmentPlan
 from shunter.parallel.stage import LOSS
+from shunter.parallel.tensor import Tokens, whole_tokens
 from shunter.parallel.tree import Tree
 
 
@@ -36,6 +37,8 @@ class DecoderStage(nn.Module):
 
     Takes `hidden` [B, T, D] (the first stage: tokens) and returns it, or the loss of the rows at the last.
     layers_only: embedding and head are done elsewhere, so that every stage takes `hidden` and returns it.
+    tokens, others: how the last hidden states come to a head that is cut over tensor ranks, and who has the
+    other rows of the vocabulary.
     """
 
     def __init__(self, decoder: Decoder, begin: int, end: int, *, layers_only: bool = False) -> None:
@@ -44,16 +47,20 @@ class DecoderStage(nn.Module):
         self.has_head = end == len(decoder.layers) and not layers_only
         self.embed = decoder.embed if begin == 0 and not layers_only else None
         self.norm = decoder.norm if end == len(decoder.layers) else None
-        # Not a child: tied weights and the layout of the whole model's names are the decoder's.
+        # A child, so that whoever gathers a stage's weights finds the head among them; a tied one stands at
+        # both ends.
+        self.head = (decoder.head or decoder.embed) if self.has_head else None
+        self.tokens: Tokens | None = None
+        self.others: Others | None = None
+        # What the head gathers cannot go to the weight at once where its gradient has to be shared out.
+        self.into_grad = True
+        # Not a child: the names are the whole model's.
         self._decoder = [decoder]
 
     def owned(self) -> list[str]:
         """Names, in the decoder, of the parameters that this stage computes with."""
-        decoder = self._decoder[0]
         mine = {id(parameter) for parameter in self.parameters()}
-        if self.has_head:
-            mine.add(id(decoder.head_weight))
-        return [name for name, parameter in decoder.named_parameters() if id(parameter) in mine]
+        return [name for name, parameter in self._decoder[0].named_parameters() if id(parameter) in mine]
 
     def forward(self, inputs: Tree, rows: Rows) -> Tree:
         decoder = self._decoder[0]
@@ -65,14 +72,16 @@ class DecoderStage(nn.Module):
             x = self.norm(x)
         if not self.has_head:
             return {"hidden": x}
+        assert self.head is not None
         factors = rows.coefficients.flatten()
         loss, logprobs = linear_cross_entropy(
-            x.flatten(0, 1),
-            decoder.head_weight,
+            whole_tokens(self.tokens, x).flatten(0, 1),
+            self.head.weight,
             rows.targets.flatten(),
             factors,
             z_loss=rows.z_loss,
-            into_grad=True,
+            into_grad=self.into_grad,
+            others=self.others,
         )
         rows.plain = (factors.double() * logprobs.double()).sum() if rows.z_loss else loss.detach()
         return {LOSS: loss}

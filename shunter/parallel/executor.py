@@ -17,8 +17,9 @@ from torch import Tensor
 from shunter.config.errors import ShunterError
 from shunter.parallel.clock import Clock
 from shunter.parallel.lost import PeerLost
+from shunter.parallel.mesh import Groups
 from shunter.parallel.stage import Stage
-from shunter.parallel.transport import Groups, Kind, Mailbox
+from shunter.parallel.transport import Kind, Mailbox
 from shunter.parallel.tree import Tree
 from shunter.schedule.action import BACKWARD, COMPUTE, FORWARD, INPUT, RECOMPUTE, WEIGHT
 from shunter.schedule.check import check, least_in_flight

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
@@ -33,15 +33,39 @@ class Peers:
         return cls(None, (rank,), 0)
 
 
+class Groups(NamedTuple):
+    """Process groups for messages to higher and to lower ranks, and for collectives beside them.
+
+    ranks[i] is the global rank of pipeline rank i.
+    """
+
+    up: dist.ProcessGroup | None
+    down: dist.ProcessGroup | None
+    ranks: tuple[int, ...]
+    side: dist.ProcessGroup | None
+
+    @classmethod
+    def create(cls, ranks: Sequence[int], **options: Any) -> Groups:
+        """The groups over `ranks`. Every rank of the world has to call this, in the same order."""
+        up, down, side = (dist.new_group(list(ranks), **options) for _ in range(3))
+        return cls(up, down, tuple(ranks), side)
+
+    def peers(self, rank: int) -> Peers:
+        """As pipeline rank `rank` sees them, for collectives between steps."""
+        return Peers(self.up, self.ranks, rank)
+
+
 class ProcessGroups:
     """Process groups by their ranks, made once: fresh ones for each layout would leak threads and files.
 
-    Every rank of the world has to ask for the same lists in the same order. options: of `new_group`.
+    Every rank of the world has to ask for the same lists in the same order: torch names a group by how many
+    a rank has made, even with local synchronization. options: of `new_group`.
     """
 
     def __init__(self, **options: Any) -> None:
         self.options = options
         self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._pipelines: dict[tuple[int, ...], Groups] = {}
 
     def get(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
         """The group over `ranks`; None for one rank alone."""
@@ -52,47 +76,57 @@ class ProcessGroups:
             self._made[key] = dist.new_group(list(key), **self.options)
         return self._made[key]
 
+    def pipeline(self, ranks: Sequence[int]) -> Groups:
+        """The groups of a pipeline over `ranks`."""
+        key = tuple(ranks)
+        if key not in self._pipelines:
+            self._pipelines[key] = Groups.create(key, **self.options)
+        return self._pipelines[key]
+
 
 class Mesh:
-    """A grid's groups on one rank. Every rank of the world makes it at the same time.
+    """A grid's groups on one of its ranks. All ranks of the world make it at the same time."""
 
-    rank: this rank's number on the grid; ranks of the world beyond the grid's size make it with None.
-    combined: axes that are also wanted together, such as ("dp", "fsdp", "cp").
-    """
-
-    def __init__(
-        self,
-        grid: Grid,
-        rank: int | None,
-        groups: ProcessGroups | None = None,
-        *,
-        combined: Sequence[tuple[str, ...]] = (),
-        timeout: float = 600.0,
-    ) -> None:
-        groups = groups or ProcessGroups(timeout=timedelta(seconds=timeout))
-        self.grid = grid
-        self.rank = 0 if rank is None else rank
-        self.place = grid.coordinates(self.rank)
-        wanted = [(axis,) for axis in dict.fromkeys((*DENSE, *EXPERT))] + [*COMBINED, *combined]
-        self._peers: dict[tuple[str, ...], Peers] = {}
-        for axes in dict.fromkeys(wanted):
-            for ranks in dict.fromkeys(grid.peers(axes, each) for each in range(grid.size)):
-                group = groups.get(ranks)
-                if rank is not None and rank in ranks:
-                    self._peers[axes] = Peers(group, ranks, ranks.index(rank))
+    def __init__(self, grid: Grid, rank: int, groups: ProcessGroups) -> None:
+        self.grid, self.rank = grid, rank
+        self.place = grid.coordinates(rank)
+        make_groups(grid, groups)
+        self._peers: dict[tuple[str, ...], Peers] = {(): Peers.alone(rank)}
+        for axes in _wanted(grid):
+            ranks = grid.peers(axes, rank)
+            self._peers[axes] = Peers(groups.get(ranks), ranks, ranks.index(rank))
+        self.pipeline = groups.pipeline(grid.peers(("pp",), rank)) if grid.pp > 1 else None
 
     def peers(self, *axes: str) -> Peers:
-        """Along one axis, or along several of one grid."""
-        return self._peers[axes]
+        """Along these axes of one grid taken together, in the grid's order."""
+        grid = DENSE if set(axes) <= set(DENSE) else EXPERT
+        return self._peers[tuple(axis for axis in grid if axis in axes and self.grid.degree(axis) > 1)]
+
+    def real(self, axes: Sequence[str]) -> tuple[str, ...]:
+        """Those of the axes along which there is more than one rank."""
+        return tuple(axis for axis in axes if self.grid.degree(axis) > 1)
+
+    @property
+    def everyone(self) -> Peers:
+        """All ranks of the grid."""
+        return self.peers(*DENSE)
 
 
-# What gradients, counts of tokens and norms are summed over.
-COMBINED = (
-    ("dp", "fsdp"),
-    ("fsdp", "cp"),
-    ("dp", "fsdp", "cp"),
-    ("dp", "fsdp", "cp", "tp"),
-    ("cp", "tp"),
-    ("ep", "etp"),
-    DENSE,
-)
+def make_groups(grid: Grid, groups: ProcessGroups) -> None:
+    """All groups of a grid. What ranks of the world beyond the grid do instead of making a Mesh."""
+    for axes in _wanted(grid):
+        for ranks in dict.fromkeys(grid.peers(axes, rank) for rank in range(grid.size)):
+            groups.get(ranks)
+    if grid.pp > 1:
+        for ranks in dict.fromkeys(grid.peers(("pp",), rank) for rank in range(grid.size)):
+            groups.pipeline(ranks)
+
+
+def _wanted(grid: Grid) -> Iterator[tuple[str, ...]]:
+    """Sets of axes along which there is more than one rank; those with pp are wanted whole or alone."""
+    for axes in (DENSE, EXPERT):
+        real = [axis for axis in axes if grid.degree(axis) > 1]
+        for count in range(1, len(real) + 1):
+            for chosen in combinations(real, count):
+                if "pp" not in chosen or count in (1, len(real)):
+                    yield chosen

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from shunter.parallel.clock import gather_timeline, offset
 from shunter.parallel.executor import Executor
+from shunter.parallel.mesh import Groups
 from shunter.parallel.stage import LOSS, Compute, Stage
-from shunter.parallel.transport import Groups
 from shunter.parallel.tree import Tree
 from shunter.record.timeline import Timeline
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, RECOMPUTE, WEIGHT
@@ -117,7 +117,7 @@ def rehearse(
         executor.run()
         dist.barrier(group)
         took = time.perf_counter() - begin
-        timeline = gather_timeline(executor.clock.stop(), shift, group, groups.ranks, rank, CPU)
+        timeline = gather_timeline(executor.clock.stop(), shift, groups.peers(rank), CPU)
         if turn:
             seconds.append(took)
             if timeline is not None:

@@ -10,7 +10,6 @@ receives are posted ahead into buffers that are used again.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shunter.config.errors import ShunterError
+from shunter.parallel.mesh import Groups
 from shunter.parallel.tree import Leaf, Spec, Tree, decode, encode, spec_of
 
 
@@ -29,24 +29,6 @@ class Kind(NamedTuple):
     stage: int
     part: str
     key: object
-
-
-class Groups(NamedTuple):
-    """Process groups for messages to higher and to lower ranks, and for collectives beside them.
-
-    ranks[i] is the global rank of pipeline rank i.
-    """
-
-    up: dist.ProcessGroup | None
-    down: dist.ProcessGroup | None
-    ranks: tuple[int, ...]
-    side: dist.ProcessGroup | None
-
-    @classmethod
-    def create(cls, ranks: Sequence[int], **options: Any) -> Groups:
-        """The groups over `ranks`. Every rank of the world has to call this, in the same order."""
-        up, down, side = (dist.new_group(list(ranks), **options) for _ in range(3))
-        return cls(up, down, tuple(ranks), side)
 
 
 @dataclass

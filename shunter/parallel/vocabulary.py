@@ -14,32 +14,22 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from shunter.models.decoder import Decoder
 from shunter.models.head import BLOCK_ELEMENTS, CHUNK_BYTES, accumulate_outer, active_tokens
-from shunter.parallel.collect import Piece
 from shunter.parallel.decoder import Rows
 from shunter.parallel.executor import Handler
+from shunter.parallel.mesh import Groups
 from shunter.parallel.side import Side, Work
-from shunter.parallel.transport import Groups
 from shunter.parallel.tree import Tree
 from shunter.schedule.action import EMBED, EMBED_BACK, HEAD, SOFTMAX
 from shunter.schedule.meetings import GATHER, HEAD_GRAD, SHARE, SPREAD, STATS
 from shunter.schedule.program import Node
 
 
-def cut_vocabulary(decoder: Decoder, rank: int, ranks: int) -> dict[str, Piece]:
-    """Leave the decoder this rank's rows of embedding and head; they differ by at most one in number."""
-    total = decoder.spec.vocab_size
-    piece = Piece(rank * total // ranks, (rank + 1) * total // ranks, total)
-    pieces = {}
-    for name, module in (("embed", decoder.embed), ("head", decoder.head)):
-        if module is not None:
-            rows = module.weight.detach()[piece.begin : piece.end].clone()
-            module.weight = nn.Parameter(rows, requires_grad=module.weight.requires_grad)
-            pieces[f"{name}.weight"] = piece
-    return pieces
+def vocabulary_rows(total: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Those of both matrices that a rank holds; they differ by at most one in number."""
+    return rank * total // ranks, (rank + 1) * total // ranks
 
 
 @dataclass

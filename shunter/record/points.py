@@ -21,6 +21,7 @@ POINTS: dict[str, str] = {
     "train.step": "an optimizer step is about to begin (directive: nan)",
     "train.update": "gradients are complete, the optimizer has not stepped",
     "checkpoint.reserve": "a staging folder for the checkpoint exists",
+    "checkpoint.part": "a rank of several is about to write its part of a checkpoint",
     "checkpoint.shard": "a shard of the checkpoint is written (directive: truncate)",
     "checkpoint.manifest": "all shards are fsynced, the checkpoint's manifest is not yet written",
     "checkpoint.rename": "the checkpoint is complete, not yet visible",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from shunter.config.base import Config
 from shunter.config.errors import ShunterError
+from shunter.layout.grid import Grid
 from shunter.recipe.job import How
 from shunter.schedule.action import BACKWARD, INPUT
 from shunter.schedule.assemble import assemble
@@ -78,16 +79,30 @@ class TrainConfig(Config):
 
 
 class Parallel(Config):
-    """The model cut into stages that work at the same time, each on a process of its own."""
+    """The model laid out over processes: stages, copies, and parts of weights and rows."""
 
-    pp: int = Field(
-        ge=1, description="Ranks: processes that share the model's layers. One saves memory with recompute."
+    pp: int = Field(1, ge=1, description="Stages: ranks that have different layers.")
+    dp: int = Field(1, ge=1, description="Copies of the model that see other rows.")
+    fsdp: int = Field(1, ge=1, description="As dp, with weights, gradients and optimizer cut between them.")
+    cp: int = Field(1, ge=1, description="Parts of each row, for long rows.")
+    tp: int = Field(1, ge=1, description="Parts of each matrix, for wide layers and fast links.")
+    sequence: bool = Field(True, description="Tensor ranks have a part of the tokens each between products.")
+    attention: Literal["ring", "gather", "ulysses"] = Field(
+        "ring", description="How context ranks see the rest of a row: keys and values that travel, or are "
+        "gathered, or heads exchanged for tokens."
+    )  # fmt: skip
+    reshard: bool = Field(
+        True, description="fsdp: free gathered weights between forward and backward, and gather them again."
     )
     schedule: str = Field("1f1b", description="Order of the work; `shunter schedules` lists them.")
     program: str | None = Field(
         None, description="Instead of a schedule: a program's file, written by `shunter simulate --csv`."
     )
-    microbatches: int | None = Field(None, ge=1, description="Parts of a step's rows; default 2 x pp.")
+    microbatches: int | None = Field(
+        None,
+        ge=1,
+        description="Parts of a rank's rows; default 2 x pp, or without stages as how.micro_batch.",
+    )
     chunks: int | None = Field(None, ge=1, description="Stages on each rank, where that can be chosen.")
     group: int | None = Field(None, ge=1, description="Micro-batches that pass together, likewise.")
     cut: list[int] | None = Field(
@@ -106,9 +121,36 @@ class Parallel(Config):
     )
 
     @property
+    def grid(self) -> Grid:
+        """Raises ShunterError for degrees that do not fit each other."""
+        return Grid(pp=self.pp, dp=self.dp, fsdp=self.fsdp, cp=self.cp, tp=self.tp)
+
+    @property
+    def data(self) -> int:
+        """Ranks among which a step's rows are shared out."""
+        return self.dp * self.fsdp
+
+    @property
     def parts(self) -> int:
-        """Micro-batches of a step."""
+        """Micro-batches of a step on each rank."""
         return self.microbatches or 2 * self.pp
+
+    def settled(self, batch_rows: int, micro_batch: int) -> Parallel:
+        """With the number of micro-batches decided. Raises ShunterError when there are too few rows."""
+        decided = self
+        if self.microbatches is None and self.pp == 1 and self.chunks is None:
+            rows = -(-batch_rows // self.data)
+            decided = self.model_copy(update={"microbatches": -(-rows // micro_batch)})
+        if batch_rows < decided.data * decided.parts:
+            shared = f" on each of {self.data} data ranks" if self.data > 1 else ""
+            raise ShunterError(
+                f"{batch_rows} rows a step cannot be cut into {decided.parts} micro-batches{shared}",
+                where="how.parallel",
+                mend=f"Set microbatches to at most {batch_rows // self.data}."
+                if batch_rows >= self.data
+                else f"Set train.batch_rows to at least {self.data}.",
+            )
+        return decided
 
     def order(self, head: float = 0.5) -> Order:
         """What each rank does. Raises ShunterError for a schedule that does not exist or does not fit.
@@ -125,12 +167,15 @@ class Parallel(Config):
             order = parallel_vocabulary(order, self.vocabulary, head=head)
         return recomputed(order) if self.recompute else order
 
-    def lowered(self, order: Order) -> Program:
-        """The order's program with its messages: those of the file, where it has some."""
+    def lowered(self, order: Order, *, sharded: bool = False) -> Program:
+        """The order's program with its messages: those of the file, where it has some.
+
+        sharded: with gathering of weights and reduction of gradients.
+        """
         if self.program is not None:
             program = read_file(Path(self.program)).program()
-            return program if has_messages(program) else lower(program)
-        return lower(assemble(order))
+            return program if has_messages(program) else lower(program, shard=sharded, reduce=sharded)
+        return lower(assemble(order), shard=sharded, reduce=sharded)
 
     def located(self, base: Path) -> Parallel:
         """With the program's file found from `base`, and its number of micro-batches.
@@ -142,7 +187,7 @@ class Parallel(Config):
         path = base / self.program
         written = read_file(path)
         order, where = written.order, str(path)
-        given = self.model_fields_set - {"pp", "program", "cut", "timeout", "timeline", "microbatches"}
+        given = self.model_fields_set & {"schedule", "chunks", "group", "vocabulary", "recompute"}
         if set_too := sorted(name for name in given if getattr(self, name) not in (None, False)):
             raise ShunterError(
                 f"both program and {set_too[0]} say what ranks do",
@@ -189,7 +234,7 @@ class TrainHow(How):
     threads: int = Field(0, ge=0, description="CPU threads; 0: one a core.")
     compile: bool = Field(False, description="Compile the model; pays off in runs of many minutes.")
     parallel: Parallel | None = Field(
-        None, description="Cut the model into stages on several processes; none: one process."
+        None, description="Lay the model out over several processes; none: one process."
     )
     deterministic: bool = Field(False, description="Refuse kernels whose result varies between runs.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")

@@ -32,7 +32,7 @@ from shunter.train.flops import batch_flops, trained_share
 from shunter.train.meter import Meter
 from shunter.train.objective import Objective
 from shunter.train.passes import OnePass, Passes
-from shunter.train.pipeline import PipelinePasses, expected, split
+from shunter.train.pipeline import LaidOutPasses, expected, split
 from shunter.train.schedule import rate
 from shunter.train.session import Session
 from shunter.train.step import StepResult, train_step
@@ -83,16 +83,20 @@ class Training:
             prepare_determinism(self.device)
         self.precision = choose_precision(config.precision, self.device)
         checkpoints = place.work / "checkpoints"
-        self.pipeline: PipelinePasses | None = None
+        self.layout: LaidOutPasses | None = None
         self.checkpointer: Checkpointer
         if world is not None and how.parallel is not None:
             # Before the optimizer is made: it belongs to the parameters that stay here.
-            self.pipeline = PipelinePasses(decoder, how.parallel, world, rows.row_length)
-            self.checkpointer = SharedCheckpointer(checkpoints, how.keep, world, self.pipeline.pieces)
+            parallel = how.parallel.settled(config.batch_rows, how.micro_batch)
+            self.layout = LaidOutPasses(decoder, parallel, world, rows.row_length)
+            self.checkpointer = SharedCheckpointer(
+                checkpoints, how.keep, world, self.layout.part.held, self.layout.elsewhere
+            )
         else:
             decoder.to(self.device)
             self.checkpointer = Checkpointer(checkpoints, how.keep)
-        self.session = Session.fresh(decoder, config, rows, seed)
+        parameters = None if self.layout is None else self.layout.parameters
+        self.session = Session.fresh(decoder, config, rows, seed, parameters)
         self.ledger = EventLog(place.log / "ledger.jsonl", attempt=place.events.attempt)
         self.passes: Passes  # laid out when the run begins: a checkpoint may have decided the precision
 
@@ -137,9 +141,9 @@ class Training:
             set_determinism(False)
 
     def _lay_out(self) -> Passes:
-        if self.pipeline is not None:
-            self.pipeline.precision = self.precision
-            return self.pipeline
+        if self.layout is not None:
+            self.layout.precision = self.precision
+            return self.layout
         model = torch.compile(self.decoder) if self.how.compile else self.decoder
         return OnePass(model, self.decoder, self.device, self.precision)  # type: ignore[arg-type]
 
@@ -195,7 +199,7 @@ class Training:
         ids = session.loader.take(config.batch_rows)
         batches = [self.rows.rows(part) for part in self._micro_batches(ids)]
         if recorded := self._records():
-            self.pipeline.record()  # type: ignore[union-attr]
+            self.layout.record()  # type: ignore[union-attr]
         result = train_step(
             self.passes,
             session.optimizers,
@@ -225,34 +229,36 @@ class Training:
             self._skipped(number, ids.tolist(), result)
         elif spike := session.spikes.look(number, result.loss, result.grad_norm, ids.tolist()):
             self.place.events.write("spike", **spike)
-        tokens = sum(int((batch.segments >= 0).sum()) for batch in batches)
+        seen = sum(int((batch.segments >= 0).sum()) for batch in batches)
         flops = sum(batch_flops(self.decoder.spec, batch, self.trained) for batch in batches)
-        meter.add(result, tokens, flops)
+        tokens, flops = self.passes.total([seen, flops])
+        meter.add(result, int(tokens), flops)
 
     def _micro_batches(self, ids: np.ndarray) -> list[np.ndarray]:
-        if self.pipeline is not None:
-            return split(ids, self.pipeline.order.microbatches)
+        if self.layout is not None:
+            data = self.layout.world.data
+            return split(split(ids, data.size)[data.index], self.layout.order.microbatches)
         size = self.how.micro_batch
         return [ids[i : i + size] for i in range(0, len(ids), size)]
 
     def _records(self) -> bool:
         parallel = self.how.parallel
-        return self.pipeline is not None and parallel is not None and parallel.timeline == self.session.step
+        return self.layout is not None and parallel is not None and parallel.timeline == self.session.step
 
     def _keep_timeline(self) -> None:
         """The step's measured timeline, and what the program would take at its median costs."""
-        assert self.pipeline is not None
-        measured = self.pipeline.timeline()
+        assert self.layout is not None
+        measured = self.layout.timeline()
         if measured is not None:
             measured.save(self.place.log / "timeline-measured.json")
-            simulated = expected(self.pipeline.order, measured)
+            simulated = expected(self.layout.order, measured)
             simulated.save(self.place.log / "timeline-simulated.json")
             self.place.events.write(
                 "timeline",
                 step=self.session.step,
                 measured=measured.elapsed,
                 simulated=simulated.elapsed,
-                saved_bytes=self.pipeline.saved_bytes,
+                saved_bytes=self.layout.saved_bytes,
             )
 
     def _skipped(self, step: int, ids: list[int], result: StepResult) -> None:

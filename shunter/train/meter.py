@@ -85,7 +85,7 @@ class Meter:
         self.training = training
         how, place = training.how, training.place
         # Of all ranks together: the tokens counted are those of all.
-        ranks = 1 if training.pipeline is None else training.pipeline.world.size
+        ranks = 1 if training.layout is None else training.layout.world.size
         self.peak = ranks * peak_flops(training.device, training.precision)
         config = training.config.model_dump(mode="json")
         self.tracker = open_trackers(how.track, place.log / "track", place.name, config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +22,12 @@ class Optimizers:
     3 % at 512, on two cores.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, parameters: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """parameters: those to learn, by the model's names, where they are not the model's own tensors."""
+        named = dict(model.named_parameters()) if parameters is None else parameters
+        parameters = {name: p for name, p in named.items() if p.requires_grad}
         self.names = {id(p): name for name, p in parameters.items()}
         hidden = {
             name: p
@@ -112,8 +118,8 @@ def _projections(model: nn.Module) -> dict[str, list[int]]:
     for name, module in model.named_modules():
         if isinstance(module, Attention):
             spec = module.spec
-            heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+            heads = (module.num_heads, module.num_kv_heads, module.num_kv_heads)
             rows[f"{name}.qkv.weight"] = [count * spec.head_dim for count in heads]
         elif isinstance(module, SwiGLU) and isinstance(module.gate_up, nn.Linear):  # not a frozen one
-            rows[f"{name}.gate_up.weight"] = [module.gate_up.out_features // 2] * 2
+            rows[f"{name}.gate_up.weight"] = [module.gate_up.weight.shape[0] // 2] * 2
     return rows

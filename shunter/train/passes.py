@@ -16,7 +16,8 @@ from shunter.train.device import autocast
 
 
 class Passes(Protocol):
-    """What a step needs of a layout. All ranks call the same methods with the same rows, in one order."""
+    """What a step needs of a layout. All ranks call the same methods in one order; those that see the same
+    rows, with the same."""
 
     def gradients(
         self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float
@@ -27,8 +28,11 @@ class Passes(Protocol):
         z-loss, over all ranks.
         """
 
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over the ranks that see other rows; each gives what it counts in its own."""
+
     def loss(self, batches: Sequence[Batch], coefficients: Sequence[Tensor]) -> Tensor:
-        """The sum alone, without gradients; float64 scalar."""
+        """The sum alone, without gradients, of rows that all ranks have; float64 scalar."""
 
     def clip(self, limit: float) -> Tensor:
         """Scale the gradient of the whole model down to `limit`; returns its norm before."""
@@ -41,6 +45,9 @@ class OnePass:
         self, model: torch.nn.Module, decoder: Decoder, device: torch.device, precision: str
     ) -> None:
         self.model, self.decoder, self.device, self.precision = model, decoder, device, precision
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        return list(values)
 
     def gradients(
         self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float

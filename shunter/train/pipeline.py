@@ -1,9 +1,9 @@
-"""A training step over a pipeline: each rank holds some stages of the decoder and their optimizer."""
+"""A training step over a layout: each rank holds a part of the decoder, sees a part of the rows."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -13,18 +13,25 @@ from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.data.tokens import Batch
+from shunter.layout.grid import DENSE
+from shunter.layout.piece import balanced
 from shunter.models.decoder import Decoder
 from shunter.models.segments import SegmentPlan
+from shunter.models.sharding import holdings
 from shunter.parallel.clock import gather_timeline, offset
 from shunter.parallel.collect import collect
 from shunter.parallel.cut import cut_layers, decoder_costs
-from shunter.parallel.decoder import DecoderStage, Rows, decoder_stages, drop_others
+from shunter.parallel.decoder import DecoderStage, Rows
 from shunter.parallel.executor import Executor
 from shunter.parallel.lost import answering
+from shunter.parallel.mesh import Peers
+from shunter.parallel.part import DecoderPart, pipeline_cut
+from shunter.parallel.rows import spread_rows
 from shunter.parallel.saved import SavedBytes
+from shunter.parallel.sharded import sharded_handlers
 from shunter.parallel.stage import Compute, Stage
 from shunter.parallel.tree import Tree
-from shunter.parallel.vocabulary import VocabularyPart, cut_vocabulary
+from shunter.parallel.vocabulary import VocabularyPart, vocabulary_rows
 from shunter.record.timeline import Timeline
 from shunter.schedule.action import WEIGHT
 from shunter.schedule.assemble import assemble
@@ -39,6 +46,8 @@ from shunter.schedule.vocabulary import parallel_vocabulary
 from shunter.train.config import Parallel
 from shunter.train.device import autocast
 from shunter.train.world import World
+
+ENDS = ("embed.weight", "head.weight")
 
 
 def cut_decoder(decoder: Decoder, parallel: Parallel, order: Order, row_length: int) -> list[int]:
@@ -58,55 +67,88 @@ def cut_decoder(decoder: Decoder, parallel: Parallel, order: Order, row_length: 
     return cut
 
 
-class PipelinePasses:
-    """Forward and backward passes of this rank's stages; see `passes.Passes`.
+class LaidOutPasses:
+    """Forward and backward passes of this rank's part of a decoder; see `passes.Passes`.
 
     The decoder keeps this rank's parameters; the others move to the meta device. A weight that stands at
-    both ends (a tied embedding) is held by both, with the sum of both gradients, and so stays the same.
+    both ends of a pipeline (a tied embedding) is held by both, with the sum of both gradients, and so stays
+    the same.
+
+    spread: which positions of a row this rank has, where rows are spread over context ranks.
     """
 
     def __init__(self, decoder: Decoder, parallel: Parallel, world: World, row_length: int) -> None:
         self.decoder, self.world, self.device = decoder, world, world.device
-        device = world.device
         self.precision = "fp32"
+        grid, mesh = world.mesh.grid, world.mesh
+        check_rows(parallel, row_length)
         costs, _, head = decoder_costs(decoder.spec, row_length)
         self.order = parallel.order(head * parallel.pp / sum(costs))
         self.cut = cut_decoder(decoder, parallel, self.order, row_length)
-        mine = [stage for stage, rank in enumerate(self.order.placement) if rank == world.rank]
+        mine = [stage for stage, rank in enumerate(self.order.placement) if rank == world.stage]
         algorithm = algorithm_of(self.order)
-        split_ends = algorithm is not None
-        modules = decoder_stages(decoder, self.cut, mine, layers_only=split_ends)
-        self.pieces = cut_vocabulary(decoder, world.rank, world.size) if split_ends else {}
-        self.owned = {name for stage in modules.values() for name in stage.owned()} | self.pieces.keys()
-        drop_others(decoder, self.owned)
-        for name, parameter in decoder.named_parameters():
-            if name in self.owned:
-                parameter.data = parameter.data.to(device)
+        rows = vocabulary_rows(decoder.spec.vocab_size, world.stage, grid.pp)
+        ends = holdings(decoder.spec, grid, mesh.place) if algorithm is not None else {}
+        self.part = DecoderPart(
+            decoder,
+            mesh,
+            self.cut,
+            mine,
+            world.device,
+            sequence=parallel.sequence,
+            layers_only=algorithm is not None,
+            more={name: pipeline_cut(ends[name], *rows) for name in ENDS if name in ends},
+            reshard=parallel.reshard,
+            by_program=grid.pp > 1,
+        )
+        self.spread: Tensor | None = None
+        if grid.cp > 1:
+            self.spread = spread_rows(decoder, mesh.peers("cp"), row_length, parallel.attention)
         self.rows: list[Rows] = []
         halves = any(action.op == WEIGHT for actions in self.order.actions for action in actions)
         self.stages = {
-            number: Stage(self._computes(module), module, defer=halves) for number, module in modules.items()
+            number: Stage(self._computes(module), module, defer=halves)
+            for number, module in self.part.modules.items()
         }
         first, last = self.order.placement[0], self.order.placement[-1]
         self.vocabulary: VocabularyPart | None = None
         if algorithm is not None:
+            assert world.groups is not None
             self.vocabulary = VocabularyPart(
                 decoder.embed.weight,
                 decoder.embed.weight if decoder.head is None else decoder.head.weight,
-                self.pieces["embed.weight"].begin,
+                rows[0],
                 world.groups,
-                world.rank,
+                world.stage,
                 first,
                 last,
                 lambda microbatch: self.rows[microbatch],
                 algorithm=algorithm,
             )
-        self.executor = self._executor(parallel.lowered(self.order))
+        self.gathers = self.part.sharded and self.part.by_program
+        self.executor = self._executor(parallel.lowered(self.order, sharded=self.gathers))
         self._forwards: dict[int, Executor] = {}
-        self.tied = decoder.spec.tied and first != last and not split_ends
-        self.tied = self.tied and decoder.embed.weight.requires_grad  # a frozen one stays the same by itself
-        self.shares_tied = self.tied and world.rank in (first, last)
-        self.counts_tied = world.rank == first
+        tied = decoder.spec.tied and first != last and algorithm is None
+        self.twice = frozenset({"embed.weight"}) if tied else frozenset()
+        trained = decoder.embed.weight.requires_grad  # a frozen one stays the same by itself
+        self.shares_tied = tied and trained and world.stage in (first, last)
+
+    @property
+    def elsewhere(self) -> frozenset[str]:
+        """What the first stage's rank holds too, and writes."""
+        return self.twice if self.world.stage != self.order.placement[0] else frozenset()
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """What the optimizer shall work on: this rank's parts by name."""
+        return self.part.parameters
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        data = self.world.data
+        if data.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        return list(self.world.sum(sums, data).tolist())
 
     def gradients(
         self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float
@@ -121,7 +163,9 @@ class PipelinePasses:
             assert plain is not None
             sums += torch.stack([loss.double(), plain.double()])
         self.rows = []
-        self.world.sum(sums)
+        self._sum_losses(sums)
+        with answering(self.world.rank, "add up gradients"):
+            self.part.finish()
         self._add_tied()
         return sums[0], sums[1]
 
@@ -133,47 +177,58 @@ class PipelinePasses:
             if self.vocabulary is not None:
                 order = parallel_vocabulary(order, self.vocabulary.algorithm)
             executor = self._forwards[len(batches)] = self._executor(lower(assemble(order)))
-        self._load(batches, coefficients, 0.0)
+        data = self.world.data
+        shares = [_share(batch, factors, data) for batch, factors in zip(batches, coefficients, strict=True)]
+        self._load([batch for batch, _ in shares], [factors for _, factors in shares], 0.0)
         losses = self._run(executor, train=False)
+        self.part.give_up()
         self.rows = []
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for loss in losses.values():
             total += loss
-        return self.world.sum(total)
+        return self._sum_losses(total)
+
+    def _sum_losses(self, sums: Tensor) -> Tensor:
+        """Tensor ranks all have the loss of their tokens; other ranks have those of others."""
+        if self.world.mesh.place["tp"]:
+            sums.zero_()
+        return self.world.sum(sums)
 
     def _executor(self, program: Program) -> Executor:
-        handlers = self.vocabulary.handlers() if self.vocabulary is not None else None
+        handlers = self.vocabulary.handlers() if self.vocabulary is not None else {}
+        if self.gathers:
+            handlers = {**handlers, **sharded_handlers(self.stages)}
         world = self.world
-        return Executor(program, world.rank, self.stages, world.groups, self.device, handlers=handlers)
+        return Executor(program, world.stage, self.stages, world.groups, self.device, handlers=handlers)
 
     def _run(self, executor: Executor, *, train: bool) -> dict[int, Tensor]:
         """Walk the program; the losses, where the last stage is."""
-        part = self.vocabulary
-        if part is None:
+        vocabulary = self.vocabulary
+        if vocabulary is None:
             return executor.run(self._key)
-        part.prepare(train, torch.bfloat16 if self.precision == "bf16" else None)
+        vocabulary.prepare(train, torch.bfloat16 if self.precision == "bf16" else None)
         try:
-            return executor.run(self._key) | part.losses
+            return executor.run(self._key) | vocabulary.losses
         finally:
-            part.drop()
+            vocabulary.drop()
 
     def clip(self, limit: float) -> Tensor:
-        mine = {name: p for name, p in self.decoder.named_parameters() if name in self.owned}
-        counted = [
-            p.grad
-            for name, p in mine.items()
-            if p.grad is not None and not (self.tied and name == "embed.weight" and not self.counts_tied)
-        ]
-        square = torch.zeros((), dtype=torch.float64, device=self.device)
-        for gradient in counted:
-            square += torch.linalg.vector_norm(gradient).double().square()
-        norm = self.world.sum(square).sqrt().float()
-        torch.nn.utils.clip_grads_with_norm_(mine.values(), limit, norm)
+        square = self.part.squared_norm(self.twice).to(self.device)
+        parameters = self.parameters.values()
+        exact = any(parameter.dtype == torch.float64 for parameter in parameters)
+        norm = self.world.sum(square).sqrt()
+        norm = norm if exact else norm.float()
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm
 
     def record(self) -> None:
         """Note the next step's actions and the most held for backwards; `timeline` hands them out."""
-        self._shift = offset(self.world.group, self.world.groups.ranks, self.world.rank, self.device)
+        peers = self.world.mesh.peers("pp")
+        self._shift = 0.0
+        if peers.size > 1:
+            group = self.world.groups.up if self.world.groups else None
+            assert group is not None
+            self._shift = offset(group, peers.ranks, peers.index, self.device)
         saved = SavedBytes(parameter for parameter in self.decoder.parameters() if not parameter.is_meta)
         for stage in self.stages.values():
             stage.saved = saved
@@ -181,32 +236,44 @@ class PipelinePasses:
         self.executor.clock.start()
 
     def timeline(self) -> Timeline | None:
-        """All ranks' actions since `record`, on rank 0; None on the others.
+        """The actions of rank 0's pipeline since `record`, on rank 0; None on the others.
 
-        `saved_bytes` has then, on all ranks, the most bytes that each held for backwards.
+        `saved_bytes` has then, on all ranks, the most bytes that each of their pipeline held for backwards.
         """
         spans = self.executor.clock.stop()
-        world = self.world
+        world, peers = self.world, self.world.mesh.peers("pp")
         for stage in self.stages.values():
             stage.saved = None
-        peaks = torch.zeros(world.size, dtype=torch.float64, device=self.device)
-        peaks[world.rank] = self._saved.peak
-        self.saved_bytes = [int(peak) for peak in world.sum(peaks).tolist()]
-        return gather_timeline(spans, self._shift, world.group, world.groups.ranks, world.rank, self.device)
+        peaks = torch.zeros(peers.size, dtype=torch.float64, device=self.device)
+        peaks[peers.index] = self._saved.peak
+        self.saved_bytes = [int(peak) for peak in world.sum(peaks, peers).tolist()]
+        found = gather_timeline(spans, self._shift, peers, self.device)
+        return found if world.rank == 0 else None
 
     def gather(self, whole: Decoder) -> bool:
         """Copy all ranks' weights into rank 0's `whole`; every rank calls it. True on rank 0."""
-        mine = {name: p for name, p in self.decoder.named_parameters() if name in self.owned}
-        world = self.world
-        with answering(world.rank, "bring the weights together"):
-            found = collect(mine, world.groups, world.rank, world.device, self.pieces)
+        found = self.whole(self.parameters)
         if found is None:
             return False
         whole.load_state_dict(found, strict=True)
         return True
 
+    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Tensors that are cut as the parameters of these names are, put together on rank 0's CPU."""
+        world, held = self.world, self.part.held
+        mine = {
+            name: tensor
+            for name, tensor in parts.items()
+            if held[name].is_first(world.mesh.place, DENSE[1:]) and name not in self.elsewhere
+        }
+        pieces = {name: held[name].piece for name in mine}
+        with answering(world.rank, "bring the weights together"):
+            return collect(mine, pieces, world.mesh.everyone, world.device)
+
     def _computes(self, module: DecoderStage) -> Compute:
         def compute(inputs: Tree, microbatch: int) -> Tree:
+            if torch.is_grad_enabled():
+                self.part.last_pass(microbatch == self.order.microbatches - 1)
             with autocast(self.device, self.precision):
                 made: Tree = module(inputs, self.rows[microbatch])
             return made
@@ -214,16 +281,22 @@ class PipelinePasses:
         return compute
 
     def _load(self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float) -> None:
-        def put(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(self.device, non_blocking=True)
+        def put(array: Tensor) -> Tensor:
+            """This rank's positions of whole rows."""
+            whole = array.to(self.device, non_blocking=True)
+            return whole if self.spread is None else whole[:, self.spread]
+
+        def plan(segments: Tensor) -> SegmentPlan:
+            there = segments.to(self.device)
+            return SegmentPlan.build(there) if self.spread is None else SegmentPlan((), whole=there.long())
 
         self.rows = [
             Rows(
-                put(batch.tokens),
-                put(batch.positions),
-                put(batch.targets),
-                factors.to(self.device, non_blocking=True),
-                SegmentPlan.build(put(batch.segments)),
+                put(torch.from_numpy(batch.tokens)),
+                put(torch.from_numpy(batch.positions)),
+                put(torch.from_numpy(batch.targets)),
+                put(factors),
+                plan(torch.from_numpy(batch.segments)),
                 z_loss,
             )
             for batch, factors in zip(batches, coefficients, strict=True)
@@ -236,15 +309,16 @@ class PipelinePasses:
         """Both ends of a tied weight get the sum of their gradients: the same bits on both."""
         if not self.shares_tied:
             return
-        weight = self.decoder.embed.weight
+        weight = self.parameters["embed.weight"]
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-        ends = sorted({self.order.placement[0], self.order.placement[-1]})
-        ranks, groups = self.world.groups.ranks, self.world.groups
-        low, high = ends
+        low, high = sorted({self.order.placement[0], self.order.placement[-1]})
+        groups = self.world.groups
+        assert groups is not None
+        ranks = groups.ranks
         # There and back: the lower rank adds up, so that both have its sum.
         with answering(self.world.rank, "add up a tied weight's gradient"):
-            if self.world.rank == high:
+            if self.world.stage == high:
                 dist.send(weight.grad, ranks[low], group=groups.down)
                 dist.recv(weight.grad, ranks[low], group=groups.up)
             else:
@@ -252,6 +326,28 @@ class PipelinePasses:
                 dist.recv(other, ranks[high], group=groups.down)
                 weight.grad += other
                 dist.send(weight.grad, ranks[high], group=groups.up)
+
+
+def check_rows(parallel: Parallel, row_length: int) -> None:
+    """Raise ShunterError, with the nearest legal length, for rows that cannot be spread over the ranks."""
+    parts = (2 * parallel.cp if parallel.cp > 1 else 1) * (parallel.tp if parallel.sequence else 1)
+    if row_length % parts:
+        fits = max(1, round(row_length / parts)) * parts
+        why = f"2 x cp={parallel.cp}" if parallel.cp > 1 else ""
+        why += f"{' x ' if why else ''}tp={parallel.tp}" if parallel.tp > 1 and parallel.sequence else ""
+        raise ShunterError(
+            f"rows of {row_length} tokens cannot be cut into {why} equal parts",
+            where="how.parallel",
+            mend=f"Make rows of {fits} tokens, or use fewer ranks.",
+        )
+
+
+def _share(batch: Batch, coefficients: Tensor, data: Peers) -> tuple[Batch, Tensor]:
+    """This rank's rows of a batch that all data ranks have; one without weight where there are too few."""
+    begin, end = balanced(len(batch.row_ids), data.size, data.index)
+    rows = slice(begin, end) if begin < end else slice(0, 1)
+    part = Batch(*(array[rows] for array in vars(batch).values()))
+    return part, coefficients[rows] if begin < end else torch.zeros_like(coefficients[rows])
 
 
 def expected(order: Order, measured: Timeline) -> Timeline:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
@@ -24,11 +26,14 @@ from shunter.train.spikes import SpikeDetector
 class Session:
     """A run's state. `step` counts finished steps; the schedule is a function of it, not a state.
 
+    parameters: what is learnt here, by name: the model's, or this rank's part of them.
+
     There is no hidden random state: the order of rows is derived from (seed, epoch). torch's global
     generators are saved all the same, for models that draw from them.
     """
 
     model: Decoder
+    parameters: Mapping[str, Tensor]
     config: TrainConfig
     optimizers: Optimizers
     loader: Loader
@@ -44,16 +49,25 @@ class Session:
     final: dict[str, Any] | None = None  # held-out metrics after the last step
 
     @classmethod
-    def fresh(cls, model: Decoder, config: TrainConfig, rows: TokenRows, seed: int) -> Session:
+    def fresh(
+        cls,
+        model: Decoder,
+        config: TrainConfig,
+        rows: TokenRows,
+        seed: int,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> Session:
         """A run that has done nothing yet."""
-        return cls(model, config, Optimizers(model, config), Loader(rows, derive_seed(seed, "order")))
+        mine = dict(model.named_parameters()) if parameters is None else parameters
+        optimizers = Optimizers(model, config, mine)
+        return cls(model, mine, config, optimizers, Loader(rows, derive_seed(seed, "order")))
 
     def state(self) -> State:
         """The live tensors, nested by owner; loading fills them in place.
 
         Frozen parameters are not among them: they are those that the run began with.
         """
-        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        trained = {name: p.detach() for name, p in self.parameters.items() if p.requires_grad}
         return {
             "model": trained,
             "optimizer": self.optimizers.state(),
@@ -116,7 +130,7 @@ class Session:
 
     @property
     def _device(self) -> torch.device:
-        return next(p.device for p in self.model.parameters() if not p.is_meta)
+        return next(iter(self.parameters.values())).device
 
     def _same_run(self, extra: dict[str, Any], where: str) -> None:
         """Raises ShunterError when the checkpoint belongs to a run of another configuration."""

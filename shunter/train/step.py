@@ -41,11 +41,13 @@ def train_step(
 ) -> StepResult:
     """Accumulate the gradient of the global batch over its micro-batches, then update once.
 
+    batches: those of this rank, where ranks see different rows.
+
     The result does not depend on how the rows were split into `batches`, nor on how `passes` lays the
     model out, up to the rounding of sums.
     """
     directive = reach("train.step", step=step)
-    counts = total(objective, batches)
+    counts, tokens = count(passes, objective, batches)
     coefficients = [torch.from_numpy(objective.coefficients(batch, counts)) for batch in batches]
     whole, loss = passes.gradients(batches, coefficients, z_loss)
     if directive == "nan":
@@ -61,8 +63,15 @@ def train_step(
     return StepResult(
         loss=loss_value,
         grad_norm=norm_value,
-        tokens=int(sum(batch.num_valid for batch in batches)),
+        tokens=tokens,
         updated=updated,
         rate=rate,
         z_loss=whole_value - loss_value,
     )
+
+
+def count(passes: Passes, objective: Objective, batches: Sequence[Batch]) -> tuple[dict[str, float], int]:
+    """The objective's counts over the global batch, and its valid targets."""
+    mine = total(objective, batches)
+    *values, tokens = passes.total([*mine.values(), float(sum(batch.num_valid for batch in batches))])
+    return dict(zip(mine, values, strict=True)), int(tokens)

@@ -11,39 +11,62 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shunter.config.errors import ShunterError
+from shunter.layout.grid import Grid
 from shunter.parallel.lost import answering
-from shunter.parallel.transport import Groups
+from shunter.parallel.mesh import Groups, Mesh, Peers, ProcessGroups
 from shunter.recipe.job import Control
 
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a pipeline. device: where this rank computes, and its messages are."""
+    """The ranks of a layout. device: where this rank computes, and its messages are."""
 
-    groups: Groups
-    rank: int
+    mesh: Mesh
     device: torch.device
+
+    @classmethod
+    def create(cls, grid: Grid, rank: int, device: torch.device, groups: ProcessGroups) -> World:
+        """Every rank of the grid calls it."""
+        return cls(Mesh(grid, rank, groups), device)
+
+    @property
+    def groups(self) -> Groups | None:
+        """For messages of the pipeline that this rank is in; None where a stage is the whole model."""
+        return self.mesh.pipeline
+
+    @property
+    def rank(self) -> int:
+        return self.mesh.rank
 
     @property
     def size(self) -> int:
-        return len(self.groups.ranks)
+        return self.mesh.grid.size
 
     @property
-    def group(self) -> dist.ProcessGroup:
-        assert self.groups.up is not None
-        return self.groups.up
+    def stage(self) -> int:
+        """This rank's place in its pipeline."""
+        return self.mesh.place["pp"]
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Over all ranks, in place."""
-        with answering(self.rank, "add up with the others"):
-            dist.all_reduce(tensor, group=self.group)
+    @property
+    def data(self) -> Peers:
+        """The ranks that see other rows, with the same place in the model."""
+        return self.mesh.peers("dp", "fsdp")
+
+    def sum(self, tensor: Tensor, peers: Peers | None = None) -> Tensor:
+        """Over all ranks, or over those, in place."""
+        peers = peers or self.mesh.everyone
+        if peers.size > 1:
+            with answering(self.rank, "add up with the others"):
+                dist.all_reduce(tensor, group=peers.group)
         return tensor
 
     def first(self, value: int) -> int:
         """Rank 0's value, on all ranks."""
+        if self.size == 1:
+            return value
         told = torch.tensor([value], dtype=torch.int64, device=self.device)
         with answering(self.rank, "hear rank 0"):
-            dist.broadcast(told, self.groups.ranks[0], group=self.group)
+            dist.broadcast(told, self.mesh.everyone.ranks[0], group=self.mesh.everyone.group)
         return int(told)
 
     def shared(self, control: Control) -> Control:
@@ -64,7 +87,7 @@ class _Shared:
         return bool(self.world.first(int(heard)))
 
 
-def join(rank: int, size: int, device: str, timeout: float) -> World:
+def join(grid: Grid, rank: int, device: str, timeout: float) -> World:
     """Meet the other ranks, which elastic launch told how to. device: auto, cpu or cuda.
 
     timeout: seconds after which a rank that is silent is given up. Raises ShunterError where there are
@@ -75,13 +98,13 @@ def join(rank: int, size: int, device: str, timeout: float) -> World:
     if use_cuda:
         if local >= torch.cuda.device_count():
             raise ShunterError(
-                f"{size} ranks need {size} GPUs, and here are {torch.cuda.device_count()}",
+                f"{grid.size} ranks need {grid.size} GPUs, and here are {torch.cuda.device_count()}",
                 mend="Use fewer ranks, or how.device=cpu.",
             )
         torch.cuda.set_device(local)
     place = torch.device("cuda", local) if use_cuda else torch.device("cpu")
     wait = timedelta(seconds=timeout)
     dist.init_process_group(
-        "nccl" if use_cuda else "gloo", init_method="env://", rank=rank, world_size=size, timeout=wait
+        "nccl" if use_cuda else "gloo", init_method="env://", rank=rank, world_size=grid.size, timeout=wait
     )
-    return World(Groups.create(range(size), timeout=wait), rank, place)
+    return World.create(grid, rank, place, ProcessGroups(timeout=wait))

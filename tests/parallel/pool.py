@@ -15,13 +15,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from shunter.parallel.transport import Groups
+from shunter.layout.grid import Grid
+from shunter.parallel.mesh import Groups, ProcessGroups, make_groups
 
 WORLD = 4
 SECONDS = 60
 
 # (rank, groups, argument) -> result; a function at the top of a test module.
 Task = Callable[[int, Groups, Any], Any]
+
+# Of each worker: fresh groups for each test would leak threads and descriptors.
+GROUPS = ProcessGroups()
 
 
 class WorkerFailed(Exception):
@@ -32,15 +36,20 @@ def _work(rank: int, size: int, place: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     wait = timedelta(seconds=SECONDS)
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=size, timeout=wait)
-    # All groups once: fresh ones would leak threads and descriptors.
-    groups = {world: Groups.create(range(world), timeout=wait) for world in range(1, size + 1)}
+    GROUPS.options["timeout"] = wait
     while True:
         try:
-            task, world, argument = pipe.recv()
+            task, world, argument, grids = pipe.recv()
         except EOFError:
             break
         try:
-            pipe.send((True, task(rank, groups[world], argument)))
+            # All workers make the groups, also those that the task does not need.
+            groups = GROUPS.pipeline(range(world))
+            for grid in grids:
+                make_groups(grid, GROUPS)
+            if task is None:
+                continue
+            pipe.send((True, task(rank, groups, argument)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
     with contextlib.suppress(Exception):
@@ -65,10 +74,13 @@ class Pool:
             self.pipes.append(ours)
             self.processes.append(process)
 
-    def run(self, task: Task, world: int, argument: Any = None) -> list[Any]:
-        """The task's result on ranks 0..world-1. Raises WorkerFailed if one of them raised."""
-        for pipe in self.pipes[:world]:
-            pipe.send((task, world, argument))
+    def run(self, task: Task, world: int, argument: Any = None, *grids: Grid) -> list[Any]:
+        """The task's result on ranks 0..world-1. Raises WorkerFailed if one of them raised.
+
+        grids: whose meshes the task makes out of GROUPS.
+        """
+        for rank, pipe in enumerate(self.pipes):
+            pipe.send((task if rank < world else None, world, argument, grids))
         answers = []
         for rank, pipe in enumerate(self.pipes[:world]):
             if not pipe.poll(2 * SECONDS):

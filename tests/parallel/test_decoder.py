@@ -12,8 +12,8 @@ from shunter.models.head import linear_cross_entropy
 from shunter.models.segments import SegmentPlan
 from shunter.parallel.decoder import Rows, decoder_stages, drop_others
 from shunter.parallel.executor import Executor
+from shunter.parallel.mesh import Groups
 from shunter.parallel.stage import Stage
-from shunter.parallel.transport import Groups
 from shunter.schedule.assemble import assemble
 from shunter.schedule.catalogue import schedule
 from shunter.schedule.lower import lower

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shunter.parallel.executor import Executor
-from shunter.parallel.transport import Groups
+from shunter.parallel.mesh import Groups
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT, Action
 from shunter.schedule.assemble import assemble
 from shunter.schedule.catalogue import SCHEDULES, schedule

@@ -15,8 +15,8 @@ from torch import nn
 
 from shunter.parallel.clock import gather_timeline, offset
 from shunter.parallel.executor import Executor
+from shunter.parallel.mesh import Groups
 from shunter.parallel.stage import LOSS, Stage
-from shunter.parallel.transport import Groups
 from shunter.parallel.tree import Tree
 from shunter.schedule.assemble import assemble
 from shunter.schedule.catalogue import schedule
@@ -124,7 +124,7 @@ def timed(rank: int, groups: Groups, pad: float) -> Any:
     shift = offset(groups.up, groups.ranks, rank, CPU)
     executor.clock.start()
     executor.run()
-    return shift, gather_timeline(executor.clock.stop(), shift, groups.up, groups.ranks, rank, CPU)
+    return shift, gather_timeline(executor.clock.stop(), shift, groups.peers(rank), CPU)
 
 
 def test_a_measured_timeline_has_the_simulated_one_s_spans(pool: Pool) -> None:
@@ -151,7 +151,7 @@ import torch, torch.distributed as dist
 from torch import nn
 from shunter.parallel.executor import Executor
 from shunter.parallel.stage import Stage
-from shunter.parallel.transport import Groups
+from shunter.parallel.mesh import Groups
 from shunter.schedule.assemble import assemble
 from shunter.schedule.catalogue import schedule
 from shunter.schedule.lower import lower

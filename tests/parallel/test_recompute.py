@@ -11,8 +11,8 @@ from torch import nn
 from shunter.config.errors import ShunterError
 from shunter.parallel.batchnorm import DeferredBatchNorm, defer_batchnorm
 from shunter.parallel.executor import Executor
+from shunter.parallel.mesh import Groups
 from shunter.parallel.stage import LOSS, Stage
-from shunter.parallel.transport import Groups
 from shunter.parallel.tree import Tree
 from shunter.schedule.assemble import assemble
 from shunter.schedule.catalogue import schedule

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from shunter.parallel.mesh import Groups
 from shunter.parallel.rehearse import rehearse
-from shunter.parallel.transport import Groups
 from shunter.schedule.assemble import assemble
 from shunter.schedule.catalogue import schedule
 from shunter.schedule.costs import Costs

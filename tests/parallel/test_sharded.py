@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from shunter.config.errors import ShunterError
 from shunter.parallel.executor import Executor
+from shunter.parallel.mesh import Groups
 from shunter.parallel.sharded import hand_over, sharded_handlers
 from shunter.parallel.stage import LOSS, Stage
-from shunter.parallel.transport import Groups
 from shunter.parallel.tree import Tree
 from shunter.schedule.action import RESHARD, WEIGHT, Action
 from shunter.schedule.assemble import assemble

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from shunter.models.decoder import Decoder
 from shunter.models.head import linear_cross_entropy
@@ -18,11 +18,11 @@ from shunter.models.spec import DecoderSpec
 from shunter.parallel.decoder import Rows, decoder_stages
 from shunter.parallel.executor import Executor
 from shunter.parallel.lost import PeerLost
+from shunter.parallel.mesh import Groups
 from shunter.parallel.side import Side
 from shunter.parallel.stage import Stage
-from shunter.parallel.transport import Groups
 from shunter.parallel.tree import Tree
-from shunter.parallel.vocabulary import VocabularyPart, cut_vocabulary
+from shunter.parallel.vocabulary import VocabularyPart, vocabulary_rows
 from shunter.schedule.action import WEIGHT
 from shunter.schedule.assemble import assemble
 from shunter.schedule.builders.single import forward_waves
@@ -88,11 +88,15 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     layers, stages = case["layers"], order.stages
     cut = [number * layers // stages for number in range(stages + 1)]
     mine = [stage for stage, holder in enumerate(order.placement) if holder == rank]
-    pieces = cut_vocabulary(decoder, rank, case["ranks"])
+    begin, end = vocabulary_rows(VOCABULARY, rank, case["ranks"])
+    ends = [module for module in (decoder.embed, decoder.head) if module is not None]
+    for module in ends:
+        module.weight = nn.Parameter(module.weight.detach()[begin:end].clone())
+    pieces = [name for name, p in decoder.named_parameters() if any(p is m.weight for m in ends)]
     part = VocabularyPart(
         decoder.embed.weight,
         decoder.head_weight,
-        pieces["embed.weight"].begin,
+        begin,
         groups,
         rank,
         order.placement[0],
@@ -125,7 +129,7 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
             losses = {microbatch: loss.item() for microbatch, loss in part.losses.items()}
             part.drop()
         told.append(losses)
-    owned = {name for module in modules.values() for name in module.owned()} | pieces.keys()
+    owned = {name for module in modules.values() for name in module.owned()} | set(pieces)
     return {name: p.grad for name, p in decoder.named_parameters() if name in owned}, pieces, told
 
 

@@ -12,17 +12,16 @@ import torch
 from shunter.config.errors import ShunterError
 from shunter.models.decoder import Decoder
 from shunter.models.spec import DecoderSpec
-from shunter.parallel.collect import collect
-from shunter.parallel.transport import Groups
+from shunter.parallel.mesh import Groups, Peers
 from shunter.train.config import Parallel, TrainConfig
 from shunter.train.objective import CrossEntropy, total
 from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass, Passes
-from shunter.train.pipeline import PipelinePasses, cut_decoder, split
+from shunter.train.pipeline import LaidOutPasses, cut_decoder, split
 from shunter.train.step import StepResult, train_step
 from shunter.train.validation import validate
 from shunter.train.world import World
-from tests.parallel.pool import Pool
+from tests.parallel.pool import GROUPS, Pool
 from tests.train import corpora
 
 CPU = torch.device("cpu")
@@ -39,12 +38,12 @@ def model(tied: bool) -> Decoder:
 
 
 def two_steps(
-    passes: Passes, optimizers: Optimizers, rows: Any, parts: int
+    passes: Passes, optimizers: Optimizers, rows: Any, parts: int, data: Peers
 ) -> tuple[list[StepResult], float]:
     results = []
     for step in range(2):
         ids = np.arange(step * ROWS, (step + 1) * ROWS)
-        batches = [rows.rows(part) for part in split(ids, parts)]
+        batches = [rows.rows(part) for part in split(split(ids, data.size)[data.index], parts)]
         results.append(
             train_step(passes, optimizers, CrossEntropy(), batches, step=step, rate=1e-2, clip=CLIP, z_loss=Z)
         )
@@ -55,11 +54,12 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     rows = corpora.rows(Path(case["rows"]))
     parallel = Parallel(**case["parallel"])
     decoder = model(case["tied"])
-    passes = PipelinePasses(decoder, parallel, World(groups, rank, CPU), rows.row_length)
-    optimizers = Optimizers(decoder, TrainConfig(steps=2, optimizer=case["optimizer"]))
-    results, heldout = two_steps(passes, optimizers, rows, parallel.parts)
-    mine = {name: p for name, p in decoder.named_parameters() if not p.is_meta}
-    return [vars(result) for result in results], heldout, collect(mine, groups, rank, CPU, passes.pieces)
+    passes = LaidOutPasses(decoder, parallel, World.create(parallel.grid, rank, CPU, GROUPS), rows.row_length)
+    optimizers = Optimizers(decoder, TrainConfig(steps=2, optimizer=case["optimizer"]), passes.parameters)
+    results, heldout = two_steps(passes, optimizers, rows, parallel.parts, passes.world.data)
+    whole = model(case["tied"])
+    found = dict(whole.named_parameters()) if passes.gather(whole) else None
+    return [vars(result) for result in results], heldout, found
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,19 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
         ),
         ({"pp": 2, "schedule": "gpipe", "microbatches": 3, "recompute": True}, True, "adamw"),
         ({"pp": 2, "schedule": "zb1p", "microbatches": 5, "recompute": True}, False, "adamw"),
+        ({"dp": 2, "microbatches": 2}, True, "muon"),
+        ({"tp": 2, "microbatches": 2}, True, "adamw"),
+        ({"tp": 2, "microbatches": 1}, False, "adamw"),
+        ({"tp": 2, "microbatches": 1, "sequence": False}, True, "adamw"),
+        ({"fsdp": 2, "microbatches": 2}, True, "adamw"),
+        ({"fsdp": 3, "microbatches": 2, "reshard": False}, False, "adamw"),
+        ({"dp": 2, "tp": 2, "microbatches": 2}, True, "adamw"),
+        ({"dp": 2, "fsdp": 2, "microbatches": 1}, True, "adamw"),
+        ({"fsdp": 2, "tp": 2, "microbatches": 3}, True, "adamw"),
+        ({"pp": 2, "tp": 2, "schedule": "zb1p", "microbatches": 3}, True, "adamw"),
+        ({"pp": 2, "dp": 2, "schedule": "zbv", "microbatches": 3}, True, "adamw"),
+        ({"pp": 2, "fsdp": 2, "microbatches": 3}, True, "adamw"),
+        ({"pp": 2, "fsdp": 2, "schedule": "zbv", "microbatches": 3}, False, "adamw"),
     ],
 )
 def test_two_steps_are_those_of_one_process(
@@ -96,9 +109,11 @@ def test_two_steps_are_those_of_one_process(
         Optimizers(whole, TrainConfig(steps=2, optimizer=optimizer)),
         rows,
         2,
+        Peers.alone(),
     )
+    grid = Parallel(**parallel).grid
     case = {"rows": str(tmp_path / "rows"), "parallel": parallel, "tied": tied, "optimizer": optimizer}
-    answers = pool.run(task, parallel["pp"], case)
+    answers = pool.run(task, grid.size, case, grid)
     for results, loss, _ in answers:  # every rank knows the whole's numbers
         for found, result in zip(results, expected, strict=True):
             assert found["grad_norm"] > CLIP

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from shunter.config.errors import ShunterError
 from shunter.record.points import reach
-from shunter.train.checkpoint.storage import ShardReader, ShardWriter
+from shunter.train.checkpoint.storage import TENSORS, ShardReader, ShardWriter
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -120,11 +120,10 @@ class Checkpointer:
         if check is not None:
             check(manifest["extra"], str(path))
         flat = flatten(state)
-        reader = ShardReader(path)
-        stored = reader.read_metadata().state_dict_metadata
-        _agree(path, flat, {name: stored[name] for name in flat if name in stored} if partly else stored)
+        wanted = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in flat.items()}
+        agree(path, wanted, described(path), partly=partly)
         with _alone():
-            dcp_load(flat, storage_reader=reader, planner=DefaultLoadPlanner(), no_dist=True)
+            dcp_load(flat, storage_reader=ShardReader(path), planner=DefaultLoadPlanner(), no_dist=True)
         extra: dict[str, Any] = manifest["extra"]
         return extra
 
@@ -132,17 +131,7 @@ class Checkpointer:
         writer = ShardWriter(staging)
         with _alone():
             dcp_save(flatten(state), storage_writer=writer, planner=DefaultSavePlanner(), no_dist=True)
-        files = {}
-        for path in sorted(staging.iterdir()):
-            _fsync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-            if path.suffix == ".safetensors" and reach("checkpoint.shard", step=step) == "truncate":
-                os.truncate(path, path.stat().st_size // 2)
-        reach("checkpoint.manifest", step=step)
-        manifest = {"format": FORMAT, "step": step, "files": files, "extra": extra}
-        _write_synced(staging / MANIFEST, json.dumps(manifest, allow_nan=False).encode())
-        _fsync(staging)
-        reach("checkpoint.rename", step=step)
+        write_manifest(staging, step, digested(sorted(staging.iterdir()), step), extra)
 
     def _published(self) -> list[tuple[int, Path]]:
         found = []
@@ -155,7 +144,7 @@ class Checkpointer:
     def _verify(self, path: Path) -> dict[str, Any]:
         """The manifest of a checkpoint whose bytes match it. Each byte is read once, unless its file has
         changed since."""
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         for name, record in manifest["files"].items():
             signature = _signature(path / name, record["sha256"])
             if self._verified.get(path / name) == signature:
@@ -167,7 +156,7 @@ class Checkpointer:
 
     def _is_whole(self, path: Path) -> bool:
         try:
-            _read_manifest(path)
+            read_manifest(path)
         except Damaged:
             return False
         return True
@@ -212,8 +201,43 @@ def _alone() -> Iterator[None]:
         raise next(iter(wrapped.failures.values()))[0] from None
 
 
-def _agree(path: Path, flat: dict[str, torch.Tensor], stored: dict[str, Any]) -> None:
-    missing, unexpected = sorted(flat.keys() - stored.keys()), sorted(stored.keys() - flat.keys())
+def digested(paths: Iterable[Path], step: int) -> dict[str, dict[str, Any]]:
+    """Sizes and digests of files that are safely on the disk."""
+    files = {}
+    for path in paths:
+        _fsync(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        if path.suffix == ".safetensors" and reach("checkpoint.shard", step=step) == "truncate":
+            os.truncate(path, path.stat().st_size // 2)
+    return files
+
+
+def write_manifest(folder: Path, step: int, files: dict[str, Any], extra: dict[str, Any]) -> None:
+    """The last file of a checkpoint."""
+    reach("checkpoint.manifest", step=step)
+    manifest = {"format": FORMAT, "step": step, "files": files, "extra": extra}
+    _write_synced(folder / MANIFEST, json.dumps(manifest, allow_nan=False).encode())
+    _fsync(folder)
+    reach("checkpoint.rename", step=step)
+
+
+def described(path: Path) -> dict[str, Any]:
+    """`tensors.json`, checked: name -> dtype, shape and chunks. Raises ShunterError when it is damaged."""
+    ShardReader(path).read_metadata()
+    found: dict[str, Any] = json.loads((path / TENSORS).read_text(encoding="utf-8"))
+    return found
+
+
+def agree(
+    path: Path,
+    wanted: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    stored: Mapping[str, Any],
+    *,
+    partly: bool = False,
+) -> None:
+    """Raise ShunterError unless these names with dtype and whole shape are stored; `partly`: and others."""
+    missing = sorted(wanted.keys() - stored.keys())
+    unexpected = [] if partly else sorted(stored.keys() - wanted.keys())
     if missing or unexpected:
         parts = [
             f"{label} {', '.join(names[:3])}{' and more' if len(names) > 3 else ''}"
@@ -225,17 +249,18 @@ def _agree(path: Path, flat: dict[str, torch.Tensor], stored: dict[str, Any]) ->
             where=str(path),
             mend="Resume with the model and optimizer that it was written with.",
         )
-    for name, tensor in flat.items():
+    for name, (dtype, shape) in wanted.items():
         entry = stored[name]
-        if tuple(entry.size) != tuple(tensor.shape) or entry.properties.dtype != tensor.dtype:
+        if tuple(entry["shape"]) != shape or f"torch.{entry['dtype']}" != str(dtype):
             raise ShunterError(
-                f"{name} is {entry.properties.dtype} {tuple(entry.size)} in the checkpoint but "
-                f"{tensor.dtype} {tuple(tensor.shape)} here",
+                f"{name} is torch.{entry['dtype']} {tuple(entry['shape'])} in the checkpoint but "
+                f"{dtype} {shape} here",
                 where=str(path),
             )
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files have the sizes that it says. Raises Damaged for others."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         number = manifest["format"]

@@ -1,0 +1,163 @@
+"""This rank's part of a decoder: which parameters, which parts of them, and how it computes with them.
+
+The order is torchtitan's (arXiv 2410.06511, section 2): the stages are chosen, weights cut over tensor ranks,
+rows spread over context ranks, and what is left sharded by `fully_shard`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from shunter.layout.holding import Holding
+from shunter.models.adapter_sharding import adapted_holdings
+from shunter.models.decoder import Decoder
+from shunter.models.sharding import holdings
+from shunter.parallel.collect import cut
+from shunter.parallel.decoder import decoder_stages, drop_others
+from shunter.parallel.gradients import add_up_gradients, squared_norm
+from shunter.parallel.mesh import Mesh
+from shunter.parallel.sharded import hand_over
+from shunter.parallel.tensor import VocabularyRows, first_row, split_tensor
+
+SHARDING = ("fsdp", "cp")  # ranks that share one copy of the weights, where weights are sharded
+
+
+class DecoderPart:
+    """What one rank holds of a decoder.
+
+    parameters: this rank's parts by name, plain tensors that share memory with what the model computes
+                with; after `finish` their `.grad` is the whole gradient of that part.
+    held:       which part of the whole each is.
+    modules:    the stages, by number.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        mesh: Mesh,
+        bounds: Sequence[int],
+        stages: Sequence[int],
+        device: torch.device,
+        *,
+        sequence: bool = True,
+        layers_only: bool = False,
+        more: Mapping[str, Holding] | None = None,
+        reshard: bool = True,
+        by_program: bool = False,
+    ) -> None:
+        """decoder: whole, on the CPU; it keeps this rank's part, the rest moves to the meta device.
+
+        bounds, stages: first layer of each stage, and the numbers of those that are here.
+        layers_only: embedding and head are computed elsewhere. more: parts beside the stages'.
+        reshard: give gathered weights up between forward and backward. by_program: the program, not
+        `fully_shard`, decides when weights are gathered.
+        """
+        self.decoder, self.mesh = decoder, mesh
+        self.sharded = mesh.grid.fsdp > 1
+        self.by_program = by_program
+        declared = holdings(decoder.spec, mesh.grid, mesh.place, sequence=sequence)
+        declared = adapted_holdings(decoder, declared, mesh.grid)
+        found = decoder_stages(decoder, bounds, stages, layers_only=layers_only).values()
+        owned = {name for stage in found for name in stage.owned()}
+        self.held = {name: declared[name] for name in declared if name in owned} | dict(more or {})
+        drop_others(decoder, set(self.held))
+        localise(decoder, self.held, device)
+        self.tokens = split_tensor(decoder, self.held, mesh.peers("tp"), sequence=sequence)
+        self.modules = decoder_stages(decoder, bounds, stages, layers_only=layers_only)
+        for stage in self.modules.values():
+            stage.tokens = self.tokens
+            if stage.has_head and self.tokens is not None:
+                name = "embed.weight" if decoder.spec.tied else "head.weight"
+                stage.others = VocabularyRows(first_row(self.held[name]), mesh.peers("tp"))
+        if self.sharded:
+            self._shard(device, reshard)
+        self.parameters = self._plain()
+
+    def _shard(self, device: torch.device, reshard: bool) -> None:
+        peers = self.mesh.peers(*SHARDING)
+        assert peers.group is not None
+        mesh = DeviceMesh.from_group(peers.group, device.type, mesh_dim_names=("shard",))
+        for stage in self.modules.values():
+            stage.into_grad = False
+            for layer in stage.layers:
+                fully_shard(layer, mesh=mesh, reshard_after_forward=reshard and not self.by_program)
+            fully_shard(stage, mesh=mesh, reshard_after_forward=False)
+            for module in sharded_modules(stage):
+                # Sums, not means: each token's weight in the loss is known beforehand.
+                module.set_gradient_divide_factor(1.0)
+            if self.by_program:
+                hand_over(stage)
+        axes = self.mesh.real(SHARDING)
+        self.held = {
+            name: holding.sharded(peers.index, peers.size, axes) for name, holding in self.held.items()
+        }
+
+    def _plain(self) -> dict[str, Tensor]:
+        named = {name: p for name, p in self.decoder.named_parameters() if name in self.held}
+        if not self.sharded:
+            return dict(named)
+        # The optimizer sees plain tensors: DTensors would take its fused and matrix-wise steps from it.
+        return {name: nn.Parameter(local(p), requires_grad=p.requires_grad) for name, p in named.items()}
+
+    def last_pass(self, last: bool) -> None:
+        """Before a micro-batch: whether its backward is the last one, in which gradients are shared out."""
+        if self.sharded and not self.by_program:
+            for stage in self.modules.values():
+                assert isinstance(stage, FSDPModule)
+                stage.set_requires_gradient_sync(last)
+                stage.set_is_last_backward(last)
+
+    def give_up(self) -> None:
+        """Free gathered weights, after passes without a backward."""
+        for stage in self.modules.values():
+            for module in sharded_modules(stage):
+                module.reshard()
+
+    def finish(self) -> None:
+        """After the last backward: add up what other ranks have a part of."""
+        if self.sharded:
+            for name, parameter in self.decoder.named_parameters():
+                if name in self.parameters and parameter.grad is not None:
+                    self.parameters[name].grad = local(parameter.grad)
+                    parameter.grad = None
+        add_up_gradients(self.parameters, self.held, self.mesh)
+
+    def squared_norm(self, twice: frozenset[str] = frozenset()) -> Tensor:
+        """This rank's share of the gradient's squared norm; see gradients.squared_norm."""
+        return squared_norm(self.parameters, self.held, self.mesh, twice)
+
+
+def sharded_modules(module: nn.Module) -> list[FSDPModule]:
+    """Those to which `fully_shard` was applied."""
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+@torch.no_grad()
+def localise(decoder: Decoder, held: Mapping[str, Holding], device: torch.device) -> None:
+    """Leave the decoder these parts of its parameters, on the device; one after the other."""
+    for name, parameter in list(decoder.named_parameters()):
+        if (holding := held.get(name)) is None:
+            continue
+        whole = parameter.detach()
+        part = whole if holding.piece.is_whole else cut(whole, holding.piece)
+        parent = decoder.get_submodule(name.rpartition(".")[0])
+        mine = nn.Parameter(part.to(device), requires_grad=parameter.requires_grad)
+        setattr(parent, name.rpartition(".")[2], mine)
+
+
+def local(tensor: Any) -> Tensor:
+    """A DTensor's part on this rank, sharing its memory."""
+    part: Tensor = tensor.detach().to_local()
+    return part
+
+
+def pipeline_cut(holding: Holding, begin: int, end: int) -> Holding:
+    """Rows that this stage alone holds."""
+    return replace(holding, piece=holding.piece.take(0, (begin, end)))

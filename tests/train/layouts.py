@@ -1,0 +1,253 @@
+"""Layouts drawn at random, and a training step under each beside that of one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from shunter.data.tokens import IGNORE, Batch
+from shunter.models.decoder import Decoder
+from shunter.models.spec import DecoderSpec
+from shunter.parallel.mesh import Groups
+from shunter.train.config import Parallel, TrainConfig
+from shunter.train.objective import CrossEntropy
+from shunter.train.optim import Optimizers
+from shunter.train.passes import OnePass, Passes
+from shunter.train.pipeline import LaidOutPasses, split
+from shunter.train.step import count, train_step
+from shunter.train.world import World
+from tests.parallel.pool import GROUPS
+
+CPU = torch.device("cpu")
+STEPS, CLIP = 3, 0.5
+AXES = ("pp", "dp", "fsdp", "cp", "tp")
+
+
+@dataclass(frozen=True)
+class Case:
+    """spec, parallel: configurations as JSON values. rows: of a step. ragged: documents of any length."""
+
+    spec: dict[str, Any]
+    parallel: dict[str, Any]
+    rows: int
+    length: int
+    z_loss: float
+    ragged: bool
+    seed: int
+
+    @property
+    def layout(self) -> Parallel:
+        return Parallel(**self.parallel)
+
+    def features(self) -> set[str]:
+        """What the case shows: for the table of coverage."""
+        found = {axis for axis in AXES if self.parallel.get(axis, 1) > 1}
+        found |= {
+            name
+            for name in ("recompute", "tied", "ragged")
+            if {**self.parallel, **self.spec, **vars(self)}[name]
+        }
+        return found
+
+
+def factorings(size: int, axes: tuple[str, ...] = AXES) -> list[dict[str, int]]:
+    """All ways to give each axis a degree so that their product is `size`."""
+    if not axes:
+        return [{}] if size == 1 else []
+    return [
+        {axes[0]: degree, **rest}
+        for degree in range(1, size + 1)
+        if size % degree == 0
+        for rest in factorings(size // degree, axes[1:])
+    ]
+
+
+@st.composite
+def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4)) -> Case:
+    """Any layout of any decoder that may be laid out so."""
+    degrees = draw(st.sampled_from([found for size in worlds for found in factorings(size)]))
+    tp, cp, pp = degrees["tp"], degrees["cp"], degrees["pp"]
+    kv = draw(st.sampled_from([heads for heads in (1, 2, 3, 4) if heads % tp == 0 or tp % heads == 0]))
+    heads = draw(st.sampled_from([h for h in range(kv, 9, kv) if h % tp == 0]))
+    attention = draw(st.sampled_from(["ring", "gather", *(["ulysses"] if (heads // tp) % cp == 0 else [])]))
+    schedule = (
+        draw(st.sampled_from(["gpipe", "1f1b", "zb1p", "zbv", "interleaved-1f1b"])) if pp > 1 else "1f1b"
+    )
+    stages = pp * (2 if schedule in ("zbv", "interleaved-1f1b") else 1)
+    microbatches = pp * draw(st.integers(1, 2)) if schedule == "interleaved-1f1b" else draw(st.integers(1, 4))
+    if schedule == "zbv":
+        microbatches = max(microbatches, 2 * pp)
+    sequence = draw(st.booleans())
+    parts = (2 * cp if cp > 1 else 1) * (tp if sequence else 1)
+    bias = draw(st.booleans())
+    tied = draw(st.booleans()) and not (degrees["fsdp"] > 1 and schedule == "zbv")
+    spec = {
+        "dim": draw(st.sampled_from([8, 12, 20])),
+        "num_layers": stages + draw(st.integers(0, 2)),
+        "num_heads": heads,
+        "num_kv_heads": kv,
+        "head_dim": draw(st.sampled_from([2, 4, 6])),
+        "ffn_dim": draw(st.integers(max(5, tp), 17)),
+        "vocab_size": draw(st.integers(23, 41)),
+        "max_positions": 64,
+        "qkv_bias": bias,
+        "qk_norm": not bias and draw(st.booleans()),
+        "tied": tied,
+    }
+    parallel = {
+        **degrees,
+        "schedule": schedule,
+        "microbatches": microbatches,
+        "sequence": sequence,
+        "attention": attention,
+        "reshard": draw(st.booleans()),
+        "recompute": draw(st.booleans()) and schedule != "zbv",
+    }
+    data = degrees["dp"] * degrees["fsdp"]
+    return Case(
+        spec=spec,
+        parallel=parallel,
+        rows=data * microbatches + draw(st.integers(0, 3)),
+        length=parts * draw(st.integers(max(1, 6 // parts), max(1, 18 // parts))),
+        z_loss=draw(st.sampled_from([0.0, 0.01])),
+        ragged=draw(st.booleans()),
+        seed=draw(st.integers(0, 999)),
+    )
+
+
+def model(case: Case) -> Decoder:
+    """Float64, every tensor drawn: what an initialisation leaves at zero would hide mistakes."""
+    decoder = Decoder(DecoderSpec(**case.spec)).double()
+    draw = torch.Generator().manual_seed(case.seed)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
+    return decoder
+
+
+def batch(case: Case, step: int) -> Batch:
+    """Rows with documents, padding at some ends, and targets that do not count."""
+    draw = np.random.default_rng([case.seed, step])
+    shape = (case.rows, case.length)
+    tokens = draw.integers(0, case.spec["vocab_size"], shape)
+    targets = draw.integers(0, case.spec["vocab_size"], shape)
+    segments = np.zeros(shape, dtype=np.int32)
+    positions = np.tile(np.arange(case.length), (case.rows, 1))
+    if case.ragged:
+        borders = draw.random(shape) < 0.25
+        segments = borders.cumsum(axis=1).astype(np.int32)
+        segments -= segments[:, :1]
+        for row in range(case.rows):
+            begin = 0
+            for at in range(case.length):
+                begin = at if at and segments[row, at] != segments[row, at - 1] else begin
+                positions[row, at] = at - begin
+            if row % 2 and case.length > 4:
+                segments[row, -2:], targets[row, -2:] = -1, IGNORE
+    targets[draw.random(shape) < 0.2] = IGNORE
+    return Batch(tokens, targets, segments, positions.astype(np.int64), np.arange(case.rows))
+
+
+@dataclass
+class Outcome:
+    """What a layout must not change."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def take(whole: Batch, ids: np.ndarray) -> Batch:
+    return Batch(*(array[ids] for array in vars(whole).values()))
+
+
+def learn(case: Case, passes: Passes, optimizers: Optimizers, parts: Any) -> Outcome:
+    """Some steps. parts(ids) are this process's micro-batches."""
+    outcome = Outcome()
+    for step in range(STEPS):
+        batches = [take(batch(case, step), ids) for ids in parts(np.arange(case.rows))]
+        result = train_step(
+            passes, optimizers, CrossEntropy(), batches, step=step, rate=1e-2, clip=CLIP, z_loss=case.z_loss
+        )
+        outcome.losses.append(result.loss + result.z_loss)
+        outcome.norms.append(result.grad_norm)
+    return outcome
+
+
+def gradients(case: Case, passes: Passes, parts: Any) -> None:
+    """The gradient of the first step, left in `.grad`."""
+    batches = [take(batch(case, 0), ids) for ids in parts(np.arange(case.rows))]
+    counts, _ = count(passes, CrossEntropy(), batches)
+    factors = [torch.from_numpy(CrossEntropy().coefficients(each, counts)) for each in batches]
+    passes.gradients(batches, factors, case.z_loss)
+
+
+def config() -> TrainConfig:
+    return TrainConfig(steps=STEPS, optimizer="adamw")
+
+
+def alone(case: Case) -> Outcome:
+    """One process, all rows at once."""
+    decoder = model(case)
+    passes = OnePass(decoder, decoder, CPU, "fp32")
+    gradients(case, passes, lambda ids: [ids])
+    found = {name: p.grad.clone() for name, p in decoder.named_parameters() if p.grad is not None}
+    decoder.zero_grad()
+    outcome = learn(case, passes, Optimizers(decoder, config()), lambda ids: [ids])
+    outcome.gradients = found
+    outcome.weights = {name: p.detach() for name, p in decoder.named_parameters()}
+    return outcome
+
+
+def task(rank: int, groups: Groups, case: Case) -> Outcome:
+    """The same on one rank of a layout; gradients and weights on rank 0 only."""
+    parallel = case.layout
+    world = World.create(parallel.grid, rank, CPU, GROUPS)
+    passes = LaidOutPasses(model(case), parallel, world, case.length)
+
+    def parts(ids: np.ndarray) -> list[np.ndarray]:
+        return split(split(ids, world.data.size)[world.data.index], parallel.parts)
+
+    gradients(case, passes, parts)
+    found = passes.whole({name: p.grad.clone() for name, p in passes.parameters.items()})
+    for parameter in passes.parameters.values():
+        parameter.grad = None
+    optimizers = Optimizers(passes.decoder, config(), passes.parameters)
+    outcome = learn(case, passes, optimizers, parts)
+    weights = passes.whole(passes.parameters)
+    outcome.gradients, outcome.weights = found or {}, weights or {}
+    return outcome
+
+
+def differs(found: Outcome, expected: Outcome) -> list[str]:
+    """What is not the same to within rounding."""
+    wrong = []
+    for name, values, others, close in (
+        ("loss", found.losses, expected.losses, 1e-9),
+        ("norm", found.norms, expected.norms, 1e-9),
+    ):
+        wrong += [name for a, b in zip(values, others, strict=True) if not abs(a - b) <= close * abs(b)]
+    if not found.weights:  # not rank 0
+        return wrong
+    for what, mine, theirs, close in (
+        ("gradient", found.gradients, expected.gradients, 1e-9),
+        ("weight", found.weights, expected.weights, 1e-8),
+    ):
+        if mine.keys() != theirs.keys():
+            wrong.append(f"{what}s of {sorted(mine.keys() ^ theirs.keys())}")
+            continue
+        for name, tensor in theirs.items():
+            scale = float(tensor.abs().max()) or 1.0
+            if not float((mine[name] - tensor).abs().max()) <= close * scale:
+                wrong.append(f"{what} {name}")
+    return wrong
+
+
+def size(case: Case) -> int:
+    return prod(case.parallel[axis] for axis in AXES)
