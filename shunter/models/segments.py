@@ -9,6 +9,7 @@ then shrinks from T^2 to the sum of the segments' squares.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ class SegmentPlan:
     With no `mask` and no `shapes`, each row is one segment (or one and padding after it): plain causal
     attention over rows.
     mask    [B, 1, T, T]: True where a token sees another one; causal, inside the segment.
-    whole   [B, S]: segments of whole rows, of which the tokens here are a part; the attention that knows how
-            to fetch the rest finds who sees whom from it.
+    whole   who sees whom in whole rows, of which the tokens here are a part; for an attention that knows how
+            to fetch the rest.
     With `shapes` instead, the segments are laid out in slots, bucket after bucket; bucket i has
     `shapes[i]` = (segments, slots each).
     take    [slots]: the flat token of each slot (padding slots: some token)
@@ -41,7 +42,7 @@ class SegmentPlan:
     back: Tensor | None = None
     padding: Tensor | None = None
     mask: Tensor | None = None
-    whole: Tensor | None = None
+    whole: Any = None
 
     @classmethod
     def build(cls, segments: Tensor, mask_up_to: int = MASK_UP_TO) -> SegmentPlan:

@@ -20,13 +20,14 @@ from shunter.models.segments import SegmentPlan
 from shunter.models.sharding import holdings
 from shunter.parallel.clock import gather_timeline, offset
 from shunter.parallel.collect import collect
+from shunter.parallel.context.attend import ContextSight
+from shunter.parallel.context.spread import spread_rows
 from shunter.parallel.cut import cut_layers, decoder_costs
 from shunter.parallel.decoder import DecoderStage, Rows
 from shunter.parallel.executor import Executor
 from shunter.parallel.lost import answering
 from shunter.parallel.mesh import Peers
 from shunter.parallel.part import DecoderPart, pipeline_cut
-from shunter.parallel.rows import spread_rows
 from shunter.parallel.saved import SavedBytes
 from shunter.parallel.sharded import sharded_handlers
 from shunter.parallel.stage import Compute, Stage
@@ -288,7 +289,11 @@ class LaidOutPasses:
 
         def plan(segments: Tensor) -> SegmentPlan:
             there = segments.to(self.device)
-            return SegmentPlan.build(there) if self.spread is None else SegmentPlan((), whole=there.long())
+            if self.spread is None:
+                return SegmentPlan.build(there)
+            ranks = self.world.mesh.peers("cp").size
+            window = self.decoder.spec.sliding_window
+            return SegmentPlan((), whole=ContextSight(there.shape[1], ranks, there.long(), window))
 
         self.rows = [
             Rows(

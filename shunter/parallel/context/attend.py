@@ -73,6 +73,8 @@ def attend(
     """
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key/value heads")
+    # The kernels take it for granted that the numbers of one head stand together.
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     length = q.shape[2] * peers.size
     if isinstance(segments, ContextSight):
         sight = segments
