@@ -107,9 +107,20 @@ def drawn_task(rank: int, groups: Groups, each: Tuned) -> Outcome:
     return outcome
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(each=tuned())
 def test_any_layout_learns_what_one_process_learns(pool: Pool, each: Tuned) -> None:
+    check(pool, each)
+
+
+@pytest.mark.long
+@settings(max_examples=100)
+@given(each=tuned())
+def test_a_hundred_layouts(pool: Pool, each: Tuned) -> None:
+    check(pool, each)
+
+
+def check(pool: Pool, each: Tuned) -> None:
     grid = each.case.layout.grid
     expected = alone(each)
     answers = pool.run(drawn_task, grid.size, each, grid)
