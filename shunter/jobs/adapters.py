@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shunter.config.errors import ShunterError
 from shunter.surgery.config import AdapterConfig
-from shunter.train.config import TrainConfig
+from shunter.train.config import TrainConfig, TrainHow
 
 if TYPE_CHECKING:
     from shunter.models.decoder import Decoder
@@ -32,9 +32,18 @@ def choose_optimizer(data: Any) -> Any:
     return data
 
 
-def check(adapter: AdapterConfig | None, train: TrainConfig) -> None:
+def check(adapter: AdapterConfig | None, train: TrainConfig, how: TrainHow) -> None:
     """Raise ShunterError for a training that adapters cannot have."""
-    if adapter is not None and train.restart is not None:
+    if adapter is None:
+        return
+    packed = adapter.quantise in ("int8", "nf4")
+    if packed and how.parallel is not None and how.parallel.tp > 1:
+        raise ShunterError(
+            f"weights held as {adapter.quantise} are not cut over tensor ranks yet",
+            where="how.parallel.tp",
+            mend="Set tp to 1, or adapter.quantise to bf16 or none.",
+        )
+    if train.restart is not None:
         raise ShunterError(
             "a planned restart draws all weights anew, and those under an adapter are not restored",
             where="train.restart",

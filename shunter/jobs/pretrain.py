@@ -79,7 +79,7 @@ class PretrainJob:
                 where="model.rope.original_positions",
                 mend="Leave it out.",
             )
-        adapters.check(config.adapter, config.train)
+        adapters.check(config.adapter, config.train, config.how)
         return training.check_how(config.how, config.train, base, layers)
 
     def disk_bytes(self, config: PretrainConfig, base: Path) -> int:

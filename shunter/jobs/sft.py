@@ -41,7 +41,7 @@ class SftJob:
     Config: ClassVar[type[JobConfig]] = SftConfig
 
     def check(self, config: SftConfig, base: Path) -> Sequence[str]:
-        adapters.check(config.adapter, config.train)
+        adapters.check(config.adapter, config.train, config.how)
         return training.check_how(config.how, config.train, base)
 
     def run(self, context: JobContext[SftConfig]) -> dict[str, Any]:

@@ -176,6 +176,9 @@ def test_adapters_of_nothing_are_refused(tmp_path: Path) -> None:
     restart = {"steps": 8, "restart": {"at": 4}}
     with pytest.raises(ShunterError, match="Leave out either restart or adapter"):
         sft.JOB.check(sft.SftConfig(**{**BASE, "train": restart}, adapter=ADAPTER), tmp_path)
+    packed = {"adapter": {**ADAPTER, "quantise": "int8"}, "how": {"parallel": {"tp": 2}}}
+    with pytest.raises(ShunterError, match="held as int8 are not cut over tensor ranks yet"):
+        sft.JOB.check(sft.SftConfig(**BASE, **packed), tmp_path)
 
 
 def test_a_rank_that_does_not_fit_is_refused_before_the_first_step(
