@@ -44,7 +44,7 @@ from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass
 from shunter.train.step import train_step
 
-WIDTH, LIMIT, ROUNDS = 0.03, 30.0, 12
+WIDTH, LIMIT, ROUNDS = 0.03, 30.0, 12  # BENCH_ROUNDS sets the last
 GOAL = 1.0  # at least as fast as peft
 CASES = {f"{size}-{precision}": (size, precision) for size, precision in product(SIZES, ("fp32", "bf16"))}
 CONFIG = TrainConfig(steps=1000, optimizer="adamw", lr=RATE)
@@ -116,7 +116,7 @@ def theirs(folder: Path, batch: Batch, precision: str) -> Side:
     return _side(step, model)
 
 
-def measure(case: str) -> dict[str, Any]:
+def measure(case: str, rounds: int = ROUNDS) -> dict[str, Any]:
     """One case: adapters against each other side. Raises if they do not compute the same as peft."""
     name, precision = CASES[case]
     size: Size = SIZES[name]
@@ -140,13 +140,14 @@ def measure(case: str) -> dict[str, Any]:
     if max(abs(a - b) for a, b in losses) > tolerance:
         raise SystemExit(f"{case}: the two sides do not compute the same: {losses}")
     against: dict[str, Any] = {}
+    width = WIDTH if rounds >= ROUNDS else None  # fewer: those and no more
     for ours_name, other in (
         ("lora", "peft"),
         ("lora", "full"),
         ("qlora-nf4", "peft"),
         ("qlora-nf4", "lora"),
     ):
-        found = alternate(sides[ours_name].step, sides[other].step, ROUNDS, 1, width=WIDTH, limit=LIMIT)
+        found = alternate(sides[ours_name].step, sides[other].step, rounds, 1, width=width, limit=LIMIT)
         against[f"{ours_name} by {other}"] = {
             "tokens_per_second": [tokens / float(np.median(found[side])) for side in "ab"],
             "ratio": found["ratio_median"],
@@ -192,7 +193,7 @@ def main() -> int:
     path = RESULTS / "lora.json"
     kept: dict[str, Any] = json.loads(path.read_text("utf-8"))["cases"] if path.exists() else {}
     for case in chosen:
-        found = measure(case)
+        found = measure(case, int(os.environ.get("BENCH_ROUNDS", ROUNDS)))
         kept[case] = {**found, "threads": threads}
         for pair, speed in found["speed"].items():
             low, high = speed["interval"]
