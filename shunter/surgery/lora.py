@@ -20,6 +20,12 @@ def attach(decoder: Decoder, config: AdapterConfig, seed: int) -> None:
     Raises ShunterError for a rank that a matrix has no room for, and for a head that is the embedding.
     """
     spec = decoder.spec
+    if getattr(spec, "experts", None) is not None:
+        raise ShunterError(
+            "adapters beside experts are not there yet",
+            where="adapter",
+            mend="Tune a dense model, or leave it out.",
+        )
     if spec.tied and "head" in config.also and "embed" not in config.also:
         raise ShunterError(
             "the head of this model is its embedding, so it cannot be trained without it",
