@@ -13,6 +13,7 @@ from shunter.jobs.models import special
 from shunter.models.families import from_config
 from shunter.recipe import disk
 from shunter.recipe.job import JobConfig, JobContext
+from shunter.surgery.peft_config import CONFIG, WEIGHTS, check_config
 
 ENDINGS = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
@@ -22,6 +23,11 @@ class ImportConfig(JobConfig):
 
     path: str = Field(
         description="Folder with config.json, safetensors and tokenizer.json, relative to the recipe."
+    )
+    adapter: str | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Folder of a peft adapter for this model, relative to the recipe; it is merged.",
     )
 
 
@@ -51,22 +57,30 @@ class ImportJob:
                 where=str(folder),
                 mend="Convert pickled weights with a tool that you trust: loading them can run code.",
             )
+        if config.adapter is not None:
+            check_config(base / config.adapter)
         if not (folder / "tokenizer.json").is_file():
             return [f"{config.path} has no tokenizer.json: the model can be exported, but not talked to"]
         return []
 
     def reads(self, config: ImportConfig, base: Path) -> Sequence[Path]:
-        return sorted(path for path in (base / config.path).iterdir() if path.name.endswith(ENDINGS))
+        found = sorted(path for path in (base / config.path).iterdir() if path.name.endswith(ENDINGS))
+        if config.adapter is not None:
+            found += [base / config.adapter / name for name in (CONFIG, WEIGHTS)]
+        return found
 
     def disk_bytes(self, config: ImportConfig, base: Path) -> int:
         return sum(path.stat().st_size for path in self.reads(config, base))
 
     def run(self, context: JobContext[ImportConfig]) -> dict[str, Any]:
         from shunter.models.hf import load_model, save_model
+        from shunter.surgery.adapter_folder import merge_adapter
 
         folder = context.base / context.config.path
         # Loaded and written anew: what is published is known to be whole, and to be read here.
         model = load_model(folder)
+        if context.config.adapter is not None:
+            merge_adapter(model, context.base / context.config.adapter)
         save_model(model, context.out, tokenizer_folder=folder, **special(folder))
         spec = model.spec
         return {

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shunter.config.errors import ShunterError
 from shunter.recipe import disk
 from shunter.recipe.store import Store
+from shunter.surgery.peft_config import CONFIG, WEIGHTS, check_config
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -36,27 +40,33 @@ def size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def export(store: str, ref: str, folder: Path, dtype: str, max_shard_size: str) -> str:
+def export(
+    store: str, ref: str, folder: Path, dtype: str, max_shard_size: str, merge: Path | None = None
+) -> str:
     """Write the model `ref` to `folder`; returns a line about it. Never overwrites.
 
+    merge: a folder with a peft adapter of this model, which is added to its weights.
     The folder appears as a whole, or not at all: it is written aside and renamed.
     """
     limit = size(max_shard_size)
     if dtype not in ("", "float32", "bfloat16", "float16"):
         raise ShunterError(f"--dtype {dtype!r} is not one of float32, bfloat16, float16")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ShunterError("already exists and is not empty", where=str(folder), mend="Name a new folder.")
+    _must_be_new(folder)
     source = find(store, ref)
     told = special(source)
+    if merge is not None:
+        check_config(merge)
 
     import torch
 
     from shunter.models.hf import load_model, save_model
 
     model = load_model(source, getattr(torch, dtype) if dtype else None)
-    target = folder.absolute()
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    if merge is not None:
+        from shunter.surgery.adapter_folder import merge_adapter
+
+        merge_adapter(model, merge)
+    with _aside(folder) as aside:
         save_model(
             model,
             aside,
@@ -65,6 +75,38 @@ def export(store: str, ref: str, folder: Path, dtype: str, max_shard_size: str) 
             **told,
         )
         total = disk.size(aside)
+    name = str(model.embed.weight.dtype).removeprefix("torch.")
+    return f"{folder}: {model.spec.num_parameters:,} parameters, {name}, {disk.human(total)}"
+
+
+def export_adapter(store: str, ref: str, folder: Path) -> str:
+    """Write the adapters that the job `ref` trained to `folder`, as peft loads them; returns a line."""
+    _must_be_new(folder)
+    source = find(store, ref) / "adapter"
+    if not (source / CONFIG).is_file():
+        raise ShunterError(
+            f"{ref} has no adapters of its own", mend="Export the model whole, without --adapter."
+        )
+    with _aside(folder) as aside:
+        aside.mkdir(parents=True)
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(source / name, aside / name)
+        total = disk.size(aside)
+    return f"{folder}: adapters of {ref} in peft's format, {disk.human(total)}"
+
+
+def _must_be_new(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ShunterError("already exists and is not empty", where=str(folder), mend="Name a new folder.")
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A place to write in, which becomes `folder` at the end, or is gone."""
+    target = folder.absolute()
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        yield aside
         os.replace(aside, target)  # a folder may take the place of an empty one
     except Exception as error:
         if disk.is_full(error):
@@ -74,8 +116,6 @@ def export(store: str, ref: str, folder: Path, dtype: str, max_shard_size: str) 
         raise
     finally:
         disk.remove(aside)
-    name = str(model.embed.weight.dtype).removeprefix("torch.")
-    return f"{folder}: {model.spec.num_parameters:,} parameters, {name}, {disk.human(total)}"
 
 
 def special(source: Path) -> dict[str, Any]:

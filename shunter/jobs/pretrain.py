@@ -9,10 +9,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
-from shunter.jobs import ranks, training
+from shunter.jobs import adapters, ranks, training
 from shunter.jobs.milestones import Milestones, tracker
 from shunter.models.spec import DecoderShape
 from shunter.recipe.job import Input, JobConfig, JobContext
+from shunter.surgery.config import AdapterConfig
 from shunter.train.config import TrainConfig, TrainHow
 
 
@@ -34,15 +35,28 @@ class PretrainConfig(JobConfig):
     init: Annotated[str | None, Input("model")] = Field(
         None, description="Job whose model is trained further, instead of a new one."
     )
+    adapter: AdapterConfig | None = Field(
+        None,
+        exclude_if=lambda value: (
+            value is None
+        ),  # jobs without one are those that they were before there was any
+        description="Train low-rank adapters of the model of `init`, and merge them.",
+    )
     train: TrainConfig = Field(description="How long, how fast, with which optimizer.")
     how: PretrainHow = Field(
         default_factory=PretrainHow, description="Choices that must not change the result."
     )
 
+    _optimizer = model_validator(mode="before")(adapters.choose_optimizer)
+
     @model_validator(mode="after")
     def _one_beginning(self) -> PretrainConfig:
         if (self.model is None) == (self.init is None):
             raise ValueError("give either model, for a new one, or init")
+        if self.adapter is not None and self.init is None:
+            raise ValueError(
+                "adapter changes a model that has learnt already; name its job with init, not model"
+            )
         every = self.train.validate_every
         if self.how.milestones is not None and every and self.how.milestones.every % every:
             raise ValueError(f"how.milestones.every must be a multiple of train.validate_every, {every}")
@@ -50,7 +64,7 @@ class PretrainConfig(JobConfig):
 
 
 class PretrainJob:
-    """Writes a Hugging Face model folder."""
+    """Writes a Hugging Face model folder, and `adapter/` in it where adapters were trained."""
 
     kind: ClassVar[str] = "pretrain"
     produces: ClassVar[str] = "model"
@@ -65,6 +79,7 @@ class PretrainJob:
                 where="model.rope.original_positions",
                 mend="Leave it out.",
             )
+        adapters.check(config.adapter, config.train, config.how)
         return training.check_how(config.how, config.train, base, layers)
 
     def disk_bytes(self, config: PretrainConfig, base: Path) -> int:
@@ -75,23 +90,26 @@ class PretrainJob:
             return ranks.spread(context, context.config.how.parallel.located(context.base))
         from shunter.data.tokens import TokenRows
         from shunter.models.decoder import Decoder
-        from shunter.models.hf import load_model
         from shunter.models.init import init_weights
         from shunter.models.spec import DecoderSpec
 
-        tokens = context.one("tokens").path
+        tokens, adapter = context.one("tokens").path, context.config.adapter
         if context.config.model is None:
-            decoder = load_model(context.one("init").path)
+            decoder = adapters.load(context.one("init").path, adapter, context.config.seed)
         else:
             rows = TokenRows(tokens / "train")
             shape = context.config.model.model_dump()
             decoder = Decoder(DecoderSpec(**shape, vocab_size=rows.vocab_size, max_positions=rows.row_length))
             init_weights(decoder, context.config.seed)
         if (wanted := context.config.how.milestones) is None:
-            return training.train(context, decoder, tokens)
+            return training.train(context, decoder, tokens, adapter=adapter)
         last, seed = context.config.train.steps, context.config.seed
         return training.train(
-            context, decoder, tokens, lambda model: tracker(wanted, model, tokens, context.events, seed, last)
+            context,
+            decoder,
+            tokens,
+            lambda model: tracker(wanted, model, tokens, context.events, seed, last),
+            adapter,
         )
 
 

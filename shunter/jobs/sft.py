@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from shunter.jobs import ranks, training
+from shunter.jobs import adapters, ranks, training
 from shunter.recipe.job import Input, JobConfig, JobContext
+from shunter.surgery.config import AdapterConfig
 from shunter.train.config import TrainConfig, TrainHow
 
 
@@ -18,12 +19,21 @@ class SftConfig(JobConfig):
 
     model: Annotated[str, Input("model")] = Field(description="Job whose model is tuned.")
     tokens: Annotated[str, Input("tokens")] = Field(description="Job that made the rows.")
+    adapter: AdapterConfig | None = Field(
+        None,
+        exclude_if=lambda value: (
+            value is None
+        ),  # jobs without one are those that they were before there was any
+        description="Train low-rank adapters instead of all weights, and merge them.",
+    )
     train: TrainConfig = Field(description="How long, how fast, with which optimizer.")
     how: TrainHow = Field(default_factory=TrainHow, description="Choices that must not change the result.")
 
+    _optimizer = model_validator(mode="before")(adapters.choose_optimizer)
+
 
 class SftJob:
-    """Writes a Hugging Face model folder."""
+    """Writes a Hugging Face model folder, and `adapter/` in it where adapters were trained."""
 
     kind: ClassVar[str] = "sft"
     produces: ClassVar[str] = "model"
@@ -31,14 +41,15 @@ class SftJob:
     Config: ClassVar[type[JobConfig]] = SftConfig
 
     def check(self, config: SftConfig, base: Path) -> Sequence[str]:
+        adapters.check(config.adapter, config.train, config.how)
         return training.check_how(config.how, config.train, base)
 
     def run(self, context: JobContext[SftConfig]) -> dict[str, Any]:
         if context.config.how.parallel is not None and context.world is None:
             return ranks.spread(context, context.config.how.parallel.located(context.base))
-        from shunter.models.hf import load_model
-
-        return training.train(context, load_model(context.one("model").path), context.one("tokens").path)
+        adapter = context.config.adapter
+        decoder = adapters.load(context.one("model").path, adapter, context.config.seed)
+        return training.train(context, decoder, context.one("tokens").path, adapter=adapter)
 
 
 JOB = SftJob()

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shunter.config.errors import ShunterError
+from shunter.jobs import adapters
 from shunter.models.spec import DecoderShape
 from shunter.recipe.job import JobContext
 from shunter.record.track import check_trackers
+from shunter.surgery.config import AdapterConfig
 from shunter.train.config import Parallel, TrainConfig, TrainHow
 
 if TYPE_CHECKING:
@@ -72,12 +74,19 @@ def disk_bytes(shape: DecoderShape, how: TrainHow) -> int:
 
 
 def train(
-    context: JobContext[Any], decoder: Decoder, tokens: Path, milestone: MakeMilestone | None = None
+    context: JobContext[Any],
+    decoder: Decoder,
+    tokens: Path,
+    milestone: MakeMilestone | None = None,
+    adapter: AdapterConfig | None = None,
 ) -> dict[str, Any]:
     """Train `decoder` on a `tokens` artefact and write the model's folder; returns headline metrics.
 
+    adapter: what was attached to it, if anything was: the model is written merged, the adapters beside it.
     On several ranks each calls it; rank 0 has the whole model at milestones and at the end.
     """
+    import copy
+
     from shunter.data.tokenizer import Tokenizer
     from shunter.data.tokens import TokenRows
     from shunter.models.decoder import Decoder
@@ -102,8 +111,11 @@ def train(
     world = context.world
     assert world is None or isinstance(world, World)
     # Rank 0 alone has room for the whole: the others only hand in their part.
-    whole = Decoder(decoder.spec) if world is not None and world.rank == 0 else decoder
-    look = milestone(whole) if milestone is not None else None
+    whole = copy.deepcopy(decoder) if world is not None and world.rank == 0 else decoder
+    plain = Decoder(decoder.spec) if milestone is not None and adapter is not None else whole
+    look = milestone(plain) if milestone is not None else None
+    if look is not None and adapter is not None:
+        look = adapters.looking(look, plain, whole)
     training = Training(
         decoder,
         CrossEntropy(),
@@ -121,6 +133,8 @@ def train(
     metrics = training.run()
     if training.layout is not None and not training.layout.gather(whole):
         return metrics
+    if adapter is not None:
+        whole = adapters.publish(whole, adapter, context.out)
     tokenizer = Tokenizer.load(tokens / "tokenizer")
     save_model(
         whole.cpu(),

@@ -124,7 +124,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         others: Others | None,
     ) -> tuple[Tensor, Tensor]:
         # The inputs' flags are the truth here: inside a Function grad mode is off.
-        wants = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        wants_hidden, wants_weight, *_ = ctx.needs_input_grad
+        wants = wants_hidden or wants_weight
         compute = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             compute = torch.get_autocast_dtype(hidden.device.type)
@@ -133,12 +134,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         accumulate = torch.promote_types(compute, torch.float32)
         logprobs = torch.zeros(count, dtype=accumulate, device=hidden.device)
         loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        grad_hidden = torch.zeros_like(hidden) if wants else None
-        grad_weight: Tensor | None = None
+        grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
+        grad_weight: Tensor | None = None  # a frozen weight has none, and costs no product
         fresh = True
-        if wants and into_grad and weight.grad is not None:
+        if wants_weight and into_grad and weight.grad is not None:
             grad_weight, fresh = weight.grad, False
-        elif wants:
+        elif wants_weight:
             grad_weight = torch.empty_like(weight)
         active = active_tokens(coefficients)
         whole = len(active) == count
@@ -165,11 +166,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += (coefficient.double() * picked.double()).sum()
             if z_loss:
                 loss += z_loss * (coefficient.abs().double() * normaliser.double().square()).sum()
-            if grad_hidden is None or grad_weight is None:
-                continue
-            grad = logits  # overwritten
-            grad_hidden[rows] = (grad @ used).to(hidden.dtype)
-            accumulate_outer(grad_weight, grad, h, fresh and begin == 0)
+            grad = logits  # overwritten, if anything wants it
+            if grad_hidden is not None:
+                grad_hidden[rows] = (grad @ used).to(hidden.dtype)
+            if grad_weight is not None:
+                accumulate_outer(grad_weight, grad, h, fresh and begin == 0)
         if grad_weight is not None and fresh and len(active) == 0:
             grad_weight.zero_()
         if into_grad:
@@ -183,7 +184,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         outer = grads[0]
         return (
-            grad_hidden * outer.to(grad_hidden.dtype),
+            None if grad_hidden is None else grad_hidden * outer.to(grad_hidden.dtype),
             None if grad_weight is None else grad_weight * outer.to(grad_weight.dtype),
             None,
             None,

@@ -173,10 +173,10 @@ _TOP = {
 def _parts(model: Decoder) -> Iterator[tuple[str, Tensor]]:
     """Everything that is stored, by their names: parameters and routers' biases."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        yield from _split(model.spec, name, tensor)
+        yield from their_parts(model.spec, name, tensor)
 
 
-def _split(spec: DecoderSpec, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+def their_parts(spec: DecoderSpec, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Their names of one of our parameters, each with its view of it (fused projections are several)."""
     if name in _TOP:
         yield _TOP[name], tensor

@@ -33,10 +33,11 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
         unit = x * inverse
         both, wide = unit * grad, weight.to(unit.dtype)
         along = (both @ wide).div_(x.shape[-1])
         into = (grad * wide).addcmul_(unit, along[..., None], value=-1).mul_(inverse)
-        return into.to(x.dtype), both.flatten(0, -2).sum(0).to(weight.dtype), None
+        wanted = ctx.needs_input_grad[1]  # not of a frozen one
+        return into.to(x.dtype), both.flatten(0, -2).sum(0).to(weight.dtype) if wanted else None, None

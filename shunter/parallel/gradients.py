@@ -27,11 +27,12 @@ def add_up_gradients(parameters: Mapping[str, Tensor], held: Mapping[str, Holdin
     by_axes: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
     for name, parameter in parameters.items():
         holding = held[name]
+        if parameter.grad is None:  # frozen, or nobody's
+            continue
         for shared in holding.shared:
-            assert parameter.grad is not None
             rows = parameter.grad[shared.begin : shared.end]
             _sum_neighbours(rows, mesh.peers(shared.axis), shared.every)
-        if parameter.grad is not None and (axes := mesh.real(holding.partial)):
+        if axes := mesh.real(holding.partial):
             by_axes[axes].append(parameter.grad)
     for axes in sorted(by_axes):
         for bucket in _buckets(by_axes[axes]):

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from shunter.layout.holding import Holding
+from shunter.models.adapter_sharding import adapted_holdings
 from shunter.models.decoder import Decoder
 from shunter.models.moe import Experts, MoE
 from shunter.models.sharding import holdings
@@ -66,6 +67,7 @@ class DecoderPart:
         self.sharded = mesh.grid.fsdp > 1
         self.by_program = by_program
         declared = holdings(decoder.spec, mesh.grid, mesh.place, sequence=sequence)
+        declared = adapted_holdings(decoder, declared, mesh.grid)
         found = decoder_stages(decoder, bounds, stages, layers_only=layers_only).values()
         owned = {name for stage in found for name in stage.owned()}
         self.held = {name: declared[name] for name in declared if name in owned} | dict(more or {})

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shunter.layout.holding import Holding
+from shunter.models.adapter import AdaptedLinear
 from shunter.models.decoder import Attention, Decoder
 from shunter.models.sharding import kv_heads
 from shunter.models.swiglu import SwiGLU
@@ -88,6 +89,12 @@ def split_tensor(
             spec = module.spec
             low, high = kv_heads(spec, peers.index, peers.size)
             module.num_heads, module.num_kv_heads = spec.num_heads // peers.size, high - low
+            if isinstance(module.qkv, AdaptedLinear):
+                key = module.num_kv_heads * spec.head_dim
+                module.qkv.place({"q": module.num_heads * spec.head_dim, "k": key, "v": key})
+        if isinstance(module, SwiGLU) and isinstance(module.gate_up, AdaptedLinear):
+            half = module.gate_up.frozen.shape[0] // 2
+            module.gate_up.place({"gate": half, "up": half})
         if isinstance(module, Attention | SwiGLU):
             module.register_forward_pre_hook(_enters(tokens))
             module.register_forward_hook(_leaves(tokens))

@@ -56,7 +56,8 @@ class _Flight:
 class VocabularyPart:
     """Handlers of S, T, IF, IB and their collectives on one rank.
 
-    embed, head: parameters [v, D] whose first row is `begin` of the whole; their `.grad` is added to.
+    embed, head: parameters [v, D] whose first row is `begin` of the whole; their `.grad` is added to, unless
+                 they are frozen.
     first, last: ranks of the first and the last stage. rows: micro-batch -> its rows.
     algorithm:   1 or 2, as in the program.
     losses:      micro-batch -> loss, on the last stage's rank.
@@ -147,6 +148,8 @@ class VocabularyPart:
 
     def _embed_back(self, node: Node, _: Tree) -> None:
         grad = self._embeds.pop(node.microbatch).flatten(0, -2)
+        if not self.embed.requires_grad:
+            return
         row, own = self._rows_here(self.rows(node.microbatch).tokens.flatten())
         if self.embed.grad is None:
             self.embed.grad = torch.zeros_like(self.embed)
@@ -278,8 +281,8 @@ class VocabularyPart:
         compute = flight.hidden.dtype
         weight = self.head.to(compute)
         own = flight.coefficient * flight.own
-        first = self.head.grad is None
-        if self.head.grad is None:
+        first, trains = self.head.grad is None, self.head.requires_grad
+        if self.head.grad is None and trains:
             self.head.grad = torch.empty_like(self.head)
         if self.algorithm == 1:
             flight.grad = torch.empty_like(flight.hidden, dtype=flight.scale.dtype)
@@ -290,8 +293,9 @@ class VocabularyPart:
             logits.scatter_add_(1, flight.target[piece, None], own[piece, None].to(compute))
             if flight.grad is not None:
                 flight.grad[piece] = logits @ weight
-            accumulate_outer(self.head.grad, logits, flight.hidden[piece], first and begin == 0)
-        if first and not len(flight.hidden):
+            if self.head.grad is not None:
+                accumulate_outer(self.head.grad, logits, flight.hidden[piece], first and begin == 0)
+        if first and self.head.grad is not None and not len(flight.hidden):
             self.head.grad.zero_()
         flight.softmax = flight.softmax.new_empty(0)
         if self.algorithm == 2:

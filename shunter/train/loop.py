@@ -31,7 +31,7 @@ from shunter.train.device import (
     prepare_determinism,
     set_determinism,
 )
-from shunter.train.flops import batch_flops
+from shunter.train.flops import batch_flops, trained_share
 from shunter.train.meter import Meter
 from shunter.train.objective import Objective
 from shunter.train.passes import OnePass, Passes
@@ -80,6 +80,7 @@ class Training:
         self.decoder, self.objective, self.rows, self.heldout = decoder, objective, rows, heldout
         self.config, self.how, self.place, self.seed = config, how, place, seed
         self.milestone = milestone
+        self.trained = trained_share(decoder)
         self.device = choose_device(how.device) if world is None else world.device
         if how.deterministic:
             prepare_determinism(self.device)
@@ -234,7 +235,7 @@ class Training:
         elif spike := session.spikes.look(number, result.loss, result.grad_norm, ids.tolist()):
             self.place.events.write("spike", **spike)
         seen = sum(int((batch.segments >= 0).sum()) for batch in batches)
-        flops = sum(batch_flops(self.decoder.spec, batch) for batch in batches)
+        flops = sum(batch_flops(self.decoder.spec, batch, self.trained) for batch in batches)
         tokens, flops = self.passes.total([seen, flops])
         meter.add(result, int(tokens), flops)
 

@@ -148,7 +148,7 @@ def _projections(model: nn.Module) -> dict[str, list[int]]:
             spec = module.spec
             heads = (module.num_heads, module.num_kv_heads, module.num_kv_heads)
             rows[f"{name}.qkv.weight"] = [count * spec.head_dim for count in heads]
-        elif isinstance(module, SwiGLU):
+        elif isinstance(module, SwiGLU) and isinstance(module.gate_up, nn.Linear):  # not a frozen one
             rows[f"{name}.gate_up.weight"] = [module.gate_up.weight.shape[0] // 2] * 2
         elif isinstance(module, Experts):
             rows[f"{name}.gate_up"] = [module.gate_up.shape[1] // 2] * 2

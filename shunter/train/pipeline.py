@@ -134,7 +134,8 @@ class LaidOutPasses:
         self._forwards: dict[int, Executor] = {}
         tied = decoder.spec.tied and first != last and algorithm is None
         self.twice = frozenset({"embed.weight"}) if tied else frozenset()
-        self.shares_tied = tied and world.stage in (first, last)
+        trained = decoder.embed.weight.requires_grad  # a frozen one stays the same by itself
+        self.shares_tied = tied and trained and world.stage in (first, last)
 
     @property
     def elsewhere(self) -> frozenset[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
@@ -67,9 +67,17 @@ class Session:
         return cls(model, weights, config, optimizers, loader, derive_seed(seed, "stream"))
 
     def state(self) -> State:
-        """The live tensors, nested by owner; loading fills them in place."""
+        """The live tensors, nested by owner; loading fills them in place.
+
+        Frozen parameters are not among them: they are those that the run began with.
+        """
+        trained = {
+            name: tensor.detach()
+            for name, tensor in self.weights.items()
+            if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
+        }
         return {
-            "model": {name: tensor.detach() for name, tensor in self.weights.items()},
+            "model": trained,
             "optimizer": self.optimizers.state(),
             "rng": {"torch": torch.get_rng_state()},
         }

@@ -14,6 +14,9 @@ from shunter.jobs import models
 from shunter.models.decoder import Decoder
 from shunter.models.hf import load_model, save_model
 from shunter.recipe.artefact import Manifest
+from shunter.surgery.adapter_folder import save_adapter
+from shunter.surgery.config import AdapterConfig
+from shunter.surgery.lora import attach, merged
 from tests.models.small import redraw, spec_of
 
 TALK = [{"role": "user", "content": "What is 2 + 3?"}, {"role": "assistant", "content": "5"}]
@@ -124,3 +127,40 @@ def test_nothing_is_left_of_an_export_that_fails(
 
 def test_sizes() -> None:
     assert [models.size(text) for text in ("5GB", "200mb", "1.5 K", "77")] == [5 * 10**9, 2 * 10**8, 1500, 77]
+
+
+def test_adapters_go_out_alone_and_come_in_merged(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned, config = load_model(made), AdapterConfig(rank=2)
+    attach(tuned, config, seed=0)
+    for name, parameter in tuned.named_parameters():
+        if ".b." in name:
+            torch.nn.init.normal_(parameter)
+    save_adapter(tuned, config, made / "adapter")
+    assert cli.main(["export", "chat", "alone", "--adapter"]) == 0
+    assert "adapters of chat in peft's format" in capsys.readouterr().out
+    assert {path.name for path in Path("alone").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert cli.main(["export", "chat", "merged", "--merge", "alone"]) == 0
+    for mine, theirs in zip(load_model(Path("merged")).parameters(), merged(tuned).parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert not (tmp_path / "merged" / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--adapter"], "chat has no adapters of its own"),
+        (["--adapter", "--dtype", "float16"], "Leave out --dtype and --merge"),
+        (["--merge", "tokenizer"], "no readable adapter configuration"),
+    ],
+)
+def test_mistakes_with_adapters(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", "chat", "out", *arguments]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not Path("out").exists()

@@ -309,7 +309,7 @@ def test_alone_nothing_is_moved() -> None:
 
 
 def on_a_mesh(rank: int, groups: Any, _: Any) -> tuple[Any, ...]:
-    mesh = Mesh(Grid(dp=2, tp=2), rank, GROUPS, combined=[("dp", "tp")])
+    mesh = Mesh(Grid(dp=2, tp=2), rank, GROUPS)
     axes = Axes.of(mesh, "dp", "tp")
     part = torch.full((2, 3), float(rank))
     found = redistribute(part, (4, 3), parse("S0,P"), parse("B,B"), axes)

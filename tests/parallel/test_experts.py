@@ -21,8 +21,7 @@ from shunter.models.router import Routing
 from shunter.models.spec import ExpertsSpec
 from shunter.parallel import exchange
 from shunter.parallel.experts import Slices, expert_slices, parallel_experts, sum_load, take
-from shunter.parallel.mesh import Mesh, Peers, ProcessGroups
-from shunter.parallel.transport import Groups
+from shunter.parallel.mesh import Groups, Mesh, Peers, ProcessGroups, make_groups
 from tests.parallel.pool import Pool
 
 DIM = 8
@@ -62,9 +61,10 @@ def run(moe: MoE, x: Tensor, number: int, real: Tensor | None = None) -> dict[st
 
 def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     grid = Grid(**case["grid"])
-    mesh = Mesh(grid, rank if rank < grid.size else None, GROUPS)
+    make_groups(grid, GROUPS)
     if rank >= grid.size:
         return None
+    mesh = Mesh(grid, rank, GROUPS)
     moe, sequence = layer(case), mesh.peers("cp", "tp")
     places = None if "places" not in case else lambda length: torch.tensor(case["places"])
     parallel_experts(moe, mesh.peers("ep"), mesh.peers("etp"), sequence=sequence, places=places)
