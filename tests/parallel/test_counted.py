@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.debug import CommDebugMode
 
 from shunter.parallel.counted import Counted, Sending, counted
-from shunter.parallel.transport import Groups
+from shunter.parallel.mesh import Groups
 from tests.parallel.pool import Pool
 
 N, SIZE = 3, 24  # ranks; bytes of a tensor of 6 floats

@@ -16,7 +16,7 @@ from shunter.models.decoder import Decoder
 from shunter.models.init import init_weights
 from shunter.models.moe import expert_load, routers
 from shunter.models.spec import DecoderSpec
-from shunter.parallel.transport import Groups
+from shunter.parallel.mesh import Groups
 from shunter.record import events, points
 from shunter.train.config import Parallel, TrainConfig
 from shunter.train.objective import CrossEntropy
