@@ -1,5 +1,7 @@
 """`make bench`: every measurement in this folder, one after another.
 
+`bench.gpu` needs a GPU, so it is run by itself.
+
 A measurement is a module that can be run by itself (`python -m bench.startup`), prints a table with the
 baseline beside ours, and keeps its result in bench/results/ as JSON with machine, date and commit.
 """
@@ -11,7 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = {"__main__", "__init__", "measure"}  # what is shared, not a measurement
+PARTS = {"__main__", "__init__", "measure", "gpu"}  # what is shared, and what needs another machine
 
 
 def main() -> int:

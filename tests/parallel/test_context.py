@@ -27,8 +27,7 @@ from shunter.parallel.context.sight import Sight, Tile
 from shunter.parallel.context.traffic import Traffic, traffic
 from shunter.parallel.context.zigzag import zigzag
 from shunter.parallel.counted import counted
-from shunter.parallel.mesh import Peers
-from shunter.parallel.mesh import Groups
+from shunter.parallel.mesh import Groups, Peers
 from tests.parallel.pool import Pool
 
 KINDS = ("ring", "gather", "ulysses")

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from shunter.parallel.executor import Executor
-from shunter.parallel.stage import LOSS, Stage
 from shunter.parallel.mesh import Groups
+from shunter.parallel.stage import LOSS, Stage
 from shunter.parallel.tree import Tree
 from shunter.schedule.action import BACKWARD, FORWARD, HEAD_PART, INPUT, REDUCE, WEIGHT, Action
 from shunter.schedule.assemble import Route, Visit, assemble

@@ -84,13 +84,14 @@ def order_of(case: dict[str, Any]) -> Order:
     return Order(placement, tuple(actions), case["microbatches"])
 
 
-def cut_ends(decoder: Decoder, rank: int, ranks: int) -> tuple[int, list[str]]:
-    """Leave the decoder a rank's rows of both ends; the first one, and the names of what was cut."""
+def cut_ends(decoder: Decoder, rank: int, ranks: int) -> tuple[int, dict[str, range]]:
+    """Leave the decoder a rank's rows of both ends; the first one, and the rows of what was cut."""
     begin, end = vocabulary_rows(VOCABULARY, rank, ranks)
     ends = [module for module in (decoder.embed, decoder.head) if module is not None]
     for module in ends:
         module.weight = nn.Parameter(module.weight.detach()[begin:end].clone())
-    return begin, [name for name, p in decoder.named_parameters() if any(p is m.weight for m in ends)]
+    names = [name for name, p in decoder.named_parameters() if any(p is m.weight for m in ends)]
+    return begin, dict.fromkeys(names, range(begin, end))
 
 
 def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
@@ -161,7 +162,7 @@ def compare(pool: Pool, case: dict[str, Any]) -> None:
     for mine, cut, numbers in pool.run(task, case["ranks"], case):
         for name, gradient in mine.items():
             if name in cut:
-                assert len(gradient) == cut[name].end - cut[name].begin
+                assert len(gradient) == len(cut[name])
                 pieces.setdefault(name, []).append(gradient)
             else:
                 found[name] = gradient
