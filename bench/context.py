@@ -31,9 +31,9 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from bench.measure import Others, interval, machine, rounded, save
+from shunter.layout.context_traffic import traffic
 from shunter.models.segments import SegmentPlan, segment_attention
 from shunter.parallel.context.attend import ContextSight, Kind, attend
-from shunter.parallel.context.traffic import traffic
 from shunter.parallel.context.zigzag import zigzag
 from shunter.parallel.counted import counted
 from shunter.parallel.mesh import Peers

@@ -114,8 +114,10 @@ class DecoderPart:
                 fully_shard(layer, mesh=mesh, reshard_after_forward=again, ignored_params=elsewhere)
             fully_shard(stage, mesh=mesh, reshard_after_forward=False, ignored_params=elsewhere)
             for module in sharded_modules(stage):
-                # Sums, not means: each token's weight in the loss is known beforehand.
+                # Sums, not means: each token's weight in the loss is known beforehand. And plain ones: with a
+                # factor torch takes another operation in float32, which gloo does not have.
                 module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
             if self.by_program:
                 hand_over(stage)
         for name, holding in self.held.items():

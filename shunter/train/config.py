@@ -114,8 +114,10 @@ class Parallel(Config):
     )
     chunks: int | None = Field(None, ge=1, description="Stages on each rank, where that can be chosen.")
     group: int | None = Field(None, ge=1, description="Micro-batches that pass together, likewise.")
-    cut: list[int] | None = Field(
-        None, description="First layer of each stage but the first; default: even in cost, head included."
+    cut: list[int] | Literal["measured"] | None = Field(
+        None,
+        description="First layer of each stage but the first; measured: even in time, as rank 0 measures it "
+        "before the first step; default: even in operations, head included.",
     )
     vocabulary: Literal[1, 2] | None = Field(
         None,
@@ -227,7 +229,7 @@ class Parallel(Config):
         return self.model_copy(update={"program": str(path), "microbatches": order.microbatches})
 
     def _checked(self, order: Order) -> Order:
-        if self.cut is not None and len(self.cut) != order.stages - 1:
+        if isinstance(self.cut, list) and len(self.cut) != order.stages - 1:
             raise ShunterError(
                 f"cut has {len(self.cut)} bounds, but {order.stages} stages have {order.stages - 1}",
                 mend="Give the first layer of each stage but the first, or leave cut out.",

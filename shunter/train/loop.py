@@ -91,7 +91,10 @@ class Training:
         if world is not None and how.parallel is not None:
             # Before the optimizer is made: it belongs to the parameters that stay here.
             parallel = how.parallel.settled(config.batch_rows, how.micro_batch)
-            self.layout = LaidOutPasses(decoder, parallel, world, rows.row_length)
+            most = -(-config.batch_rows // (parallel.data * parallel.parts))  # rows of a micro-batch
+            self.layout = LaidOutPasses(
+                decoder, parallel, world, rows.row_length, rows=most, precision=self.precision
+            )
             self.checkpointer = SharedCheckpointer(
                 checkpoints, how.keep, world, self.layout.part.held, self.layout.elsewhere
             )

@@ -5,14 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shunter.config.errors import ShunterError
 from shunter.data.tokens import Batch
 from shunter.layout.grid import DENSE
 from shunter.layout.piece import balanced
@@ -29,11 +27,13 @@ from shunter.parallel.decoder import DecoderStage, Rows
 from shunter.parallel.executor import Executor
 from shunter.parallel.experts import sum_load
 from shunter.parallel.lost import answering
+from shunter.parallel.measure import measured_costs
 from shunter.parallel.mesh import Peers
 from shunter.parallel.part import DecoderPart, pipeline_cut
 from shunter.parallel.saved import SavedBytes
 from shunter.parallel.sharded import sharded_handlers
 from shunter.parallel.stage import Compute, Stage
+from shunter.parallel.told import told_by_all
 from shunter.parallel.tree import Tree
 from shunter.parallel.vocabulary import VocabularyPart, vocabulary_rows
 from shunter.record.timeline import Timeline
@@ -49,26 +49,36 @@ from shunter.schedule.simulate import simulate
 from shunter.schedule.vocabulary import parallel_vocabulary
 from shunter.train.config import Parallel
 from shunter.train.device import autocast
+from shunter.train.layout_check import check_cut, check_layout
 from shunter.train.world import World
 
 ENDS = ("embed.weight", "head.weight")
+Costs3 = tuple[list[float], float, float]  # of each layer, of the embedding, of the head
 
 
-def cut_decoder(decoder: Decoder, parallel: Parallel, order: Order, row_length: int) -> list[int]:
-    """Bounds of the stages. Raises ShunterError for bounds that are not layers in order."""
+def cut_decoder(
+    decoder: Decoder, parallel: Parallel, order: Order, row_length: int, measured: Costs3 | None = None
+) -> list[int]:
+    """Bounds of the stages. measured: seconds of each layer, of the embedding and of the head, for
+    `cut: measured`. Raises ShunterError for bounds that are not layers in order."""
     layers = decoder.spec.num_layers
-    if parallel.cut is None:
-        costs, first, last = decoder_costs(decoder.spec, row_length)
-        if order.collectives:
-            first = last = 0.0  # every rank has its part
-        return cut_layers(costs, order.placement, first, last)
-    cut = [0, *parallel.cut, layers]
-    if any(a >= b for a, b in pairwise(cut)):
-        raise ShunterError(
-            f"cut {parallel.cut} does not give every stage a layer of {layers}",
-            mend=f"Give rising numbers from 1 to {layers - 1}.",
-        )
-    return cut
+    if isinstance(parallel.cut, list):
+        check_cut(parallel.cut, layers)
+        return [0, *parallel.cut, layers]
+    costs, first, last = measured or decoder_costs(decoder.spec, row_length)
+    if order.collectives:
+        first = last = 0.0  # every rank has its part
+    return cut_layers(costs, order.placement, first, last)
+
+
+def tell_costs(decoder: Decoder, row_length: int, rows: int, world: World, precision: str) -> Costs3:
+    """What rank 0 measures, on all ranks: each would measure otherwise, and cut otherwise."""
+    found = None
+    if world.rank == 0:
+        found = measured_costs(decoder.spec, row_length, rows, world.device, precision)
+    with answering(world.rank, "hear what layers cost"):
+        costs, first, last = told_by_all(found, world.mesh.everyone, world.device)[0]
+    return costs, first, last
 
 
 class LaidOutPasses:
@@ -81,17 +91,30 @@ class LaidOutPasses:
     spread: which positions of a row this rank has, where rows are spread over context ranks.
     """
 
-    def __init__(self, decoder: Decoder, parallel: Parallel, world: World, row_length: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        parallel: Parallel,
+        world: World,
+        row_length: int,
+        *,
+        rows: int = 1,
+        precision: str = "fp32",
+    ) -> None:
+        """rows, precision: of a micro-batch, for `cut: measured`."""
         self.decoder, self.world, self.device = decoder, world, world.device
         self.precision = "fp32"
         grid, mesh = world.mesh.grid, world.mesh
-        check_rows(parallel, row_length)
         costs, _, head = decoder_costs(decoder.spec, row_length)
         self.order = parallel.order(head * parallel.pp / sum(costs))
-        self.cut = cut_decoder(decoder, parallel, self.order, row_length)
+        check_layout(decoder.spec, parallel, self.order, row_length)
+        measured = None
+        if parallel.cut == "measured" and self.order.stages > 1:
+            measured = tell_costs(decoder, row_length, rows, world, precision)
+        self.cut = cut_decoder(decoder, parallel, self.order, row_length, measured)
         mine = [stage for stage, rank in enumerate(self.order.placement) if rank == world.stage]
         algorithm = algorithm_of(self.order)
-        rows = vocabulary_rows(decoder.spec.vocab_size, world.stage, grid.pp)
+        own = vocabulary_rows(decoder.spec.vocab_size, world.stage, grid.pp)
         ends = holdings(decoder.spec, grid, mesh.place) if algorithm is not None else {}
         self.part = DecoderPart(
             decoder,
@@ -101,7 +124,7 @@ class LaidOutPasses:
             world.device,
             sequence=parallel.sequence,
             layers_only=algorithm is not None,
-            more={name: pipeline_cut(ends[name], *rows) for name in ENDS if name in ends},
+            more={name: pipeline_cut(ends[name], *own) for name in ENDS if name in ends},
             reshard=parallel.reshard,
             by_program=grid.pp > 1,
         )
@@ -121,7 +144,7 @@ class LaidOutPasses:
             self.vocabulary = VocabularyPart(
                 decoder.embed.weight,
                 decoder.embed.weight if decoder.head is None else decoder.head.weight,
-                rows[0],
+                own[0],
                 world.groups,
                 world.stage,
                 first,
@@ -344,20 +367,6 @@ class LaidOutPasses:
                 dist.recv(other, ranks[high], group=groups.down)
                 weight.grad += other
                 dist.send(weight.grad, ranks[high], group=groups.up)
-
-
-def check_rows(parallel: Parallel, row_length: int) -> None:
-    """Raise ShunterError, with the nearest legal length, for rows that cannot be spread over the ranks."""
-    parts = (2 * parallel.cp if parallel.cp > 1 else 1) * (parallel.tp if parallel.sequence else 1)
-    if row_length % parts:
-        fits = max(1, round(row_length / parts)) * parts
-        why = f"2 x cp={parallel.cp}" if parallel.cp > 1 else ""
-        why += f"{' x ' if why else ''}tp={parallel.tp}" if parallel.tp > 1 and parallel.sequence else ""
-        raise ShunterError(
-            f"rows of {row_length} tokens cannot be cut into {why} equal parts",
-            where="how.parallel",
-            mend=f"Make rows of {fits} tokens, or use fewer ranks.",
-        )
 
 
 def _share(batch: Batch, coefficients: Tensor, data: Peers) -> tuple[Batch, Tensor]:

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shunter.config.errors import ShunterError
+from shunter.layout.context_traffic import Traffic, traffic
 from shunter.parallel.context import sight as sight_module
 from shunter.parallel.context import ulysses as ulysses_module
 from shunter.parallel.context.attend import ContextSight, attend
 from shunter.parallel.context.blockwise import Backward, Forward
 from shunter.parallel.context.sight import Sight, Tile
-from shunter.parallel.context.traffic import Traffic, traffic
 from shunter.parallel.context.zigzag import zigzag
 from shunter.parallel.counted import counted
 from shunter.parallel.mesh import Groups, Peers

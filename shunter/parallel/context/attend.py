@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from shunter.config.errors import ShunterError
+from shunter.layout.context_traffic import chunk_length
 from shunter.parallel.context.blockwise import whole
 from shunter.parallel.context.gathered import gather
 from shunter.parallel.context.ring import ring
 from shunter.parallel.context.routes import Routes
 from shunter.parallel.context.sight import Sight
 from shunter.parallel.context.ulysses import ulysses
-from shunter.parallel.context.zigzag import chunk_length
 from shunter.parallel.mesh import Peers
 
 Kind = Literal["ring", "gather", "ulysses"]

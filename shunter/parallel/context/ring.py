@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from shunter.layout.context_traffic import chunk_length
 from shunter.parallel.context.blockwise import Backward, Forward, wide
 from shunter.parallel.context.routes import Hop, Routes
 from shunter.parallel.context.sight import Sight
-from shunter.parallel.context.zigzag import chunk_length, chunks, spans
+from shunter.parallel.context.zigzag import chunks, spans
 from shunter.parallel.mesh import Peers
 
 

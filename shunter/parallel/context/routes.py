@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shunter.layout.context_traffic import chunk_length
 from shunter.parallel.context.sight import Sight
-from shunter.parallel.context.zigzag import chunk_length, chunks
+from shunter.parallel.context.zigzag import chunks
 
 
 @dataclass(frozen=True)

@@ -15,27 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shunter.config.errors import ShunterError
+from shunter.layout.context_traffic import kv_heads_of, query_heads
 from shunter.parallel.context.zigzag import in_order, in_parts
 from shunter.parallel.mesh import Peers
-
-
-def query_heads(heads: int, size: int) -> int:
-    """Query heads of each rank. Raises ShunterError where they cannot be spread evenly."""
-    if heads % size:
-        legal = [degree for degree in range(1, heads + 1) if heads % degree == 0]
-        nearest = min(legal, key=lambda degree: abs(degree - size))
-        raise ShunterError(
-            f"{heads} query heads cannot be spread evenly over {size} context ranks",
-            mend=f"Use cp={nearest}, or the kind ring, which takes any number of heads.",
-        )
-    return heads // size
-
-
-def kv_heads_of(index: int, heads: int, kv_heads: int, size: int) -> range:
-    """Key/value heads that the query heads of a rank need."""
-    mine, group = query_heads(heads, size), heads // kv_heads
-    return range(index * mine // group, ((index + 1) * mine - 1) // group + 1)
 
 
 def ulysses(

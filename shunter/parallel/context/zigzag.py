@@ -10,22 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shunter.config.errors import ShunterError
-
-
-def chunk_length(length: int, size: int) -> int:
-    """Tokens of a chunk. Raises ShunterError where `length` does not split into 2 * size equal chunks."""
-    if length % (2 * size):
-        step = 2 * size
-        lower = length // step * step
-        mend = f"Use rows of {lower} or {lower + step} tokens, or pad to the latter."
-        if not lower:
-            mend = f"Use rows of {step} tokens at least, or fewer ranks."
-        raise ShunterError(
-            f"rows of {length} tokens cannot be cut in {step} equal chunks, two for each of cp={size} ranks",
-            mend=mend,
-        )
-    return length // (2 * size)
+from shunter.layout.context_traffic import chunk_length
 
 
 def chunks(index: int, size: int) -> tuple[int, int]:

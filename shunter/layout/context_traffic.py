@@ -20,11 +20,15 @@ the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from shunter.parallel.context.routes import Routes
-from shunter.parallel.context.ulysses import kv_heads_of, query_heads
-from shunter.parallel.context.zigzag import chunk_length
+from shunter.config.errors import ShunterError
+
+
+class Routes(Protocol):
+    """Of a ring: see `shunter.parallel.context.routes`."""
+
+    def sent(self, index: int) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,39 @@ class Traffic:
     def total(self) -> int:
         """Both passes."""
         return self.forward + self.backward
+
+
+def chunk_length(length: int, size: int) -> int:
+    """Tokens of a chunk. Raises ShunterError where `length` does not split into 2 * size equal chunks."""
+    if length % (2 * size):
+        step = 2 * size
+        lower = length // step * step
+        mend = f"Use rows of {lower} or {lower + step} tokens, or pad to the latter."
+        if not lower:
+            mend = f"Use rows of {step} tokens at least, or fewer ranks."
+        raise ShunterError(
+            f"rows of {length} tokens cannot be cut in {step} equal chunks, two for each of cp={size} ranks",
+            mend=mend,
+        )
+    return length // (2 * size)
+
+
+def query_heads(heads: int, size: int) -> int:
+    """Query heads of each rank. Raises ShunterError where they cannot be spread evenly."""
+    if heads % size:
+        legal = [degree for degree in range(1, heads + 1) if heads % degree == 0]
+        nearest = min(legal, key=lambda degree: abs(degree - size))
+        raise ShunterError(
+            f"{heads} query heads cannot be spread evenly over {size} context ranks",
+            mend=f"Use cp={nearest}, or the kind ring, which takes any number of heads.",
+        )
+    return heads // size
+
+
+def kv_heads_of(index: int, heads: int, kv_heads: int, size: int) -> range:
+    """Key/value heads that the query heads of a rank need."""
+    mine, group = query_heads(heads, size), heads // kv_heads
+    return range(index * mine // group, ((index + 1) * mine - 1) // group + 1)
 
 
 def traffic(

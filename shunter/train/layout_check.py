@@ -1,0 +1,82 @@
+"""Layouts that a model and its rows cannot have: refused in a sentence. Imports without torch."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from shunter.config.errors import ShunterError
+from shunter.models.sharding import check
+from shunter.models.spec import DecoderSpec
+from shunter.schedule.order import Order
+from shunter.train.config import Parallel
+
+WHERE = "how.parallel"
+
+
+def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length: int | None = None) -> None:
+    """Raise ShunterError, with the nearest that can be. row_length: tokens, where that is known."""
+    try:
+        check(spec, parallel.grid, parallel.sequence)
+    except ShunterError as error:
+        raise ShunterError(error.what, where=error.where or WHERE, mend=error.mend) from None
+    if order.stages > spec.num_layers:
+        raise ShunterError(
+            f"{spec.num_layers} layers cannot be cut into {order.stages} stages",
+            where=WHERE,
+            mend="Use fewer ranks or fewer chunks.",
+        )
+    if isinstance(parallel.cut, list):
+        check_cut(parallel.cut, spec.num_layers)
+    if parallel.cp > 1 and parallel.attention == "ulysses":
+        _check_heads(spec, parallel)
+    placement = order.placement
+    ends = order.stages > 1 and placement[0] == placement[-1] and not order.collectives
+    if ends and spec.tied and parallel.fsdp > 1:
+        raise ShunterError(
+            f"with {parallel.schedule} the first and the last stage are on one rank, and fsdp cannot shard "
+            "the weight that they share (tied) for both",
+            where=WHERE,
+            mend="Use dp instead of fsdp, or a schedule whose stages run from the first rank to the last, "
+            "such as 1f1b.",
+        )
+    if row_length is not None:
+        check_rows(parallel, row_length)
+
+
+def check_cut(cut: list[int], layers: int) -> None:
+    """Raise ShunterError for bounds that are not layers in order."""
+    if any(a >= b for a, b in pairwise([0, *cut, layers])):
+        raise ShunterError(
+            f"cut {cut} does not give every stage a layer of {layers}",
+            where=WHERE,
+            mend=f"Give rising numbers from 1 to {layers - 1}.",
+        )
+
+
+def _check_heads(spec: DecoderSpec, parallel: Parallel) -> None:
+    """ulysses spreads the query heads of a tensor rank evenly."""
+    heads = spec.num_heads // parallel.tp
+    whose = " of a tensor rank" if parallel.tp > 1 else ""
+    if heads % parallel.cp:
+        legal = [degree for degree in range(1, heads + 1) if heads % degree == 0]
+        nearest = min(legal, key=lambda degree: abs(degree - parallel.cp))
+        raise ShunterError(
+            f"{heads} query heads{whose} cannot be spread evenly "
+            f"over cp={parallel.cp} ranks, as attention ulysses needs",
+            where=WHERE,
+            mend=f"Use cp={nearest}, or attention: ring, which takes any number of heads.",
+        )
+
+
+def check_rows(parallel: Parallel, row_length: int) -> None:
+    """Raise ShunterError, with the nearest legal length, for rows that cannot be spread over the ranks."""
+    parts = (2 * parallel.cp if parallel.cp > 1 else 1) * (parallel.tp if parallel.sequence else 1)
+    if row_length % parts:
+        fits = max(1, round(row_length / parts)) * parts
+        why = f"2 x cp={parallel.cp}" if parallel.cp > 1 else ""
+        why += f"{' x ' if why else ''}tp={parallel.tp}" if parallel.tp > 1 and parallel.sequence else ""
+        raise ShunterError(
+            f"rows of {row_length} tokens cannot be cut into {why} equal parts",
+            where=WHERE,
+            mend=f"Make rows of {fits} tokens, or use fewer ranks.",
+        )

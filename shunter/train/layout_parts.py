@@ -1,0 +1,160 @@
+"""What the ranks of a layout hold of a model, from its specification alone. Imports without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, prod
+
+from shunter.layout.grid import Grid
+from shunter.layout.holding import Holding
+from shunter.models.sharding import holdings, shapes
+from shunter.models.spec import DecoderSpec
+from shunter.parallel.cut import cut_layers, decoder_costs
+from shunter.schedule.order import Order
+from shunter.schedule.program import Program
+from shunter.train.config import Parallel
+from shunter.train.layout_check import check_layout
+
+SHARDING = ("fsdp", "cp")  # as `shunter.parallel.part` shards
+FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model, its layout and a step, with what follows from them.
+
+    parallel: settled. rows: of a micro-batch on each data rank, the most. wide, narrow: bytes of an element
+    of what stays in float32 and of what products make (bfloat16, with precision bf16).
+    """
+
+    spec: DecoderSpec
+    parallel: Parallel
+    order: Order
+    program: Program
+    bounds: list[int]
+    row_length: int
+    rows: int
+    wide: int
+    narrow: int
+
+    @classmethod
+    def make(
+        cls,
+        spec: DecoderSpec,
+        parallel: Parallel,
+        row_length: int,
+        batch_rows: int,
+        *,
+        bf16: bool = False,
+        wide: int = FULL,
+    ) -> Plan:
+        """Raises ShunterError for a layout that cannot be. parallel: settled."""
+        costs, first, head = decoder_costs(spec, row_length)
+        order = parallel.order(head * parallel.pp / sum(costs))
+        check_layout(spec, parallel, order, row_length)
+        if isinstance(parallel.cut, list):
+            bounds = [0, *parallel.cut, spec.num_layers]
+        else:
+            if order.collectives:
+                head = 0.0
+            bounds = cut_layers(costs, order.placement, first, head)
+        program = parallel.lowered(order, sharded=parallel.fsdp > 1 and parallel.pp > 1)
+        rows = ceil(ceil(batch_rows / parallel.data) / order.microbatches)
+        return cls(spec, parallel, order, program, bounds, row_length, rows, wide, HALF if bf16 else wide)
+
+    @property
+    def grid(self) -> Grid:
+        return self.parallel.grid
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch on a rank, as matrix products see them."""
+        return self.rows * self.row_length // self.parallel.cp
+
+    @property
+    def own_tokens(self) -> int:
+        """Of them, those that a rank has between the products."""
+        return self.tokens // (self.parallel.tp if self.parallel.sequence else 1)
+
+    @cached_property
+    def by_name(self) -> dict[str, tuple[int, ...]]:
+        return dict(shapes(self.spec))
+
+    def stages(self, place: Mapping[str, int]) -> list[int]:
+        """Numbers of the stages of the rank at `place`."""
+        return [stage for stage, rank in enumerate(self.order.placement) if rank == place["pp"]]
+
+    def owned(self, stage: int) -> list[str]:
+        """Names of what a stage computes with, in the model's order."""
+        begin, end = self.bounds[stage], self.bounds[stage + 1]
+        first, last = stage == 0, stage == self.order.stages - 1
+        ends = not self.order.collectives
+        found = []
+        for name in self.by_name:
+            parts = name.split(".")
+            if parts[0] == "layers":
+                mine = begin <= int(parts[1]) < end
+            elif parts[0] == "embed":
+                mine = ends and (first or (last and self.spec.tied))
+            else:
+                mine = last and (ends or parts[0] == "norm")
+            if mine:
+                found.append(name)
+        return found
+
+    def cut(self, place: Mapping[str, int]) -> dict[str, Holding]:
+        """What the rank at `place` computes with, by name, before it is sharded."""
+        mine = {name for stage in self.stages(place) for name in self.owned(stage)}
+        every = holdings(self.spec, self.grid, place, sequence=self.parallel.sequence)
+        found = {name: every[name] for name in every if name in mine}
+        if self.order.collectives:
+            share = -(-self.spec.vocab_size // self.grid.pp)
+            begin = min(place["pp"] * share, self.spec.vocab_size)
+            rows = begin, min(begin + share, self.spec.vocab_size)
+            for name in ("embed.weight", "head.weight"):
+                if name in every:
+                    found[name] = Holding(every[name].piece.take(0, rows), every[name].partial)
+        return found
+
+    def held(self, place: Mapping[str, int]) -> dict[str, Holding]:
+        """What the rank at `place` keeps."""
+        found = self.cut(place)
+        if self.grid.fsdp == 1:
+            return found
+        index = place["fsdp"] * self.grid.cp + place["cp"]
+        axes = tuple(axis for axis in SHARDING if self.grid.degree(axis) > 1)
+        for name, holding in found.items():
+            if ".experts." not in name:
+                found[name] = holding.sharded(index, self.grid.fsdp * self.grid.cp, axes)
+            elif self.grid.edp > 1:
+                found[name] = holding.sharded(place["edp"], self.grid.edp, ("edp",))
+        return found
+
+    def units(self, place: Mapping[str, int], stage: int) -> list[Unit]:
+        """What `fully_shard` gathers at once: experts, layers, and the rest of the stage, as it is nested."""
+        cut, dense = self.cut(place), self.grid.fsdp * self.grid.cp
+        found: dict[str, list[tuple[int, ...]]] = {}
+        for name in self.owned(stage):
+            if name.endswith("router.bias"):  # no parameter
+                continue
+            layer = name.split(".")[1] if name.startswith("layers.") else ""
+            key = f"{layer} experts" if ".experts." in name else layer
+            found.setdefault(key, []).append(cut[name].piece.local_shape)
+        units = []
+        for key, part in found.items():
+            experts = key.endswith("experts")
+            if (size := self.grid.edp if experts else dense) > 1:
+                share = sum(-(-shape[0] // size) * prod(shape[1:]) for shape in part)
+                units.append(Unit(key == "", size, share))
+        return units
+
+
+@dataclass(frozen=True)
+class Unit:
+    """root: what stays gathered between forward and backward. share: elements on each of `size` ranks."""
+
+    root: bool
+    size: int
+    share: int

@@ -1,0 +1,234 @@
+"""Bytes that each rank sends in a step, by kind, from shapes alone. Imports without torch.
+
+A ring's figures, as `shunter.parallel.counted` counts them: of n ranks with s bytes each, an all-gather sends
+s (n - 1), a reduce-scatter s (n - 1) / n, an all-reduce 2 s (n - 1) / n, and all-to-all what is for others.
+
+tensor    arXiv 1909.08053 (section 3), arXiv 2205.05198 (section 4.2.2): every attention and feed-forward
+          gathers its tokens and scatters its sums, and the other way round backwards; without `sequence` two
+          all-reduces forward and two backward a layer. Embedding and head one pair each, and for the head
+          three numbers a token for the softmax.
+context   `shunter.layout.context_traffic`, for rows of one document; documents make a ring's less.
+experts   arXiv 2504.14960 (section 3.3): rows to the experts' ranks and back, in both passes, load even.
+pipeline  hidden states and their gradients, and a tied weight's gradient between the two ends.
+fsdp      weights gathered, gradients reduced and scattered (arXiv 2004.09336; FSDP2's padding included).
+data      gradients added up over ranks that saw other tokens (all axes of which a rank has a part).
+muon      a matrix that is cut has one owner, which gets the gradient's parts and sends the update's.
+counts    loss, norm, numbers of tokens, load of experts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from math import prod
+
+from shunter.layout.context_traffic import traffic as context_traffic
+from shunter.layout.grid import DENSE
+from shunter.layout.holding import Holding
+from shunter.models.sharding import kv_heads
+from shunter.schedule.action import BACKWARD, FORWARD, INPUT, RECOMPUTE, REDUCE, UNSHARD
+from shunter.schedule.lower import SENDS
+from shunter.train.layout_parts import Plan
+
+BUCKET_BYTES = 64 << 20  # as `shunter.parallel.gradients`
+COUNT = 8  # bytes of a number that is counted
+
+
+def step_traffic(plan: Plan, rank: int, optimizer: str = "adamw") -> dict[str, int]:
+    """Bytes that `rank` sends in one step, by kind; kinds that send nothing are left out."""
+    place = plan.grid.coordinates(rank)
+    sent: Counter[str] = Counter()
+    stages = plan.stages(place)
+    actions = [action for action in plan.order.actions[place["pp"]] if action.stage in stages]
+    for action in actions:
+        if action.op in (FORWARD, RECOMPUTE):
+            sent.update(_pass(plan, place, action.stage, backward=False))
+        elif action.op in (BACKWARD, INPUT):
+            sent.update(_pass(plan, place, action.stage, backward=True))
+    if plan.grid.pp > 1:
+        messages = sum(node.rank == place["pp"] and node.op in SENDS for node in plan.program.nodes)
+        sent["pipeline"] += messages * plan.own_tokens * plan.spec.dim * plan.wide
+        sent["pipeline"] += _tied(plan, place)
+    if plan.grid.fsdp > 1:
+        sent["fsdp"] += _sharded(plan, place)
+    sent["data"] += _gradients(plan, place)
+    if optimizer == "muon":
+        sent["muon"] += _muon(plan, rank)
+    sent["counts"] += _counts(plan, place)
+    return {kind: size for kind, size in sent.items() if size}
+
+
+def all_reduce(size: int, ranks: int) -> int:
+    """Bytes that a rank sends so that all have the sum of `size` bytes."""
+    return 2 * size * (ranks - 1) // ranks
+
+
+def _pass(plan: Plan, place: Mapping[str, int], stage: int, *, backward: bool) -> Counter[str]:
+    """One micro-batch through one stage."""
+    spec, parallel, sent = plan.spec, plan.parallel, Counter[str]()
+    tp = parallel.tp
+    first, last = stage == 0, stage == plan.order.stages - 1
+    layers = range(plan.bounds[stage], plan.bounds[stage + 1])
+    if tp > 1:
+        whole = plan.tokens * spec.dim
+        mixtures = [n for n in layers if spec.experts is not None and spec.experts.inside(n)]
+        regions = 2 * len(layers) - len(mixtures)  # attentions, feed-forwards
+        if spec.experts is not None and spec.experts.shared_ffn_dim:
+            regions += len(mixtures)
+        if parallel.sequence:
+            # Into a region in the hidden states' type, out of it in that of products.
+            share = whole // tp * (tp - 1)
+            sent["tensor"] += regions * share * (plan.wide + plan.narrow)
+            sent["tensor"] += (first + last) * share * plan.wide
+        else:
+            size = plan.wide if backward else plan.narrow
+            sent["tensor"] += regions * all_reduce(whole * size, tp)
+            sent["tensor"] += (last if backward else first) * all_reduce(whole * plan.wide, tp)
+        if last and not backward:
+            sent["tensor"] += all_reduce(plan.tokens * plan.wide, tp) + all_reduce(
+                2 * plan.tokens * plan.wide, tp
+            )
+    if parallel.cp > 1:
+        low, high = kv_heads(spec, place["tp"], tp)
+        found = context_traffic(
+            parallel.attention,
+            plan.rows,
+            plan.row_length,
+            spec.num_heads // tp,
+            high - low,
+            spec.head_dim,
+            parallel.cp,
+            plan.narrow,
+            place["cp"],
+        )
+        sent["context"] += len(layers) * (found.backward if backward else found.forward)
+    if spec.experts is not None:
+        inside = sum(spec.experts.inside(n) for n in layers)
+        sent["experts"] += inside * _mixture(plan, backward=backward)
+    return sent
+
+
+def _mixture(plan: Plan, *, backward: bool) -> int:
+    """One layer's experts, in one pass, where each expert gets as many rows as any other."""
+    spec, ep, etp = plan.spec, plan.grid.ep, plan.grid.etp
+    assert spec.experts is not None
+    sent = 0
+    if ep * etp > 1:
+        rows = plan.own_tokens * spec.experts.per_token
+        moved = rows * (ep - 1) // ep + rows * (etp - 1)  # to ranks with other experts; to parts of an expert
+        # There and back; and each row's weight, in full precision, one of the two ways.
+        sent += moved * (2 * spec.dim * plan.narrow + plan.wide)
+        if not backward:  # how many rows each is to get
+            sent += COUNT * spec.experts.num_experts * ((ep - 1) + ep * (etp - 1))
+    others = plan.grid.cp * plan.grid.tp
+    if others > 1 and not backward:
+        if spec.experts.balance_loss:
+            sent += all_reduce(COUNT * plan.rows * spec.experts.num_experts, others)
+        if spec.experts.capacity is not None and spec.experts.capacity_scope == "sequence":
+            each = plan.own_tokens * (spec.experts.per_token * (COUNT + plan.wide) + 1)
+            sent += each * (others - 1)
+    return sent
+
+
+def _tied(plan: Plan, place: Mapping[str, int]) -> int:
+    ends = plan.order.placement[0], plan.order.placement[-1]
+    if not plan.spec.tied or ends[0] == ends[1] or plan.order.collectives or place["pp"] not in ends:
+        return 0
+    return plan.held(place)["embed.weight"].piece.numel * plan.wide
+
+
+def _sharded(plan: Plan, place: Mapping[str, int]) -> int:
+    """Weights gathered when they are not there, and gradients reduced and scattered once a step."""
+    sent = 0
+    by_program = plan.grid.pp > 1
+    again = plan.parallel.reshard and not by_program
+    gathers: dict[int, list[str]] = defaultdict(list)
+    if by_program:
+        nodes = [node for node in plan.program.nodes if node.rank == place["pp"]]
+        for node in nodes:
+            if node.op in (UNSHARD, REDUCE):
+                gathers[node.stage].append(node.op)
+    else:
+        for action in plan.order.actions[place["pp"]]:
+            gathers[action.stage].append(action.op)
+    for stage, operations in gathers.items():
+        for unit in plan.units(place, stage):
+            piece = unit.share * plan.wide * (unit.size - 1)
+            if by_program:
+                sent += len(operations) * piece
+                continue
+            here, count = False, 0
+            for op in operations:
+                if op in (FORWARD, RECOMPUTE, BACKWARD, INPUT):
+                    count += not here
+                    here = op in (FORWARD, RECOMPUTE) and not (again and not unit.root)
+            sent += (count + 1) * piece  # the reduction sends as much as a gathering
+    return sent
+
+
+def _gradients(plan: Plan, place: Mapping[str, int]) -> int:
+    sent, by_axes = 0, defaultdict[tuple[str, ...], list[int]](list)
+    for name, holding in plan.held(place).items():
+        if name.endswith("router.bias"):
+            continue
+        elements = holding.piece.numel
+        for shared in holding.shared:
+            rows = (shared.end - shared.begin) * prod(holding.piece.local_shape[1:])
+            sent += rows * plan.wide * (plan.grid.degree(shared.axis) - 1)
+        if axes := tuple(axis for axis in holding.partial if plan.grid.degree(axis) > 1):
+            by_axes[axes].append(elements * plan.wide)
+    for axes, sizes in by_axes.items():
+        ranks = prod(plan.grid.degree(axis) for axis in axes)
+        sent += sum(all_reduce(size, ranks) for size in _buckets(sizes))
+    return sent
+
+
+def _buckets(sizes: Iterable[int]) -> list[int]:
+    found: list[int] = []
+    for size in sizes:
+        if found and found[-1] + size <= BUCKET_BYTES:
+            found[-1] += size
+        else:
+            found.append(size)
+    return found
+
+
+def muon_takes(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether Muon, where it is chosen, takes a parameter."""
+    return len(shape) >= 2 and name.startswith("layers.")
+
+
+def muon_owners(plan: Plan, rank: int, held: Mapping[str, Holding]) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Of each matrix that is cut and of which `rank` has a part: its owner, and all ranks that have parts."""
+    names = sorted(n for n, h in held.items() if muon_takes(n, h.piece.shape) and not h.piece.is_whole)
+    found = {}
+    for number, name in enumerate(names):
+        axes = [axis for axis in held[name].cut if plan.grid.degree(axis) > 1]
+        peers = plan.grid.peers(axes, rank)
+        found[name] = peers[number % len(peers)], peers
+    return found
+
+
+def _muon(plan: Plan, rank: int) -> int:
+    held = plan.held(plan.grid.coordinates(rank))
+    elements = 0
+    for name, (owner, peers) in muon_owners(plan, rank, held).items():
+        if owner != rank:
+            elements += held[name].piece.numel  # of the gradient
+            continue
+        for peer in peers:
+            if peer != rank:
+                elements += plan.held(plan.grid.coordinates(peer))[name].piece.numel  # of the update
+    return elements * plan.wide
+
+
+def _counts(plan: Plan, place: Mapping[str, int]) -> int:
+    data, everyone = plan.parallel.data, plan.grid.size
+    sent = all_reduce(2 * COUNT, data) + all_reduce(2 * COUNT, everyone) + all_reduce(COUNT, everyone)
+    if (experts := plan.spec.experts) is not None:
+        sent += all_reduce(COUNT, data)
+        layers = (n for s in plan.stages(place) for n in range(plan.bounds[s], plan.bounds[s + 1]))
+        mixtures = sum(experts.inside(n) for n in layers)
+        ranks = prod(plan.grid.degree(axis) for axis in DENSE[1:])
+        sent += all_reduce(COUNT * mixtures * (experts.num_experts + 3), ranks) if mixtures else 0
+    return sent
