@@ -9,9 +9,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
-from shunter.jobs import adapters, ranks, training
+from shunter.jobs import adapters, layouts, ranks, training
 from shunter.jobs.milestones import Milestones, tracker
 from shunter.models.spec import DecoderShape
+from shunter.recipe.graph import Graph, Node
 from shunter.recipe.job import Input, JobConfig, JobContext
 from shunter.surgery.config import AdapterConfig
 from shunter.train.config import TrainConfig, TrainHow
@@ -72,7 +73,6 @@ class PretrainJob:
     Config: ClassVar[type[JobConfig]] = PretrainConfig
 
     def check(self, config: PretrainConfig, base: Path) -> Sequence[str]:
-        layers = config.model.num_layers if config.model else None
         if config.model and config.model.rope.scaling == "dynamic" and config.model.rope.original_positions:
             raise ShunterError(
                 "dynamic scaling stretches from the rows' length, whatever original_positions says",
@@ -80,7 +80,10 @@ class PretrainJob:
                 mend="Leave it out.",
             )
         adapters.check(config.adapter, config.train, config.how)
-        return training.check_how(config.how, config.train, base, layers)
+        return training.check_how(config.how, config.train, base, config.model)
+
+    def check_graph(self, node: Node, graph: Graph) -> Sequence[str]:
+        return layouts.check_graph(node, graph)
 
     def disk_bytes(self, config: PretrainConfig, base: Path) -> int:
         return training.disk_bytes(config.model, config.how) if config.model else 0

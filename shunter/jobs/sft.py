@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from shunter.jobs import adapters, ranks, training
+from shunter.jobs import adapters, layouts, ranks, training
+from shunter.recipe.graph import Graph, Node
 from shunter.recipe.job import Input, JobConfig, JobContext
 from shunter.surgery.config import AdapterConfig
 from shunter.train.config import TrainConfig, TrainHow
@@ -43,6 +44,9 @@ class SftJob:
     def check(self, config: SftConfig, base: Path) -> Sequence[str]:
         adapters.check(config.adapter, config.train, config.how)
         return training.check_how(config.how, config.train, base)
+
+    def check_graph(self, node: Node, graph: Graph) -> Sequence[str]:
+        return layouts.check_graph(node, graph)
 
     def run(self, context: JobContext[SftConfig]) -> dict[str, Any]:
         if context.config.how.parallel is not None and context.world is None:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from shunter.config.errors import ShunterError
 from shunter.jobs import adapters
-from shunter.models.spec import DecoderShape
+from shunter.jobs.layouts import GUESSED_VOCABULARY
+from shunter.models.spec import DecoderShape, DecoderSpec
 from shunter.recipe.job import JobContext
 from shunter.record.track import check_trackers
 from shunter.surgery.config import AdapterConfig
 from shunter.train.config import Parallel, TrainConfig, TrainHow
+from shunter.train.layout_check import check_layout
 
 if TYPE_CHECKING:
     from shunter.models.decoder import Decoder
@@ -21,17 +23,17 @@ if TYPE_CHECKING:
 
 MakeMilestone = Callable[["Decoder"], "Milestone"]  # of the model that it shall look at
 
-GUESSED_VOCABULARY = 16384  # for the estimate of disk space, before the tokenizer exists
 
-
-def check_how(how: TrainHow, train: TrainConfig, base: Path, layers: int | None = None) -> Sequence[str]:
+def check_how(
+    how: TrainHow, train: TrainConfig, base: Path, shape: DecoderShape | None = None
+) -> Sequence[str]:
     """What can be refused without torch: missing trackers, a missing compiler, a pipeline that cannot be.
 
-    layers: of the model, where that is known beforehand.
+    shape: of the model, where that is known beforehand.
     """
     check_trackers(how.track)
     if how.parallel is not None:
-        check_parallel(how, how.parallel.located(base), train, layers)
+        check_parallel(how, how.parallel.located(base), train, shape)
     if how.compile and shutil.which("c++") is None and shutil.which("g++") is None:
         raise ShunterError(
             "how.compile needs a C++ compiler, and there is none", mend="Install g++, or set it false."
@@ -39,18 +41,15 @@ def check_how(how: TrainHow, train: TrainConfig, base: Path, layers: int | None 
     return []
 
 
-def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, layers: int | None) -> None:
+def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, shape: DecoderShape | None) -> None:
     """Raise ShunterError for a pipeline that this training cannot have."""
     where = "how.parallel"
     parallel = parallel.settled(train.batch_rows, how.micro_batch)
     order = parallel.order()
     check_combination(parallel)
-    if layers is not None and layers < order.stages:
-        raise ShunterError(
-            f"{layers} layers cannot be cut into {order.stages} stages",
-            where=where,
-            mend="Use fewer ranks or fewer chunks.",
-        )
+    if shape is not None:
+        spec = DecoderSpec(**shape.model_dump(), vocab_size=GUESSED_VOCABULARY, max_positions=1 << 20)
+        check_layout(spec, parallel, order)
     if train.restart is not None:
         raise ShunterError("a planned restart works in one process only", where=where, mend="Remove one.")
     if how.compile:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from pydantic import Field
 
 from shunter.config.base import Config
 from shunter.recipe.artefact import Artefact
 from shunter.record.events import EventLog
+
+if TYPE_CHECKING:
+    from shunter.recipe.graph import Graph, Node
 
 
 @dataclass(frozen=True)
@@ -120,3 +123,11 @@ class EstimatesDisk(Protocol):
 
     def disk_bytes(self, config: Any, base: Path) -> int:
         """Bytes that its work and its artefact need at their peak; a cautious estimate."""
+
+
+@runtime_checkable
+class ChecksGraph(Protocol):
+    """A job that can refuse more when it knows the jobs that it reads from."""
+
+    def check_graph(self, node: Node, graph: Graph) -> Sequence[str]:
+        """As `Job.check`; called after it."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from shunter.config.errors import ShunterError
 from shunter.recipe import disk
 from shunter.recipe.graph import Graph
-from shunter.recipe.job import EstimatesDisk
+from shunter.recipe.job import ChecksGraph, EstimatesDisk
 from shunter.recipe.lock import holder
 from shunter.recipe.plan import Step
 from shunter.recipe.store import Store
@@ -25,7 +25,10 @@ def check(graph: Graph, store: Store, steps: Sequence[Step]) -> list[str]:
             errors[str(step.error)] = step.error
         elif step.state in ("run", "waits"):
             try:
-                for warning in step.node.job.check(step.node.config, graph.base):
+                found = [*step.node.job.check(step.node.config, graph.base)]
+                if isinstance(step.node.job, ChecksGraph):
+                    found += step.node.job.check_graph(step.node, graph)
+                for warning in found:
                     warnings[f"{step.node.name}: {warning}"] = None
             except ShunterError as error:
                 located = error

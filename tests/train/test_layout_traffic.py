@@ -1,4 +1,4 @@
-"""Bytes that a layout is said to send are those that it sends, in float32 and for rows of one document.
+"""What a layout is said to send and to hold is what ranks send and hold, for rows of one document.
 
 What this cannot show: what a backend does inside a collective, and figures under uneven load of experts,
 which are an expectation.
@@ -18,8 +18,8 @@ from shunter.models.spec import DecoderSpec
 from shunter.parallel.counted import counted
 from shunter.parallel.mesh import Groups
 from shunter.train.config import Parallel, TrainConfig
+from shunter.train.layout_describe import describe
 from shunter.train.layout_parts import Plan
-from shunter.train.layout_traffic import step_traffic
 from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
 from shunter.train.pipeline import LaidOutPasses
@@ -77,8 +77,8 @@ def whole_rows(count: int) -> Batch:
 
 def measure(
     rank: int, groups: Groups, case: tuple[dict[str, Any], dict[str, Any], str, str]
-) -> tuple[int, dict[str, int]]:
-    """Bytes of the second step (the first tells shapes), and calls by kind."""
+) -> tuple[int, dict[str, int], tuple[int, int]]:
+    """Bytes of the second step (the first tells shapes), calls by kind, elements of weights and of state."""
     written, changed, optimizer, precision = case
     parallel = Parallel(**written)
     world = World.create(parallel.grid, rank, CPU, GROUPS)
@@ -94,52 +94,54 @@ def measure(
     calls: dict[str, int] = {}
     for (kind, _), count in sent.calls.items():
         calls[kind] = calls.get(kind, 0) + count
-    return sent.total(), calls
+    weights = sum(parameter.numel() for parameter in passes.parameters.values())
+    state = sum(t.numel() for each in optimizers.state().values() for n, t in each.items() if n != "step")
+    if optimizers.cut_muon is not None:
+        state += sum(m.update.numel() for m in optimizers.cut_muon.matrices.values() if m.update is not None)
+    return sent.total(), calls, (weights, state)
 
 
-def predicted(case: tuple[dict[str, Any], dict[str, Any], str, str]) -> list[dict[str, int]]:
-    written, changed, optimizer, precision = case
+def planned(case: tuple[dict[str, Any], dict[str, Any], str, str]) -> Plan:
+    written, changed, _, precision = case
     parallel = Parallel(**written)
     rows = ROWS // parallel.data // parallel.parts * parallel.data * parallel.parts
     spec = DecoderSpec(**{**SPEC, **changed})
-    plan = Plan.make(spec, parallel, LENGTH, rows, bf16=precision == "bf16")
-    return [step_traffic(plan, rank, optimizer) for rank in range(plan.grid.size)]
+    return Plan.make(spec, parallel, LENGTH, rows, bf16=precision == "bf16")
+
+
+def compare(pool: Pool, case: tuple[dict[str, Any], dict[str, Any], str, str]) -> None:
+    plan = planned(case)
+    answers = pool.run(measure, plan.grid.size, case, plan.grid)
+    told = describe(plan, case[2], {})
+    assert [sum(sent.values()) for sent in told.traffic] == [total for total, _, _ in answers], told.traffic
+    held = [(each.parameters, each.optimizer // plan.wide) for each in told.ranks]
+    assert held == [elements for _, _, elements in answers]
 
 
 @pytest.mark.parametrize(("parallel", "changed"), CASES)
-def test_bytes_are_those_that_are_counted(
+def test_bytes_sent_and_elements_held_are_those_counted(
     pool: Pool, parallel: dict[str, Any], changed: dict[str, Any]
 ) -> None:
-    case = parallel, changed, "adamw", "fp32"
-    grid = Parallel(**parallel).grid
-    told = predicted(case)
-    answers = pool.run(measure, grid.size, case, grid)
-    assert [sum(each.values()) for each in told] == [total for total, _ in answers], told
+    compare(pool, (parallel, changed, "adamw", "fp32"))
 
 
 @pytest.mark.parametrize(
     "parallel", [{"tp": 2, "fsdp": 2, "microbatches": 2}, {"fsdp": 3, "microbatches": 1}]
 )
 def test_muon_s_messages(pool: Pool, parallel: dict[str, Any]) -> None:
-    case = parallel, {}, "muon", "fp32"
-    grid = Parallel(**parallel).grid
-    answers = pool.run(measure, grid.size, case, grid)
-    assert [sum(each.values()) for each in predicted(case)] == [total for total, _ in answers]
+    compare(pool, (parallel, {}, "muon", "fp32"))
 
 
 @pytest.mark.parametrize(("parallel", "changed"), [CASES[1], CASES[0], CASES[8], CASES[11], CASES[14]])
 def test_bytes_in_bfloat16(pool: Pool, parallel: dict[str, Any], changed: dict[str, Any]) -> None:
-    case = parallel, changed, "adamw", "bf16"
-    grid = Parallel(**parallel).grid
-    answers = pool.run(measure, grid.size, case, grid)
-    assert [sum(each.values()) for each in predicted(case)] == [total for total, _ in answers]
+    compare(pool, (parallel, changed, "adamw", "bf16"))
 
 
 def test_two_all_reduces_forward_and_two_backward_a_layer(pool: Pool) -> None:
     """arXiv 1909.08053, section 3: one more layer, four more all-reduces, and no other call."""
     found = []
     for layers in (2, 3):
-        parallel = {"tp": 2, "sequence": False, "microbatches": 1}
+        parallel: dict[str, Any] = {"tp": 2, "sequence": False, "microbatches": 1}
         answers = pool.run(
             measure, 2, (parallel, {"num_layers": layers}, "adamw", "fp32"), Parallel(**parallel).grid
         )

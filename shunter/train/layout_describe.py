@@ -1,0 +1,222 @@
+"""A layout of a decoder in a training, written down before anything starts. Imports without torch.
+
+Activations are an estimate, in elements a token, of what a layer keeps for its backward:
+
+    2 D / s             inputs of the two norms                 s = tp with `sequence`, else 1
+    2 D                 inputs of qkv and of gate_up, as products have them
+    (2 H + 2 K) d / tp  queries, keys, values, and the output of attention
+    3 F / tp            gate, up, and their product
+
+D width, H and K heads of queries and of keys and values, d width of a head, F width of the feed-forward. In a
+mixture the last two terms are of the rows that experts get, k a token (each D + 3 F / etp, on etp ranks), of
+the shared part, and D / s more. A stage with the head keeps D more, the gradient of the hidden states. With
+`recompute` a stage keeps its inputs, D / s, and the inside of one micro-batch. Norms' inputs are float32, the
+rest bfloat16 with precision bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from shunter.config.errors import ShunterError
+from shunter.layout.described import KindOfWeight, Layout, RankHolds
+from shunter.layout.grid import DENSE, EXPERT
+from shunter.models.spec import DecoderSpec
+from shunter.recipe.disk import human
+from shunter.schedule.action import BACKWARD, FORWARD, RECOMPUTE, WEIGHT
+from shunter.schedule.order import Order
+from shunter.train.config import Parallel
+from shunter.train.layout_parts import Plan
+from shunter.train.layout_traffic import muon_owners, muon_takes, step_traffic
+
+KINDS = {
+    "embed.weight": "embedding",
+    "attention.qkv.weight": "qkv",
+    "attention.qkv.bias": "qkv bias",
+    "attention.out.weight": "out",
+    "attention.q_norm.weight": "head norms",
+    "ffn.gate_up.weight": "gate_up",
+    "ffn.down.weight": "down",
+    "ffn.router.weight": "router",
+    "ffn.experts.gate_up": "experts gate_up",
+    "ffn.experts.down": "experts down",
+    "ffn.shared.gate_up.weight": "shared gate_up",
+    "ffn.shared.down.weight": "shared down",
+    "norm.weight": "norms",
+    "head.weight": "head",
+}
+
+
+def describe(
+    plan: Plan, optimizer: str, settings: Mapping[str, Any], notes: list[str] | None = None
+) -> Layout:
+    """Who holds what, which axes cut what, what travels. settings: told beside it, and compared by `diff`."""
+    ranks = [_rank(plan, rank, optimizer) for rank in range(plan.grid.size)]
+    traffic = [step_traffic(plan, rank, optimizer) for rank in range(plan.grid.size)]
+    told = [*(notes or [])]
+    if plan.order.collectives:
+        told.append("messages of `vocabulary` are not counted")
+    if plan.parallel.cp > 1 and plan.parallel.attention == "ring":
+        told.append("a ring sends less where rows hold several documents, or with a sliding window")
+    if plan.spec.experts is not None and plan.grid.ep * plan.grid.etp > 1:
+        told.append("messages of experts are those of even load")
+    if plan.parallel.cut == "measured":
+        told.append("stages are cut by operations here; cut: measured decides at the start")
+    return Layout(dict(settings), ranks, _kinds(plan), traffic, told)
+
+
+def must_fit(layout: Layout, memory: int, plan: Plan, optimizer: str, batch_rows: int) -> None:
+    """Raise ShunterError where a rank needs more than `memory` bytes, with the nearest degree that helps."""
+    fullest = max(layout.ranks, key=lambda each: each.total)
+    if fullest.total <= memory:
+        return
+    raise ShunterError(
+        f"rank {fullest.rank} needs about {human(fullest.total)}, and has {human(memory)}",
+        where="how.parallel",
+        mend=_smaller(plan, memory, optimizer, batch_rows),
+    )
+
+
+def _smaller(plan: Plan, memory: int, optimizer: str, batch_rows: int) -> str:
+    """The mend: one axis made larger, with the fewest ranks."""
+    best: tuple[int, int, str] | None = None
+    for order, axis in enumerate(("fsdp", "tp", "pp", "cp", "ep")):
+        for factor in (2, 3, 4, 6, 8, 12, 16, 32, 64):
+            degree = getattr(plan.parallel, axis) * factor
+            try:
+                parallel = Parallel.model_validate({**plan.parallel.model_dump(), axis: degree})
+                other = Plan.make(
+                    plan.spec, parallel, plan.row_length, batch_rows, bf16=plan.narrow < plan.wide
+                )
+                parallel.settled(batch_rows, plan.rows)
+            except (ShunterError, ValueError):
+                continue
+            # The first and the last ranks of a pipeline are the fullest.
+            places = {other.grid.rank(pp=stage) for stage in range(parallel.pp)}
+            if max(_rank(other, rank, optimizer).total for rank in places) <= memory:
+                found = parallel.grid.size, order, f"{axis}={degree}"
+                best = min(best, found) if best else found
+                break
+    if best is None:
+        return "No single axis mends it: use shorter rows, fewer rows in a micro-batch, or recompute: true."
+    return f"Use {best[2]} ({best[0]} ranks)."
+
+
+def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
+    grid = plan.grid
+    place = grid.coordinates(rank)
+    held = {name: h for name, h in plan.held(place).items() if not name.endswith("router.bias")}
+    owners = muon_owners(plan, rank, held) if optimizer == "muon" else {}
+    state = 0
+    for name, holding in held.items():
+        if name in owners:  # momentum and update of the whole matrix, at its owner
+            state += 2 * prod(holding.piece.shape) if owners[name][0] == rank else 0
+        elif optimizer == "muon" and muon_takes(name, holding.piece.shape):
+            state += holding.piece.numel
+        else:
+            state += 2 * holding.piece.numel
+    elements = sum(holding.piece.numel for holding in held.values())
+    stages = plan.stages(place)
+    one, most = _activations(plan, stages, plan.order, place["pp"])
+    axes = dict.fromkeys([*DENSE, *(EXPERT if grid.ep * grid.etp > 1 else ())])
+    return RankHolds(
+        rank=rank,
+        place={axis: place[axis] for axis in axes if grid.degree(axis) > 1},
+        stages=stages,
+        layers=[[plan.bounds[stage], plan.bounds[stage + 1]] for stage in stages],
+        parameters=elements,
+        weights=elements * plan.wide,
+        gradients=elements * plan.wide,
+        optimizer=state * plan.wide,
+        gathered=_gathered(plan, place, stages),
+        activations=one,
+        at_once=most,
+    )
+
+
+def _gathered(plan: Plan, place: Mapping[str, int], stages: list[int]) -> int:
+    """Whole weights that are here at most, and whole gradients that wait for the last micro-batch."""
+    if plan.grid.fsdp == 1:
+        return 0
+    every = [unit for stage in stages for unit in plan.units(place, stage)]
+    whole = sum(unit.share * unit.size for unit in every)
+    roots = sum(unit.share * unit.size for unit in every if unit.root)
+    layers = sorted((unit.share * unit.size for unit in every if not unit.root), reverse=True)
+    few = roots + sum(layers[:2])  # one in use, one fetched ahead
+    stay = plan.grid.pp > 1 or not plan.parallel.reshard
+    wait = plan.grid.pp > 1 or plan.order.microbatches > 1
+    return ((whole if stay else few) + (whole if wait else few)) * plan.wide
+
+
+def _activations(plan: Plan, stages: list[int], order: Order, at: int) -> tuple[int, int]:
+    """Bytes of one micro-batch in all stages of a rank, and the most at once."""
+    inside = {stage: _inside(plan, stage) for stage in stages}
+    light = {stage: plan.own_tokens * plan.spec.dim * plan.wide for stage in stages}
+    recompute = any(action.op == RECOMPUTE for action in order.actions[at])
+    held, most = 0, 0
+    for action in order.actions[at]:
+        if action.stage not in inside:
+            continue
+        if action.op == FORWARD:
+            held += light[action.stage] if recompute else inside[action.stage]
+        elif action.op == RECOMPUTE:
+            held += inside[action.stage] - light[action.stage]
+        most = max(most, held)
+        if action.op in (BACKWARD, WEIGHT):
+            held -= inside[action.stage]
+    return sum((light if recompute else inside).values()), most
+
+
+def _inside(plan: Plan, stage: int) -> int:
+    spec, tp = plan.spec, plan.parallel.tp
+    wide, narrow = plan.wide, plan.narrow
+    total = 0
+    for layer in range(plan.bounds[stage], plan.bounds[stage + 1]):
+        heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim / tp
+        total += round(plan.own_tokens * 2 * spec.dim * wide)
+        total += round(plan.tokens * (spec.dim + heads) * narrow)
+        if spec.experts is None or not spec.experts.inside(layer):
+            total += round(plan.tokens * (spec.dim + 3 * spec.ffn_dim / tp) * narrow)
+            continue
+        rows = plan.own_tokens * spec.experts.per_token * plan.grid.etp
+        total += round(rows * (spec.dim + 3 * spec.experts.ffn_dim / plan.grid.etp) * narrow)
+        total += round(plan.own_tokens * spec.dim * narrow)
+        total += round(plan.tokens * 3 * spec.experts.shared_ffn_dim / tp * narrow)
+    if stage == plan.order.stages - 1:
+        total += plan.tokens * spec.dim * wide
+    return total
+
+
+def _kinds(plan: Plan) -> list[KindOfWeight]:
+    grid = plan.grid
+    found: dict[str, KindOfWeight] = {}
+    for stage in range(grid.pp):
+        place = grid.coordinates(grid.rank(pp=stage))
+        for name, holding in plan.held(place).items():
+            kind = kind_of(name)
+            if kind is None or kind in found:
+                continue
+            axes = [axis for axis in holding.cut if grid.degree(axis) > 1]
+            if grid.pp > 1 and (plan.order.collectives or name.startswith("layers.")):
+                axes = ["pp", *axes]
+            found[kind] = KindOfWeight(kind, list(holding.piece.shape), list(holding.piece.local_shape), axes)
+    rows = list(dict.fromkeys(KINDS.values()))
+    return sorted(found.values(), key=lambda each: rows.index(each.kind))
+
+
+def kind_of(name: str) -> str | None:
+    """What a parameter is called in a table; None of a buffer."""
+    leaf = name.split(".", 2)[2] if name.startswith("layers.") else name
+    if leaf.endswith("k_norm.weight"):
+        leaf = "attention.q_norm.weight"
+    if leaf in ("attention_norm.weight", "ffn_norm.weight"):
+        leaf = "norm.weight"
+    return KINDS.get(leaf)
+
+
+def spec_settings(spec: DecoderSpec) -> dict[str, Any]:
+    """Of a model, what is told beside its layout."""
+    names = ("num_layers", "dim", "num_heads", "num_kv_heads", "vocab_size")
+    return {name: getattr(spec, name) for name in names}
