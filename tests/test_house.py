@@ -24,7 +24,17 @@ ALL = [
 ]
 
 TORCH_FREE_ROOMS = ("config", "record", "recipe", "data", "report", "cli", "jobs")
-TORCH_FREE_FILES = ("models/spec.py", "train/config.py", "generate/config.py", "evaluate/config.py")
+TORCH_FREE_FILES = (
+    "models/spec.py",
+    "models/sharding.py",
+    "train/config.py",
+    "train/layout_check.py",
+    "train/layout_describe.py",
+    "train/layout_parts.py",
+    "train/layout_traffic.py",
+    "generate/config.py",
+    "evaluate/config.py",
+)
 
 
 def module(path: Path) -> str:
