@@ -11,7 +11,7 @@ D width, H and K heads of queries and of keys and values, d width of a head, F w
 mixture the last two terms are of the rows that experts get, k a token (each D + 3 F / etp, on etp ranks), of
 the shared part, and D / s more. A stage with the head keeps D more, the gradient of the hidden states. With
 `recompute` a stage keeps its inputs, D / s, and the inside of one micro-batch. Norms' inputs are float32, the
-rest bfloat16 with precision bf16.
+rest bfloat16 with precision bf16, which also keeps the layers' matrices once more in bfloat16.
 """
 
 from __future__ import annotations
@@ -173,6 +173,11 @@ def _inside(plan: Plan, stage: int) -> int:
     spec, tp = plan.spec, plan.parallel.tp
     wide, narrow = plan.wide, plan.narrow
     total = 0
+    if narrow < wide:  # products keep the weights as they take them, once a micro-batch
+        place = plan.grid.coordinates(plan.grid.rank(pp=plan.order.placement[stage]))
+        mine = plan.cut(place)
+        matrices = (mine[n].piece for n in plan.owned(stage) if muon_takes(n, mine[n].piece.shape))
+        total += narrow * sum(piece.numel for piece in matrices)
     for layer in range(plan.bounds[stage], plan.bounds[stage + 1]):
         heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim / tp
         total += round(plan.own_tokens * 2 * spec.dim * wide)

@@ -260,7 +260,7 @@ class LaidOutPasses:
             group = self.world.groups.up if self.world.groups else None
             assert group is not None
             self._shift = offset(group, peers.ranks, peers.index, self.device)
-        saved = SavedBytes(parameter for parameter in self.decoder.parameters() if not parameter.is_meta)
+        saved = SavedBytes(self.parameters.values())  # plain ones: a DTensor has no storage to know it by
         for stage in self.stages.values():
             stage.saved = saved
         self._saved = saved
