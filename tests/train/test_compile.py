@@ -27,9 +27,9 @@ pytestmark = [
 
 
 def trained(folder: Path, precision: str, how: dict[str, Any]) -> Training:
-    training = corpora.training(
-        folder, {"steps": 8, "precision": precision}, {"checkpoint_every": 100, **how}
-    )
+    # AdamW: Muon makes its updates in bfloat16, which would hide a difference in fp32.
+    config = {"steps": 8, "precision": precision, "optimizer": "adamw"}
+    training = corpora.training(folder, config, {"checkpoint_every": 100, **how})
     training.run()
     return training
 
@@ -38,11 +38,12 @@ def steps(training: Training) -> list[dict[str, Any]]:
     return [e for e in events.read(training.place.log / "ledger.jsonl") if e["event"] == "step"]
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 3e-2)])
-def test_compiled_it_learns_the_same(precision: str, tolerance: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "tolerance", "apart"), [("fp32", 1e-5, 1e-2), ("bf16", 1e-2, 0.3)])
+def test_compiled_it_learns_the_same(precision: str, tolerance: float, apart: float, tmp_path: Path) -> None:
     """The same rows, losses and gradient norms, and weights that moved the same way.
 
-    tolerance: relative; bfloat16 has eight bits, and what the compiler fuses is rounded less often.
+    tolerance: of losses, relative; bfloat16 has eight bits, and what the compiler fuses is rounded less
+    often. apart: of weights, as a share of how far they moved (AdamW divides by a gradient that is nearly 0).
     """
     plain = trained(tmp_path / "plain", precision, {})
     torch.compiler.reset()
@@ -59,5 +60,5 @@ def test_compiled_it_learns_the_same(precision: str, tolerance: float, tmp_path:
         corpora.decoder().parameters(),
         strict=True,
     ):
-        moved = float((a - begin).norm())
-        assert float((a - b).norm()) <= 20 * tolerance * moved, f"{name} moved {moved}"
+        moved = float((a - begin).detach().norm())
+        assert float((a - b).detach().norm()) <= apart * moved, f"{name} moved {moved}"
