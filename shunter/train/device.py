@@ -25,7 +25,7 @@ _PEAKS = (
     (r"GeForce RTX 4090", 165e12),
 )
 # CPUs whose instructions multiply bfloat16 pairs. Measured on the quickstart's model by turns, steps in bf16
-# take 0.71 of the time of those in fp32 with avx512_bf16 alone (two cores of an AMD EPYC, Zen 4).
+# take 0.68 of the time of those in fp32 with avx512_bf16 alone (AMD EPYC, Zen 4: 0.65 of 0.96 CPU seconds).
 _BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
