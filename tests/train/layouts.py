@@ -236,7 +236,7 @@ def alone(case: Case) -> Outcome:
     decoder.zero_grad()
     outcome = learn(case, passes, Optimizers(decoder, config(case)), lambda ids: [ids])
     outcome.gradients = found
-    outcome.weights = {name: p.detach() for name, p in decoder.named_parameters()}
+    outcome.weights = {name: tensor.detach().clone() for name, tensor in decoder.state_dict().items()}
     return outcome
 
 
@@ -255,7 +255,7 @@ def task(rank: int, groups: Groups, case: Case) -> Outcome:
         parameter.grad = None
     optimizers = Optimizers(passes.decoder, config(case), passes.part)
     outcome = learn(case, passes, optimizers, parts)
-    weights = passes.whole(passes.parameters)
+    weights = passes.whole(passes.part.state)
     outcome.gradients, outcome.weights = found or {}, weights or {}
     return outcome
 
