@@ -26,6 +26,9 @@ SHORTER = (
         for key, value in (("steps", STEPS), ("warmup", 2))
     ),
     *(f"jobs.{job}.how.checkpoint_every={EVERY}" for job in ("base", "chat")),
+    *(
+        f"jobs.{job}.how.track=[]" for job in ("base", "chat")
+    ),  # a second attempt would wait for the next second
     "jobs.scores.tasks.0.documents=3",
     "jobs.scores.tasks.1.items=5",
     "jobs.scores.tasks.2.items=5",
