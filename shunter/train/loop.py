@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from shunter.data.noise import noised
 from shunter.data.tokens import Batch, TokenRows
 from shunter.layout.piece import balanced
 from shunter.models.decoder import Decoder
-from shunter.models.init import init_weights
+from shunter.models.init import draw, init_weights
 from shunter.recipe.job import Control, Stopped
 from shunter.record.events import EventLog
 from shunter.train.checkpoint.lifecycle import Checkpointer
@@ -91,9 +92,10 @@ class Training:
         if world is not None and how.parallel is not None:
             # Before the optimizer is made: it belongs to the parameters that stay here.
             parallel = how.parallel.settled(config.batch_rows, how.micro_batch)
-            most = -(-config.batch_rows // (parallel.data * parallel.parts))  # rows of a micro-batch
+            most = math.ceil(config.batch_rows / (parallel.data * parallel.parts))  # rows of a micro-batch
+            fill = partial(draw, seed=seed)
             self.layout = LaidOutPasses(
-                decoder, parallel, world, rows.row_length, rows=most, precision=self.precision
+                decoder, parallel, world, rows.row_length, fill, rows=most, precision=self.precision
             )
             self.checkpointer = SharedCheckpointer(
                 checkpoints, how.keep, world, self.layout.part.held, self.layout.elsewhere

@@ -29,7 +29,7 @@ from shunter.parallel.experts import sum_load
 from shunter.parallel.lost import answering
 from shunter.parallel.measure import measured_costs
 from shunter.parallel.mesh import Peers
-from shunter.parallel.part import DecoderPart, pipeline_cut
+from shunter.parallel.part import DecoderPart, Fill, pipeline_cut
 from shunter.parallel.saved import SavedBytes
 from shunter.parallel.sharded import sharded_handlers
 from shunter.parallel.stage import Compute, Stage
@@ -97,11 +97,12 @@ class LaidOutPasses:
         parallel: Parallel,
         world: World,
         row_length: int,
+        fill: Fill | None = None,
         *,
         rows: int = 1,
         precision: str = "fp32",
     ) -> None:
-        """rows, precision: of a micro-batch, for `cut: measured`."""
+        """decoder, fill: as in `DecoderPart`. rows, precision: of a micro-batch, for `cut: measured`."""
         self.decoder, self.world, self.device = decoder, world, world.device
         self.precision = "fp32"
         grid, mesh = world.mesh.grid, world.mesh
@@ -127,6 +128,7 @@ class LaidOutPasses:
             more={name: pipeline_cut(ends[name], *own) for name in ENDS if name in ends},
             reshard=parallel.reshard,
             by_program=grid.pp > 1,
+            fill=fill,
         )
         self.spread: Tensor | None = None
         if grid.cp > 1:
