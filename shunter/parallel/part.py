@@ -118,7 +118,10 @@ class DecoderPart:
                 module.set_gradient_divide_factor(1.0)
             if self.by_program:
                 hand_over(stage)
+        buffers = {name for name, _ in self.decoder.named_buffers()}
         for name, holding in self.held.items():
+            if name in buffers:  # `fully_shard` leaves them whole
+                continue
             if ".experts." not in name:
                 self.held[name] = holding.sharded(peers.index, peers.size, self.mesh.real(SHARDING))
             elif copies.size > 1:
