@@ -206,7 +206,7 @@ MUTANTS = [
         "gradient",
         collective._AddUp,
         "backward",
-        lambda original: lambda ctx, *grads: collective._Spread.backward(ctx, *grads),
+        lambda original: lambda ctx, *grads: (2 * grads[0], None),  # the same on the two ranks
     ),
     Mutant(
         "gather's gradient not added up",

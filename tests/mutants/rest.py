@@ -155,7 +155,9 @@ def one_early(original: Any) -> Any:
         found = original(folder, rank, parts, *more)
         for entry in found.values():
             for chunk in entry["chunks"]:
-                chunk["offsets"] = [at - (at > 0) if dim == 0 else at for dim, at in enumerate(chunk["offsets"])]
+                chunk["offsets"] = [
+                    at - (at > 0) if dim == 0 else at for dim, at in enumerate(chunk["offsets"])
+                ]
         return found
 
     return mutant

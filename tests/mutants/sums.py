@@ -40,7 +40,7 @@ def without(axis: str) -> Callable[[str, Holding], Holding]:
 
 
 def wrong_axis(name: str, held: Holding) -> Holding:
-    return replace(held, partial=tuple("tp" if axis == "dp" else axis for axis in held.partial))
+    return replace(held, partial=tuple("dp" if axis == "cp" else axis for axis in held.partial))
 
 
 def twice(original: Any) -> Any:
@@ -90,11 +90,8 @@ def last_lost(original: Any) -> Any:
 
 def some_twice(original: Any) -> Any:
     def mutant(ids: np.ndarray, parts: int) -> list[np.ndarray]:
-        return [ids[np.arange(begin, begin + -(-len(ids) // parts)) % len(ids)] for begin in starts(ids, parts)]
-
-    def starts(ids: np.ndarray, parts: int) -> range:
         size = -(-len(ids) // parts)
-        return range(0, parts * size, size)
+        return [ids[np.arange(part * size, (part + 1) * size) % len(ids)] for part in range(parts)]
 
     return mutant
 
@@ -151,7 +148,7 @@ MUTANTS = [
     Mutant(
         "norm gradients not added up over tp",
         "With sequence parallelism each tensor rank has other tokens; the gradients of norms need a sum of "
-        "their own (arXiv 2205.05198; a hook that is easily forgotten in Megatron-LM's finalize_model_grads).",
+        "their own (arXiv 2205.05198, section 4.2.2).",
         "dense",
         "gradient",
         part,
@@ -159,9 +156,9 @@ MUTANTS = [
         declared(without("tp")),
     ),
     Mutant(
-        "gradients added up over tp in the place of dp",
+        "gradients added up over dp in the place of cp",
         "A process group taken from the wrong axis of the mesh.",
-        "dense",
+        "experts",
         "gradient",
         part,
         "holdings",
@@ -258,8 +255,10 @@ MUTANTS = [
         "norm",
         Holding,
         "copies",
-        lambda original: lambda self, grid: original(
-            replace(self, cut=tuple(axis for axis in self.cut if axis not in ("ep", "etp"))), grid
+        lambda original: (
+            lambda self, grid: original(
+                replace(self, cut=tuple(axis for axis in self.cut if axis not in ("ep", "etp"))), grid
+            )
         ),
     ),
     Mutant(
@@ -326,8 +325,10 @@ MUTANTS = [
         "gradient",
         dist,
         "all_reduce",
-        lambda original: lambda tensor, *args, **more: (
-            silent(tensor) if tensor.ndim and tensor.numel() > 8 else original(tensor, *args, **more)
+        lambda original: (
+            lambda tensor, *args, **more: (
+                silent(tensor) if tensor.ndim and tensor.numel() > 8 else original(tensor, *args, **more)
+            )
         ),
     ),
 ]

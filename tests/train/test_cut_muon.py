@@ -1,7 +1,7 @@
 """Muon on matrices of which ranks hold parts: the updates are those of the whole matrices.
 
-In float64, with torch's orthogonalisation in that dtype too (see layouts.orthogonal): what this cannot show is
-how much its own rounding to bfloat16 may differ between layouts.
+In float64, with torch's orthogonalisation in that dtype too (see layouts.orthogonal): what this cannot show
+is how much its own rounding to bfloat16 may differ between layouts.
 """
 
 from __future__ import annotations
@@ -43,4 +43,5 @@ def test_muon_is_what_is_compared() -> None:
     case = saving.case("one", "muon")
     optimizers = Optimizers(layouts.model(case), layouts.config(case))
     matrices = [name for name, state in optimizers.state().items() if "momentum_buffer" in state]
-    assert "layers.0.attention.qkv.weight" in matrices and "layers.1.ffn.experts.down" in matrices
+    assert "layers.0.attention.qkv.weight" in matrices
+    assert "layers.1.ffn.experts.down" in matrices
