@@ -1,0 +1,171 @@
+"""The fixed cases: what is done on the ranks, and what of it is not as in one process.
+
+Small, and few: each is to be revealing for several bugs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from shunter.data.tokens import Batch
+from shunter.layout.grid import Grid
+from shunter.parallel.mesh import Groups
+from shunter.train.loop import Training
+from shunter.train.pipeline import split
+from shunter.train.world import World
+from tests.mutants.mutant import Mutant
+from tests.parallel.pool import GROUPS, Pool, Task
+from tests.train import layouts
+from tests.train.checkpoint import saving
+from tests.train.layouts import CPU, Case
+
+# Runs a task with an argument on the ranks of a grid, mutated or not.
+Run = Callable[[Task, Any, Grid], list[Any]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """wrong: what differs on any rank, as `Mutant.seen` begins; empty where all is well."""
+
+    wrong: Callable[[Run], list[str]]
+
+
+def laid_out(case: Case) -> Subject:
+    """A few steps, compared with one process's; see layouts.differs."""
+    expected = cache(lambda: layouts.alone(case))
+
+    def wrong(run: Run) -> list[str]:
+        answers = run(layouts.task, case, case.layout.grid)
+        return [found for each in answers for found in layouts.differs(each, expected())]
+
+    return Subject(wrong)
+
+
+def decoder(**spec: Any) -> dict[str, Any]:
+    """Odd sizes, so that parts differ."""
+    return {
+        "dim": 8,
+        "num_layers": 1,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 4,
+        "ffn_dim": 13,
+        "vocab_size": 29,
+        "max_positions": 64,
+        "qkv_bias": False,
+        "qk_norm": False,
+        "tied": False,
+        "experts": None,
+        **spec,
+    }
+
+
+def case(parallel: dict[str, Any], spec: dict[str, Any], **more: Any) -> Case:
+    axes = dict.fromkeys(layouts.ALL, 1)
+    how = {"schedule": "1f1b", "microbatches": 2, **parallel}
+    # 1 / 7 of the rows is nobody's even share.
+    return Case(**{"rows": 7, "length": 8, "z_loss": 0.01, "ragged": True, "seed": 3, **more}, spec=spec,
+                parallel={**axes, **how})  # fmt: skip
+
+
+SIGMOID = {
+    "num_experts": 4,
+    "per_token": 2,
+    "ffn_dim": 6,
+    "router": "sigmoid",
+    "shared_ffn_dim": 6,
+    "bias_update": 0.01,
+    "z_loss": 0.1,
+}
+SOFTMAX = {"num_experts": 2, "per_token": 1, "ffn_dim": 6, "normalise": False}
+
+
+def noise(rank: int, groups: Groups, grid: Grid) -> list[list[int]]:
+    """Input tokens of a rank's micro-batches with noise in them."""
+    world = World.create(grid, rank, CPU, GROUPS)
+    ids = split(split(np.arange(7), world.data.size)[world.data.index], 2)
+    return [row.tolist() for batch in noised(ids, SimpleNamespace(world=world)) for row in batch.tokens]
+
+
+def noised(parts: list[np.ndarray], layout: Any) -> list[Batch]:
+    """As the training loop makes them, with nothing else of a training."""
+    training: Any = SimpleNamespace(
+        session=SimpleNamespace(stream=1, step=2),
+        config=SimpleNamespace(input_noise=0.5, batch_rows=7),
+        decoder=SimpleNamespace(spec=SimpleNamespace(vocab_size=1000)),
+        layout=layout,
+    )
+    zeros = [np.zeros((len(ids), 12), dtype=np.int64) for ids in parts]
+    return Training._noised(training, [Batch(each, each, each, each, each[:, 0]) for each in zeros])
+
+
+def noisy(grid: Grid) -> Subject:
+    """The noise in a row is its own, wherever the row is."""
+
+    def wrong(run: Run) -> list[str]:
+        found = [row for rows in run(noise, grid, grid) for row in rows]
+        (whole,) = noised([np.arange(7)], None)
+        return [] if found == whole.tokens.tolist() else ["tokens"]
+
+    return Subject(wrong)
+
+
+def saved(source: str, target: str) -> Subject:
+    """Saved under one layout, read under another."""
+
+    def wrong(run: Run) -> list[str]:
+        with tempfile.TemporaryDirectory() as folder:
+            for task, name in ((saving.save, source), (saving.load, target)):
+                made = saving.case(name)
+                answers = run(task, (made, Path(folder)), made.layout.grid)
+        return [found for each in answers for found in each]
+
+    return Subject(wrong)
+
+
+SUBJECTS: dict[str, Subject] = {
+    "dense": laid_out(case({"dp": 2, "tp": 2}, decoder(qk_norm=True))),
+    "heads": laid_out(case({"tp": 4}, decoder())),
+    "plain": laid_out(case({"tp": 2, "sequence": False}, decoder())),
+    "sharded": laid_out(case({"fsdp": 2}, decoder())),
+    "hybrid": laid_out(case({"dp": 2, "fsdp": 2}, decoder(), rows=9)),
+    "ring": laid_out(case({"cp": 2, "attention": "ring"}, decoder(), length=16)),
+    "ulysses": laid_out(case({"cp": 2, "attention": "ulysses"}, decoder(), length=16)),
+    "pipeline": laid_out(case({"pp": 2, "microbatches": 3}, decoder(num_layers=2, tied=True), rows=6)),
+    "experts": laid_out(
+        case({"dp": 2, "cp": 2, "ep": 2}, decoder(qk_norm=True, experts=SIGMOID), z_loss=0.0)
+    ),
+    "columns": laid_out(case({"tp": 2, "etp": 2}, decoder(qk_norm=True, experts=SOFTMAX))),
+    "muon": laid_out(case({"fsdp": 2, "tp": 2}, decoder(), optimizer="muon")),
+    "noise": noisy(Grid(dp=2)),
+    "stages saved": saved("pp", "one"),
+    "sharded saved": saved("fsdp", "one"),
+    "to tensor ranks": saved("one", "tp"),
+    "experts saved": saved("ep", "one"),
+}
+
+
+def plainly(pool: Pool) -> Run:
+    """Runs as things are."""
+    return lambda task, argument, grid: pool.run(task, grid.size, argument, grid)
+
+
+def with_bug(pool: Pool, mutant: Mutant) -> Run:
+    """Runs with a mutant in all workers."""
+    return lambda task, argument, grid: pool.run(_mutated, grid.size, (mutant.name, task, argument), grid)
+
+
+def _mutated(rank: int, groups: Groups, request: tuple[str, Task, Any]) -> Any:
+    from tests.mutants.table import MUTANTS
+
+    name, task, argument = request
+    with MUTANTS[name].applied():
+        return task(rank, groups, argument)

@@ -1,0 +1,35 @@
+"""Known bugs of layouts, each put in on purpose: what compares a layout with one process must see it.
+
+Each stands in one function of the workers for the run of one small case. What this cannot show: that bugs of
+other kinds are seen, or these ones elsewhere; those that stop or delay ranks rather than change a value.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mutants.mutant import Mutant
+from tests.mutants.subjects import SUBJECTS, plainly, with_bug
+from tests.mutants.table import LISTED, MUTANTS
+from tests.parallel.pool import Pool, WorkerFailed
+
+
+def test_the_table_is_of_many_bugs_and_each_case_is_used() -> None:
+    assert len(MUTANTS) == len(LISTED) >= 25
+    assert {mutant.case for mutant in LISTED} == SUBJECTS.keys()
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_without_a_bug_nothing_differs(pool: Pool, name: str) -> None:
+    assert SUBJECTS[name].wrong(plainly(pool)) == []
+
+
+@pytest.mark.parametrize("mutant", LISTED, ids=lambda mutant: mutant.name)
+def test_each_bug_is_seen(pool: Pool, mutant: Mutant) -> None:
+    if mutant.seen == "error":
+        # Every rank raises it: were one left to wait, the pool would say that it does not answer.
+        with pytest.raises(WorkerFailed, match="ShunterError"):
+            SUBJECTS[mutant.case].wrong(with_bug(pool, mutant))
+        return
+    wrong = SUBJECTS[mutant.case].wrong(with_bug(pool, mutant))
+    assert mutant.seen in {each.split()[0] for each in wrong}, wrong
