@@ -1,0 +1,29 @@
+"""What experiments on layouts read of a training's log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shunter.papers.experiment import Arm
+from shunter.record import events
+
+
+def losses(arm: Arm, job: str = "base") -> list[float]:
+    """Of each step, nats/token."""
+    ledger = events.read(arm[job].path / "log" / "ledger.jsonl")
+    steps = {event["step"]: float(event["loss"]) for event in ledger if event["event"] == "step"}
+    return [steps[step] for step in sorted(steps)]
+
+
+def gap(found: Sequence[float], expected: Sequence[float]) -> float:
+    """The largest difference of a step."""
+    return max(abs(a - b) for a, b in zip(found, expected, strict=True))
+
+
+def traffic(arm: Arm, job: str = "base") -> list[dict[str, Any]]:
+    """Of each rank, in the recorded step: see shunter.train.traffic."""
+    told = events.read(arm[job].path / "log" / "events.jsonl")
+    (event,) = (event for event in told if event["event"] == "traffic")
+    ranks: list[dict[str, Any]] = event["ranks"]
+    return ranks
