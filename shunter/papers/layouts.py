@@ -11,9 +11,14 @@ from shunter.record import events
 
 def losses(arm: Arm, job: str = "base") -> list[float]:
     """Of each step, nats/token."""
+    return [float(step["loss"]) for step in steps(arm, job)]
+
+
+def steps(arm: Arm, job: str = "base") -> list[dict[str, Any]]:
+    """The ledger's, in order; of one that was done again, the last."""
     ledger = events.read(arm[job].path / "log" / "ledger.jsonl")
-    steps = {event["step"]: float(event["loss"]) for event in ledger if event["event"] == "step"}
-    return [steps[step] for step in sorted(steps)]
+    found = {event["step"]: event for event in ledger if event["event"] == "step"}
+    return [found[step] for step in sorted(found)]
 
 
 def gap(found: Sequence[float], expected: Sequence[float]) -> float:

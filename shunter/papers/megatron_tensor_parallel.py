@@ -19,6 +19,7 @@ VOCABULARY, DIM, FFN, LAYERS, ROWS, LENGTH = 8191, 128, 352, 4, 8, 64  # as in t
 FLOAT = 4  # bytes
 RANKS = 2
 ONE, PLAIN, SPREAD, FEW = "one process", "tp=2", "tp=2, tokens shared out", "tp=2, two layers"
+HALVES = "one process, micro-batches of 4"  # sums in another order: what rounding alone does
 
 
 def _arms(seed: int, short: bool) -> Mapping[str, Sequence[str]]:
@@ -27,7 +28,8 @@ def _arms(seed: int, short: bool) -> Mapping[str, Sequence[str]]:
     layout = "jobs.base.how.parallel"
     plain = f"{layout}={{tp: 2, sequence: false, microbatches: 1, timeline: 2}}"
     spread = f"{layout}={{tp: 2, microbatches: 1, timeline: 2}}"
-    return {ONE: quick, PLAIN: [*quick, plain], SPREAD: [*quick, spread], FEW: [*few, plain]}
+    halves = [*quick, "jobs.base.how.micro_batch=4"]
+    return {ONE: quick, HALVES: halves, PLAIN: [*quick, plain], SPREAD: [*quick, spread], FEW: [*few, plain]}
 
 
 def parameters(layers: int) -> tuple[int, int]:
@@ -38,6 +40,8 @@ def parameters(layers: int) -> tuple[int, int]:
 def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
     expected = losses(arms[ONE])
     found: dict[str, dict[str, float]] = {ONE: {"loss": expected[-1], "gap": 0.0}}
+    halves = losses(arms[HALVES])
+    found[HALVES] = {"loss": halves[-1], "gap": gap(halves, expected)}
     sent = {name: traffic(arms[name]) for name in (PLAIN, SPREAD, FEW)}
     for name in (PLAIN, SPREAD):
         values = losses(arms[name])
@@ -103,7 +107,7 @@ EXPERIMENT = Experiment(
     slug="megatron-tensor-parallel",
     recipe=RECIPE,
     arms=_arms,
-    apart=(PLAIN, SPREAD, FEW),
+    apart=(HALVES, PLAIN, SPREAD, FEW),
     seeds=(0, 1, 2),
     measure=_measure,
     table={

@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 
-from shunter.papers import catalogue, harness, megatron_tensor_parallel
+from shunter.papers import catalogue, harness, megatron_tensor_parallel, torchtitan
 from shunter.papers.experiment import Experiment
 from shunter.recipe.graph import load_recipe
 from shunter.record.events import EventLog
 
-EXPERIMENTS = [megatron_tensor_parallel.EXPERIMENT]
+EXPERIMENTS = [megatron_tensor_parallel.EXPERIMENT, torchtitan.EXPERIMENT]
 
 
 def trained(folder: Path, gap: float = 0.0, ranks: list[dict[str, Any]] | None = None) -> Any:
     (folder / "log").mkdir(parents=True)
     ledger, log = (EventLog(folder / "log" / f"{name}.jsonl", attempt=1) for name in ("ledger", "events"))
     for step in range(3):
-        ledger.write("step", step=step, loss=5.0 - step + gap * step)
+        facts = {"rows": f"{step}", "position": [step, step + 1], "grad_norm": 1.0 + gap}
+        ledger.write("step", step=step, loss=5.0 - step + gap * step, **facts)
     if ranks is not None:
         log.write("traffic", step=2, ranks=ranks)
     ledger.close()
@@ -49,6 +50,7 @@ def test_tensor_parallelism_on_ideal_measurements(tmp_path: Path) -> None:
 
     arms = {
         module.ONE: trained(tmp_path / "one"),
+        module.HALVES: trained(tmp_path / "halves", 1e-7),
         module.PLAIN: trained(tmp_path / "plain", 1e-7, sent(4)),
         module.SPREAD: trained(tmp_path / "spread", 1e-7, sent(4)),
         module.FEW: trained(tmp_path / "few", 1e-7, sent(2)),
@@ -60,6 +62,18 @@ def test_tensor_parallelism_on_ideal_measurements(tmp_path: Path) -> None:
         "two processes",
         "a layer has four all-reduces in a step, two forward and two backward",
     ]
+
+
+def test_composition_on_ideal_measurements(tmp_path: Path) -> None:
+    experiment = torchtitan.EXPERIMENT
+    arms = {
+        name: trained(tmp_path / str(number), 1e-6 * bool(number))
+        for number, name in enumerate(experiment.arms(0, False))
+    }
+    found = experiment.measure(arms)
+    assert not judge(experiment, found)
+    worse = {**found, torchtitan.RESUMED: {**found[torchtitan.RESUMED], "gap": 1e-3, "rows": 2.0}}
+    assert len(judge(experiment, worse)) == 2
 
 
 def test_modelled_efficiency_falls_with_ranks_and_waits() -> None:
