@@ -83,7 +83,7 @@ def published(spec: dict[str, Any]) -> bool:
 
 
 @st.composite
-def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4)) -> Case:
+def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4), *, mixtures: bool = True) -> Case:
     """Any layout of any decoder that may be laid out so."""
     degrees = draw(st.sampled_from([found for size in worlds for found in factorings(size)]))
     tp, cp, pp = degrees["tp"], degrees["cp"], degrees["pp"]
@@ -99,7 +99,7 @@ def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4)) -> Case:
         microbatches = max(microbatches, 2 * pp)
     inner = degrees["dp"] * degrees["fsdp"] * cp * tp
     experts = None
-    if draw(st.integers(0, 2)) < 2:
+    if mixtures and draw(st.integers(0, 2)) < 2:
         ep, etp = draw(st.sampled_from([(a, b) for a in divisors(inner) for b in divisors(inner // a)]))
         degrees = {**degrees, "ep": ep, "etp": etp}
         width = etp * draw(st.integers(2, 4))
@@ -236,7 +236,7 @@ def alone(case: Case) -> Outcome:
     decoder.zero_grad()
     outcome = learn(case, passes, Optimizers(decoder, config(case)), lambda ids: [ids])
     outcome.gradients = found
-    outcome.weights = {name: p.detach() for name, p in decoder.named_parameters()}
+    outcome.weights = {name: tensor.detach().clone() for name, tensor in decoder.state_dict().items()}
     return outcome
 
 
@@ -255,7 +255,7 @@ def task(rank: int, groups: Groups, case: Case) -> Outcome:
         parameter.grad = None
     optimizers = Optimizers(passes.decoder, config(case), passes.part)
     outcome = learn(case, passes, optimizers, parts)
-    weights = passes.whole(passes.parameters)
+    weights = passes.whole(passes.part.state)
     outcome.gradients, outcome.weights = found or {}, weights or {}
     return outcome
 
