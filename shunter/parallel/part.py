@@ -59,8 +59,8 @@ class DecoderPart:
         by_program: bool = False,
         fill: Fill | None = None,
     ) -> None:
-        """decoder: whole, on the CPU, or on the meta device; it keeps this rank's part, and the rest is on the
-        meta device then. fill: gives a tensor that was there its first values, by its name; one at a time, so
+        """decoder: whole, on the CPU, or on the meta device; it keeps this rank's part, and the rest is on
+        the meta device then. fill: gives a tensor that was there its first values, by its name; one at a time, so
         that a rank needs no room for the whole.
 
         bounds, stages: first layer of each stage, and the numbers of those that are here.
@@ -119,8 +119,10 @@ class DecoderPart:
                 fully_shard(layer, mesh=mesh, reshard_after_forward=again, ignored_params=elsewhere)
             fully_shard(stage, mesh=mesh, reshard_after_forward=False, ignored_params=elsewhere)
             for module in sharded_modules(stage):
-                # Sums, not means: each token's weight in the loss is known beforehand.
+                # Sums, not means: each token's weight in the loss is known beforehand. Plain ones: torch
+                # would multiply by 1 while it reduces float32 and bfloat16, which gloo cannot.
                 module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
             if self.by_program:
                 hand_over(stage)
         buffers = {name for name, _ in self.decoder.named_buffers()}  # these stay whole
