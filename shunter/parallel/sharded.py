@@ -31,6 +31,7 @@ def hand_over(module: nn.Module) -> None:
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sums
     _defer(module)
 
 

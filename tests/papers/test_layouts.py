@@ -8,12 +8,22 @@ from typing import Any
 
 import pytest
 
-from shunter.papers import catalogue, harness, megatron_tensor_parallel, torchtitan
+from shunter.papers import (
+    catalogue,
+    harness,
+    megatron_tensor_parallel,
+    moe_parallel_folding,
+    torchtitan,
+)
 from shunter.papers.experiment import Experiment
 from shunter.recipe.graph import load_recipe
 from shunter.record.events import EventLog
 
-EXPERIMENTS = [megatron_tensor_parallel.EXPERIMENT, torchtitan.EXPERIMENT]
+EXPERIMENTS = [
+    megatron_tensor_parallel.EXPERIMENT,
+    torchtitan.EXPERIMENT,
+    moe_parallel_folding.EXPERIMENT,
+]
 
 
 def trained(folder: Path, gap: float = 0.0, ranks: list[dict[str, Any]] | None = None) -> Any:
@@ -74,6 +84,18 @@ def test_composition_on_ideal_measurements(tmp_path: Path) -> None:
     assert not judge(experiment, found)
     worse = {**found, torchtitan.RESUMED: {**found[torchtitan.RESUMED], "gap": 1e-3, "rows": 2.0}}
     assert len(judge(experiment, worse)) == 2
+
+
+def test_folding_on_ideal_measurements(tmp_path: Path) -> None:
+    experiment = moe_parallel_folding.EXPERIMENT
+    arms = {
+        name: trained(tmp_path / str(number), 1e-6 * bool(number))
+        for number, name in enumerate(experiment.arms(0, False))
+    }
+    found = experiment.measure(arms)
+    assert not judge(experiment, found)
+    worse = {**found, "folded": {**found["folded"], "between": 1.0}}
+    assert judge(experiment, worse) == ["of which nothing goes between nodes of eight"]
 
 
 def test_modelled_efficiency_falls_with_ranks_and_waits() -> None:
