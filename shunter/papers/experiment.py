@@ -14,6 +14,14 @@ Arm = Mapping[str, Artefact]  # job name -> what it published
 
 
 @dataclass(frozen=True)
+class Killed:
+    """overrides: of what ran before. fault: what ends it; see shunter.launch.inject."""
+
+    overrides: Sequence[str]
+    fault: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A small measurement that supports or refutes a paper's claim.
 
@@ -22,6 +30,7 @@ class Experiment:
     share every job they have in common. `short` asks for a form that is quick and proves the machinery only.
     `measure` sees all arms of one seed at once (paired) and returns each arm's metrics; it never
     decides whether a claim holds. `table` gives the units of the metrics, in the order to print.
+    `killed` arms begin under further overrides, lose a process in the middle, and go on under their own.
     """
 
     slug: str
@@ -32,4 +41,5 @@ class Experiment:
     table: Mapping[str, str]
     recipes: Mapping[str, Path] = field(default_factory=dict)  # arms over another recipe
     apart: Sequence[str] = ()  # arms that differ in `how` alone: they get a store of their own
+    killed: Mapping[str, Killed] = field(default_factory=dict)
     notes: Callable[[Mapping[str, Mapping[str, Any]]], Sequence[str]] = lambda verdicts: ()

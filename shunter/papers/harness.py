@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 
 from shunter.config.errors import ShunterError
 from shunter.papers import catalogue
-from shunter.papers.experiment import Experiment, Samples
+from shunter.papers.experiment import Experiment, Killed, Samples
 from shunter.papers.statistics import MIN_SEEDS, Verdict, judge
 from shunter.recipe.artefact import Artefact
+from shunter.recipe.graph import Graph
 
 DEFAULT_STORE = "shunter-store"
 
@@ -164,11 +166,30 @@ def _run_seed(
         graph = load_recipe(experiment.recipes.get(arm, experiment.recipe), chosen, KINDS)
         # `how` is no part of an artefact's identity: such an arm would be taken for another one.
         place = store / "apart" / arm if arm in experiment.apart else store
+        if (before := experiment.killed.get(arm)) is not None:
+            recipe = experiment.recipes.get(arm, experiment.recipe)
+            _until_killed(load_recipe(recipe, [*chosen, *before.overrides], KINDS), place, before, quiet)
         runs[arm] = run_graph(graph, Store(place), quiet=quiet)
         for artefact in runs[arm].values():
             attempts = artefact.manifest.attempts
             work[artefact.path] = sum(float(attempt.get("seconds") or 0) for attempt in attempts)
     return {arm: dict(values) for arm, values in experiment.measure(runs).items()}
+
+
+def _until_killed(graph: Graph, place: Path, before: Killed, quiet: bool) -> None:
+    """Run until the fault ends it; nothing where the arm is finished already."""
+    from shunter.launch.inject import VARIABLE
+    from shunter.recipe.runner import run_graph
+    from shunter.recipe.store import Store
+
+    os.environ[VARIABLE] = json.dumps({"faults": [dict(before.fault)]})
+    try:
+        run_graph(graph, Store(place), quiet=quiet)
+    except ShunterError as error:
+        if "was ended by" not in str(error):
+            raise
+    finally:
+        del os.environ[VARIABLE]
 
 
 def _table(experiment: Experiment, samples: Mapping[int, Mapping[str, Samples]]) -> list[dict[str, Any]]:

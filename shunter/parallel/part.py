@@ -59,9 +59,9 @@ class DecoderPart:
         by_program: bool = False,
         fill: Fill | None = None,
     ) -> None:
-        """decoder: whole, on the CPU, or on the meta device; it keeps this rank's part, and the rest is on the
-        meta device then. fill: gives a tensor that was there its first values, by its name; one at a time, so
-        that a rank needs no room for the whole.
+        """decoder: whole, on the CPU, or on the meta device; it keeps this rank's part, and the rest is on
+        the meta device then. fill: gives a tensor that was there its first values, by its name; one at a
+        time, so that a rank needs no room for the whole.
 
         bounds, stages: first layer of each stage, and the numbers of those that are here.
         layers_only: embedding and head are computed elsewhere. more: parts beside the stages'.

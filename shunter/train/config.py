@@ -128,7 +128,7 @@ class Parallel(Config):
     )
     timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
     timeline: int | None = Field(
-        None, ge=0, description="Step whose measured timeline is kept beside the simulated one."
+        None, ge=0, description="Step whose timeline is measured, and whose collectives are counted."
     )
 
     @property

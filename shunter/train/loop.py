@@ -21,6 +21,7 @@ from shunter.data.tokens import Batch, TokenRows
 from shunter.layout.piece import balanced
 from shunter.models.decoder import Decoder
 from shunter.models.init import draw, init_weights
+from shunter.parallel.told import told_by_all
 from shunter.recipe.job import Control, Stopped
 from shunter.record.events import EventLog
 from shunter.train.checkpoint.lifecycle import Checkpointer
@@ -40,6 +41,7 @@ from shunter.train.pipeline import LaidOutPasses, expected, split
 from shunter.train.schedule import rate
 from shunter.train.session import Session
 from shunter.train.step import StepResult, train_step
+from shunter.train.traffic import kept_bytes
 from shunter.train.validation import validate
 from shunter.train.world import World
 
@@ -270,9 +272,13 @@ class Training:
         return self.layout is not None and parallel is not None and parallel.timeline == self.session.step
 
     def _keep_timeline(self) -> None:
-        """The step's measured timeline, and what the program would take at its median costs."""
+        """The step's measured timeline, and what the program would take at its median costs; what each rank
+        sent in it, and keeps between steps."""
         assert self.layout is not None
         measured = self.layout.timeline()
+        world = self.layout.world
+        mine = self.layout.traffic | kept_bytes(self.layout.part, self.session.optimizers)
+        every = told_by_all(mine, world.mesh.everyone, world.device)
         if measured is not None:
             measured.save(self.place.log / "timeline-measured.json")
             simulated = expected(self.layout.order, measured)
@@ -284,6 +290,7 @@ class Training:
                 simulated=simulated.elapsed,
                 saved_bytes=self.layout.saved_bytes,
             )
+            self.place.events.write("traffic", step=self.session.step, ranks=every)
 
     def _skipped(self, step: int, ids: list[int], result: StepResult) -> None:
         skipped = self.session.skipped

@@ -50,6 +50,7 @@ from shunter.schedule.vocabulary import parallel_vocabulary
 from shunter.train.config import Parallel
 from shunter.train.device import autocast
 from shunter.train.layout_check import check_cut, check_layout
+from shunter.train.traffic import StepTraffic
 from shunter.train.world import World
 
 ENDS = ("embed.weight", "head.weight")
@@ -266,14 +267,18 @@ class LaidOutPasses:
         for stage in self.stages.values():
             stage.saved = saved
         self._saved = saved
+        self._traffic = StepTraffic(self.part)
+        self._traffic.start()
         self.executor.clock.start()
 
     def timeline(self) -> Timeline | None:
         """The actions of rank 0's pipeline since `record`, on rank 0; None on the others.
 
-        `saved_bytes` has then, on all ranks, the most bytes that each of their pipeline held for backwards.
+        On all ranks, `saved_bytes` has then the most bytes that each of their pipeline held for backwards,
+        and `traffic` what this one sent (see `StepTraffic.stop`).
         """
         spans = self.executor.clock.stop()
+        self.traffic = self._traffic.stop()
         world, peers = self.world, self.world.mesh.peers("pp")
         for stage in self.stages.values():
             stage.saved = None

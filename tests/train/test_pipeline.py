@@ -127,6 +127,34 @@ def test_two_steps_are_those_of_one_process(
         torch.testing.assert_close(weights[name], parameter, rtol=close, atol=close, check_dtype=True)
 
 
+def single(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
+    rows, parallel = corpora.rows(Path(case["rows"])), Parallel(**case["parallel"])
+    decoder = model(True).float()
+    passes = LaidOutPasses(decoder, parallel, World.create(parallel.grid, rank, CPU, GROUPS), rows.row_length)
+    optimizers = Optimizers(decoder, TrainConfig(steps=2, optimizer="adamw"), passes.part)
+    results, _ = two_steps(passes, optimizers, rows, parallel.parts, passes.world.data)
+    return [vars(result) for result in results]
+
+
+@pytest.mark.parametrize(
+    "parallel", [{"fsdp": 2, "microbatches": 2}, {"pp": 2, "fsdp": 2, "microbatches": 3}]
+)
+def test_sharded_weights_learn_in_single_precision(
+    pool: Pool, tmp_path: Path, parallel: dict[str, Any]
+) -> None:
+    """torch reduces float32 in another way than float64, which is what most tests are in."""
+    rows = corpora.rows(tmp_path / "rows")
+    whole = model(True).float()
+    optimizers = Optimizers(whole, TrainConfig(steps=2, optimizer="adamw"))
+    expected, _ = two_steps(OnePass(whole, whole, CPU, "fp32"), optimizers, rows, 2, Peers.alone())
+    grid = Parallel(**parallel).grid
+    case = {"rows": str(tmp_path / "rows"), "parallel": parallel}
+    for results in pool.run(single, grid.size, case, grid):
+        for found, result in zip(results, expected, strict=True):
+            assert found["loss"] == pytest.approx(result.loss, rel=1e-5)
+            assert found["grad_norm"] == pytest.approx(result.grad_norm, rel=1e-4)
+
+
 def test_cuts_that_cannot_be_are_refused() -> None:
     decoder = model(True)
     parallel = Parallel(pp=2, cut=[4])
