@@ -9,11 +9,15 @@ Peak live bytes come from the profiler's memory events over one step, plus what 
 (parameters and optimizer state): the same tool on both sides, saved activations and logits included.
 
 `python -m bench.train_step` measures all; `python -m bench.train_step 5M-eager-fp32-rows` one case. Cases
-not measured keep their earlier result.
+not measured keep their earlier result. `--device cuda` measures models of 0.5B and 1.5B parameters on a GPU,
+where peak bytes are the allocator's, and keeps the result beside the CPU's; each side's model FLOP
+utilisation (MFU) stands in it. `--device cpu tiny-eager-bf16-rows` tries that form anywhere and keeps
+nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
@@ -36,6 +40,8 @@ from shunter.models.hf import save_model
 from shunter.models.init import init_weights
 from shunter.models.spec import DecoderSpec
 from shunter.train.config import TrainConfig
+from shunter.train.device import peak_flops
+from shunter.train.flops import batch_flops
 from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass
@@ -69,10 +75,23 @@ SIZES = {
     "5M": Size(_spec(8192, 256, 4, 704), rows=8, length=256),
     "30M": Size(_spec(8192, 512, 8, 1408), rows=8, length=256),
 }
-CASES = {
-    f"{size}-{mode}-{sort}": (size, mode, sort)
-    for size, mode, sort in product(SIZES, GOALS, ("rows", "documents"))
+# For a GPU. Rows are as long as those that take a mask; `tiny` is for trying this form.
+GPU_SIZES = {
+    "tiny": Size(_spec(512, 128, 2, 352), rows=4, length=128),
+    "0.5B": Size(_spec(32768, 1280, 24, 3456), rows=8, length=1024),
+    "1.5B": Size(_spec(32768, 2048, 28, 5504), rows=4, length=1024),
 }
+GPU_MODES = ("eager-bf16", "compiled-bf16")
+SORTS = ("rows", "documents")
+Case = tuple[Size, str, str]
+CASES: dict[str, Case] = {
+    f"{size}-{mode}-{sort}": (SIZES[size], mode, sort) for size, mode, sort in product(SIZES, GOALS, SORTS)
+}
+GPU_CASES: dict[str, Case] = {
+    f"{size}-{mode}-{sort}": (GPU_SIZES[size], mode, sort)
+    for size, mode, sort in product(GPU_SIZES, GPU_MODES, SORTS)
+}
+CPU = torch.device("cpu")
 
 
 def batch_of(size: Size, sort: str, seed: int = 0) -> Batch:
@@ -94,17 +113,20 @@ def batch_of(size: Size, sort: str, seed: int = 0) -> Batch:
     return Batch(tokens, targets, segments, positions, np.arange(size.rows))
 
 
-def ours(folder: Path, size: Size, mode: str, batch: Batch) -> Callable[[], float]:
+def ours(
+    folder: Path, size: Size, mode: str, batch: Batch, device: torch.device = CPU
+) -> Callable[[], float]:
     """Write the weights for the other side, and return our step."""
     decoder = Decoder(size.spec)
     init_weights(decoder, 0)
     save_model(decoder, folder)
+    decoder.to(device)
     config = TrainConfig(steps=1000, optimizer="adamw", lr=RATE)
     optimizers = Optimizers(decoder, config)
     compiled, precision = mode.split("-")
     model: Any = torch.compile(decoder) if compiled == "compiled" else decoder
     objective = CrossEntropy()
-    passes = OnePass(model, decoder, torch.device("cpu"), precision)
+    passes = OnePass(model, decoder, device, precision)
 
     def step() -> float:
         return train_step(
@@ -114,11 +136,14 @@ def ours(folder: Path, size: Size, mode: str, batch: Batch) -> Callable[[], floa
     return step
 
 
-def theirs(folder: Path, mode: str, sort: str, batch: Batch) -> Callable[[], float]:
+def theirs(
+    folder: Path, mode: str, sort: str, batch: Batch, device: torch.device = CPU
+) -> Callable[[], float]:
     """The step that a user of transformers writes, on the weights in `folder`."""
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").train()
+    model.to(device)
     config = TrainConfig(steps=1000, optimizer="adamw", lr=RATE)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -132,12 +157,14 @@ def theirs(folder: Path, mode: str, sort: str, batch: Batch) -> Callable[[], flo
     called: Any = torch.compile(model) if compiled == "compiled" else model
     labels = batch.tokens.copy()
     labels[:, 1:][batch.targets[:, :-1] == IGNORE] = IGNORE
-    inputs = {"input_ids": torch.from_numpy(batch.tokens), "labels": torch.from_numpy(labels)}
+    host = {"input_ids": batch.tokens, "labels": labels}
     if sort == "documents":
-        inputs["position_ids"] = torch.from_numpy(batch.positions)
+        host["position_ids"] = batch.positions
 
     def step() -> float:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        # Our step brings its rows to the device too.
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in host.items()}
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             loss = called(**inputs, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -148,9 +175,14 @@ def theirs(folder: Path, mode: str, sort: str, batch: Batch) -> Callable[[], flo
     return step
 
 
-def peak_bytes(step: Callable[[], object], before: int) -> int:
+def peak_bytes(step: Callable[[], object], before: int, device: torch.device = CPU) -> int:
     """The most bytes of tensors alive during one step, `before` of them already when it begins."""
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        alive = torch.cuda.memory_allocated(device)  # the other side's too
+        step()
+        return before + torch.cuda.max_memory_allocated(device) - alive
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
     live = peak = 0
@@ -162,33 +194,34 @@ def peak_bytes(step: Callable[[], object], before: int) -> int:
     return before + peak
 
 
-def measure(case: str) -> dict[str, Any]:
+def measure(name: str, case: Case, device: torch.device = CPU) -> dict[str, Any]:
     """One case: both sides on the same weights and rows. Raises if their losses are not the same."""
-    name, mode, sort = CASES[case]
-    size = SIZES[name]
+    size, mode, sort = case
     batch = batch_of(size, sort)
     with tempfile.TemporaryDirectory() as folder:
-        a = ours(Path(folder), size, mode, batch)
-        b = theirs(Path(folder), mode, sort, batch)
+        a = ours(Path(folder), size, mode, batch, device)
+        b = theirs(Path(folder), mode, sort, batch, device)
     losses = [[a(), b()] for _ in range(4)]
     tolerance = 2e-2 if mode.endswith("bf16") else 1e-4
     if max(abs(x - y) for x, y in losses) > tolerance:
-        raise SystemExit(f"{case}: the two sides do not compute the same: {losses}")
+        raise SystemExit(f"{name}: the two sides do not compute the same: {losses}")
     found = alternate(a, b, ROUNDS, 1, width=WIDTH, limit=LIMIT)
     parameters = size.spec.num_parameters
     static = 3 * 4 * parameters  # weights, two moments
-    bytes_a, bytes_b = peak_bytes(a, static), peak_bytes(b, static)
+    bytes_a, bytes_b = peak_bytes(a, static, device), peak_bytes(b, static, device)
     tokens = size.rows * size.length
     medians = {side: float(np.median(found[side])) for side in "ab"}
+    goal = GOALS.get(mode)
     return {
+        **(gpu_facts(size, batch, medians, device) if name in GPU_CASES else {}),
         "parameters": parameters,
         "batch": [size.rows, size.length],
         "tokens_per_second": {"ours": tokens / medians["a"], "baseline": tokens / medians["b"]},
         "ratio": found["ratio_median"],
         "interval": [found["ratio_low"], found["ratio_high"]],
         "cpu_ratio": found["cpu_ratio_median"],
-        "goal": GOALS[mode],
-        "reached": found["ratio_median"] >= GOALS[mode],
+        "goal": goal,
+        "reached": None if goal is None else found["ratio_median"] >= goal,
         "rounds": len(found["a"]),
         "others": found["others"],
         "peak_mib": {"ours": bytes_a / 2**20, "baseline": bytes_b / 2**20, "before": static / 2**20},
@@ -201,37 +234,66 @@ def measure(case: str) -> dict[str, Any]:
     }
 
 
+def gpu_facts(size: Size, batch: Batch, medians: dict[str, float], device: torch.device) -> dict[str, Any]:
+    """The device, and how much of its peak each side's model takes: the same FLOP for both."""
+    flop, best = batch_flops(size.spec, batch), peak_flops(device, "bf16")
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "cuda": torch.version.cuda,
+        "peak_flops": best,
+        "mfu": {side: flop / medians[key] / best for side, key in (("ours", "a"), ("baseline", "b"))},
+    }
+
+
+def arguments() -> argparse.Namespace:
+    """The command line. Ends the program for a case or a device that is not known."""
+    parser = argparse.ArgumentParser(prog="python -m bench.train_step")
+    parser.add_argument("cases", nargs="*", metavar="CASE")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    given = parser.parse_args()
+    known = GPU_CASES if given.device else CASES
+    given.cases = given.cases or [case for case in known if not case.startswith("tiny")]
+    if unknown := [case for case in given.cases if case not in known]:
+        parser.error(f"no such case: {', '.join(unknown)}. Known: {', '.join(known)}.")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device")
+    return given
+
+
 def main() -> int:
     """Measure the cases named, or all. Returns 0; what is not reached stands in the table."""
-    chosen = sys.argv[1:] or list(CASES)
-    if unknown := [case for case in chosen if case not in CASES]:
-        print(f"error: no such case: {', '.join(unknown)}. Known: {', '.join(CASES)}.", file=sys.stderr)
-        return 2
+    given = arguments()
+    device, known = torch.device(given.device or "cpu"), GPU_CASES if given.device else CASES
+    file = "train_step_cuda" if given.device else "train_step"
     threads = int(os.environ.get("BENCH_THREADS", "0")) or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    path = RESULTS / "train_step.json"
+    path = RESULTS / f"{file}.json"
     kept: dict[str, Any] = json.loads(path.read_text("utf-8"))["cases"] if path.exists() else {}
     print(f"{'case':<30}{'ours tok/s':>11}{'theirs':>9}{'ratio':>7}  interval       cpu    goal   peak ratio")
-    for case in chosen:
+    for case in given.cases:
         torch._dynamo.reset()
-        found = measure(case)
+        found = measure(case, known[case], device)
         kept[case] = {**found, "threads": threads}
         speed, (low, high) = found["tokens_per_second"], found["interval"]
-        mark = "" if found["reached"] else "  NOT REACHED"
+        mark = "  NOT REACHED" if found["reached"] is False else ""
+        goal = "   - " if found["goal"] is None else f"{found['goal']:.2f}"
+        used = f"   MFU {found['mfu']['ours']:.3f} {found['mfu']['baseline']:.3f}" if "mfu" in found else ""
         memory = "" if found["peak_reached"] else f"  OVER {MEMORY_GOAL}"
         print(
             f"{case:<30}{speed['ours']:>11.0f}{speed['baseline']:>9.0f}{found['ratio']:>7.3f}"
             f"  {low:.3f}-{high:.3f}  {found['cpu_ratio']:.3f}  "
-            f"{found['goal']:.2f}{mark}   {found['peak_ratio']:.3f}{memory}",
+            f"{goal}{mark}   {found['peak_ratio']:.3f}{memory}{used}",
             flush=True,
         )
+        if given.device == "cpu":
+            continue
         save(
-            "train_step",
+            file,
             {
                 "what": "tokens a second of a whole training step, ours by transformers' LlamaForCausalLM",
                 "how": "alternating in one process; the median of the ratios of rounds, 95 % bootstrap",
                 "note": "Other work may have shared the cores: each case tells the load when it ended.",
-                "cases": {name: kept[name] for name in CASES if name in kept},
+                "cases": {name: kept[name] for name in known if name in kept},
             },
         )
     return 0

@@ -18,7 +18,9 @@ out in silence.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -174,12 +176,38 @@ def test_the_index_names_every_page() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    import re
-
     for file in [*markdown(), ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (file.parent / target).exists(), f"{file.name} links to {target}, which is not there"
+
+
+def test_the_numbers_of_the_models_page_are_those_measured() -> None:
+    """Each row of its two tables: the case's recorded ratio, and whether a goal is said to be missed."""
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    names = {
+        "float32": "eager-fp32",
+        "compiled float32": "compiled-fp32",
+        "compiled bfloat16": "compiled-bf16",
+    }
+    rows = re.findall(
+        r"^\| (\d+M)( parameters)?(?:, ([a-z0-9 ]+))? \| (.+?) \| (.+?) \|$", text, re.MULTILINE
+    )
+    assert len(rows) == 9
+    results = ROOT / "bench" / "results"
+    steps = json.loads((results / "train_step.json").read_text("utf-8"))["cases"]
+    written = json.loads((results / "generate.json").read_text("utf-8"))["cases"]
+    for size, _, mode, *cells in rows:
+        if mode in names:
+            case = steps[f"{size}-{names[mode]}-rows"]
+            found = [(case["ratio"], case["reached"]), (case["peak_ratio"], case["peak_reached"])]
+        else:
+            stem = f"{size}-grouped" if mode else size
+            pair = [written[f"{stem}-{how}"] for how in ("greedy", "sampled")]
+            found = [(case["ratio"], case["reached"]) for case in pair]
+        for cell, (value, reached) in zip(cells, found, strict=True):
+            assert cell.split()[0] == f"{value:.2f}", f"{size} {mode}: {cell} is recorded as {value}"
+            assert ("not reached" in cell) == (not reached), f"{size} {mode}: {cell}"
 
 
 def test_every_verb_stands_in_the_readme() -> None:

@@ -24,7 +24,7 @@ def compiled(source: SourceConfig) -> Template:
         return environment.from_string(source.template or "")
     except jinja2.TemplateError as error:
         raise ShunterError(
-            f"the template of source {source.label!r} is not valid ({error})",
+            f"the template of source {source.label!r} is not valid ({str(error).rstrip('.')})",
             mend="Write it in Jinja, such as '{{ title }}: {{ body }}'.",
         ) from error
 

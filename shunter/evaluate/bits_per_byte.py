@@ -81,6 +81,8 @@ def run(task: BitsPerByteTask, subject: Subject, held: HeldOut, seed: int, tick:
     scores = [
         _score(name, [documents[i] for i in chosen], bits[chosen], seed) for name, chosen in groups.items()
     ]
+    for score, chosen in zip(scores, groups.values(), strict=True):
+        score["seen_in_part"] = sum(documents[i].id in held.seen_in_part for i in chosen)
     scores[0]["window"], scores[0]["overlap"], scores[0]["tokens"] = size, task.overlap, total
     items = [
         {

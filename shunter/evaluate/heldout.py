@@ -64,12 +64,30 @@ class HeldOut:
                 found.append(Document(names[number], ids, sizes[number], text))
         return found
 
+    @cached_property
+    def seen_in_part(self) -> set[str]:
+        """Names of held-out documents that are sections of a text of which other sections are trained on."""
+        names = self.folder / "train" / "ids.txt"
+        wanted = {parent for document in self.documents if (parent := _parent(document.id))}
+        if not wanted or not names.is_file():
+            return set()
+        with names.open(encoding="utf-8") as file:
+            met = {parent for line in file if (parent := _parent(line.rstrip("\n"))) in wanted}
+        return {document.id for document in self.documents if _parent(document.id) in met}
+
     def same_tokenizer(self, tokenizer: Tokenizer) -> bool:
         """True when a model's tokenizer is the one that made these rows."""
         if tokenizer.folder is None:
             return False
         ours = (self.folder / "tokenizer" / "tokenizer.json").read_bytes()
         return (tokenizer.folder / "tokenizer.json").read_bytes() == ours
+
+
+def _parent(name: str) -> str | None:
+    """The text that a section `source:row.part` is of; None of a document that is whole."""
+    source, _, row = name.rpartition(":")
+    number, dot, _ = row.partition(".")
+    return f"{source}:{number}" if dot else None
 
 
 def choose(count: int, limit: int, *keys: str | int, seed: int) -> list[int]:

@@ -29,24 +29,28 @@ def choose(logits: Tensor, uniform: Tensor | None, config: SamplingConfig) -> tu
     are not finite.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    normaliser = wide.logsumexp(dim=-1)
-    if not bool(normaliser.isfinite().all()):
+    # One kernel each, where a log-sum-exp is six: of a small model's step they are a few per cent.
+    logprobs = wide.log_softmax(dim=-1)
+    likeliest = wide.argmax(
+        dim=-1, keepdim=True
+    )  # of the logits: two of them may round to one log-probability
+    best = logprobs.gather(1, likeliest)
+    if not bool(best.isfinite().all()):
         raise ShunterError(
             "the model's scores are not finite, so no token can be chosen",
             mend="Its training may have diverged: look at its loss, and use an earlier checkpoint.",
         )
     if uniform is None:
-        tokens = wide.max(dim=-1).indices
-    else:
-        shares = wide.softmax(dim=-1) if config.temperature == 1 else _heated(wide, config.temperature)
-        least = _least(shares, config)
-        if least is not None:
-            shares = shares.masked_fill(shares < least, 0.0)
-        sums = shares.double().cumsum(dim=-1)
-        # The first sum above the goal belongs to a token that has a share, because it rose there.
-        goal = uniform[:, None] * sums[:, -1:]
-        tokens = torch.searchsorted(sums, goal, right=True).squeeze(1)
-    return tokens, wide.gather(1, tokens[:, None]).squeeze(1) - normaliser
+        return likeliest.squeeze(1), best.squeeze(1)
+    shares = wide.softmax(dim=-1) if config.temperature == 1 else _heated(wide, config.temperature)
+    least = _least(shares, config)
+    if least is not None:
+        shares = shares.masked_fill(shares < least, 0.0)
+    sums = shares.double().cumsum(dim=-1)
+    # The first sum above the goal belongs to a token that has a share, because it rose there.
+    goal = uniform[:, None] * sums[:, -1:]
+    tokens = torch.searchsorted(sums, goal, right=True)
+    return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
 
 
 def _heated(logits: Tensor, temperature: float) -> Tensor:

@@ -88,6 +88,8 @@ class PretrainJob:
     def run(self, context: JobContext[PretrainConfig]) -> dict[str, Any]:
         if context.config.how.parallel is not None and context.world is None:
             return ranks.spread(context, context.config.how.parallel.located(context.base))
+        import torch
+
         from shunter.data.tokens import TokenRows
         from shunter.models.decoder import Decoder
         from shunter.models.init import init_weights
@@ -99,8 +101,12 @@ class PretrainJob:
         else:
             rows = TokenRows(tokens / "train")
             shape = context.config.model.model_dump()
-            decoder = Decoder(DecoderSpec(**shape, vocab_size=rows.vocab_size, max_positions=rows.row_length))
-            init_weights(decoder, context.config.seed)
+            spec = DecoderSpec(**shape, vocab_size=rows.vocab_size, max_positions=rows.row_length)
+            # On several ranks each draws what it holds: there need not be room for the whole.
+            with torch.device("meta" if context.world is not None else "cpu"):
+                decoder = Decoder(spec)
+            if context.world is None:
+                init_weights(decoder, context.config.seed)
         if (wanted := context.config.how.milestones) is None:
             return training.train(context, decoder, tokens, adapter=adapter)
         last, seed = context.config.train.steps, context.config.seed

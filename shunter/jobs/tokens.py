@@ -1,32 +1,43 @@
-"""The job `tokens`: documents or conversations become packed rows of token ids."""
+"""The job `tokens`: documents, conversations or both become packed rows of token ids."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
+from shunter.config.seed import derive_seed
 from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
 
 if TYPE_CHECKING:
     from shunter.data.tokenizer import Tokenizer
 
-PART_BYTES = 1 << 20  # of text that is tokenised at once
+PART_BYTES = 1 << 18  # of text that is tokenised at once
+AHEAD = 2  # parts that are tokenised at the same time
+SAMPLE_BYTES = 1 << 20  # of text that tells how many bytes a token has
 SPLITS = ("train", "heldout")
 
 
 class TokensConfig(JobConfig):
-    """Tokenises a corpus or conversations and packs them into rows, borders and loss masks kept."""
+    """Tokenises a corpus, conversations or both and packs them into rows, with borders and loss masks."""
 
     corpus: Annotated[str | None, Input("corpus")] = Field(None, description="Job that made the documents.")
     conversations: Annotated[str | None, Input("conversations")] = Field(
         None, description="Job that made the conversations, instead of a corpus."
+    )
+    replay: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="With both, about which share of the train tokens are documents, among conversations.",
     )
     tokenizer: Annotated[str, Input("tokenizer", "model")] = Field(
         description="Job that made the tokenizer, or a model that has one."
@@ -44,10 +55,11 @@ class TokensConfig(JobConfig):
     )
 
     @model_validator(mode="after")
-    def _one_input(self) -> TokensConfig:
-        if (self.corpus is None) == (self.conversations is None):
-            raise ValueError("give either corpus or conversations")
-        if self.corpus is not None and self.loss == "assistant":
+    def _inputs(self) -> TokensConfig:
+        both = self.corpus is not None and self.conversations is not None
+        if both != bool(self.replay) or (self.corpus is None and self.conversations is None):
+            raise ValueError("give either corpus or conversations, or both with replay")
+        if self.conversations is None and self.loss == "assistant":
             raise ValueError("a corpus has no assistant; leave loss out")
         return self
 
@@ -106,10 +118,13 @@ class TokensJob:
         parts = (
             conversations(source / f"{split}.jsonl", tokenizer)
             if talks
-            else documents(source / split, tokenizer)
+            else ahead(documents(source / split, tokenizer))
         )
+        if config.replay and split == "train":
+            # Held-out rows stay conversations: their loss tells what the tuning is for.
+            parts = replayed(parts, context.one("corpus").path / split, tokenizer, config.replay, config.seed)
         done = 0
-        for part in ahead(parts):
+        for part in parts:
             writer.append(part.tokens, part.ids, part.text_bytes, part.masks if masked else None)
             done += len(part.ids)
             context.events.progress(done, None, f"{split} {'conversations' if talks else 'documents'}")
@@ -121,10 +136,13 @@ class TokensJob:
         return writer.finish(config.row_length, packer, config.overlong, pad=tokenizer.pad)
 
 
-def documents(folder: Path, tokenizer: Tokenizer) -> Iterator[_Encoded]:
-    """A start, the document, end-of-text: each token of the text is predicted, and its end is too.
+def documents(
+    folder: Path, tokenizer: Tokenizer, chosen: Callable[[str], bool] = lambda name: True
+) -> Iterator[Callable[[], _Encoded]]:
+    """Work to do: each makes a part of the documents of a `chosen` name.
 
-    The start is the tokenizer's: where it has none of its own, the end of the text before.
+    A start, the document, end-of-text: each token of the text is predicted, and its end is too. The start is
+    the tokenizer's: where it has none of its own, the end of the text before.
     """
     import numpy as np
 
@@ -132,16 +150,17 @@ def documents(folder: Path, tokenizer: Tokenizer) -> Iterator[_Encoded]:
 
     start = np.asarray([tokenizer.start], dtype=np.uint32)
     end = np.asarray([tokenizer.end_of_text], dtype=np.uint32)
-    for batch in corpus.batches(folder):
+
+    def encode(texts: list[str], names: list[str], sizes: list[int]) -> _Encoded:
+        encoded = tokenizer.encode_batch(texts)
+        return _Encoded([np.concatenate([start, ids, end]) for ids in encoded], None, names, sizes)
+
+    for every in corpus.batches(folder):
+        batch = [document for document in every if chosen(document.id)]
         sizes = [len(document.text.encode()) for document in batch]
         for part in _parts(sizes):
-            encoded = tokenizer.encode_batch([document.text for document in batch[part]])
-            yield _Encoded(
-                [np.concatenate([start, ids, end]) for ids in encoded],
-                None,
-                [document.id for document in batch[part]],
-                sizes[part],
-            )
+            texts, names = [d.text for d in batch[part]], [d.id for d in batch[part]]
+            yield partial(encode, texts, names, sizes[part])
 
 
 def _parts(sizes: Sequence[int]) -> Iterator[slice]:
@@ -154,13 +173,20 @@ def _parts(sizes: Sequence[int]) -> Iterator[slice]:
             begin, held = at, 0
 
 
-def ahead(parts: Iterator[_Encoded]) -> Iterator[_Encoded]:
-    """The same parts, the next one made in a thread meanwhile: the library works without the GIL."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, parts, None)
-        while (part := coming.result()) is not None:
-            coming = pool.submit(next, parts, None)
-            yield part
+def ahead(work: Iterator[Callable[[], _Encoded]]) -> Iterator[_Encoded]:
+    """What each piece of work makes, in order, the next ones done in threads meanwhile.
+
+    The library works without the GIL. That its ids become an array needs it, and two threads see to it that
+    a core is never without text for as long as that takes.
+    """
+    with ThreadPoolExecutor(AHEAD) as pool:
+        coming: deque[Future[_Encoded]] = deque()
+        for each in work:
+            coming.append(pool.submit(each))
+            if len(coming) > AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def conversations(path: Path, tokenizer: Tokenizer, batch: int = 512) -> Iterator[_Encoded]:
@@ -181,6 +207,35 @@ def conversations(path: Path, tokenizer: Tokenizer, batch: int = 512) -> Iterato
                 yield part
                 part = _Encoded([], [], [], [])
     yield part
+
+
+def replayed(
+    talks: Iterator[_Encoded], folder: Path, tokenizer: Tokenizer, share: float, seed: int
+) -> Iterator[_Encoded]:
+    """The conversations, then documents of `folder`, all of them learnt, as about `share` of all tokens.
+
+    Tuned on conversations alone, a model forgets the text that it has read; some of it among them prevents
+    that. Each document is drawn by its name; where the corpus is too small, all of it is taken.
+    """
+    import numpy as np
+
+    from shunter.data import corpus
+
+    def below(ratio: float) -> Callable[[str], bool]:
+        return lambda name: derive_seed(seed, "replay", name) < ratio * 2**63
+
+    tokens = 0
+    for part in talks:
+        tokens += sum(map(len, part.tokens))
+        yield part
+    size = sum(len(document.text.encode()) for document in corpus.texts(folder))
+    # How many bytes a token has is known from a part of the text that is tokenised already.
+    few = list(ahead(documents(folder, tokenizer, below(SAMPLE_BYTES / max(size, 1)))))
+    counted = sum(len(ids) for part in few for ids in part.tokens)
+    ratio = tokens * share / (1 - share) * sum(sum(part.text_bytes) for part in few) / max(counted, 1)
+    for part in ahead(documents(folder, tokenizer, below(ratio / max(size, 1)))):
+        part.masks = [np.ones(len(ids), dtype=np.bool_) for ids in part.tokens]
+        yield part
 
 
 JOB = TokensJob()

@@ -65,7 +65,7 @@ def drill(
         str(store),
     ]
     for fault in faults:
-        plan = Plan(seed=seed, faults=[fault])
+        plan = Plan(seed=seed, faults=[fault, *follow_up(fault)])
         text = json.dumps(plan.model_dump(exclude_none=True))
         done = subprocess.run(
             command,
@@ -82,10 +82,10 @@ def drill(
             "ended": ended(done.returncode),
         }
         outcome.attempts.append(attempt)
+        if not struck and done.returncode not in (0, -signal.SIGKILL):
+            raise ShunterError(_refusal(done.stderr) or f"without a fault the run {ended(done.returncode)}")
         if not struck:
             tell(f"{describe(fault)}: not reached, the run {ended(done.returncode)}")
-            if done.returncode not in (0, -signal.SIGKILL):
-                raise ShunterError(f"the run failed without the fault: {done.stderr.strip()[-400:]}")
         else:
             tell(f"{describe(fault)}: the run {ended(done.returncode)}")
     tell("now without faults, to the end")
@@ -111,6 +111,19 @@ def drill(
     return outcome
 
 
+def follow_up(fault: Fault) -> list[Fault]:
+    """Nobody reads a checkpoint without need: one that was torn is looked at after a kill."""
+    if fault.kind != "truncate":
+        return []
+    return [Fault(kind="kill", point="checkpoint.prune", step=fault.step, job=fault.job, hit=fault.hit)]
+
+
+def _refusal(said: str) -> str:
+    """The sentences with which a run was refused, without what `error:` adds; empty for a crash."""
+    lines = said.splitlines()
+    return "\n".join(line.removeprefix("error: ") for line in lines if line.startswith("error: "))
+
+
 def describe(fault: Fault) -> str:
     """`kill at train.step, step 12`."""
     parts = [f"{fault.kind} at {fault.point}"]
@@ -122,6 +135,7 @@ def describe(fault: Fault) -> str:
         parts.append(f"passage {fault.hit}")
     if fault.probability < 1:
         parts.append(f"chance {fault.probability}")
+    parts += [f"then {each.kind} at {each.point}" for each in follow_up(fault)]
     return ", ".join(parts)
 
 

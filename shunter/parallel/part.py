@@ -6,7 +6,7 @@ rows spread over context ranks, and what is left sharded by `fully_shard`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,8 @@ from shunter.parallel.gradients import add_up_gradients, squared_norm
 from shunter.parallel.mesh import Mesh, Peers
 from shunter.parallel.sharded import hand_over
 from shunter.parallel.tensor import VocabularyRows, first_row, split_tensor
+
+Fill = Callable[[str, Tensor], None]
 
 SHARDING = ("fsdp", "cp")  # ranks that share one copy of the weights, where weights are sharded
 
@@ -55,8 +57,11 @@ class DecoderPart:
         more: Mapping[str, Holding] | None = None,
         reshard: bool = True,
         by_program: bool = False,
+        fill: Fill | None = None,
     ) -> None:
-        """decoder: whole, on the CPU; it keeps this rank's part, the rest moves to the meta device.
+        """decoder: whole, on the CPU, or on the meta device; it keeps this rank's part, and the rest is on the
+        meta device then. fill: gives a tensor that was there its first values, by its name; one at a time, so
+        that a rank needs no room for the whole.
 
         bounds, stages: first layer of each stage, and the numbers of those that are here.
         layers_only: embedding and head are computed elsewhere. more: parts beside the stages'.
@@ -72,7 +77,7 @@ class DecoderPart:
         owned = {name for stage in found for name in stage.owned()}
         self.held = {name: declared[name] for name in declared if name in owned} | dict(more or {})
         drop_others(decoder, set(self.held))
-        localise(decoder, self.held, device)
+        localise(decoder, self.held, device, fill)
         self.tokens = split_tensor(decoder, self.held, mesh.peers("tp"), sequence=sequence)
         for module in decoder.modules():
             if isinstance(module, MoE):
@@ -118,9 +123,9 @@ class DecoderPart:
                 module.set_gradient_divide_factor(1.0)
             if self.by_program:
                 hand_over(stage)
-        buffers = {name for name, _ in self.decoder.named_buffers()}
+        buffers = {name for name, _ in self.decoder.named_buffers()}  # these stay whole
         for name, holding in self.held.items():
-            if name in buffers:  # `fully_shard` leaves them whole
+            if name in buffers:
                 continue
             if ".experts." not in name:
                 self.held[name] = holding.sharded(peers.index, peers.size, self.mesh.real(SHARDING))
@@ -182,19 +187,30 @@ def sharded_modules(module: nn.Module) -> list[FSDPModule]:
 
 
 @torch.no_grad()
-def localise(decoder: Decoder, held: Mapping[str, Holding], device: torch.device) -> None:
+def localise(
+    decoder: Decoder, held: Mapping[str, Holding], device: torch.device, fill: Fill | None = None
+) -> None:
     """Leave the decoder these parts of its parameters, on the device; one after the other."""
+
+    def real(name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_meta or fill is None:
+            return tensor.detach()
+        whole = torch.empty_like(tensor, device="cpu", requires_grad=False)
+        fill(name, whole)
+        return whole
+
     for name, parameter in list(decoder.named_parameters()):
         if (holding := held.get(name)) is None:
             continue
-        whole = parameter.detach()
+        whole = real(name, parameter)
         part = whole if holding.piece.is_whole else cut(whole, holding.piece)
         parent = decoder.get_submodule(name.rpartition(".")[0])
         mine = nn.Parameter(part.to(device), requires_grad=parameter.requires_grad)
         setattr(parent, name.rpartition(".")[2], mine)
-    for name, buffer in decoder.named_buffers():
+    for name, buffer in list(decoder.named_buffers()):
         if name in held:
-            buffer.data = buffer.data.to(device)
+            parent = decoder.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], real(name, buffer).to(device))
 
 
 def local(tensor: Any) -> Tensor:

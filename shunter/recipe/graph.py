@@ -137,13 +137,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str], kinds: Mapping[str, 
         )
     if not recipe.jobs:
         raise ShunterError("no jobs", where=source.where(("jobs",)), mend="Name at least one.")
-    declared = _Mistakes(
+    mistakes = _Mistakes(
         (stem, lambda stem=stem, data=data: _declare(stem, data, recipe.seed, source, kinds))
         for stem, data in recipe.jobs.items()
-    ).results
-    _Mistakes(
-        (stem, lambda job=job: _check_references(job, declared, source)) for stem, job in declared.items()
     )
+    declared = mistakes.results
+    found = [
+        (stem, reference, target) for stem, job in declared.items() for reference, target in job.references()
+    ]
+    references = _Mistakes(
+        (one[0], lambda one=one: _check_reference(one, declared, list(recipe.jobs), source)) for one in found
+    )
+    mistakes.tell(references, order=list(recipe.jobs))
     order = _order(declared, source)
     nodes: dict[str, Node] = {}
     for stem in order:
@@ -156,20 +161,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str], kinds: Mapping[str, 
 
 
 class _Mistakes:
-    """Calls every function and raises all their mistakes as one error."""
+    """Calls every function and keeps results and mistakes; `tell` raises all mistakes as one error."""
 
     def __init__(self, calls: Iterable[tuple[str, Any]]) -> None:
         self.results: dict[str, Any] = {}
-        errors: dict[str, ShunterError] = {}
+        self.errors: dict[str, tuple[str, ShunterError]] = {}  # by sentence, so that none is told twice
         for name, call in calls:
             try:
                 self.results[name] = call()
             except ShunterError as error:
-                errors[str(error)] = error
-        if len(errors) == 1:
-            raise next(iter(errors.values()))
-        if errors:
-            raise ShunterError("\n".join(errors))
+                self.errors.setdefault(str(error), (name, error))
+
+    def tell(self, *others: _Mistakes, order: Sequence[str] = ()) -> None:
+        """Raise what was found here and there, if anything was, by the place of its name in `order`."""
+        found = [*self.errors.values(), *(each for other in others for each in other.errors.values())]
+        if order:
+            found.sort(key=lambda each: order.index(each[0]))
+        if len(found) == 1:
+            raise found[0][1]
+        if found:
+            raise ShunterError("\n".join(str(error) for _, error in found))
 
 
 def _declare(
@@ -203,7 +214,7 @@ def _declare(
     _Mistakes(
         (str(index), lambda one=one: point(one))
         for index, one in enumerate(matrix.points(stem, data, source))
-    )
+    ).tell()
     return declared
 
 
@@ -220,23 +231,29 @@ def _stem(name: str) -> str:
     return name.split("[", 1)[0]
 
 
-def _check_references(job: _Declared, declared: Mapping[str, _Declared], source: Source) -> None:
-    for reference, target in job.references():
-        at = ("jobs", job.stem, *reference.path)
-        if _stem(target) not in declared:
-            near = nearest(target, declared)
-            able = [stem for stem, other in declared.items() if other.job.produces in reference.types]
-            mend = f"Did you mean {near!r}?" if near else _able(able, reference.types)
-            raise ShunterError(f"no job is named {target!r}", where=source.where(at), mend=mend)
-        made = declared[_stem(target)].job.produces
-        if made not in reference.types:
-            able = [stem for stem, other in declared.items() if other.job.produces in reference.types]
-            wanted = " or ".join(map(_article, reference.types))
-            raise ShunterError(
-                f"{target!r} makes {_article(made)}, but {wanted} is needed",
-                where=source.where(at),
-                mend=_able(able, reference.types),
-            )
+def _check_reference(
+    one: tuple[str, Reference, str],
+    declared: Mapping[str, _Declared],
+    named: Sequence[str],
+    source: Source,
+) -> None:
+    """one: job, reference and the job that it names.  named: all jobs of the file; of those that are not
+    declared, whose mistakes are told already, it is not known what they make."""
+    stem, reference, target = one
+    at = ("jobs", stem, *reference.path)
+    able = [name for name, other in declared.items() if other.job.produces in reference.types]
+    if _stem(target) not in named:
+        near = nearest(target, named)
+        mend = f"Did you mean {near!r}?" if near else _able(able, reference.types)
+        raise ShunterError(f"no job is named {target!r}", where=source.where(at), mend=mend)
+    made = declared[_stem(target)].job.produces if _stem(target) in declared else None
+    if made is not None and made not in reference.types:
+        wanted = " or ".join(map(_article, reference.types))
+        raise ShunterError(
+            f"{target!r} makes {_article(made)}, but {wanted} is needed",
+            where=source.where(at),
+            mend=_able(able, reference.types),
+        )
 
 
 def _able(stems: Sequence[str], types: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -102,10 +103,13 @@ class Progress:
         text = f"done in {duration(seconds)}, {disk.human(size)}, peak memory {disk.human(peak)}"
         metrics = ", ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in list(artefact.manifest.metrics.items())[:4]
+            for place, (name, value) in enumerate(artefact.manifest.metrics.items())
             if isinstance(value, int | float | str) and not isinstance(value, bool)
+            if place < 4 or (name in LOST and value)
         )
         self._line(number, artefact.name, f"{text}; {metrics}" if metrics else text, "green")
+        if told := problems(artefact):
+            self.warn(told)
 
     def stopped(self, number: int, name: str) -> None:
         """A job has saved and stopped."""
@@ -156,6 +160,29 @@ class Progress:
             self.warn(
                 f"the output cannot be written any more ({reason}). The run goes on; see `shunter watch`."
             )
+
+
+# Metrics that are told wherever they stand, unless they are 0: nothing is lost in silence.
+LOST = ("dropped", "problems", "overlong")
+
+
+def problems(artefact: Artefact) -> str:
+    """What a job could not read as it stood, in a sentence: how much, the first, where the list is."""
+    path = artefact.path / "problems.jsonl"
+    try:
+        with path.open(encoding="utf-8") as lines:
+            first = json.loads(next(lines, "null"))
+            count = 1 + sum(1 for _ in lines)
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(first, dict):
+        return ""
+    place = f"{first.get('file')}:{first['line']}" if first.get("line") else str(first.get("file"))
+    what = f"{count} places" if count > 1 else "one place"
+    return (
+        f"{artefact.name}: {what} could not be read as written, first {place} "
+        f"({first.get('problem')}: {first.get('action')}). The list is {path}"
+    )
 
 
 # Events that are told as they happen, with the fields shown.

@@ -220,7 +220,7 @@ class Store:
                 f"{text!r} was swept and means several artefacts", mend=f"Name one of: {', '.join(variants)}."
             )
         near = nearest(text, names)
-        mend = f"Did you mean {near!r}?" if near else _known(names)
+        mend = f"Did you mean {near!r}?" if near else self._known(names)
         raise ShunterError(f"no artefact {text!r} in the store {self.path}", mend=mend)
 
     # Unfinished work
@@ -267,6 +267,11 @@ class Store:
                 problems.append(f"{artefact.path.name}/{path} has another content than was published")
         return problems
 
+    def _known(self, names: Sequence[str]) -> str:
+        if names:
+            return f"Artefacts: {_tail(names)}."
+        return "The store is empty." if self.path.is_dir() else "The store does not exist: correct --store."
+
     # Runs
 
     def runs(self) -> list[RunRecord]:
@@ -282,7 +287,9 @@ class Store:
         runs = self.runs()
         if not runs:
             raise ShunterError(
-                f"no run in the store {self.path}",
+                f"no run in the store {self.path}"
+                if self.path.is_dir()
+                else f"the store {self.path} does not exist",
                 mend="Run a recipe first, or name its store with --store.",
             )
         if ref is None:
@@ -300,10 +307,6 @@ class Store:
 
 def _age(artefact: Artefact) -> tuple[str, str]:
     return artefact.manifest.created, artefact.path.name
-
-
-def _known(names: Sequence[str]) -> str:
-    return f"Artefacts: {_tail(names)}." if names else "The store is empty."
 
 
 def _tail(names: Sequence[str], count: int = 8) -> str:

@@ -80,9 +80,16 @@ class Tracker:
                 sink.close()
 
 
-def check_trackers(names: Sequence[str]) -> None:
+def chosen(names: Sequence[str] | None) -> Sequence[str]:
+    """The trackers that are asked for; where nobody says, TensorBoard if it is there: it needs no account."""
+    if names is not None:
+        return names
+    return ["tensorboard"] if importlib.util.find_spec(PACKAGES["tensorboard"][0]) else []
+
+
+def check_trackers(names: Sequence[str] | None) -> None:
     """Refuse unknown names and missing packages without importing any of them (before any work)."""
-    for name in names:
+    for name in chosen(names):
         if name not in PACKAGES:
             raise ShunterError(f"unknown tracker {name!r}", mend=f"Use one of {', '.join(PACKAGES)}.")
         package, extra = PACKAGES[name]
@@ -90,13 +97,14 @@ def check_trackers(names: Sequence[str]) -> None:
             raise MissingExtra(package, extra=extra, purpose=f"tracking with {name}")
 
 
-def open_trackers(names: Sequence[str], folder: Path, run: str, config: Mapping[str, Any]) -> Tracker:
-    """Open the named trackers, each with its own subfolder of `folder` (made here).
+def open_trackers(names: Sequence[str] | None, folder: Path, run: str, config: Mapping[str, Any]) -> Tracker:
+    """Open the trackers (None: see `chosen`), each with its own subfolder of `folder` (made here).
 
     run:    the name shown to people; the attempts of one run share it.
     config: the plain configuration of the job, stored with the run.
     Raises ShunterError for an unknown name, MissingExtra for a missing package.
     """
+    names = chosen(names)
     check_trackers(names)
     makers: dict[str, Callable[[Path, str, Mapping[str, Any]], Sink]] = {
         "tensorboard": TensorBoard,

@@ -21,6 +21,7 @@ from shunter.report.facts import Facts, JobFacts, read_json
 from shunter.report.pipelines import describe_pipelines
 from shunter.report.samples import read_samples
 from shunter.report.scores import Pair, Score, Scores, parse
+from shunter.report.summary import seen_in_part
 
 HERE = Path(__file__).parent
 PLOT_WIDTH, PLOT_PAD = 140.0, 6.0
@@ -131,6 +132,7 @@ def _score_row(score: Score, first: bool, marks: Sequence[float], color: int) ->
         "unit": _unit(score.unit),
         "interval": interval or numbers.MISSING,
         "n": numbers.count(score.n),
+        "note": seen_in_part(score.seen_in_part) if score.seen_in_part else "",
         "baselines": [(b.name, numbers.value(b.value, score.unit)) for b in score.baselines],
         "plot": {
             "label": f"{value} {interval}",

@@ -33,6 +33,7 @@ class Score:
     unit: str
     n: int | None
     baselines: tuple[Baseline, ...] = ()
+    seen_in_part: int = 0  # items that are sections of texts of which others are trained on
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def _score(path: tuple[str, ...], node: Mapping[str, Any], model: str) -> Score 
         unit=str(node.get("unit") or ""),
         n=_whole(node.get("n")),
         baselines=tuple(_baselines(node)),
+        seen_in_part=_whole(node.get("seen_in_part")) or 0,
     )
 
 

@@ -38,7 +38,15 @@ def _value(score: Score) -> str:
 
 
 def _beside(score: Score) -> str:
-    return "; ".join(f"{b.name}: {numbers.value(b.value, score.unit)}" for b in score.baselines)
+    said = [f"{b.name}: {numbers.value(b.value, score.unit)}" for b in score.baselines]
+    if score.seen_in_part:
+        said.append(seen_in_part(score.seen_in_part))
+    return "; ".join(said)
+
+
+def seen_in_part(count: int) -> str:
+    """What must stand beside a score on texts that the model knows other sections of."""
+    return f"{count} of them sections of texts seen in part"
 
 
 def _unit(unit: str) -> str:

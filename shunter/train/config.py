@@ -249,6 +249,6 @@ class TrainHow(How):
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints to keep.")
     log_every: int = Field(10, ge=1, description="Steps between lines of progress and metrics.")
-    track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
-        [], description="Trackers fed beside the event log."
+    track: list[Literal["tensorboard", "wandb", "mlflow"]] | None = Field(
+        None, description="Trackers fed beside the event log; default: tensorboard where it is installed."
     )

@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from shunter.data.noise import noised
 from shunter.data.tokens import Batch, TokenRows
 from shunter.layout.piece import balanced
 from shunter.models.decoder import Decoder
-from shunter.models.init import init_weights
+from shunter.models.init import draw, init_weights
 from shunter.recipe.job import Control, Stopped
 from shunter.record.events import EventLog
 from shunter.train.checkpoint.lifecycle import Checkpointer
@@ -91,7 +92,7 @@ class Training:
         if world is not None and how.parallel is not None:
             # Before the optimizer is made: it belongs to the parameters that stay here.
             parallel = how.parallel.settled(config.batch_rows, how.micro_batch)
-            self.layout = LaidOutPasses(decoder, parallel, world, rows.row_length)
+            self.layout = LaidOutPasses(decoder, parallel, world, rows.row_length, partial(draw, seed=seed))
             self.checkpointer = SharedCheckpointer(
                 checkpoints, how.keep, world, self.layout.part.held, self.layout.elsewhere
             )

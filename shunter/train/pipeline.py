@@ -30,7 +30,7 @@ from shunter.parallel.executor import Executor
 from shunter.parallel.experts import sum_load
 from shunter.parallel.lost import answering
 from shunter.parallel.mesh import Peers
-from shunter.parallel.part import DecoderPart, pipeline_cut
+from shunter.parallel.part import DecoderPart, Fill, pipeline_cut
 from shunter.parallel.saved import SavedBytes
 from shunter.parallel.sharded import sharded_handlers
 from shunter.parallel.stage import Compute, Stage
@@ -81,7 +81,15 @@ class LaidOutPasses:
     spread: which positions of a row this rank has, where rows are spread over context ranks.
     """
 
-    def __init__(self, decoder: Decoder, parallel: Parallel, world: World, row_length: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        parallel: Parallel,
+        world: World,
+        row_length: int,
+        fill: Fill | None = None,
+    ) -> None:
+        """decoder, fill: as in `DecoderPart`."""
         self.decoder, self.world, self.device = decoder, world, world.device
         self.precision = "fp32"
         grid, mesh = world.mesh.grid, world.mesh
@@ -104,6 +112,7 @@ class LaidOutPasses:
             more={name: pipeline_cut(ends[name], *rows) for name in ENDS if name in ends},
             reshard=parallel.reshard,
             by_program=grid.pp > 1,
+            fill=fill,
         )
         self.spread: Tensor | None = None
         if grid.cp > 1:

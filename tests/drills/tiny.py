@@ -42,13 +42,13 @@ jobs:
       {{dim: 32, num_layers: 2, num_heads: 2, num_kv_heads: 1, head_dim: 16, ffn_dim: 48, qk_norm: true,
         tied: true, family: qwen3}}
     train: {{steps: {STEPS["base"]}, batch_rows: 4, warmup: 2, validate_every: 6, validate_rows: 4}}
-    how: {{micro_batch: 2, threads: 1, checkpoint_every: {EVERY["base"]}, keep: 2, log_every: 2}}
+    how: {{micro_batch: 2, threads: 1, checkpoint_every: {EVERY["base"]}, keep: 2, log_every: 2, track: []}}
   chat:
     kind: sft
     model: base
     tokens: talk-rows
     train: {{steps: {STEPS["chat"]}, batch_rows: 4, warmup: 1, optimizer: adamw}}
-    how: {{micro_batch: 4, threads: 1, checkpoint_every: {EVERY["chat"]}, keep: 1, log_every: 2}}
+    how: {{micro_batch: 4, threads: 1, checkpoint_every: {EVERY["chat"]}, keep: 1, log_every: 2, track: []}}
   scores:
     kind: evaluate
     models: [base, chat]

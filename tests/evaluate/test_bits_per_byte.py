@@ -20,6 +20,7 @@ from shunter.evaluate.config import BitsPerByteTask
 from shunter.evaluate.heldout import HeldOut
 from shunter.evaluate.likelihood import score_tokens, token_logprobs
 from shunter.models.spec import RopeSpec
+from shunter.report.summary import score_lines
 from tests.evaluate.small import TEXTS, a_model, a_subject, a_tokenizer, no_tick, reference, rows
 
 
@@ -106,6 +107,23 @@ def test_bits_are_summed_over_all_tokens_and_divided_by_the_bytes_of_the_text(tm
     assert set(by_source) == {"heldout alpha", "heldout be-ta"}
     joined = sum(s["value"] * s["bytes"] for s in by_source.values()) / size
     assert joined == pytest.approx(overall["value"])
+
+
+@pytest.mark.parametrize("trained", [["alpha:0.1", "be-ta:9"], ["alpha:0"], ["alpha:00.1", "a:0.1"], None])
+def test_sections_of_texts_seen_in_part_are_counted(trained, tmp_path):
+    """Another section of the same text must be in the train part; whole documents do not count."""
+    folder = rows(
+        tmp_path, {"alpha:0.0": TEXTS["alpha:0"], "alpha:1": TEXTS["alpha:1"], "be-ta:2": TEXTS["be-ta:2"]}
+    )
+    if trained is not None:
+        (folder / "train").mkdir()
+        (folder / "train" / "ids.txt").write_text("".join(f"{name}\n" for name in trained))
+    found = score(folder, a_subject(a_tokenizer(tmp_path / "model")))
+    counted = {part["task"]: part["seen_in_part"] for part in found["scores"]}
+    seen = int(trained is not None and "alpha:0.1" in trained)
+    assert counted == {"heldout": seen, "heldout alpha": seen, "heldout be-ta": 0}
+    line = score_lines(found["scores"])[0]
+    assert ("1 of them sections of texts seen in part" in line) == bool(seen)
 
 
 def test_a_model_that_knows_nothing_needs_the_same_bits_for_every_token(tmp_path):

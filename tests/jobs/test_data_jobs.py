@@ -249,11 +249,46 @@ def test_conversations_become_masked_rows(texts: Path, prepared: tuple[Path, Pat
     assert metrics["overlong"] == 0
 
 
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_documents_are_replayed_among_conversations(
+    share: float, texts: Path, prepared: tuple[Path, Path], work: Work
+) -> None:
+    """About the share that was asked for, or the whole corpus; learnt whole; never a held-out document."""
+    made, learnt = prepared
+    problems(texts / "a.jsonl", 1, 6)
+    talks, _ = work(conversations.JOB, {"arithmetic": {"source": {"path": "a.jsonl", "field": "answer"}}})
+    out, _ = work(
+        tokens.JOB,
+        {"conversations": "t", "corpus": "c", "replay": share, "tokenizer": "t", "row_length": 48},
+        inputs={"conversations": talks, "corpus": made, "tokenizer": learnt},
+    )
+    rows = TokenRows(out / "train")
+    names = (out / "train" / "ids.txt").read_text().split()
+    known = {d.id for d in corpus.texts(made / "train")}
+    lengths = np.diff(np.asarray(rows.borders))
+    replayed = np.asarray([name in known for name in names])
+    assert rows.mask is not None
+    ends = np.cumsum(lengths)
+    for name, begin, end in zip(names, ends - lengths, ends, strict=True):
+        assert rows.mask[begin:end].all() == (name in known), name
+    assert {name for name, is_text in zip(names, replayed, strict=True) if not is_text} == {
+        talk["id"] for talk in lines(talks / "train.jsonl")
+    }
+    found = lengths[replayed].sum() / lengths.sum()
+    longest = lengths.max() / lengths.sum()
+    assert abs(found - share) < 6 * longest or set(names) >= known, f"{found} is far from {share}"
+    heldout = (out / "heldout" / "ids.txt").read_text().split()
+    assert not set(heldout) & {d.id for d in corpus.texts(made / "heldout")}
+
+
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
         ({"tokenizer": "t"}, "either corpus or conversations"),
         ({"tokenizer": "t", "corpus": "a", "conversations": "b"}, "either corpus or conversations"),
+        ({"tokenizer": "t", "corpus": "a", "replay": 0.1}, "both with replay"),
+        ({"tokenizer": "t", "conversations": "a", "replay": 0.1}, "both with replay"),
+        ({"tokenizer": "t", "replay": 0.1}, "both with replay"),
         ({"tokenizer": "t", "corpus": "a", "loss": "assistant"}, "no assistant"),
     ],
 )

@@ -101,6 +101,18 @@ def test_all_mistakes_are_told_at_once_and_each_once(tmp_path: Path) -> None:
     assert [line.split(":")[1] for line in lines] == ["4", "5", "6"]
 
 
+def test_a_wrong_value_hides_no_wrong_input(tmp_path: Path) -> None:
+    """A job with a mistake of its own is still a job to others: what it makes is not asked."""
+    text = HEAD + (
+        "  a: {kind: source, seed: -1}\n  b: {kind: train, text: a}\n  c: {kind: train, text: b}\n"
+        "  d: {kind: train, text: t, start: gone}\n  t: {kind: source}\n"
+    )
+    lines = mistake(tmp_path, text).splitlines()
+    assert [line.split(":")[1] for line in lines] == ["4", "6", "7"]
+    assert "jobs.c.text: 'b' makes a model, but a text is needed" in lines[1]
+    assert "no job is named 'gone'" in lines[2]
+
+
 def test_no_jobs_and_a_newer_recipe(tmp_path: Path) -> None:
     assert "jobs: no jobs" in mistake(tmp_path, "version: 1\nname: x\njobs: {}\n")
     assert "recipe version 2 is newer than this shunter reads (1). Upgrade shunter." in mistake(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,3 +132,69 @@ def test_wandb_is_offline_and_keeps_one_run_an_attempt(tmp_path, monkeypatch):
         assert tracker.failures == {}
     kept = list((tmp_path / "wandb" / "wandb").glob("offline-run-*/*.wandb"))
     assert [path.stat().st_size > 0 for path in kept] == [True, True]
+
+
+class Recorder:
+    """Stands for any object of a tracker's package: remembers each call by name, with what it was given."""
+
+    def __init__(self, calls, name="", results=None):
+        self._calls, self._name, self._results = calls, name, results or {}
+
+    def __getattr__(self, name):
+        return Recorder(self._calls, f"{self._name}.{name}".lstrip("."), self._results)
+
+    def __call__(self, *args, **more):
+        self._calls.append((self._name, args, more))
+        return self._results.get(self._name, self)
+
+
+def test_what_wandb_is_told(tmp_path, monkeypatch):
+    """With a stand-in. That W&B takes the calls, the test above shows where it is installed."""
+    calls = []
+    monkeypatch.setitem(sys.modules, "wandb", Recorder(calls))
+    monkeypatch.setattr(track, "check_trackers", lambda names: None)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for attempt in (1, 2):
+        tracker = open_trackers(["wandb"], tmp_path, "base", {"train": {"lr": 3e-4}})
+        tracker.metrics(attempt, {"train/loss": 0.5, "note": "text"})
+        tracker.close()
+        assert tracker.failures == {}
+        (tmp_path / "wandb" / "wandb" / f"offline-run-{attempt}").mkdir(parents=True)
+    begun = [more for name, _, more in calls if name == "init"]
+    assert [(one["name"], one["group"], one["mode"]) for one in begun] == [
+        ("base attempt 1", "base", "offline"),
+        ("base attempt 2", "base", "offline"),
+    ]
+    assert begun[0]["config"] == {"train": {"lr": 3e-4}}
+    assert begun[0]["dir"] == str(tmp_path / "wandb")
+    assert [(args, more) for name, args, more in calls if name == "init.log"] == [
+        (({"train/loss": 0.5},), {"step": step}) for step in (1, 2)
+    ]
+    assert sum(name == "init.finish" for name, _, _ in calls) == 2
+
+
+def test_what_mlflow_is_told(tmp_path, monkeypatch):
+    """As above."""
+    calls = []
+    known = {
+        "MlflowClient.get_experiment_by_name": None,
+        "MlflowClient.create_experiment": "7",
+        "MlflowClient.search_runs": ["an earlier attempt"],
+    }
+    client = Recorder(calls, "MlflowClient", known)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setitem(sys.modules, "mlflow", Recorder(calls, "", {"MlflowClient": client}))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", SimpleNamespace(Metric=lambda *values: values))
+    monkeypatch.setattr(track, "check_trackers", lambda names: None)
+    tracker = open_trackers(["mlflow"], tmp_path, "base", {"train": {"lr": 3e-4}, "kind": "pretrain"})
+    tracker.metrics(5, {"train/loss": 0.5, "bad": math.nan})
+    tracker.close()
+    assert tracker.failures == {}
+    told = {name.removeprefix("MlflowClient."): (args, more) for name, args, more in calls}
+    assert told["MlflowClient"][0] == (f"sqlite:///{(tmp_path / 'mlflow' / 'mlflow.db').resolve()}",)
+    assert told["create_run"] == (("7",), {"run_name": "base attempt 2"})
+    parameters = [args[1:] for name, args, _ in calls if name.endswith("log_param")]
+    assert parameters == [("train.lr", "0.0003"), ("kind", "pretrain")]
+    ((name, value, _, step),) = told["log_batch"][1]["metrics"]
+    assert (name, value, step) == ("train/loss", 0.5, 5), "MLflow takes no nan"
+    assert "set_terminated" in told

@@ -74,7 +74,7 @@ def training(
         data,
         more.pop("heldout", None),
         TrainConfig(**{"steps": 12, "batch_rows": 4, "precision": "fp32", "warmup": 2, **config}),
-        TrainHow(**{"threads": 1, "log_every": 2, "checkpoint_every": 4, **(how or {})}),
+        TrainHow(**{"threads": 1, "log_every": 2, "checkpoint_every": 4, "track": [], **(how or {})}),
         place,
         seed=0,
         **more,

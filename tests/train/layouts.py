@@ -89,7 +89,7 @@ def published(spec: dict[str, Any]) -> bool:
 
 
 @st.composite
-def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4)) -> Case:
+def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4), *, mixtures: bool = True) -> Case:
     """Any layout of any decoder that may be laid out so."""
     degrees = draw(st.sampled_from([found for size in worlds for found in factorings(size)]))
     tp, cp, pp = degrees["tp"], degrees["cp"], degrees["pp"]
@@ -105,7 +105,7 @@ def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4)) -> Case:
         microbatches = max(microbatches, 2 * pp)
     inner = degrees["dp"] * degrees["fsdp"] * cp * tp
     experts = None
-    if draw(st.integers(0, 2)) < 2:
+    if mixtures and draw(st.integers(0, 2)) < 2:
         ep, etp = draw(st.sampled_from([(a, b) for a in divisors(inner) for b in divisors(inner // a)]))
         degrees = {**degrees, "ep": ep, "etp": etp}
         width = etp * draw(st.integers(2, 4))
@@ -262,7 +262,7 @@ def alone(case: Case) -> Outcome:
     decoder.zero_grad()
     outcome = learn(case, passes, Optimizers(decoder, config(case)), lambda ids: [ids])
     outcome.gradients = found
-    outcome.weights = decoder.state_dict()
+    outcome.weights = {name: tensor.detach().clone() for name, tensor in decoder.state_dict().items()}
     return outcome
 
 

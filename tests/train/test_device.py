@@ -42,6 +42,24 @@ def test_a_peak_belongs_to_one_product(name: str, peak: float | None) -> None:
     assert device.known_peak(name) == peak
 
 
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        ({"avx512_bf16", "avx2"}, "bf16"),
+        ({"amx_bf16"}, "bf16"),
+        ({"avx512f", "avx2"}, "fp32"),
+        (set(), "fp32"),
+    ],
+)
+def test_auto_takes_bf16_where_the_processor_multiplies_it(
+    flags: set[str], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the processor is, not by a measurement: the same machine must decide the same every time."""
+    monkeypatch.setattr(device, "_cpu_flags", lambda: frozenset(flags))
+    assert device.choose_precision("auto", torch.device("cpu")) == precision
+    assert device.choose_precision("fp32", torch.device("cpu")) == "fp32"
+
+
 def test_determinism_prepares_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(device.CUBLAS, "x")  # so that it is removed or restored afterwards
     monkeypatch.delenv(device.CUBLAS)

@@ -17,16 +17,17 @@ from shunter.models.init import init_weights
 from shunter.models.moe import expert_load, routers
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.mesh import Groups
+from shunter.parallel.part import DecoderPart
 from shunter.record import events, points
 from shunter.train.config import Parallel, TrainConfig
 from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass
-from shunter.train.pipeline import PipelinePasses, split
+from shunter.train.pipeline import LaidOutPasses, split
 from shunter.train.step import train_step
 from shunter.train.validation import validate
 from shunter.train.world import World
-from tests.parallel.pool import Pool
+from tests.parallel.pool import GROUPS, Pool
 from tests.train import corpora
 
 CPU = torch.device("cpu")
@@ -135,14 +136,14 @@ def test_held_out_rows_are_scored_without_dropping(tmp_path: Path) -> None:
 def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     rows, parallel = corpora.rows(Path(case["rows"])), Parallel(**case["parallel"])
     model = wide(case["experts"], layers=4)
-    passes = PipelinePasses(model, parallel, World(groups, rank, CPU), rows.row_length)
-    steps(model, passes, rows, parallel.parts)
+    passes = LaidOutPasses(model, parallel, World.create(parallel.grid, rank, CPU, GROUPS), rows.row_length)
+    steps(model, passes, rows, parallel.parts, passes.part)
     whole = decoder(case["experts"], layers=4).double()
     return whole.state_dict() if passes.gather(whole) else None
 
 
-def steps(model: Decoder, passes: Any, rows: Any, parts: int) -> None:
-    optimizers = Optimizers(model, TrainConfig(steps=2))
+def steps(model: Decoder, passes: Any, rows: Any, parts: int, part: DecoderPart | None = None) -> None:
+    optimizers = Optimizers(model, TrainConfig(steps=2), part)
     for step in range(2):
         batches = [rows.rows(part) for part in split(np.arange(7 * step, 7 * step + 7), parts)]
         train_step(passes, optimizers, CrossEntropy(), batches, step=step, rate=1e-2, clip=0.1)
@@ -162,7 +163,8 @@ def test_a_pipeline_trains_what_one_process_trains(
 ) -> None:
     rows = corpora.rows(tmp_path)
     case = {"parallel": parallel, "experts": SIGMOID, "rows": str(tmp_path)}
-    found = pool.run(task, parallel["pp"], case)[0]
+    grid = Parallel(**parallel).grid
+    found = pool.run(task, grid.size, case, grid)[0]
     model = wide(SIGMOID, layers=4)
     steps(model, OnePass(model, model, CPU, "fp32"), rows, 1)
     expected = model.state_dict()

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import combinations
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 
-from tests.parallel.pool import Pool
+from shunter.models.decoder import Decoder
+from shunter.models.init import draw, init_weights
+from shunter.models.spec import DecoderSpec
+from shunter.parallel.mesh import Groups
+from shunter.train.pipeline import LaidOutPasses
+from shunter.train.world import World
+from tests.parallel.pool import GROUPS, Pool
 from tests.train import layouts
 from tests.train.layouts import ALL, Case, cases
 
@@ -55,3 +63,33 @@ def test_two_hundred_layouts_of_up_to_eight_ranks(capsys: pytest.CaptureFixture[
         assert seen[axis] >= seen["all"] / 5, axis
     for a, b in combinations(ALL, 2):
         assert seen[f"{a} x {b}"] >= 10 * seen["all"] / 200, (a, b)
+
+
+def held_weights(rank: int, groups: Groups, case: Case) -> tuple[Any, list[str], list[str]]:
+    """A decoder that was never whole: its weights, what was drawn here, and what is held here."""
+    drawn: list[str] = []
+
+    def fill(name: str, tensor: torch.Tensor) -> None:
+        drawn.append(name)
+        draw(name, tensor, 7)
+
+    with torch.device("meta"):
+        decoder = Decoder(DecoderSpec(**case.spec))
+    world = World.create(case.layout.grid, rank, layouts.CPU, GROUPS)
+    passes = LaidOutPasses(decoder, case.layout, world, case.length, fill)
+    return passes.whole(passes.part.state), drawn, sorted(passes.part.held)
+
+
+@settings(max_examples=6)
+@given(case=cases())
+def test_first_weights_are_those_of_one_process_and_no_rank_draws_others(pool: Pool, case: Case) -> None:
+    whole = Decoder(DecoderSpec(**case.spec))
+    init_weights(whole, 7)
+    grid = case.layout.grid
+    answers = pool.run(held_weights, grid.size, case, grid)
+    found = answers[0][0]
+    assert found.keys() == whole.state_dict().keys()
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+    for _, drawn, held in answers:
+        assert sorted(drawn) == held

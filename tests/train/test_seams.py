@@ -14,7 +14,7 @@ import torch
 
 from shunter.config.errors import ShunterError
 from shunter.recipe.job import Stopped
-from shunter.record import events, points
+from shunter.record import events, points, track
 from shunter.train import loop
 from shunter.train.loop import Training
 from shunter.train.schedule import rate
@@ -64,6 +64,22 @@ def stopped(folder: Path, after: int, config: dict[str, Any] = LONG) -> Training
     with pytest.raises(Stopped):
         training.run()
     return training
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_tensorboard_is_on_where_it_is_installed(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is asked for: its event files stand beside the log, or there is no word about them."""
+    if installed:
+        pytest.importorskip("tensorboard", reason="needs the extra track")
+    else:
+        monkeypatch.setitem(track.PACKAGES, "tensorboard", ("no_such_package_at_all", "track"))
+    corpora.training(tmp_path, {"steps": 4}, {"track": None}).run()
+    found = list((tmp_path / "log").glob("track/tensorboard/events.out.tfevents.*"))
+    assert len(found) == installed
+    corpora.training(tmp_path / "off", {"steps": 4}, {"track": []}).run()
+    assert not list((tmp_path / "off" / "log").glob("track/*"))
 
 
 def test_a_spike_after_a_restart_names_the_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -181,6 +182,40 @@ def test_a_step_that_is_not_finite_changes_nothing(rows: corpora.TokenRows) -> N
     for name, values in optimizers.state().items():
         for key, value in values.items():
             assert torch.equal(value, state[name][key])
+
+
+class Overflowing(OnePass):
+    """One number of the gradient is not finite, though the loss is."""
+
+    value = math.inf
+
+    def gradients(
+        self, batches: Sequence[Batch], coefficients: Sequence[torch.Tensor], z_loss: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        sums = super().gradients(batches, coefficients, z_loss)
+        gradient = self.decoder.norm.weight.grad
+        assert gradient is not None
+        gradient[0] = self.value
+        return sums
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_changes_nothing(
+    rows: corpora.TokenRows, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss alone does not tell: the gradient of a finite loss may overflow."""
+    monkeypatch.setattr(Overflowing, "value", value)
+    model = corpora.decoder()
+    optimizers = Optimizers(model, TrainConfig(steps=1))
+    before = [p.clone() for p in model.parameters()]
+    passes = Overflowing(model, model, CPU, "fp32")
+    batches = [rows.rows(np.arange(8))]
+    result = train_step(passes, optimizers, CrossEntropy(), batches, step=0, rate=1e-3, clip=1.0)
+    assert math.isfinite(result.loss)
+    assert not math.isfinite(result.grad_norm)
+    assert not result.updated
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert not any(v.any() for s in optimizers.state().values() for v in s.values())
 
 
 def test_decay_and_muon_reach_the_right_parameters() -> None:
