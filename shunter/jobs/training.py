@@ -110,7 +110,11 @@ def train(
     world = context.world
     assert world is None or isinstance(world, World)
     # Rank 0 alone has room for the whole: the others only hand in their part.
-    whole = copy.deepcopy(decoder) if world is not None and world.rank == 0 else decoder
+    whole = decoder
+    if world is not None and world.rank == 0:
+        # A new model is on the meta device until each rank draws its part.
+        meta = decoder.embed.weight.is_meta
+        whole = Decoder(decoder.spec) if meta else copy.deepcopy(decoder)
     plain = Decoder(decoder.spec) if milestone is not None and adapter is not None else whole
     look = milestone(plain) if milestone is not None else None
     if look is not None and adapter is not None:
