@@ -19,7 +19,7 @@ from shunter.layout.grid import Grid
 from shunter.parallel.mesh import Groups, ProcessGroups, make_groups
 
 WORLD = 4
-SECONDS = 60
+SECONDS = 120
 
 # (rank, groups, argument) -> result; a function at the top of a test module.
 Task = Callable[[int, Groups, Any], Any]
@@ -60,6 +60,10 @@ class Pool:
     """Processes with one thread each."""
 
     def __init__(self, size: int = WORLD) -> None:
+        self.size, self.broken = size, False
+        self._start(size)
+
+    def _start(self, size: int) -> None:
         context = mp.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory()
         self.pipes: list[Connection] = []
@@ -79,15 +83,25 @@ class Pool:
 
         grids: whose meshes the task makes out of GROUPS.
         """
+        if self.broken:  # gloo closes the connections of a call that ended badly, for good
+            self.close()
+            self.broken = False
+            self._start(self.size)
         for rank, pipe in enumerate(self.pipes):
             pipe.send((task if rank < world else None, world, argument, grids))
         answers = []
         for rank, pipe in enumerate(self.pipes[:world]):
             if not pipe.poll(2 * SECONDS):
+                self.broken = True
                 raise WorkerFailed(f"rank {rank} does not answer")
-            answers.append(pipe.recv())
+            try:
+                answers.append(pipe.recv())
+            except EOFError:
+                self.broken = True
+                raise WorkerFailed(f"rank {rank} died") from None
         failures = [f"rank {rank}:\n{value}" for rank, (good, value) in enumerate(answers) if not good]
         if failures:
+            self.broken = True
             raise WorkerFailed("\n".join(failures))
         return [value for _, value in answers]
 

@@ -98,8 +98,8 @@ def test_another_shape_under_the_same_key_is_refused() -> None:
     # A pool of its own: the other rank is left waiting.
     pool = Pool()
     try:
-        for pipe in pool.pipes[:2]:
-            pipe.send((growing, 2, None))
+        for rank, pipe in enumerate(pool.pipes):
+            pipe.send((growing if rank < 2 else None, 2, None, ()))
         good, text = pool.pipes[0].recv()
         assert not good
         assert "rank 0 sends 0SEND_F to rank 1 as x [2, 4]" in text

@@ -41,5 +41,5 @@ def test_the_measured_idle_share_is_the_formula_s(pool: Pool, name: str, again: 
     assert medians["F", 0] == pytest.approx(PAD * share, rel=0.3)
     assert medians["B", 0] == pytest.approx(2 * PAD * share, rel=0.3)
     assert (("R", 0) in medians) == again
-    assert 0 < found["worked"] < 1
+    assert found["worked"] > 0  # how much depends on who else is using the machine
     assert statistics.median(found["seconds"]) >= simulated
