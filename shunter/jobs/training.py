@@ -150,7 +150,6 @@ def _whole(decoder: Decoder) -> Decoder:
     import copy
 
     from shunter.models.decoder import Decoder as Fresh
-    from shunter.models.decoder import Decoder as Fresh
 
     on_meta = any(parameter.is_meta for parameter in decoder.parameters())
     return Fresh(decoder.spec) if on_meta else copy.deepcopy(decoder)
