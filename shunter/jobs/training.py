@@ -84,8 +84,6 @@ def train(
     adapter: what was attached to it, if anything was: the model is written merged, the adapters beside it.
     On several ranks each calls it; rank 0 has the whole model at milestones and at the end.
     """
-    import copy
-
     from shunter.data.tokenizer import Tokenizer
     from shunter.data.tokens import TokenRows
     from shunter.models.decoder import Decoder
@@ -110,11 +108,7 @@ def train(
     world = context.world
     assert world is None or isinstance(world, World)
     # Rank 0 alone has room for the whole: the others only hand in their part.
-    whole = decoder
-    if world is not None and world.rank == 0:
-        # A new model is on the meta device until each rank draws its part.
-        meta = decoder.embed.weight.is_meta
-        whole = Decoder(decoder.spec) if meta else copy.deepcopy(decoder)
+    whole = _whole(decoder) if world is not None and world.rank == 0 else decoder
     plain = Decoder(decoder.spec) if milestone is not None and adapter is not None else whole
     look = milestone(plain) if milestone is not None else None
     if look is not None and adapter is not None:
@@ -148,6 +142,16 @@ def train(
         bos_token_id=tokenizer.bos,
     )
     return metrics
+
+
+def _whole(decoder: Decoder) -> Decoder:
+    """A decoder to bring all ranks' weights together in; one that was made on the meta device has none."""
+    import copy
+
+    from shunter.models.decoder import Decoder as Fresh
+
+    on_meta = any(parameter.is_meta for parameter in decoder.parameters())
+    return Fresh(decoder.spec) if on_meta else copy.deepcopy(decoder)
 
 
 def _together(look: Milestone, training: Training, whole: Decoder) -> Milestone:
