@@ -89,9 +89,26 @@ def published(spec: dict[str, Any]) -> bool:
 
 
 @st.composite
-def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4), *, mixtures: bool = True) -> Case:
+def cases(
+    draw: st.DrawFn,
+    worlds: tuple[int, ...] = (2, 3, 4),
+    *,
+    mixtures: bool = True,
+    must: tuple[str, ...] = (),
+) -> Case:
     """Any layout of any decoder that may be laid out so."""
-    degrees = draw(st.sampled_from([found for size in worlds for found in factorings(size)]))
+    folded = {"ep", "etp"} & set(must)
+    degrees = draw(
+        st.sampled_from(
+            [
+                found
+                for size in worlds
+                for found in factorings(size)
+                if all(found[axis] > 1 for axis in set(must) - folded)
+                and (not folded or size // found["pp"] >= 2 ** len(folded))
+            ]
+        )
+    )
     tp, cp, pp = degrees["tp"], degrees["cp"], degrees["pp"]
     kv = draw(st.sampled_from([heads for heads in (1, 2, 3, 4) if heads % tp == 0 or tp % heads == 0]))
     heads = draw(st.sampled_from([h for h in range(kv, 9, kv) if h % tp == 0]))
@@ -105,8 +122,17 @@ def cases(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 3, 4), *, mixtures: boo
         microbatches = max(microbatches, 2 * pp)
     inner = degrees["dp"] * degrees["fsdp"] * cp * tp
     experts = None
-    if mixtures and draw(st.integers(0, 2)) < 2:
-        ep, etp = draw(st.sampled_from([(a, b) for a in divisors(inner) for b in divisors(inner // a)]))
+    if mixtures and (draw(st.integers(0, 2)) < 2 or folded):
+        ep, etp = draw(
+            st.sampled_from(
+                [
+                    (a, b)
+                    for a in divisors(inner)
+                    for b in divisors(inner // a)
+                    if (a > 1 or "ep" not in folded) and (b > 1 or "etp" not in folded)
+                ]
+            )
+        )
         degrees = {**degrees, "ep": ep, "etp": etp}
         width = etp * draw(st.integers(2, 4))
         experts = {
