@@ -145,7 +145,7 @@ class Run:
         disk.write_json(self.folder / "run.json", self.data)
 
     def end(self, state: str) -> None:
-        """Record how this session ended, and let go of the run."""
+        """Record how this command ended, and let go of the run."""
         self.data.update(state=state, end=datetime.now(UTC).isoformat(timespec="seconds"))
         try:
             self.write()
