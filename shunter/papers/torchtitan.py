@@ -22,7 +22,9 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "papers" / "torchtitan.yaml"
 ONE, RESUMED = "one process", "fsdp 2 x tp 2, then fsdp 4"
 # The same sums in another order, in one process: how far rounding alone takes two runs apart.
 SPLIT = "one process, row by row"
-EARLY = 10  # steps: later, on some seeds, rounding has grown until it says nothing of the layout
+# Steps. Adam's first updates divide gradients by their own size, those that are rounding alone too: on some
+# seeds norms are then apart by 1e-3 after ten steps, in one process row by row as under every layout.
+EARLY = 2
 LAYOUTS = {
     "fsdp 4": "{fsdp: 4}",
     "fsdp 2 x tp 2": "{fsdp: 2, tp: 2}",
@@ -76,7 +78,8 @@ def _simulated() -> dict[str, Samples]:
 def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     return [
         f"{SPLIT}: micro-batches of one row. Its distance from one process is rounding's, and grows.",
-        "On seeds 0 to 2 norms were compared in all steps: seed 2 gave up to 4e-3 under every layout alike.",
+        "On seeds 0 to 7 norms were compared in more steps: on some seeds they differ by up to 4e-3, under every "
+        "layout and row by row alike.",
         f"{RESUMED}: rank 1 is killed in step 15, after a checkpoint of ten steps.",
         f"simulated: {RANKS} ranks, {MICROBATCHES} micro-batches, F=1 and B=2 a rank, messages free.",
         "Three axes at once need eight processes: a test draws such layouts, this command does not run them.",
@@ -95,7 +98,7 @@ EXPERIMENT = Experiment(
             {"kind": "kill", "point": "train.update", "step": 15, "rank": 1},
         )
     },
-    seeds=(3, 4, 5, 6, 7),
+    seeds=(8, 9, 10, 11),
     measure=_measure,
     table={
         "loss": "nats/token, last step",
