@@ -78,8 +78,8 @@ def _simulated() -> dict[str, Samples]:
 def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     return [
         f"{SPLIT}: micro-batches of one row. Its distance from one process is rounding's, and grows.",
-        "On seeds 0 to 7 norms were compared in more steps: on some seeds they differ by up to 4e-3, under every "
-        "layout and row by row alike.",
+        "On seeds 0 to 7 norms were compared in more steps: on some seeds they differ by up to 4e-3, "
+        "under every layout and row by row alike.",
         f"{RESUMED}: rank 1 is killed in step 15, after a checkpoint of ten steps.",
         f"simulated: {RANKS} ranks, {MICROBATCHES} micro-batches, F=1 and B=2 a rank, messages free.",
         "Three axes at once need eight processes: a test draws such layouts, this command does not run them.",
