@@ -120,15 +120,16 @@ def segment_attention(
     rows, heads, length, width = q.shape
     flat = torch.cat([x.transpose(1, 2).reshape(rows * length, heads * width) for x in (q, k, v)], dim=1)
     slots = _Pick.apply(flat, plan.take, plan.back, plan.padding)
-    outputs, begin = [], 0
-    for count, size in plan.shapes:
-        part = slots[begin : begin + count * size].view(count, size, 3, heads, width).permute(2, 0, 3, 1, 4)
+    outputs = []
+    # Not slices: each one's gradient would be a zero tensor of all slots, to be added to the others'.
+    parts = slots.split([count * size for count, size in plan.shapes])
+    for (count, size), part in zip(plan.shapes, parts, strict=True):
+        q, k, v = part.view(count, size, 3, heads, width).permute(2, 0, 3, 1, 4).unbind()
         mask = None if window is None else window_mask(size, window, q.device)
         out = torch.nn.functional.scaled_dot_product_attention(
-            part[0], part[1], part[2], attn_mask=mask, is_causal=mask is None
+            q, k, v, attn_mask=mask, is_causal=mask is None
         )
         outputs.append(out.transpose(1, 2).reshape(count * size, heads * width))
-        begin += count * size
     out = _Pick.apply(torch.cat(outputs), plan.back, plan.take, plan.outside)
     result: Tensor = out.view(rows, length, heads, width).transpose(1, 2)
     return result
