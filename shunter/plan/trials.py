@@ -119,7 +119,8 @@ def search(
     search."""
     sound = list(space.points())
     if not sound:
-        raise ShunterError("no combination of the knobs can be", mend="Give the knobs more values.")
+        first = {name: values[0] for name, values in space.knobs.items()}
+        raise ShunterError(f"no combination of the knobs can be; of the first: {space.refused(first)}")
     for point in start:
         if point not in sound:
             why = space.refused(point) if point.keys() == space.knobs.keys() else "it has other knobs"
@@ -127,10 +128,10 @@ def search(
     kept = _read(log, space, seed, method) if log else []
     ask, tell = _random(seed) if method == "random" else _bayes(space, seed)
     found = Trials()
-    first = [{name: point[name] for name in space.knobs} for point in start]
+    begin = [{name: point[name] for name in space.knobs} for point in start]
     left = {space.key(point): point for point in sound}
     for number in range(min(trials, len(sound))):
-        point = first.pop(0) if first else ask(left)
+        point = begin.pop(0) if begin else ask(left)
         del left[space.key(point)]
         if number < len(kept):
             trial = kept[number]
