@@ -19,6 +19,7 @@ _ENTRIES = {
     "evaluate": "shunter.jobs.evaluate:JOB",
     "report": "shunter.jobs.report:JOB",
     "rehearse": "shunter.jobs.rehearse:JOB",
+    "emulate": "shunter.jobs.emulate:JOB",
     "traffic": "shunter.jobs.traffic:JOB",
 }
 
