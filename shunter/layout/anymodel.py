@@ -66,7 +66,11 @@ class Plan:
             "held": self.held,
             "rules": [{"layer": r.told, "dim": r.dim, "why": r.why} for r in self.rules],
             "weights": {
-                name: {"shape": list(w.shape), "dim": self.cuts[name].dim, "blocks": list(self.cuts[name].blocks)}
+                name: {
+                    "shape": list(w.shape),
+                    "dim": self.cuts[name].dim,
+                    "blocks": list(self.cuts[name].blocks),
+                }
                 for name, w in self.weights.items()
             },
             "notes": list(self.notes),
@@ -106,7 +110,7 @@ def plan(
     if parts > 1 and heads.queries and not heads.legal(parts):
         keys = f", {heads.keys} of keys and values," if heads.keys != heads.queries else ""
         notes.append(
-            f"{heads.queries} heads{keys} cannot be cut into {parts}: attention is computed product by product; "
+            f"{heads.queries} heads{keys} cannot be cut into {parts}: attention goes product by product; "
             f"{heads.nearest(parts)} parts would keep heads whole."
         )
     return Plan(parts, named, cuts, found, heads, list(dict.fromkeys(notes)))
@@ -132,4 +136,3 @@ def _cut(weight: Weight, rule: Rule, parts: int, heads: Heads, notes: list[str])
         )
         return WHOLE
     return Cut(dim, tuple(blocks) if len(blocks) > 1 else (), output)
-

@@ -30,7 +30,9 @@ def weights_of(folder: Path) -> tuple[list[Weight], Heads]:
     for file in files:
         shapes |= _header(file)
     kinds = _kinds(shapes)
-    return [Weight(name, shapes[name], kinds[name]) for name in sorted(shapes)], Heads.of_config(_config(folder))
+    return [Weight(name, shapes[name], kinds[name]) for name in sorted(shapes)], Heads.of_config(
+        _config(folder)
+    )
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:
@@ -85,7 +87,9 @@ def _kinds(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Kind]:
             found[name] = "conv"
         else:
             # A layer without a vote: a head has no bias, and none of them is stored [in, out].
-            transposed = votes.get(layer) == {True} or (layer not in votes and any_transposed and _square(shape, module, shapes))
+            transposed = votes.get(layer) == {True} or (
+                layer not in votes and any_transposed and _square(shape, module, shapes)
+            )
             found[name] = "transposed" if transposed else "linear"
     return found
 

@@ -1,4 +1,4 @@
-"""One cut dim for each weight of any model, chosen by names and sizes alone (arXiv 2310.16355, as in its code).
+"""One cut dim for each weight of any model, chosen by names and sizes alone (arXiv 2310.16355, and its code).
 
 The paper's two rules: products that follow each other are cut along outputs, inputs, outputs, .., so that one
 sum a pair suffices; in attention queries, keys and values are cut along their heads and the output product
@@ -125,7 +125,9 @@ def rules(weights: Sequence[Weight], parts: int, *, published: bool = False) -> 
         pattern = tuple(re.escape(part) for part in key)
         if fits_or_none is None or not any(fits_or_none):
             lone = key[-1] not in (KERNEL, TABLE)
-            why = "no product's weight" if lone else f"no size that {parts} divides, or layers of several ranks"
+            why = (
+                "no product's weight" if lone else f"no size that {parts} divides, or layers of several ranks"
+            )
             found.append(Rule(pattern, None, why))
             continue
         candidates = [dim for dim, fit in enumerate(fits_or_none) if fit][::-1]
@@ -178,7 +180,9 @@ def overridden(found: Sequence[Rule], weights: Sequence[Weight], wanted: Iterabl
     for text in wanted:
         name, equals, where = text.rpartition("=")
         if not equals or not name:
-            raise ShunterError(f"{text!r} is no rule", mend="Write NAME=out, NAME=in, NAME=whole or NAME=DIM.")
+            raise ShunterError(
+                f"{text!r} is no rule", mend="Write NAME=out, NAME=in, NAME=whole or NAME=DIM."
+            )
         pattern = tuple(name.split("."))
         try:
             matched = [weight for weight in weights if _meant(pattern, weight)]

@@ -1,8 +1,8 @@
 """A module of any kind laid out over the ranks of a mesh, without a declaration by its author.
 
-tp: each weight is cut along the dim that `layout.anymodel` chooses; ranks see the same rows. Products of known
-kinds are computed in parts, in pairs where a trial has shown that this is right. Weights of other modules are
-brought together where they are used, which is right for any module.
+tp: each weight is cut along the dim that `layout.anymodel` chooses; ranks see the same rows. Products of
+known kinds are computed in parts, in pairs where a trial has shown that this is right. Weights of other
+modules are brought together where they are used, which is right for any module.
 fsdp: each weight is cut along some dim, and brought together where it is used; ranks see other rows.
 dp: copies that see other rows.
 """
@@ -57,7 +57,9 @@ class Laid:
         piece, cut = self.held[name].piece, self.held[name].cut
         if piece.is_whole:
             return part
-        dim = next(dim for dim, (a, b) in enumerate(zip(piece.shape, piece.local_shape, strict=True)) if a != b)
+        dim = next(
+            dim for dim, (a, b) in enumerate(zip(piece.shape, piece.local_shape, strict=True)) if a != b
+        )
         blocks = self.plan.cuts[name].blocks if self.plan is not None else ()
         return bring(part, dim, self.mesh.peers(*cut), blocks)
 
@@ -195,7 +197,7 @@ def _compute_in_parts(laid: Laid, names: Mapping[int, str], peers: Any) -> None:
             outputs = 1 if is_conv1d(owner) else 0
             bias = owner._parameters.get("bias")
             follows = bias is None or laid.plan.cuts[names[id(bias)]].dim == 0
-            if cut.dim == outputs and not follows or cut.dim != outputs and bias is not None and follows:
+            if bias is not None and follows != (cut.dim == outputs):
                 continue  # such as a bias that a person wants whole: brought together, that is right as well
             install(owner, Product(owner, Cut(cut.dim, cut.blocks, cut.dim == outputs), peers))
         else:
@@ -297,9 +299,7 @@ def _probed_or_none(module: nn.Module, probe: Probe) -> Tensor | None:
 
 
 def _agree(got: Tensor | None, expected: Tensor, mesh: Mesh) -> bool:
-    good = got is not None and bool(
-        (got - expected).abs() <= 1e-3 * expected.abs() + 1e-6
-    )
+    good = got is not None and bool((got - expected).abs() <= 1e-3 * expected.abs() + 1e-6)
     return trial.all_say(good, mesh.everyone, expected.device)
 
 

@@ -127,7 +127,9 @@ def find(module: nn.Module, peers: Peers) -> list[Pair]:
             if second in taken or len(parts) < depth:
                 continue
             path = ".".join(parts[:depth])
-            below = [name for name in products if name not in taken and (not path or name.startswith(f"{path}."))]
+            below = [
+                name for name in products if name not in taken and (not path or name.startswith(f"{path}."))
+            ]
             # Where several could take what comes out, each takes what stands before it.
             rivals = any(name != second and not products[name].cut.output for name in below)
             firsts = [
@@ -142,7 +144,12 @@ def find(module: nn.Module, peers: Peers) -> list[Pair]:
 
 
 def _pair(
-    module: nn.Module, path: str, firsts: Sequence[str], second: str, products: Mapping[str, Product], peers: Peers
+    module: nn.Module,
+    path: str,
+    firsts: Sequence[str],
+    second: str,
+    products: Mapping[str, Product],
+    peers: Peers,
 ) -> Pair:
     inside = module.get_submodule(path)
     skip = len(path) + 1 if path else 0
@@ -161,12 +168,15 @@ def _fits(first: Product, second: Product) -> bool:
     """Whether the second's inputs may be the first's outputs, or one of up to three projections in them."""
     size = _size(second, second.cut.dim)
     outputs = _size(first, first.cut.dim)
-    return outputs in (size, 2 * size, 3 * size) or any(size == block // first.peers.size for block in first.cut.blocks)
+    return outputs in (size, 2 * size, 3 * size) or any(
+        size == block // first.peers.size for block in first.cut.blocks
+    )
 
 
 def _size(product: Product, dim: int | None) -> int:
     weight = product.module._parameters["weight"]
-    assert weight is not None and dim is not None
+    assert weight is not None
+    assert dim is not None
     return int(weight.shape[dim])
 
 
@@ -181,5 +191,7 @@ def _is_count(name: str) -> bool:
 def _numbers(module: object) -> tuple[tuple[str, int], ...]:
     """Whole numbers that stand in the module itself."""
     return tuple(
-        (name, value) for name, value in sorted(vars(module).items()) if type(value) is int and not name.startswith("_")
+        (name, value)
+        for name, value in sorted(vars(module).items())
+        if type(value) is int and not name.startswith("_")
     )

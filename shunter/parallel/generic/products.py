@@ -47,7 +47,7 @@ def computable(module: nn.Module) -> bool:
     together. Subclasses may compute anything, so they are others."""
     kind = plain_class(module)
     if kind is nn.Embedding:
-        return module.max_norm is None and not module.scale_grad_by_freq and not module.sparse  # type: ignore[union-attr]
+        return module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
     return kind is nn.Linear or is_conv1d(module)
 
 
@@ -69,7 +69,7 @@ class Entrance:
 
 
 class Product:
-    """Takes the place of a module's `forward`. entrance: of the pair that it is in; None for one by itself."""
+    """Takes the place of a product's `forward`. entrance: of the pair that it is in; None by itself."""
 
     def __init__(self, module: nn.Module, cut: Cut, peers: Peers) -> None:
         self.module, self.cut, self.peers = module, cut, peers
@@ -78,10 +78,9 @@ class Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         parameters = self.module._parameters
-        weight, bias = parameters["weight"], parameters["bias"]
-        assert weight is not None
-        if self.transposed:
-            weight = weight.mT
+        stored, bias = parameters["weight"], parameters["bias"]
+        assert stored is not None
+        weight: Tensor = stored.mT if self.transposed else stored
         if self.cut.output:
             alone = self.entrance is None
             y = F.linear(enter(x, self.peers) if self.entrance is None else self.entrance(x), weight, bias)
@@ -89,7 +88,7 @@ class Product:
         y = leave(F.linear(take(x, -1, self.peers) if self.entrance is None else x, weight), self.peers)
         if self.entrance is not None:
             self.entrance.close()
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias.to(y.dtype)
 
 
 class Table:

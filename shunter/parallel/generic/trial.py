@@ -148,7 +148,9 @@ def _moved(pair: Pair) -> Iterator[None]:
     pair.inside.eval()
     parameters = dict(pair.inside.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    cut = {id(p) for product in (*pair.firsts.values(), pair.second) for p in product.module._parameters.values()}
+    cut = {
+        id(p) for product in (*pair.firsts.values(), pair.second) for p in product.module._parameters.values()
+    }
     with torch.no_grad():
         for name, p in parameters.items():
             part = pair.peers.index if id(p) in cut and p is not pair.second.module._parameters["bias"] else 0
