@@ -173,8 +173,8 @@ def overridden(found: Sequence[Rule], weights: Sequence[Weight], wanted: Iterabl
     """The rules with a person's own before them.
 
     wanted: `NAME=out`, `NAME=in`, `NAME=whole` or `NAME=N`, N a dim as the weight is stored. NAME is the last
-    parts of a module's path, each a regular expression (`layers\\.0\\.mlp\\.up`, `fc.`); for what is no
-    product's weight the parameter's. Raises ShunterError for one that matches nothing, naming the nearest.
+    parts of a module's path, or of a parameter's name; between dots stand regular expressions, as in
+    `layers.[0-3].mlp.up_proj`. Raises ShunterError for one that matches nothing, naming the nearest.
     """
     own = []
     for text in wanted:

@@ -10,7 +10,8 @@ from shunter.config.base import Config
 from shunter.config.errors import ShunterError
 from shunter.train.config import Parallel, TrainHow
 
-OWN_AXES = frozenset({"dp", "fsdp", "tp", "timeout"})  # keys of how.parallel that any model may have
+# Keys of how.parallel that any model may have.
+OWN_AXES = frozenset({"dp", "fsdp", "tp", "timeout", "timeline"})
 
 
 class Best(Config):

@@ -33,6 +33,7 @@ from shunter.train.world import World
 
 MODEL = "model.safetensors"
 PROBED = 2  # examples whose loss is computed before and after the model is laid out
+APART = 8  # examples whose losses are computed together and one by one
 
 
 @dataclass(frozen=True)
@@ -332,16 +333,16 @@ class TaskRun:
                     f"{name} normalises over a batch, so the loss depends on how batches are cut",
                     mend="Use one process with how.micro_batch=train.batch, or another norm (nn.GroupNorm).",
                 )
-        if len(few) < PROBED:
+        if len(few) < 2:
             return
-        with Looking(trying.model, self.config.precision, self.world.device):
-            together = [x.detach() for x in trying.loss(Pass(list(few), [0, 1]), 0)]
+        with Looking(trying.model, trying.precision, self.world.device):
+            together = [x.detach() for x in trying.loss(Pass(list(few), list(range(len(few)))), 0)]
             apart = [trying.loss(Pass([e], [n]), 0) for n, e in enumerate(few)]
         for name, whole, parts in zip(("sum", "count"), together, zip(*apart, strict=True), strict=True):
             added = float(sum(parts).detach())  # type: ignore[union-attr]
             if abs(float(whole) - added) > 1e-3 * abs(added) + 1e-6:
                 raise ShunterError(
-                    f"`loss` gives two examples the {name} {float(whole):.6g}, and {added:.6g} one by one",
+                    f"`loss` gives {len(few)} examples the {name} {float(whole):.6g}, and {added:.6g} one by one",
                     mend="Return (sum, count) without what fills a batch up; or leave batches whole: one "
                     "process, how.micro_batch=train.batch.",
                 )
@@ -353,8 +354,9 @@ class TaskRun:
         part = Pass(few, list(range(len(few))))
         uncut = Laid(module, self.world.mesh, None, dict(module.named_parameters()), {})
         trying = Engine(self.task, uncut, self.world, self.config, seed=self.seed, micro_batch=len(few))
+        trying.precision = "fp32"  # what is compared shall differ by mistakes, not by rounding
         if self.task.step is None:
-            self._can_be_cut(trying, few)
+            self._can_be_cut(trying, list(self.examples[:APART]) or few)
 
         def probe() -> Tensor:
             total, count = trying.loss(part, 0)

@@ -46,6 +46,7 @@ class Engine:
         self.seed, self.micro_batch = seed, micro_batch
         self.dropouts: Sequence[int | None] = ()
         self.noting: Shapes | None = None  # in the place of dropout
+        self.precision: str = config.precision
 
     @property
     def model(self) -> nn.Module:
@@ -70,7 +71,7 @@ class Engine:
         if self.task.loss is None:
             raise ShunterError("the task has no function `loss`")
         batch = moved(self.task.collate(part.examples), self.world.device)
-        with self.drawing(part.numbers, step) as draws, autocast(self.world.device, self.config.precision):
+        with self.drawing(part.numbers, step) as draws, autocast(self.world.device, self.precision):
             total, count = summed(self.task.loss(self.model, batch, draws), len(part.examples))
         return (total, count) if part.counts else (total * 0, count * 0)
 
