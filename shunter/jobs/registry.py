@@ -16,6 +16,7 @@ _ENTRIES = {
     "import": "shunter.jobs.imported:JOB",
     "pretrain": "shunter.jobs.pretrain:JOB",
     "sft": "shunter.jobs.sft:JOB",
+    "custom": "shunter.jobs.custom:JOB",
     "evaluate": "shunter.jobs.evaluate:JOB",
     "report": "shunter.jobs.report:JOB",
     "rehearse": "shunter.jobs.rehearse:JOB",

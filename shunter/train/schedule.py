@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
-from shunter.train.config import TrainConfig
+
+class Curve(Protocol):
+    """What a learning rate's course depends on; fields of the training's configuration."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def decay(self) -> float: ...
+    @property
+    def final(self) -> float: ...
 
 
-def rate(config: TrainConfig, step: int) -> float:
+def rate(config: Curve, step: int) -> float:
     """Learning rate of the step with index `step` (from 0) of `config.steps`.
 
     cosine: arXiv 1608.03983 without restarts. wsd: linear decay over the last `decay` share

@@ -1,0 +1,325 @@
+"""A module of any kind laid out over the ranks of a mesh, without a declaration by its author.
+
+tp: each weight is cut along the dim that `layout.anymodel` chooses; ranks see the same rows. Products of
+known kinds are computed in parts, in pairs where a trial has shown that this is right. Weights of other
+modules are brought together where they are used, which is right for any module.
+fsdp: each weight is cut along some dim, and brought together where it is used; ranks see other rows.
+dp: copies that see other rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shunter.config.errors import ShunterError
+from shunter.layout.anymodel import WHOLE, Cut, Plan, plan
+from shunter.layout.fused import Heads
+from shunter.layout.holding import Holding
+from shunter.layout.piece import Piece
+from shunter.layout.rules import Weight
+from shunter.parallel.generic import pairs, trial
+from shunter.parallel.generic.collectives import bring
+from shunter.parallel.generic.products import Product, Table, computable, install, is_conv1d, kind_of
+from shunter.parallel.generic.shards import Shard, hold
+from shunter.parallel.mesh import Mesh
+
+Probe = Callable[[], Tensor]
+ALLOWED = ("pp", "cp", "ep", "etp")  # must be 1
+
+
+@dataclass
+class Laid:
+    """parameters: this rank's parts by name, each once. held: what they are of the whole.
+
+    computed: name -> "in a pair", "in parts", "brought together" or "whole". notes: for people.
+    """
+
+    module: nn.Module
+    mesh: Mesh
+    plan: Plan | None
+    parameters: dict[str, nn.Parameter]
+    held: dict[str, Holding]
+    computed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _pairs: list[pairs.Pair] = field(default_factory=list)
+
+    def whole(self, name: str) -> Tensor:
+        """A parameter as one process has it, on all ranks, which must all call it."""
+        return self.assembled(name, self.parameters[name].detach())
+
+    def assembled(self, name: str, part: Tensor) -> Tensor:
+        """Anything that lies as a parameter does, such as its gradient, as one process has it."""
+        piece, cut = self.held[name].piece, self.held[name].cut
+        if piece.is_whole:
+            return part
+        dim = next(
+            dim for dim, (a, b) in enumerate(zip(piece.shape, piece.local_shape, strict=True)) if a != b
+        )
+        blocks = self.plan.cuts[name].blocks if self.plan is not None else ()
+        return bring(part, dim, self.mesh.peers(*cut), blocks)
+
+    def own(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's part of something that lies as a parameter does."""
+        found = torch.empty(self.held[name].piece.local_shape, dtype=whole.dtype, device=whole.device)
+        for box in self.held[name].piece.boxes():
+            found[box.slices(box.part)] = whole[box.slices(box.whole)]
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """Of the parameters on this rank."""
+        return sum(p.nbytes for p in self.parameters.values())
+
+
+def weights_of(module: nn.Module) -> dict[str, Weight]:
+    """The parameters of a module, each once, in its order."""
+    found = {}
+    for name, parameter in module.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        kind = kind_of(module.get_submodule(owner)) if leaf == "weight" else "other"
+        found[name] = Weight(name, tuple(parameter.shape), kind)
+    return found
+
+
+def heads_of(module: nn.Module) -> Heads:
+    """Numbers of heads as the module's `config` tells them, where it has one."""
+    config: Any = getattr(module, "config", None)
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    elif config is not None and not isinstance(config, Mapping):
+        config = dict(vars(config))
+    return Heads.of_config(config) if isinstance(config, Mapping) else Heads()
+
+
+def lay_out(
+    module: nn.Module,
+    mesh: Mesh,
+    *,
+    overrides: Iterable[str] = (),
+    published: bool = False,
+    probe: Probe | None = None,
+) -> Laid:
+    """Cut a module, whose weights are the same on all ranks, in place. All ranks of the mesh call it.
+
+    probe: computes the loss of a few examples, the same on all ranks, in the module's present state. With it,
+    products come in pairs, and what comes out is compared with what came out before. Raises ShunterError for
+    axes that cannot be, an override that matches nothing, and a module that does not compute the same in
+    parts (one that reads its parameters beside its layers, for instance).
+    """
+    _allowed(mesh)
+    expected = None if probe is None else _probed(module, probe)
+    weights = weights_of(module)
+    names = {id(p): name for name, p in module.named_parameters()}
+    if mesh.grid.fsdp > 1:
+        laid = _sharded(module, mesh, weights)
+    else:
+        laid = _tensor(module, mesh, weights, names, overrides, published)
+    if probe is not None and expected is not None and mesh.grid.size > 1:
+        _proven(laid, probe, expected)
+    return laid
+
+
+def _allowed(mesh: Mesh) -> None:
+    grid = mesh.grid
+    for axis in ALLOWED:
+        if grid.degree(axis) > 1:
+            raise ShunterError(
+                f"{axis} needs a model whose layers declare how they are cut",
+                mend="Use tp, fsdp and dp for a model of your own.",
+            )
+    if grid.tp > 1 and grid.fsdp > 1:
+        raise ShunterError(
+            "tp and fsdp together are not there for a model of your own", mend="Use one of them, with dp."
+        )
+
+
+def _places(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[nn.Module, str, str]]:
+    """Each place where a parameter stands (tied ones stand in several): owner, its leaf, the first name."""
+    for owner in module.modules():
+        for leaf, parameter in owner._parameters.items():
+            if parameter is not None:
+                yield owner, leaf, names[id(parameter)]
+
+
+def _keeps_list(owner: nn.Module) -> bool:
+    """Recurrent layers keep a list of their weights beside the parameters, and read that."""
+    return isinstance(owner, nn.RNNBase)
+
+
+def _tensor(
+    module: nn.Module,
+    mesh: Mesh,
+    weights: Mapping[str, Weight],
+    names: Mapping[int, str],
+    overrides: Iterable[str],
+    published: bool,
+) -> Laid:
+    peers = mesh.peers("tp")
+    found = plan(list(weights.values()), peers.size, heads_of(module), overrides, published=published)
+    cuts = dict(found.cuts)
+    for owner, _, name in _places(module, names):
+        if _keeps_list(owner):
+            cuts[name] = WHOLE
+    found = Plan(found.parts, found.weights, cuts, found.rules, found.heads, found.notes)
+    parameters = dict(module.named_parameters())
+    laid = Laid(module, mesh, found, parameters, {}, notes=list(found.notes))
+    for name, parameter in parameters.items():
+        piece = found.piece(name, peers.index)
+        laid.held[name] = Holding(piece, ("dp",), () if piece.is_whole else ("tp",))
+        laid.computed[name] = "whole" if piece.is_whole else "brought together"
+        _shrink(parameter, piece)
+    for owner, leaf, name in _places(module, names):
+        cut = cuts[name]
+        if cut.dim is not None:
+            hold(owner, leaf, Shard(cut.dim, peers, cut.blocks))
+    if peers.size > 1:
+        _compute_in_parts(laid, names, peers)
+        laid._pairs = pairs.find(module, peers)
+    return laid
+
+
+def _compute_in_parts(laid: Laid, names: Mapping[int, str], peers: Any) -> None:
+    assert laid.plan is not None
+    for owner in list(laid.module.modules()):
+        weight = owner._parameters.get("weight")
+        if weight is None or not computable(owner):
+            continue
+        name = names[id(weight)]
+        cut = laid.plan.cuts[name]
+        if isinstance(owner, nn.Embedding):
+            install(owner, Table(owner, cut, peers))
+        elif cut.dim is not None:
+            outputs = 1 if is_conv1d(owner) else 0
+            bias = owner._parameters.get("bias")
+            follows = bias is None or laid.plan.cuts[names[id(bias)]].dim == 0
+            if bias is not None and follows != (cut.dim == outputs):
+                continue  # such as a bias that a person wants whole: brought together, that is right as well
+            install(owner, Product(owner, Cut(cut.dim, cut.blocks, cut.dim == outputs), peers))
+        else:
+            continue
+        if cut.dim is not None:
+            _computed(laid, owner, "in parts")
+
+
+def _computed(laid: Laid, owner: nn.Module, how: str) -> None:
+    names = {id(p): name for name, p in laid.parameters.items()}
+    for parameter in owner._parameters.values():
+        if parameter is not None and not laid.held[names[id(parameter)]].piece.is_whole:
+            laid.computed[names[id(parameter)]] = how
+
+
+def _sharded(module: nn.Module, mesh: Mesh, weights: Mapping[str, Weight]) -> Laid:
+    peers = mesh.peers("fsdp")
+    names = {id(p): name for name, p in module.named_parameters()}
+    parameters = dict(module.named_parameters())
+    laid = Laid(module, mesh, None, parameters, {})
+    kept = {name for owner, _, name in _places(module, names) if _keeps_list(owner)}
+    dims: dict[str, int] = {}
+    for name, parameter in parameters.items():
+        sizes = [(size, -dim) for dim, size in enumerate(parameter.shape) if size and size % peers.size == 0]
+        if name in kept or not sizes:
+            laid.held[name] = Holding(Piece.full(parameter.shape), ("dp", "fsdp"))
+            laid.computed[name] = "whole"
+            continue
+        dims[name] = -max(sizes)[1]
+        piece = Piece.full(parameter.shape).share(dims[name], peers.index, peers.size)
+        laid.held[name] = Holding(piece, ("dp",), ("fsdp",))
+        laid.computed[name] = "brought together"
+        _shrink(parameter, piece)
+    for owner, leaf, name in _places(module, names):
+        if name in dims:
+            hold(owner, leaf, Shard(dims[name], peers, (), summed=True))
+    return laid
+
+
+def _shrink(parameter: nn.Parameter, piece: Piece) -> None:
+    """Keep the part alone, in the same parameter: tied ones stay tied, an optimizer keeps its own."""
+    if piece.is_whole:
+        return
+    part = torch.empty(piece.local_shape, dtype=parameter.dtype, device=parameter.device)
+    for box in piece.boxes():
+        part[box.slices(box.part)] = parameter.data[box.slices(box.whole)]
+    parameter.data = part
+
+
+def _proven(laid: Laid, probe: Probe, expected: Tensor) -> None:
+    """Try pairs, and compare the loss with that of the module before it was cut."""
+    on = trial.settle(laid._pairs, probe_with_gradient(laid.module, probe), laid.mesh.everyone)
+    got = _probed_or_none(laid.module, probe)
+    if on and not _agree(got, expected, laid):
+        for pair in laid._pairs:
+            pair.switch_off()
+        on = {}
+        laid.notes.append("Pairs of products did not fit together: each product is computed by itself.")
+        got = _probed(laid.module, probe)
+    if not _agree(got, expected, laid):
+        raise ShunterError(
+            f"laid out, the loss of the first examples is {_shown(got)}, and {_shown(expected)} in one piece",
+            where=type(laid.module).__name__,
+            mend="Let the loss use the model's outputs, not its parameters; or use dp alone.",
+        )
+    names = {id(p): name for name, p in laid.parameters.items()}
+    for pair in laid._pairs:
+        if pair.second_path not in on:
+            continue
+        for product in (*pair.firsts.values(), pair.second):
+            _computed(laid, product.module, "in a pair")
+        inner = dict(pair.inside.named_parameters())
+        for part in on[pair.second_path]:
+            name = names[id(inner[part])]
+            held = laid.held[name]
+            laid.held[name] = Holding(held.piece, (*held.partial, "tp"), held.cut)
+
+
+def probe_with_gradient(module: nn.Module, probe: Probe) -> Callable[[], Any]:
+    """The probe without dropout, but with gradients, so that it is seen what has one."""
+
+    def run() -> Tensor:
+        with _still(module), torch.enable_grad():
+            return probe()
+
+    return run
+
+
+def _probed(module: nn.Module, probe: Probe) -> Tensor:
+    with _still(module), torch.no_grad():
+        return probe().detach().double()
+
+
+def _probed_or_none(module: nn.Module, probe: Probe) -> Tensor | None:
+    try:
+        return _probed(module, probe)
+    except Exception:  # the person's code on sizes that it was not written for; all ranks alike
+        return None
+
+
+def _agree(got: Tensor | None, expected: Tensor, laid: Laid) -> bool:
+    """Within what rounding explains: 16-bit weights round roughly."""
+    rough = any(p.is_floating_point() and p.element_size() < 4 for p in laid.parameters.values())
+    allowed = (1e-2 if rough else 1e-5) * expected.abs() + 1e-6
+    good = got is not None and bool((got - expected).abs() <= allowed)
+    return trial.all_say(good, laid.mesh.everyone, expected.device)
+
+
+def _shown(value: Tensor | None) -> str:
+    return "nothing" if value is None else f"{float(value):.6g}"
+
+
+class _still:
+    """Without dropout, and without a trace in the module's modes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.modes = [(each, each.training) for each in module.modules()]
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.module.eval()
+
+    def __exit__(self, *raised: Any) -> None:
+        for each, training in self.modes:
+            each.training = training

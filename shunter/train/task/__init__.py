@@ -1,0 +1,1 @@
+"""A person's own task as three functions: collate, loss, predict."""

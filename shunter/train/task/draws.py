@@ -1,0 +1,128 @@
+"""Random numbers of a person's task: each example has its own, whatever the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from shunter.config.seed import derive_seed
+from shunter.parallel.mesh import Peers
+
+
+class Draws:
+    """Streams keyed by (seed, step, example): the same numbers in any batch, on any number of processes, and
+    after any resume.
+
+    examples: numbers of the batch's examples, in order. The n-th call for one batch is a stream of its own.
+    """
+
+    def __init__(self, seed: int, step: int, examples: Sequence[int], device: torch.device) -> None:
+        self.seed, self.step, self.examples, self.device = seed, step, list(examples), device
+        self.calls = 0
+
+    def normal(self, *shape: int) -> Tensor:
+        """[B, *shape], standard normal."""
+        return self._rows(lambda draw: torch.randn(shape, generator=draw, device=self.device))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """[B, *shape] in [0, 1)."""
+        return self._rows(lambda draw: torch.rand(shape, generator=draw, device=self.device))
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """[B, *shape] in [0, high)."""
+        return self._rows(lambda draw: torch.randint(high, shape, generator=draw, device=self.device))
+
+    def _rows(self, make: Any) -> Tensor:
+        self.calls += 1
+        return torch.stack([make(self.generator(example, self.calls)) for example in self.examples])
+
+    def generator(self, *keys: int | str) -> torch.Generator:
+        """A stream of one's own under this step."""
+        seed = derive_seed(self.seed, "task", self.step, *keys)
+        return torch.Generator(self.device).manual_seed(seed)
+
+
+class Dropout(TorchFunctionMode):
+    """Within, dropout takes its masks from `draws`, example by example.
+
+    peers: among which a dropped tensor may be a part of what one process has; cuts: for the n-th dropout of a
+    pass the dim that is cut, counted from the end, as `Shapes` found it. Dropout inside a fused attention
+    kernel (`scaled_dot_product_attention`) draws from torch's own generator: a draw for each batch.
+    """
+
+    def __init__(self, draws: Draws, peers: Peers | None = None, cuts: Sequence[int | None] = ()) -> None:
+        super().__init__()
+        self.draws, self.peers, self.cuts = draws, peers or Peers.alone(), cuts
+        self.count = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is not torch.nn.functional.dropout:
+            return func(*args, **named)
+        x, p, training = _called(args, named)
+        if not training or not p:
+            return func(*args, **named)
+        place, self.count = self.count, self.count + 1
+        mask = self._mask(x, p, place)
+        return x * mask if mask is not None else func(*args, **named)
+
+    def _mask(self, x: Tensor, p: float, place: int) -> Tensor | None:
+        """Scaled, of x's shape; None where the first dim is not examples, nor examples times something."""
+        rows = len(self.draws.examples)
+        if not x.ndim or x.shape[0] % rows:
+            return None
+        shape = [x.shape[0] // rows, *x.shape[1:]]
+        cut = self.cuts[place] if place < len(self.cuts) else None
+        whole = list(shape)
+        if cut is not None:
+            whole[cut] *= self.peers.size
+        kept = []
+        for example in self.draws.examples:
+            draw = self.draws.generator(example, "dropout", place)
+            mask = torch.rand(whole, generator=draw, device=x.device) >= p
+            if cut is not None:
+                mask = mask.chunk(self.peers.size, cut)[self.peers.index]
+            kept.append(mask)
+        return torch.cat(kept).view(x.shape).to(x.dtype) / (1 - p)
+
+
+class Shapes(TorchFunctionMode):
+    """Within, the shapes that go through dropout are noted, and nothing is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not torch.nn.functional.dropout:
+            return func(*args, **(kwargs or {}))
+        x, p, training = _called(args, kwargs or {})
+        if training and p:
+            self.seen.append(tuple(x.shape))
+        return x
+
+
+def cut_dims(
+    whole: Sequence[tuple[int, ...]], part: Sequence[tuple[int, ...]], parts: int
+) -> list[int | None]:
+    """For each dropout of a pass the dim, counted from the end, along which this rank has a part."""
+    found: list[int | None] = []
+    for a, b in zip(whole, part, strict=False):
+        differ = [dim for dim in range(-min(len(a), len(b)), 0) if a[dim] != b[dim]]
+        fits = len(a) == len(b) and len(differ) == 1 and a[differ[0]] == parts * b[differ[0]]
+        found.append(differ[0] if fits else None)
+    return found
+
+
+def _called(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, float, bool]:
+    """Input, p and training of a call of `dropout`."""
+    given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | named
+    return given["input"], float(given.get("p", 0.5)), bool(given.get("training", True))

@@ -1,0 +1,422 @@
+"""From a task's first step to its last: order, steps, evaluation, checkpoints, records, requests to stop."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shunter.config.errors import ShunterError
+from shunter.config.seed import derive_seed
+from shunter.parallel.counted import counted
+from shunter.parallel.generic.laid import Laid, lay_out
+from shunter.parallel.told import told_by_all
+from shunter.recipe.job import Control, Stopped
+from shunter.record.events import EventLog
+from shunter.record.points import reach
+from shunter.train.checkpoint.shared import SharedCheckpointer
+from shunter.train.config import TrainHow
+from shunter.train.device import autocast
+from shunter.train.schedule import rate
+from shunter.train.task.config import TaskConfig
+from shunter.train.task.draws import Shapes, cut_dims
+from shunter.train.task.face import Examples, Task, moved
+from shunter.train.task.step import Engine, Pass, Step, ordinary
+from shunter.train.world import World
+
+MODEL = "model.safetensors"
+PROBED = 2  # examples whose loss is computed before and after the model is laid out
+APART = 8  # examples whose losses are computed together and one by one
+
+
+@dataclass(frozen=True)
+class Place:
+    """work: survives a kill; checkpoints stand in it. log: for records."""
+
+    work: Path
+    log: Path
+    events: EventLog
+    control: Control
+
+
+class TaskRun:
+    """One optimisation of a person's task. `run` continues where an earlier attempt was. Every rank of the
+    world makes one and calls the same methods."""
+
+    def __init__(
+        self, task: Task, config: TaskConfig, how: TrainHow, place: Place, world: World, *, seed: int
+    ) -> None:
+        self.task, self.config, self.how, self.place, self.world, self.seed = (
+            task,
+            config,
+            how,
+            place,
+            world,
+            seed,
+        )
+        torch.manual_seed(derive_seed(seed, "model"))
+        module = task.model()
+        if not isinstance(module, nn.Module):
+            raise ShunterError(f"`model` returns {type(module).__name__}, not a torch module")
+        module.to(world.device).train()
+        self.step = self.epoch = self.within = 0  # steps done; epochs done; examples of this one done
+        self.best: dict[str, float] | None = None  # value, step
+        self.examples: Examples = task.train if not task.drawn_anew else ()  # type: ignore[assignment]
+        self.laid, dropouts = self._lay_out(module)
+        self.engine = Engine(task, self.laid, world, config, seed=seed, micro_batch=how.micro_batch)
+        self.engine.dropouts = dropouts
+        self.optimizer = _adamw(self.laid, config)
+        checkpoints = place.work / "checkpoints"
+        self.checkpointer = SharedCheckpointer(checkpoints, how.keep, world, self.laid.held)
+        self.kept = SharedCheckpointer(place.work / "best", 1, world, self.laid.held)
+
+    def run(self) -> dict[str, Any]:
+        """Train. Returns headline metrics. Raises Stopped after a stop on request."""
+        newest = self.checkpointer.latest()
+        if newest is not None:
+            self._load(newest)
+            self.place.events.write("resume", step=self.step)
+        elif self.config.evaluate_first and len(self.task.heldout):
+            self._first_try()
+        self.place.events.write(
+            "task",
+            parameters=sum(math.prod(each.piece.shape) for each in self.laid.held.values()),
+            here=sum(p.numel() for p in self.laid.parameters.values()),
+            bytes_here=self.laid.bytes,
+            computed={
+                how: sum(v == how for v in self.laid.computed.values())
+                for how in set(self.laid.computed.values())
+            },
+            notes=self.laid.notes,
+        )
+        while self.epoch < self.config.epochs:
+            self._epoch()
+        return self._finish()
+
+    # --- the order of examples
+
+    def _epoch(self) -> None:
+        if self.task.drawn_anew:
+            self.examples = list(self.task.train(self.epoch, self.predict))  # type: ignore[operator]
+        if not len(self.examples):
+            raise ShunterError("there are no examples to train on")
+        order = self._order()
+        steps = -(-len(self.examples) // self.config.batch)
+        while self.within < len(self.examples):
+            numbers = order[self.within : self.within + self.config.batch].tolist()
+            self._step(numbers, steps * self.config.epochs)
+            self.within += len(numbers)
+            last = self.within >= len(self.examples)
+            if last:
+                self.epoch, self.within = self.epoch + 1, 0
+            every = self.config.evaluate_every
+            if (self.step % every == 0) if every else last:
+                self._evaluated()
+            # A checkpoint within an epoch that was drawn anew could not be continued: the model has moved.
+            here = last or not self.task.drawn_anew
+            done = last and self.epoch == self.config.epochs
+            if here and (self.step % self.how.checkpoint_every == 0 or done):
+                self._save()
+            if here:
+                self._listen()
+            if last:
+                return
+
+    def _order(self) -> np.ndarray:
+        count = len(self.examples)
+        if not self.config.shuffle:
+            return np.arange(count)
+        return np.random.default_rng(derive_seed(self.seed, "order", self.epoch)).permutation(count)
+
+    def _step(self, numbers: Sequence[int], steps: int) -> None:
+        reach("train.step", step=self.step)
+        examples = [self.examples[number] for number in numbers]
+        speed = rate(_Curve(self.config, steps), self.step)
+        recorded = self.how.parallel is not None and self.how.parallel.timeline == self.step
+        with counted() as sent:
+            if self.task.step is not None:
+                if self.laid.mesh.grid.fsdp > 1:
+                    raise ShunterError(
+                        "`step` needs whole gradients of examples", mend="Use tp or dp, not fsdp."
+                    )
+                step = Step(self.engine, examples, numbers, self.step, speed, self._update)
+                values = {str(k): float(v) for k, v in self.task.step(step).items()}
+            else:
+                result = ordinary(self.engine, examples, numbers, self.step, speed, self._update)
+                values = {"loss": result.loss, "grad_norm": result.norm}
+                if not result.updated:
+                    self.place.events.write("skip", step=self.step, loss=result.loss, numbers=list(numbers))
+        if recorded:
+            mine = {"bytes": sent.by_kind(), "calls": {k: n for (k, _), n in sent.calls.items()}}
+            every = told_by_all(mine, self.world.mesh.everyone, self.world.device)
+            self.place.events.write("traffic", step=self.step, ranks=every)
+        self.step += 1
+        if self.step % self.how.log_every == 0 or self.step == steps:
+            self.place.events.metrics(self.step, **{f"train/{k}": v for k, v in values.items()}, lr=speed)
+        self.place.events.write("step", step=self.step, numbers=list(numbers), **values)
+        self.place.events.progress(self.step, steps, "steps", **values)
+
+    def _update(self, speed: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = speed
+        self.optimizer.step()
+
+    # --- evaluation
+
+    def predict(self, examples: Examples) -> list[Any]:
+        """One output for each example, in their order, on every rank. The last batch is filled up, so that
+        batches are of one size, and what fills it is dropped."""
+        if self.task.predict is None:
+            raise ShunterError("the task has no function `predict`")
+        examples = list(examples)
+        if not examples:
+            return []
+        size, mine = self.how.micro_batch, []
+        for part in self.engine.passes(examples, range(len(examples))):
+            filled = part.examples + [part.examples[0]] * (size - len(part.examples))
+            numbers = part.numbers + [part.numbers[0]] * (size - len(part.numbers))
+            batch = moved(self.task.collate(filled), self.world.device)
+            with self._looking(), self.engine.drawing(numbers, -1) as draws:
+                outputs = self.task.predict(self.laid.module, batch, draws)
+            outputs = outputs.tolist() if isinstance(outputs, Tensor) else list(outputs)
+            if len(outputs) != size:
+                raise ShunterError(
+                    f"`predict` returns {len(outputs)} outputs for {size} examples",
+                    mend="Return one for each: a tensor [B, ..], or a list.",
+                )
+            mine += outputs[: len(part.examples)] if part.counts else []
+        try:
+            every = told_by_all(mine, self.world.data, self.world.device)
+        except TypeError as error:
+            raise ShunterError(
+                f"an output of `predict` is no number, text, list or mapping ({error})"
+            ) from None
+        return [output for each in every for output in each]
+
+    def evaluate(self, examples: Examples) -> dict[str, float]:
+        """The loss on these examples, and what `metrics` makes of the outputs."""
+        found: dict[str, float] = {}
+        if self.task.loss is not None:
+            told = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+            for part in self.engine.passes(examples, range(len(examples))):
+                with self._looking():
+                    total, count = self.engine.loss(part, -1)
+                told += torch.stack([total.detach(), count])
+            total, count = self.world.sum(told, self.world.data).tolist()
+            found["loss"] = total / count if count else math.nan
+        if self.task.metrics is not None:
+            found |= {k: float(v) for k, v in self.task.metrics(examples, self.predict(examples)).items()}
+        return found
+
+    def _first_try(self) -> None:
+        """One batch through all that evaluation does: better now than after an epoch."""
+        few = list(self.task.heldout[: self.how.micro_batch * self.world.data.size])
+        found = self.evaluate(few)
+        self._metric(found)
+        self.place.events.write("tried", examples=len(few), **found)
+
+    def _evaluated(self) -> None:
+        if not len(self.task.heldout):
+            return
+        found = self.evaluate(self.task.heldout)
+        self.place.events.metrics(self.step, **{f"valid/{k}": v for k, v in found.items()})
+        value, best = self._metric(found), self.config.best
+        sign = 1 if best.mode == "min" else -1
+        if math.isfinite(value) and (self.best is None or sign * value < sign * self.best["value"]):
+            self.best = {"value": value, "step": float(self.step)}
+            self.kept.save(self.step, {"model": self._weights()}, {"metrics": found})
+
+    def _metric(self, found: Mapping[str, float]) -> float:
+        if (name := self.config.best.metric) not in found:
+            raise ShunterError(
+                f"there is no metric {name!r}",
+                where="train.best.metric",
+                mend=f"Evaluation gives {', '.join(sorted(found)) or 'nothing'}.",
+            )
+        return found[name]
+
+    def _looking(self) -> Any:
+        return Looking(self.laid.module, self.config.precision, self.world.device)
+
+    # --- state
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Parameters, and buffers that belong to the model; each by its first name."""
+        parameters: dict[str, Tensor] = {name: p.detach() for name, p in self.laid.parameters.items()}
+        stored = self.laid.module.state_dict(keep_vars=True)
+        known = {id(p) for p in self.laid.parameters.values()}
+        return parameters | {
+            name: b for name, b in stored.items() if isinstance(b, Tensor) and id(b) not in known
+        }
+
+    def _state(self) -> dict[str, Any]:
+        names = {id(p): name for name, p in self.laid.parameters.items()}
+        optimizer = {names[id(p)]: dict(state) for p, state in self.optimizer.state.items()}
+        return {"model": self._weights(), "optimizer": optimizer}
+
+    def _save(self) -> None:
+        extra = {
+            "step": self.step, "epoch": self.epoch, "within": self.within, "best": self.best,
+            "config": self.config.model_dump(mode="json"), "examples": len(self.examples),
+        }  # fmt: skip
+        self.checkpointer.save(self.step, self._state(), extra)
+
+    def _load(self, step: int) -> None:
+        def check(extra: dict[str, Any], where: str) -> None:
+            if extra["config"] != self.config.model_dump(mode="json"):
+                raise ShunterError("the checkpoint belongs to another configuration", where=where)
+            if not self.task.drawn_anew and extra["examples"] != len(self.examples):
+                raise ShunterError(
+                    f"the run began with {extra['examples']} examples, and there are {len(self.examples)}",
+                    where=where,
+                )
+
+        extra = self.checkpointer.load(step, self._state(), check)
+        self.step, self.epoch, self.within = extra["step"], extra["epoch"], extra["within"]
+        self.best = extra["best"]
+
+    def _listen(self) -> None:
+        if self.place.control.stop_requested():
+            self._save()
+            raise Stopped
+        if self.place.control.take_save_request():
+            self._save()
+
+    def _finish(self) -> dict[str, Any]:
+        """The best state, where there is one; else the last."""
+        metrics: dict[str, Any] = {"steps": self.step}
+        if self.best is not None:
+            step = int(self.best["step"])
+            state = {"model": self._weights()}
+            found = self.kept.load(step, state)
+            metrics |= {f"heldout_{k}": v for k, v in found["metrics"].items()} | {"best_step": step}
+        return metrics
+
+    def write(self, folder: Path) -> None:
+        """The whole model as one safetensors file, by rank 0; all ranks call it."""
+        from safetensors.torch import save_file
+
+        whole = {}
+        for name, tensor in self._weights().items():
+            full = self.laid.whole(name) if name in self.laid.parameters else tensor.detach()
+            if self.world.rank == 0:
+                whole[name] = full.detach().cpu().contiguous().clone()
+        if self.world.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(whole, folder / MODEL, metadata={"format": "pt"})
+
+    def write_outputs(self, folder: Path) -> None:
+        """What `predict` gives for the held-out examples, a JSON value a line."""
+        if self.task.predict is None or not len(self.task.heldout):
+            return
+        outputs = self.predict(self.task.heldout)
+        if self.world.rank == 0:
+            lines = "".join(json.dumps(each) + "\n" for each in outputs)
+            (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
+
+    # --- the layout
+
+    def _can_be_cut(self, trying: Engine, few: Sequence[Any]) -> None:
+        """Raise ShunterError where another cut of a batch would be another loss, and batches are cut."""
+        if self.world.data.size == 1 and self.how.micro_batch >= self.config.batch:
+            return
+        for name, each in trying.model.named_modules():
+            if isinstance(each, nn.modules.batchnorm._BatchNorm) and each.training:
+                raise ShunterError(
+                    f"{name} normalises over a batch, so the loss depends on how batches are cut",
+                    mend="Use one process with how.micro_batch=train.batch, or another norm (nn.GroupNorm).",
+                )
+        if len(few) < 2:
+            return
+        with Looking(trying.model, trying.precision, self.world.device):
+            together = [x.detach() for x in trying.loss(Pass(list(few), list(range(len(few)))), 0)]
+            apart = [trying.loss(Pass([e], [n]), 0) for n, e in enumerate(few)]
+        for name, whole, parts in zip(("sum", "count"), together, zip(*apart, strict=True), strict=True):
+            added = float(sum(parts).detach())  # type: ignore[union-attr]
+            if abs(float(whole) - added) > 1e-3 * abs(added) + 1e-6:
+                raise ShunterError(
+                    f"`loss` gives {len(few)} examples the {name} {float(whole):.6g}, and {added:.6g} one by one",
+                    mend="Return (sum, count) without what fills a batch up; or leave batches whole: one "
+                    "process, how.micro_batch=train.batch.",
+                )
+
+    def _lay_out(self, module: nn.Module) -> tuple[Laid, Sequence[int | None]]:
+        few = list(self.examples[:PROBED]) or list(self.task.heldout[:PROBED])
+        if self.task.loss is None or not few:
+            return lay_out(module, self.world.mesh, overrides=self.config.rules), ()
+        part = Pass(few, list(range(len(few))))
+        uncut = Laid(module, self.world.mesh, None, dict(module.named_parameters()), {})
+        trying = Engine(self.task, uncut, self.world, self.config, seed=self.seed, micro_batch=len(few))
+        trying.precision = "fp32"  # what is compared shall differ by mistakes, not by rounding
+        if self.task.step is None:
+            self._can_be_cut(trying, list(self.examples[:APART]) or few)
+
+        def probe() -> Tensor:
+            total, count = trying.loss(part, 0)
+            return total / count
+
+        def dropped() -> list[tuple[int, ...]]:
+            trying.noting = Shapes()
+            trying.loss(part, 0)
+            seen, trying.noting = trying.noting.seen, None
+            return seen
+
+        cut = self.world.mesh.grid.tp > 1
+        before = dropped() if cut else []
+        found = lay_out(module, self.world.mesh, overrides=self.config.rules, probe=probe)
+        return found, cut_dims(before, dropped(), self.world.mesh.grid.tp) if cut else ()
+
+
+class _Curve:
+    """What `rate` asks for."""
+
+    def __init__(self, config: TaskConfig, steps: int) -> None:
+        self.steps = steps
+        self.lr, self.warmup, self.schedule = config.lr, config.warmup, config.schedule
+        self.decay, self.final = config.decay, config.final
+
+
+class Looking:
+    """Without dropout and without gradients."""
+
+    def __init__(self, module: nn.Module, precision: str, device: torch.device) -> None:
+        self.module, self.grad, self.cast = module, torch.no_grad(), autocast(device, precision)
+
+    def __enter__(self) -> None:
+        self.modes = [(each, each.training) for each in self.module.modules()]
+        self.module.eval()
+        self.grad.__enter__()
+        self.cast.__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self.cast.__exit__(*raised)
+        self.grad.__exit__(*raised)
+        for each, training in self.modes:
+            each.training = training
+
+
+def _adamw(laid: Laid, config: TaskConfig) -> torch.optim.AdamW:
+    """With a state for every parameter from the start, so that it can be loaded."""
+    learning = [p for p in laid.parameters.values() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    beta1, beta2 = config.betas
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.lr, betas=(beta1, beta2), eps=config.eps
+    )
+    for p in learning:
+        optimizer.state[p] = {
+            "step": torch.zeros((), dtype=torch.float32),
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
+    return optimizer

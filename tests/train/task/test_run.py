@@ -1,0 +1,257 @@
+"""A person's task learns the same on every layout, loses no example, and goes on where it was.
+
+In float64: losses of every step, and what comes out, on tp, dp, fsdp and mixes of one process, whatever the
+micro-batches, with dropout and the task's own random numbers. What this cannot show: dropout inside a fused
+attention kernel, whose draws belong to a batch; other processes than gloo's.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shunter.config.errors import ShunterError
+from shunter.layout.grid import Grid
+from shunter.parallel.mesh import Groups
+from shunter.recipe.job import Stopped
+from shunter.record.events import read
+from shunter.train.task.draws import Draws, cut_dims
+from shunter.train.task.face import Task, load
+from tests.parallel import pool as pools
+from tests.train.task.tasks import Net, collate, examples, loss, losses, metrics, refusal, small, started
+
+
+def _on_rank(rank: int, groups: Groups, given: Any) -> dict[str, Any]:
+    folder, grid, micro_batch, dropout, stop = given
+    run = started(
+        small(dropout),
+        Path(folder),
+        grid=grid,
+        rank=rank,
+        groups=pools.GROUPS,
+        micro_batch=micro_batch,
+        stop=stop,
+    )
+    try:
+        metrics_ = run.run()
+    except Stopped:
+        return {"stopped": run.step}
+    run.write(Path(folder) / "out")
+    return {"metrics": metrics_, "outputs": run.predict(examples(7)), "computed": run.laid.computed}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, whole batches, with dropout."""
+    folder = tmp_path_factory.mktemp("alone")
+    run = started(small(0.25), folder, micro_batch=8)
+    run.run()
+    run.write(folder / "out")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("grid", "micro_batch"),
+    [(Grid(tp=2), 8), (Grid(dp=2), 3), (Grid(fsdp=2), 4), (Grid(dp=2, tp=2), 2)],
+    ids=["tp2", "dp2", "fsdp2", "dp2tp2"],
+)
+def test_every_layout_learns_the_same(
+    pool: Any, alone: Path, tmp_path: Path, grid: Grid, micro_batch: int
+) -> None:
+    given = str(tmp_path), grid, micro_batch, 0.25, 0
+    told = pool.run(_on_rank, grid.size, given, grid)
+    one = losses(alone)
+    assert len(one) == 6  # 21 examples in batches of 8: the tail of each epoch is a step
+    for rank in range(grid.size):
+        assert losses(tmp_path, rank) == pytest.approx(one, rel=1e-9)
+    assert all(each["outputs"] == told[0]["outputs"] for each in told)
+    ours, theirs = (
+        load_file(alone / "out" / "model.safetensors"),
+        load_file(tmp_path / "out" / "model.safetensors"),
+    )
+    assert ours.keys() == theirs.keys() == Net().state_dict().keys()
+    for name, tensor in ours.items():
+        assert torch.allclose(theirs[name], tensor, rtol=1e-7, atol=1e-9), name
+    if grid.tp > 1:
+        assert told[0]["computed"]["blocks.0.fc1.weight"] == "in a pair"
+
+
+def test_a_run_goes_on_under_another_layout(pool: Any, alone: Path, tmp_path: Path) -> None:
+    grid = Grid(tp=2)
+    stopped = pool.run(_on_rank, 2, (str(tmp_path), grid, 4, 0.25, 2), grid)
+    assert stopped == [{"stopped": 2}] * 2
+    run = started(small(0.25), tmp_path, micro_batch=8)
+    run.run()
+    told = read(tmp_path / "log-0" / "events.jsonl")
+    assert [event["step"] for event in told if event["event"] == "resume"] == [2]
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-9)
+
+
+def test_each_example_once_an_epoch(alone: Path) -> None:
+    steps = [event for event in read(alone / "log-0" / "events.jsonl") if event["event"] == "step"]
+    for epoch in (steps[:3], steps[3:]):
+        assert sorted(number for step in epoch for number in step["numbers"]) == list(range(21))
+    assert steps[0]["numbers"] != steps[3]["numbers"]  # another order
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 21])
+def test_predictions_are_as_many_as_examples_and_in_order(tmp_path: Path, count: int) -> None:
+    def echo(model: nn.Module, batch: dict[str, Tensor], draws: Draws) -> list[int]:
+        assert len(batch["ids"]) == 4  # batches are of one size
+        return batch["ids"][:, 0].tolist()
+
+    run = started(small(predict=echo), tmp_path)
+    found = examples(count)
+    assert run.predict(found) == [example[0] for example in found]
+    assert run.predict([]) == []
+
+
+def _echo(rank: int, groups: Groups, given: Any) -> list[list[int]]:
+    folder, grid = given
+    run = started(
+        small(predict=lambda model, batch, draws: batch["ids"][:, 0]), Path(folder), grid=grid, rank=rank,
+        groups=pools.GROUPS,
+    )  # fmt: skip
+    return [run.predict(examples(count)) for count in (1, 2, 5, 9)]
+
+
+def test_predictions_of_several_processes_are_in_order(pool: Any, tmp_path: Path) -> None:
+    wanted = [[example[0] for example in examples(count)] for count in (1, 2, 5, 9)]
+    assert pool.run(_echo, 2, (str(tmp_path), Grid(dp=2)), Grid(dp=2)) == [wanted, wanted]
+
+
+def test_the_best_state_is_kept(tmp_path: Path) -> None:
+    """The rate is so high that the model gets worse again."""
+    run = started(small(), tmp_path, epochs=6, lr=0.3, best={"metric": "accuracy", "mode": "max"})
+    found = run.run()
+    told = [e["values"] for e in read(tmp_path / "log-0" / "events.jsonl") if e["event"] == "metrics"]
+    seen = [values["valid/accuracy"] for values in told if "valid/accuracy" in values]
+    assert len(seen) == 6
+    assert found["heldout_accuracy"] == max(seen)
+    # What is written is that state.
+    assert metrics(examples(7), run.predict(examples(7)))["accuracy"] == max(seen)
+
+
+def test_a_scalar_loss_is_a_mean_over_examples(tmp_path: Path) -> None:
+    def mean(model: nn.Module, batch: dict[str, Tensor], draws: Draws) -> Tensor:
+        return model(batch["ids"][:, :2]).square().mean(dim=(1, 2)).mean()
+
+    for micro_batch in (8, 3):
+        started(small(loss=mean), tmp_path / str(micro_batch), micro_batch=micro_batch).run()
+    assert losses(tmp_path / "8") == pytest.approx(losses(tmp_path / "3"), rel=1e-9)
+
+
+def _mean_over_tokens(model: nn.Module, batch: dict[str, Tensor], draws: Draws) -> Tensor:
+    total, count = loss(model, batch, draws)
+    return total / count
+
+
+def _no_mask(model: nn.Module, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, Tensor]:
+    return model(batch["ids"]).square().sum(), batch["mask"].sum()
+
+
+class Batchy(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch = nn.BatchNorm1d(16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"loss": _mean_over_tokens}, "Return (sum, count)"),
+        ({"loss": _no_mask}, "without what fills a batch up"),
+        ({"model": lambda: Batchy().double()}, "normalises over a batch"),
+        ({"loss": lambda model, batch, draws: model(batch["ids"])}, "tensor of shape"),
+        ({"loss": lambda model, batch, draws: "low"}, "returns str"),
+        ({"model": lambda: 3}, "not a torch module"),
+        ({"predict": lambda model, batch, draws: [1]}, "returns 1 outputs for 4 examples"),
+        ({"predict": lambda model, batch, draws: [object()] * 4}, "no number, text, list or mapping"),
+        ({"metrics": lambda found, outputs: {}}, ""),
+        ({"train": []}, "no examples"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_right_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    def work() -> None:
+        run = started(small(**changes), tmp_path, grid=Grid())
+        run.predict(run.task.heldout)
+        run.run()
+
+    assert told in refusal(work)
+
+
+def test_evaluation_is_tried_before_training(tmp_path: Path) -> None:
+    run = started(small(metrics=lambda found, outputs: {"score": found["no"]}), tmp_path)
+    with pytest.raises(TypeError):
+        run.run()
+    assert run.step == 0
+    assert "there is no metric 'f1'" in refusal(started(small(), tmp_path, best={"metric": "f1"}).run)
+
+
+def test_random_numbers_belong_to_examples() -> None:
+    device = torch.device("cpu")
+    both = Draws(1, 5, [7, 9], device)
+    one = Draws(1, 5, [9], device)
+    assert torch.equal(both.normal(3)[1], one.normal(3)[0])
+    assert torch.equal(both.uniform(2)[1], one.uniform(2)[0])
+    assert torch.equal(both.integers(50, 4)[1], one.integers(50, 4)[0])
+    assert not torch.equal(one.normal(3), Draws(1, 5, [9], device).normal(3))  # the fourth call, the first
+    assert not torch.equal(Draws(1, 6, [9], device).normal(3), Draws(1, 5, [9], device).normal(3))
+
+
+def test_the_cut_dim_of_a_dropped_tensor_is_found() -> None:
+    whole, part = [(2, 4, 6, 6), (2, 6, 32), (2, 6, 16)], [(2, 2, 6, 6), (2, 6, 16), (2, 6, 16)]
+    assert cut_dims(whole, part, 2) == [-3, -1, None]
+
+
+FILE = """
+from tests.train.task.tasks import Net, collate, examples, loss
+train = examples()
+model = Net
+"""
+
+
+def test_a_file_defines_a_task(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    found = load(path)
+    assert isinstance(found, Task)
+    assert found.predict is None
+    assert found.collate is not None
+    path.write_text("def modle(): pass\ntrain = []\ncollate = list\n")
+    assert "Is it 'modle'?" in refusal(lambda: load(path))
+    path.write_text("def model(): pass\ntrain = []\ncollate = list\n")
+    assert "needs a function `loss`" in refusal(lambda: load(path))
+    assert "no such file" in refusal(lambda: load(tmp_path / "none.py"))
+    assert collate(examples(2))["ids"].shape[0] == 2
+
+
+def test_examples_may_be_made_anew(tmp_path: Path) -> None:
+    """As rollouts are: with the present model, an epoch each."""
+    seen: list[int] = []
+
+    def train(epoch: int, predict_: Any) -> list[list[int]]:
+        found = examples(8)
+        assert len(predict_(found)) == 8
+        seen.append(epoch)
+        return found
+
+    run = started(small(train=train), tmp_path, epochs=3)
+    run.run()
+    assert (run.step, seen) == (3, [0, 1, 2])
+
+
+def test_a_changed_run_is_not_continued(tmp_path: Path) -> None:
+    run = started(small(), tmp_path, epochs=1)
+    run.run()
+    with pytest.raises(ShunterError, match="another configuration"):
+        started(small(), tmp_path, epochs=1, lr=0.5).run()
+    with pytest.raises(ShunterError, match="began with 21 examples"):
+        started(small(train=examples(20)), tmp_path, epochs=1).run()
+    json.dumps(run.config.model_dump(mode="json"))
