@@ -30,6 +30,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "launch": ("launch:launch", "Run a recipe on several machines: ssh or SLURM."),
         "watch": ("watch:watch", "Attach to a run; ask it to save or to stop."),
         "status": ("status:status", "Show which jobs are done, running or to do."),
+        "plan": ("plan:plan", "Find the fastest layout of a model on a cluster."),
         "layout": ("layout:layout", "Show who holds what over processes, and what is sent."),
         "show-batch": ("show_batch:show_batch", "Show the rows that a job trains on."),
         "schema": ("schema:schema", "Write the JSON Schema of recipes, for editors."),
