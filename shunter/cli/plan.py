@@ -34,6 +34,9 @@ def plan(
         bool, typer.Option("--what-helps", help="Say which faster link, memory or batch would help most.")
     ] = False,
     tokens: Annotated[str | None, typer.Option(help="Show time and cost of so many tokens: 15T.")] = None,
+    job: Annotated[
+        str | None, typer.Option(help="Of a recipe: the job; default: the one that trains.")
+    ] = None,
     practice: Annotated[
         str, typer.Option(help="Whose program computes: shunter, torchtitan, megatron-2021.")
     ] = "shunter",
@@ -49,7 +52,9 @@ def plan(
     from shunter.plan.search import search
 
     fixed = explain.parse(fix) if fix else {}
-    asked = planning.ask(model, cluster, global_batch, seq, practice_name=practice, calibration=calibration)
+    asked = planning.ask(
+        model, cluster, global_batch, seq, practice_name=practice, calibration=calibration, job=job
+    )
     room = None if budget_memory is None else float(parse_bytes(budget_memory))
     budget = None if tokens is None else planning.parse_tokens(tokens)
     found = search(asked.question, fixed=fixed, room=room, objective=objective.value, top=top)

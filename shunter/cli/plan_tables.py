@@ -21,7 +21,7 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
     """The plans, best first, where the best one's memory goes, and what the numbers rest on."""
     question = asked.question
     print(
-        f"{question.spec.num_parameters / 1e9:.2f}B parameters, {question.batch} rows of {question.row} "
+        f"{_count(question.spec.num_parameters)} parameters, {question.batch} rows of {question.row} "
         f"tokens a step, {question.fabric.world} devices of {asked.cluster.name}\n"
     )
     plans = [Plan.of(question, asked.cluster, each.prediction) for each in found.plans]
@@ -102,3 +102,11 @@ def show_help(helped: Sequence[Help]) -> None:
     print("\nwhat would help (tokens a second, the layout chosen anew):")
     for each in helped:
         print(f"  {each.what}: {100 * (each.times - 1):+.1f} %")
+
+
+def _count(number: float) -> str:
+    """6.74B, 2.1M."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"

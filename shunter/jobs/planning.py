@@ -40,11 +40,14 @@ class Model:
     notes: tuple[str, ...] = ()
 
 
-def model(name: str) -> Model:
-    """A recipe's file, a config.json or its folder, or a published model. Raises ShunterError."""
+def model(name: str, job: str | None = None) -> Model:
+    """A recipe's file and the job of it, a config.json or its folder, or a published model.
+
+    Raises ShunterError.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        return _of_recipe(path)
+        return _of_recipe(path, job)
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json" or path.is_file():
@@ -57,13 +60,13 @@ def model(name: str) -> Model:
     return Model(preset(name))
 
 
-def _of_recipe(path: Path) -> Model:
+def _of_recipe(path: Path, job: str | None) -> Model:
     from shunter.jobs.layouts import job_to_lay_out, known
     from shunter.jobs.registry import KINDS
     from shunter.recipe.graph import load_recipe
 
     graph = load_recipe(path, [], KINDS)
-    node = job_to_lay_out(graph, None)
+    node = job_to_lay_out(graph, job)
     found = known(graph, node)
     if found is None:
         raise ShunterError(
@@ -82,9 +85,10 @@ def ask(
     *,
     practice_name: str = "shunter",
     calibration: Path | None = None,
+    job: str | None = None,
 ) -> Asked:
     """The question. Raises ShunterError for what is not there, and where batch or sequence are not told."""
-    found = model(model_name)
+    found = model(model_name, job)
     where = files.find(cluster)
     rows, row = batch or found.batch, sequence or found.row
     for name, value in (("--global-batch", rows), ("--seq", row)):
@@ -99,8 +103,12 @@ def ask(
         notes.append(
             f"rows of {row} tokens are longer than the model's context of {found.spec.max_positions}"
         )
+    fabric = Fabric.of(where)
+    if practice_name == "shunter" and fabric.device.type == "cpu":
+        practice_name = "shunter-fp32"
+        notes.append("on a CPU, counted as fp32")
     question = Question(
-        found.spec, Fabric.of(where), rows, row, practice(practice_name), coefficients_of(where, calibration)
+        found.spec, fabric, rows, row, practice(practice_name), coefficients_of(where, calibration)
     )
     return Asked(question, where, tuple(notes))
 

@@ -33,8 +33,12 @@ class Run:
     choice: Choices
     seconds: float
 
+    def asked(self, coefficients: Coefficients) -> Question:
+        """The question with other coefficients."""
+        return replace(self.question, coefficients=coefficients)
+
     def predicted(self, coefficients: Coefficients) -> float:
-        return predict(replace(self.question, coefficients=coefficients), self.choice).seconds
+        return predict(self.asked(coefficients), self.choice).seconds
 
 
 def fit(runs: Sequence[Run], names: Sequence[str], start: Coefficients, source: str = "") -> Coefficients:

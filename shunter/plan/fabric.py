@@ -52,8 +52,8 @@ class Fabric:
             )
         (size,) = sizes
         levels: list[Level] = []
-        groups = {node.group: node for node in cluster.nodes}
-        firsts = [node.ranks for node in groups.values()]
+        groups = {node.group: node.ranks for node in reversed(cluster.nodes)}  # the first of each
+        firsts = list(groups.values())
         packages = {cluster.group(ranks[0]).package for ranks in firsts}
         if len(packages) == 1 and (package := packages.pop()) and size > package.size:
             link = cluster.description.links[package.link]

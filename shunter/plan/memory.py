@@ -103,7 +103,7 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     stays = (choices.pp > 1) & practice.stage_gathered
     several = choices.microbatches(question.batch) > 1
     gathered = np.where(stays, whole, np.minimum(2 * each + stage.ends * shape.end, whole)) * practice.compute
-    waiting = np.where(stays | several & (practice.name == "shunter"), whole, 0.0) * practice.gradients
+    waiting = np.where(stays | (several & practice.waits), whole, 0.0) * practice.gradients
     kept = activations(question, choices)
     some = stage.mixtures / np.maximum(layers, 1e-9)
     full = kept["none"] + some * kept["mixture"]

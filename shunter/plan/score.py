@@ -104,8 +104,10 @@ def predict(question: Question, choice: Choices, room: float | None = None) -> P
     seconds = elapsed + extra
     inner = busiest[top] + updating
     sent = work[top] - busiest[top] + extra - updating
+    waiting = seconds - inner - sent
+    waiting = waiting if waiting > 1e-9 * seconds else 0.0
     return Prediction(
-        choice, tuple(bounds), tuple(recomputed), seconds, inner, sent, max(seconds - inner - sent, 0.0),
+        choice, tuple(bounds), tuple(recomputed), seconds, inner, sent, waiting,
         tuple(held), m,
     )  # fmt: skip
 

@@ -87,7 +87,8 @@ def search(
     scored.sort(key=lambda each: _worth(each, objective))
     best = scored[0]
     plans = [
-        Ranked(each, "" if each is best else lost_because(each, best, objective)) for each in scored[:top]
+        Ranked(each, "" if each is best else lost_because(each, best, objective))
+        for each in _different(scored)[:top]
     ]
     spent = time.perf_counter() - begin
     rejected = int((~fits).sum())
@@ -124,6 +125,17 @@ def _worth(prediction: Prediction, objective: Objective) -> tuple[float, float]:
     if objective == "memory":
         return prediction.fullest, prediction.seconds
     return prediction.seconds, prediction.fullest
+
+
+def _different(scored: list[Prediction]) -> list[Prediction]:
+    """The best of each grid, schedule and recomputation: those that differ in the size of a micro-batch or the
+    number of stages a rank alone tell little more."""
+    found: dict[tuple[object, ...], Prediction] = {}
+    for each in scored:
+        choice = each.choice
+        key = choice.grid(0), int(choice.schedule[0]), int(choice.recompute[0])
+        found.setdefault(key, each)
+    return list(found.values())
 
 
 def _order(found: Estimate, fits: np.ndarray, objective: Objective) -> np.ndarray:

@@ -122,7 +122,7 @@ def _schedules(question: Question, fixed: Fixed, pp: int, count: int) -> Iterato
 
 
 def ordered_strategies(devices: int, *, alone: bool = True, recompute: bool = False) -> int:
-    """Galvatron's strategies of a layer on `devices` devices (arXiv 2211.13878, section 3.2), over all numbers
+    """Galvatron's strategies of a layer on so many devices (arXiv 2211.13878, section 3.2), over all numbers
     of stages: ordered lists of different paradigms out of data, sharded data and tensor parallelism,
     each with a power of two of at least 2 devices.
 
