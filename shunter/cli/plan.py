@@ -1,0 +1,81 @@
+"""`shunter plan`: which layout trains a model fastest on a cluster, and why the others lost."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Objective(StrEnum):
+    """What is to be least."""
+
+    time = "time"
+    cost = "cost"
+    memory = "memory"
+
+
+def plan(
+    model: Annotated[str, typer.Option(help="A recipe, a config.json, or a published model's name.")],
+    cluster: Annotated[str, typer.Option(help="A cluster's file, or a shipped one, such as 16x8xH100.")],
+    global_batch: Annotated[int | None, typer.Option(help="Rows of a step; default: the recipe's.")] = None,
+    seq: Annotated[int | None, typer.Option(help="Tokens of a row; default: the recipe's.")] = None,
+    budget_memory: Annotated[
+        str | None, typer.Option(help="What each device may hold, such as 38GiB; default: all it has.")
+    ] = None,
+    objective: Annotated[Objective, typer.Option(help="What is to be least.")] = Objective.time,
+    top: Annotated[int, typer.Option(min=1, max=32, help="Plans to show.")] = 5,
+    fix: Annotated[str | None, typer.Option(help="Degrees that are given: tp=8,pp=4,microbatch=2.")] = None,
+    why: Annotated[str | None, typer.Option(help="Say why a layout is not the best, as for --fix.")] = None,
+    what_helps: Annotated[
+        bool, typer.Option("--what-helps", help="Say which faster link, memory or batch would help most.")
+    ] = False,
+    tokens: Annotated[str | None, typer.Option(help="Show time and cost of so many tokens: 15T.")] = None,
+    job: Annotated[
+        str | None, typer.Option(help="Of a recipe: the job; default: the one that trains.")
+    ] = None,
+    practice: Annotated[
+        str, typer.Option(help="Whose program computes: shunter, torchtitan, megatron-2021.")
+    ] = "shunter",
+    calibration: Annotated[Path | None, typer.Option(help="A file of shunter calibrate.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best plan here.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Find the best layout of a model on a cluster, by prediction."""
+    from shunter.jobs import planning
+    from shunter.jobs.layouts import parse_bytes
+    from shunter.plan import explain
+    from shunter.plan.plan import Plan, answer
+    from shunter.plan.search import search
+
+    fixed = explain.parse(fix) if fix else {}
+    asked = planning.ask(
+        model, cluster, global_batch, seq, practice_name=practice, calibration=calibration, job=job
+    )
+    room = None if budget_memory is None else float(parse_bytes(budget_memory))
+    budget = None if tokens is None else planning.parse_tokens(tokens)
+    found = search(asked.question, fixed=fixed, room=room, objective=objective.value, top=top)
+    reason = explain.why(found, explain.parse(why)) if why else None
+    helped = explain.what_would_help(found) if what_helps else None
+    if out is not None:
+        Plan.of(asked.question, asked.cluster, found.plans[0].prediction).save(out)
+    if json_:
+        data = answer(found, asked.cluster)
+        if reason is not None:
+            data["why"] = {"asked": reason.asked, "because": reason.sentence, "terms": reason.terms()}
+        if helped is not None:
+            data["would_help"] = [{"what": each.what, "times": each.times} for each in helped]
+        typer.echo(json.dumps(data, indent=1))
+        return
+    from shunter.cli import plan_tables
+
+    plan_tables.show(found, asked, budget)
+    if reason is not None:
+        plan_tables.show_reason(reason)
+    if helped is not None:
+        plan_tables.show_help(helped)
+    if out is not None:
+        typer.echo(f"written: {out}")

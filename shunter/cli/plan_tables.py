@@ -1,0 +1,112 @@
+"""Tables of `shunter plan`. Imported when they are printed: rich takes a moment to load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from shunter.cli.tables import _print, _table
+from shunter.jobs.planning import Asked
+from shunter.plan.explain import Help, Reason
+from shunter.plan.plan import Plan
+from shunter.plan.search import Found
+from shunter.recipe.disk import human
+from shunter.recipe.progress import duration
+
+DEGREES = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
+
+
+def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
+    """The plans, best first, where the best one's memory goes, and what the numbers rest on."""
+    question = asked.question
+    print(
+        f"{_count(question.spec.num_parameters)} parameters, {question.batch} rows of {question.row} "
+        f"tokens a step, {question.fabric.world} devices of {asked.cluster.name}\n"
+    )
+    plans = [Plan.of(question, asked.cluster, each.prediction) for each in found.plans]
+    table = _table(
+        "layout", "schedule", "micro-batch", "step", "compute", "messages", "waiting", "tokens/s a device",
+        "MFU", "fullest rank", "why not",
+    )  # fmt: skip
+    for plan, each in zip(plans, found.plans, strict=True):
+        degrees = [f"{name} {plan.layout[name]}" for name in DEGREES if plan.layout[name] > 1] or [
+            "one device"
+        ]
+        schedule = "" if plan.layout["pp"] == 1 else plan.schedule
+        if plan.layout["chunks"] > 1:
+            schedule += f" x{plan.layout['chunks']}"
+        if plan.layout["recompute"] != "none":
+            schedule += f" {plan.layout['recompute']} recomputed"
+        seconds = (plan.step_seconds, plan.compute_seconds, plan.communication_seconds, plan.bubble_seconds)
+        table.add_row(
+            Text(", ".join(degrees)),
+            Text(schedule.strip()),
+            Text(f"{plan.microbatch} x {plan.microbatches}"),
+            *(Text(f"{value:.3g} s") for value in seconds),
+            Text(f"{plan.tokens_per_second_per_device:,.0f}"),
+            Text(f"{100 * plan.mfu:.1f} %"),
+            Text(human(max(plan.memory_bytes_by_stage))),
+            Text(each.lost_because or "the best"),
+        )
+    _print(table)
+    best = plans[0]
+    parts = sorted(best.memory_parts.items(), key=lambda item: -item[1])
+    print(
+        "\nthe best one's fullest rank: " + ", ".join(f"{name} {human(size)}" for name, size in parts if size)
+    )
+    stages = best.memory_bytes_by_stage
+    if len(stages) > 1:
+        shown = [human(size) for size in (stages if len(stages) <= 8 else [*stages[:4], *stages[-3:]])]
+        print("memory by stage: " + ", ".join(shown))
+        print("first layer of each stage but the first: " + ", ".join(map(str, best.layout["cut"])))
+    if tokens is not None:
+        steps = tokens / question.tokens
+        took = steps * best.step_seconds
+        line = f"{tokens:.3g} tokens: {steps:,.0f} steps, {duration(took)}"
+        price = question.fabric.price_per_hour
+        line += (
+            f", {took / 3600 * price:,.0f} in the cluster's price" if price else "; the cluster has no price"
+        )
+        print(line)
+    print(
+        f"\n{found.considered:,} layouts considered, {found.rejected:,} do not fit; {found.seconds:.2f} s. "
+        "Predicted, not measured."
+    )
+    for note in asked.notes:
+        print(f"note: {note}")
+    for name, coefficient in question.coefficients.known.items():
+        if name == "products":
+            print(f"note: {name} {coefficient.value:g}: {coefficient.source}")
+
+
+def show_reason(reason: Reason) -> None:
+    """Of a layout that was asked for, term by term."""
+    asked = ", ".join(f"{name}={value}" for name, value in reason.asked.items())
+    print(f"\n{asked}: {reason.sentence}")
+    if not reason.terms():
+        return
+    table = _table("", "this layout", "the best")
+    names = {
+        "seconds": "step", "compute": "compute", "communication": "messages", "bubble": "waiting",
+        "fullest": "fullest rank",
+    }  # fmt: skip
+    for name, (here, best) in reason.terms().items():
+        show_ = (lambda value: human(value)) if name == "fullest" else (lambda value: f"{value:.4g} s")
+        table.add_row(Text(names[name]), Text(show_(here)), Text(show_(best)))
+    _print(table)
+
+
+def show_help(helped: Sequence[Help]) -> None:
+    """What would make it faster, most helpful first."""
+    print("\nwhat would help (tokens a second, the layout chosen anew):")
+    for each in helped:
+        print(f"  {each.what}: {100 * (each.times - 1):+.1f} %")
+
+
+def _count(number: float) -> str:
+    """6.74B, 2.1M."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"

@@ -1,0 +1,155 @@
+"""Coefficients of a machine from runs on it: as many as there are rows to fit, and no more.
+
+Imports without torch.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shunter.cluster.cluster import Cluster
+from shunter.config import write, yaml
+from shunter.config.errors import ShunterError
+from shunter.plan.choices import Choices, Question
+from shunter.plan.practice import Coefficients
+from shunter.plan.score import predict
+
+LEAST, MOST = 0.05, 20.0  # times its value beyond which a coefficient explains nothing any more
+
+
+@dataclass(frozen=True)
+class Run:
+    """A measured step. question: with any coefficients; choice: of length 1."""
+
+    name: str
+    question: Question
+    choice: Choices
+    seconds: float
+
+    def asked(self, coefficients: Coefficients) -> Question:
+        """The question with other coefficients."""
+        return replace(self.question, coefficients=coefficients)
+
+    def predicted(self, coefficients: Coefficients) -> float:
+        return predict(self.asked(coefficients), self.choice).seconds
+
+
+def fit(runs: Sequence[Run], names: Sequence[str], start: Coefficients, source: str = "") -> Coefficients:
+    """The named coefficients such that the runs take the seconds that were measured, as closely as can be
+    (least squares of the logarithms, Gauss-Newton from `start`).
+
+    source: said of each. Raises ShunterError for fewer runs than coefficients.
+    """
+    if len(runs) < len(names):
+        raise ShunterError(
+            f"{len(runs)} runs cannot tell {len(names)} coefficients apart", mend="Fit fewer, or run more."
+        )
+    logs = np.zeros(len(names))
+    # What is 0 by default has no scale of its own: it begins at 1/2.
+    base = np.array([start[name] or 0.5 for name in names])
+    source = source or f"fitted to {', '.join(run.name for run in runs)}"
+
+    def at(logs: np.ndarray) -> Coefficients:
+        values = base * np.exp(logs)
+        return start.but(source, **dict(zip(names, map(float, values), strict=True)))
+
+    def errors(logs: np.ndarray) -> np.ndarray:
+        found = at(logs)
+        return np.array([math.log(run.predicted(found) / run.seconds) for run in runs])
+
+    now = errors(logs)
+    for _ in range(20):
+        slope = np.empty((len(runs), len(names)))
+        for column in range(len(names)):
+            moved = logs.copy()
+            moved[column] += 1e-3
+            slope[:, column] = (errors(moved) - now) / 1e-3
+        step = np.linalg.lstsq(slope, -now, rcond=1e-6)[0]
+        step = np.clip(step, -0.5, 0.5)
+        size = 1.0
+        while size > 1e-3:
+            tried = np.clip(logs + size * step, math.log(LEAST), math.log(MOST))
+            other = errors(tried)
+            if other @ other < now @ now:
+                break
+            size /= 2
+        else:
+            break
+        logs, now = tried, other
+        if now @ now < 1e-10:
+            break
+    return at(logs)
+
+
+@dataclass(frozen=True)
+class Account:
+    """Predicted over measured, minus one, by run."""
+
+    errors: Mapping[str, float]
+
+    @property
+    def median(self) -> float:
+        """Of the absolute errors."""
+        return statistics.median(abs(error) for error in self.errors.values())
+
+    @property
+    def worst(self) -> float:
+        return max(abs(error) for error in self.errors.values())
+
+
+def account(runs: Sequence[Run], predicted: Callable[[Run], float]) -> Account:
+    """How far predictions are from what was measured, as a share of throughput."""
+    return Account({run.name: run.seconds / predicted(run) - 1 for run in runs})
+
+
+CALIBRATED = Path(__file__).parent / "calibrated.yaml"
+
+
+def coefficients_of(cluster: Cluster, path: Path | None = None) -> Coefficients:
+    """Those for a cluster's slowest kind of device: the general ones, those fitted to published runs on that
+    kind, and those of a calibration's file, each over the ones before.
+
+    Raises ShunterError for a file that is none.
+    """
+    kinds = {device.kind for device in cluster.devices}
+    found = Coefficients()
+    for each in (CALIBRATED, path):
+        if each is None:
+            continue
+        data = yaml.load(each).data
+        for kind in sorted(kinds & data.keys()):
+            found = _with(found, data[kind], str(each))
+        if each == path and not kinds & data.keys():
+            raise ShunterError(
+                f"the calibration is of {', '.join(sorted(data))}, the cluster of {', '.join(sorted(kinds))}",
+                where=str(path),
+                mend="Calibrate with a run on this cluster.",
+            )
+    return found
+
+
+def _with(found: Coefficients, data: Any, where: str) -> Coefficients:
+    for name, entry in data.items() if isinstance(data, dict) else ():
+        if not isinstance(entry, dict) or not isinstance(entry.get("value"), int | float):
+            raise ShunterError(f"{name} has no value", where=where, mend="Write it with shunter calibrate.")
+        found = found.but(str(entry.get("source", where)), **{name: float(entry["value"])})
+    return found
+
+
+def save_coefficients(found: Coefficients, names: Sequence[str], kind: str, path: Path) -> None:
+    """Write some coefficients of a kind of device, as `coefficients_of` reads them.
+
+    Raises ShunterError where that cannot be.
+    """
+    data = {kind: {name: asdict(found.known[name]) for name in names}}
+    try:
+        path.write_text(write.dumps(data), encoding="utf-8")
+    except OSError as error:
+        raise ShunterError(f"cannot be written ({error.strerror})", where=str(path)) from None

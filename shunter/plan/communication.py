@@ -1,0 +1,91 @@
+"""Seconds and bytes of what a rank sends, group by group. Imports without torch.
+
+A ring's bytes, as `shunter.train.layout_traffic` has them: of n ranks, a gathering or a scattering sum of s
+bytes in all sends s (n - 1) / n, an all-reduce twice that. Seconds: latency + bytes / bandwidth of the
+slowest link that the ring passes (`Fabric.wire`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shunter.plan.choices import Choices, Floats, Ints, Question
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Seconds: of one layer in one pass (tensor, context, experts), of one layer's weights gathered once
+    (gather), of one message between stages (hop), and how long it keeps its link (occupied)."""
+
+    tensor: Floats
+    context: Floats
+    experts: Floats
+    gather: Floats
+    hop: Floats
+    occupied: Floats
+
+
+def messages(question: Question, choices: Choices, weights: Floats, expert_weights: Floats) -> Messages:
+    """weights: parameters of one layer on a rank before sharding, without experts; expert_weights: theirs."""
+    spec, practice = question.spec, question.practice
+    tokens = choices.rows * question.row / choices.cp
+    size = practice.compute * tokens * spec.dim
+    one = np.ones_like(choices.tp)
+    stride = choices.tp
+    # Two regions a layer, each with a gathering and a scattering sum.
+    tensor = 4 * ring(question, one, choices.tp, size) * (1 - practice.overlap_tensor)
+    heads = np.maximum(spec.num_kv_heads / choices.tp, 1)
+    keys = 2 * practice.compute * tokens * heads * spec.head_dim * choices.cp
+    context = ring(question, stride, choices.cp, keys)
+    experts = np.zeros(len(choices))
+    if spec.experts is not None:
+        own = tokens / choices.tp
+        passing = practice.compute * own * spec.experts.per_token * spec.dim
+        experts = 2 * exchange(question, choices.etp, choices.ep, passing)
+        experts = experts + 2 * ring(question, one, choices.etp, passing * choices.etp)
+    shards = choices.shards(practice)
+    gather = ring(question, stride, shards, practice.compute * weights)
+    gather = gather + ring(
+        question, choices.ep * choices.etp, choices.expert_shards(practice), practice.compute * expert_weights
+    )
+    cut = choices.tp if practice.sequence or practice.scatter else one
+    message = practice.hidden * tokens * spec.dim / cut
+    latency, bandwidth = question.fabric.hop(choices.stage_ranks, choices.pp)
+    occupied = message / (bandwidth * question.coefficients["links"])
+    return Messages(tensor, context, experts, gather, np.where(choices.pp > 1, latency, 0.0), occupied)
+
+
+def gradients(question: Question, choices: Choices, weights: Floats, expert_weights: Floats) -> Floats:
+    """Seconds in which a rank's gradients are summed over the ranks that saw other tokens.
+
+    weights: parameters of the rank before sharding. Cut ones are scattered among those that share, and then
+    summed over copies; whole ones are summed over all.
+    """
+    practice = question.practice
+    shards, spread = choices.shards(practice), choices.expert_shards(practice)
+    size = practice.gradients * weights
+    inner = ring(question, choices.tp, shards, size)
+    others = choices.data * choices.cp // shards
+    outer = 2 * ring(question, choices.tp * shards, others, size / shards)
+    size = practice.gradients * expert_weights
+    stride = choices.ep * choices.etp
+    inner = inner + ring(question, stride, spread, size)
+    outer = outer + 2 * ring(question, stride * spread, choices.edp // spread, size / spread)
+    return inner + outer
+
+
+def ring(question: Question, stride: Ints, count: Ints, size: Floats) -> Floats:
+    """Seconds of a gathering of `size` bytes in all, or of a scattering sum of them."""
+    latency, bandwidth = question.fabric.wire(stride, count)
+    sent = size * (count - 1) / count
+    return np.where(count > 1, latency + sent / (bandwidth * question.coefficients["links"]), 0.0)
+
+
+def exchange(question: Question, stride: Ints, count: Ints, size: Floats) -> Floats:
+    """Seconds in which each rank sends each other one its part of `size` bytes: only a link's own share
+    carries what leaves a block, unlike in a ring."""
+    latency, bandwidth = question.fabric.hop(stride, count)
+    sent = size * (count - 1) / count
+    return np.where(count > 1, latency + sent / (bandwidth * question.coefficients["links"]), 0.0)

@@ -1,0 +1,215 @@
+"""Seconds of a layer, the embedding and the head on one rank: counted, or measured. Imports without torch.
+
+Counted: each matrix product at its device's rate for the class of its smallest dimension, no faster than its
+operands can be read; attention at its own rate; what is done element by element at the memory's bandwidth;
+and no less than its kernels take to launch. On an H100 a layer of Llama 3 8B (2 rows of 8192 tokens, bf16,
+compiled) takes 13.1 ms forward and 28.5 ms backward, counted 12.8 and 28.0 (`tests/plan/test_compute.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shunter.cluster.device import CLASSES, DeviceKind
+from shunter.config.errors import ShunterError
+from shunter.plan.choices import Choices, Floats, Question
+
+BOUNDS = (256, 1024, 4096)  # as `shunter.cluster.device.shape_class`
+KERNELS = 14  # of a layer's forward, about
+FAR = 2.0  # times beyond the measured range that a line through the last two points is trusted
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one micro-batch. weights: share of the backward that is the weights' gradients.
+    attention: of the forward, what attention takes."""
+
+    forward: Floats
+    backward: Floats
+    weights: Floats
+    attention: Floats
+
+
+def layer(question: Question, choices: Choices, device: DeviceKind, *, experts: bool = False) -> Times:
+    """One layer on a rank, without messages."""
+    spec, practice, known = question.spec, question.practice, question.coefficients
+    tokens = choices.rows * question.row / choices.cp
+    own = tokens / choices.tp
+    heads = spec.num_heads / choices.tp
+    keys = np.maximum(spec.num_kv_heads / choices.tp, 1)
+    qkv, turned = (heads + 2 * keys) * spec.head_dim, (heads + keys) * spec.head_dim
+    out = heads * spec.head_dim
+    dim = np.full(len(choices), float(spec.dim))
+    products = [(tokens, qkv, dim), (tokens, dim, out)]
+    inside = spec.ffn_dim / choices.tp
+    moved = tokens * inside
+    if not experts:
+        products += [(tokens, 2 * inside, dim), (tokens, dim, inside)]
+        every = 1.0 * np.ones(len(choices))
+    else:
+        assert spec.experts is not None
+        mine = spec.experts.num_experts / choices.ep
+        passing = own * spec.experts.per_token * choices.etp / mine
+        width = spec.experts.ffn_dim / choices.etp
+        moved = mine * passing * width
+        every = mine
+        shared = spec.experts.shared_ffn_dim / choices.tp
+        if spec.experts.shared_ffn_dim:
+            products += [(tokens, 2 * shared, dim), (tokens, dim, shared)]
+            moved = moved + tokens * shared
+    done = _products(question, device, products)
+    if experts:
+        each = _products(question, device, [(passing, 2 * width, dim), (passing, dim, width)])
+        done = done + every * each
+    seen = _pairs(question) * choices.rows / choices.cp
+    attention = 4 * out * seen / _attention_rate(question, device)
+    attention = attention * (1 + known["context"] * (1 - 1 / choices.cp))
+    move = practice.elementwise
+    wide = own if practice.sequence else tokens
+    elements = move.width * wide * spec.dim + move.inside * moved + move.heads * tokens * turned
+    size = practice.compute * elements + practice.casts * _operands(products)
+    if not practice.fused:  # scores: written, scaled and masked, softmax, dropout, read
+        size = size + 11 * heads * seen
+    bandwidth = device.memory_bandwidth * known["memory"]
+    moving = size / bandwidth
+    least = KERNELS * known["kernel"]
+    forward = np.maximum(done + attention + moving, least)
+    again = known["backward_attention"] if practice.fused else 1.0
+    backward = 2 * done + 2 * again * attention + known["backward_elementwise"] * moving
+    backward = np.maximum(backward, 2 * least)
+    return Times(forward, backward, np.clip(done / backward, 0.0, 1.0), attention)
+
+
+def head(question: Question, choices: Choices, device: DeviceKind) -> Times:
+    """The last norm, the head and the loss."""
+    spec = question.spec
+    tokens = choices.rows * question.row / choices.cp
+    words = spec.vocab_size / choices.tp
+    dim = np.full(len(choices), float(spec.dim))
+    done = _products(question, device, [(tokens, words, dim)], format=_narrow(question))
+    passes = question.practice.logit_passes * tokens * words
+    moving = passes / (device.memory_bandwidth * question.coefficients["memory"])
+    backward = 2 * done + moving / 2
+    return Times(done + moving / 2, backward, done / backward, np.zeros(len(choices)))
+
+
+def embedding(question: Question, choices: Choices, device: DeviceKind) -> Times:
+    """Rows of a table: read forward, added up backward."""
+    tokens = choices.rows * question.row / choices.cp
+    moving = 2 * question.practice.hidden * tokens * question.spec.dim
+    moving = moving / (device.memory_bandwidth * question.coefficients["memory"])
+    return Times(moving, 2 * moving, np.ones(len(choices)), np.zeros(len(choices)))
+
+
+def update(question: Question, parameters: Floats, device: DeviceKind) -> Floats:
+    """Seconds of the optimizer's step over so many parameters: all is read, and all but gradients written."""
+    practice = question.practice
+    size = parameters * (2 * practice.state - practice.gradients)
+    return size / (device.memory_bandwidth * question.coefficients["memory"])
+
+
+def rate(device: DeviceKind, format: str, least: Floats) -> Floats:
+    """FLOP/s of products by their smallest dimension. Raises ShunterError for a format it has no rate in."""
+    if format not in device.flops:
+        formats = ", ".join(device.flops)
+        raise ShunterError(
+            f"the device has no rate in {format}",
+            mend=f"Add it to the cluster's file, or plan for {formats}.",
+        )
+    rates = np.array([device.rate(format, name) for name in CLASSES[:4]])
+    return rates[np.searchsorted(BOUNDS, least, side="right")]
+
+
+def format_on(question: Question, device: DeviceKind) -> str:
+    """The number format of products: as practised, or the next wider that the device has a rate in."""
+    wanted = question.practice.products
+    if wanted in device.flops:
+        return wanted
+    for format in ("bf16", "fp16", "fp32"):
+        if format in device.flops:
+            return format
+    return next(iter(device.flops))
+
+
+def _narrow(question: Question) -> str:
+    """Of the head: products in fp8 leave it in bf16."""
+    return "bf16" if question.practice.products == "fp8" else question.practice.products
+
+
+def _products(
+    question: Question,
+    device: DeviceKind,
+    products: Iterable[Sequence[Floats]],
+    format: str | None = None,
+) -> Floats:
+    format = format or format_on(question, device)
+    if format not in device.flops:
+        format = format_on(question, device)
+    known = question.coefficients
+    total: Floats = np.zeros(1)
+    for m, n, k in products:
+        speed = rate(device, format, np.minimum(np.minimum(m, n), k)) * known["products"]
+        size = question.practice.compute * (m * k + k * n + m * n)
+        read = size / (device.memory_bandwidth * known["memory"])
+        total = total + np.maximum(2 * m * n * k / speed, read)
+    return total
+
+
+def _operands(products: Iterable[Sequence[Floats]]) -> Floats:
+    total: Floats = np.zeros(1)
+    for m, n, k in products:
+        total = total + m * k + k * n
+    return total
+
+
+def _attention_rate(question: Question, device: DeviceKind) -> float:
+    format = "bf16" if question.practice.products == "fp8" else format_on(question, device)
+    if format not in device.flops:
+        format = format_on(question, device)
+    known = question.coefficients
+    if question.practice.fused:
+        return device.rate(format, "attention") * known["products"] * known["attention"]
+    return device.rate(format, "tiny") * known["products"]  # the width of a head is the smallest dimension
+
+
+def _pairs(question: Question) -> float:
+    """Pairs of tokens that a row's attention computes: those that see each other, or all."""
+    row, window = question.row, question.spec.sliding_window
+    if not question.practice.fused:
+        return float(row) ** 2
+    window = min(row, window or row)
+    return window * row - window * (window - 1) / 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A part's seconds by rows of a micro-batch, as `shunter.parallel.measure` takes them."""
+
+    rows: tuple[int, ...]
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
+
+    def at(self, rows: Floats) -> Times:
+        """Lines between the measured points, and a little beyond. Raises ShunterError far beyond them."""
+        low, high = min(self.rows), max(self.rows)
+        if np.any(rows > FAR * high) or np.any(rows < low / FAR):
+            raise ShunterError(
+                f"measured with {low} to {high} rows, asked for {np.min(rows):g} to {np.max(rows):g}",
+                mend="Measure sizes that enclose it.",
+            )
+        forward, backward = (_line(self.rows, times, rows) for times in (self.forward, self.backward))
+        return Times(forward, backward, np.full(len(forward), 0.5), np.zeros(len(forward)))
+
+
+def _line(points: Sequence[int], values: Sequence[float], at: Floats) -> Floats:
+    order = np.argsort(points)
+    x, y = np.asarray(points, float)[order], np.asarray(values, float)[order]
+    if len(x) == 1:
+        return at * y[0] / x[0]
+    found = np.interp(at, x, y)
+    above, below = at > x[-1], at < x[0]
+    found = np.where(above, y[-1] + (at - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2]), found)
+    return np.where(below, np.maximum(y[0] + (at - x[0]) * (y[1] - y[0]) / (x[1] - x[0]), 0.0), found)

@@ -1,0 +1,208 @@
+"""Seconds and bytes of many layouts by formulas: the first look, which keeps the few that are simulated.
+
+Imports without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from shunter.cluster.device import DeviceKind
+from shunter.plan import communication, compute, memory
+from shunter.plan.choices import SCHEDULES, Choices, Floats, Question
+from shunter.plan.practice import RECOMPUTE
+
+
+class Pass(NamedTuple):
+    """Seconds of a micro-batch in one layer: what is computed, and what messages add to it."""
+
+    compute: Floats
+    messages: Floats
+
+    @property
+    def both(self) -> Floats:
+        return self.compute + self.messages
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer on a rank. again: what is computed (and sent) once more under the choice's recomputation.
+    weights: share of the backward's compute that is the weights' gradients."""
+
+    forward: Pass
+    backward: Pass
+    again: Pass
+    weights: Floats
+
+
+@dataclass(frozen=True)
+class Costs:
+    """dense, mixture: a layer of each sort; where the model has none of a sort, it is the other one."""
+
+    dense: LayerCost
+    mixture: LayerCost
+    embedding: compute.Times
+    head: compute.Times
+    messages: communication.Messages
+
+
+def costs(question: Question, choices: Choices, device: DeviceKind) -> Costs:
+    """What a rank with this device takes for one micro-batch."""
+    spec = question.spec
+    shape = memory.held(question, choices)
+    dense = mixture = _layer(question, choices, device, shape.dense, 0 * shape.experts, experts=False)
+    if spec.experts is not None:
+        mixture = _layer(question, choices, device, shape.mixture, shape.experts, experts=True)
+    sent = communication.messages(question, choices, shape.dense, 0 * shape.experts)
+    return Costs(
+        dense,
+        mixture,
+        compute.embedding(question, choices, device),
+        compute.head(question, choices, device),
+        sent,
+    )
+
+
+def _layer(
+    question: Question,
+    choices: Choices,
+    device: DeviceKind,
+    weights: Floats,
+    expert_weights: Floats,
+    *,
+    experts: bool,
+) -> LayerCost:
+    times = compute.layer(question, choices, device, experts=experts)
+    sent = communication.messages(question, choices, weights, expert_weights)
+    routed = sent.experts if experts else 0 * sent.experts
+    # Keys and values of the next part travel while this part's attention is computed; back twice as much.
+    ring = np.maximum(sent.context - times.attention, 0.0)
+    back = np.maximum(2 * sent.context - 2 * times.attention, 0.0)
+    stays = (choices.pp > 1) & question.practice.stage_gathered
+    gather = np.where(stays, 0.0, sent.gather)
+    forward = _hidden(times.forward, sent.tensor + ring + routed, gather, device)
+    backward = _hidden(times.backward, sent.tensor + back + routed, gather, device)
+    once = Pass(times.forward, sent.tensor + ring + routed)
+    # Half of the products are kept, and attention; the rest is computed again (torchtitan's `op`).
+    half = Pass((times.forward - times.attention) / 2, sent.tensor / 2)
+    share = {"none": 0.0, "selective": 1.0, "layer": 1.0, "stage": 1.0}
+    again = Pass(
+        *(
+            np.select(
+                [choices.recompute == number for number in range(len(RECOMPUTE))],
+                [
+                    np.full(len(choices), share[name]) * getattr(half if name == "selective" else once, part)
+                    for name in RECOMPUTE
+                ],
+            )
+            for part in ("compute", "messages")
+        )
+    )
+    return LayerCost(forward, backward, again, times.weights)
+
+
+def _hidden(compute_seconds: Floats, exposed: Floats, behind: Floats, device: DeviceKind) -> Pass:
+    """A pass with messages in between, and others behind what it computes, which these slow down."""
+    busy = compute_seconds + exposed
+    slower = (device.overlap_slowdown - 1) * np.minimum(compute_seconds, behind)
+    return Pass(compute_seconds, exposed + slower + np.maximum(behind - busy, 0.0))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """seconds: of a step. bytes: of the fullest rank. first, last: bytes by part of the two ends' ranks."""
+
+    seconds: Floats
+    bytes: Floats
+    microbatch: Floats  # seconds of the busiest rank for one micro-batch
+
+
+def estimate(question: Question, choices: Choices) -> Estimate:
+    """By formulas, with stages of L / p layers, which need not be whole: a look ahead, not a prediction."""
+    spec, device = question.spec, question.fabric.device
+    found = costs(question, choices, device)
+    mixtures = mixture_layers(question)
+    plain = spec.num_layers - mixtures
+    m = choices.microbatches(question.batch).astype(float)
+    p, v = choices.pp.astype(float), choices.chunks.astype(float)
+    forward = (plain * found.dense.forward.both + mixtures * found.mixture.forward.both) / p
+    backward = (
+        plain * (found.dense.backward.both + found.dense.again.both)
+        + mixtures * (found.mixture.backward.both + found.mixture.again.both)
+    ) / p
+    ends = found.embedding.forward + found.embedding.backward + found.head.forward + found.head.backward
+    layer = (forward + backward) * p / spec.num_layers
+    # A rank has whole layers: the busiest at least as many as come to the mean, and one layer at least.
+    mean = forward + backward + ends / p
+    busiest = np.maximum(mean, np.maximum(np.ceil(mean / layer - 1e-9) - ends / layer, 1.0) * layer)
+    busiest = np.where(choices.pp == 1, forward + backward + ends, busiest)
+    weights = (plain * found.dense.weights + mixtures * found.mixture.weights) / spec.num_layers
+    drain = np.select(
+        [choices.schedule == SCHEDULES.index(name) for name in ("interleaved-1f1b", "zb1p", "zbv")],
+        [busiest / v, busiest - 2 * weights * backward, 0.5 * forward],
+        busiest,
+    )
+    hops = found.messages.hop + found.messages.occupied
+    exposed = m * v * found.messages.occupied * 2 * (1.0 if question.practice.blocking else 0.0)
+    bubble = (p - 1) * (np.maximum(drain, 0.0) + 2 * hops)
+    seconds = m * busiest + bubble + np.where(choices.pp > 1, exposed, 0.0)
+    seconds = seconds + ends_of_step(question, choices, found, plain / p, mixtures / p, backward, device)
+    return Estimate(seconds, _fullest(question, choices, plain / p, mixtures / p), busiest)
+
+
+def ends_of_step(
+    question: Question,
+    choices: Choices,
+    found: Costs,
+    dense: Floats,
+    mixtures: Floats,
+    backward: Floats,
+    device: DeviceKind,
+) -> Floats:
+    """Seconds before the first and after the last micro-batch that nothing hides: weights gathered once,
+    gradients summed, the optimizer."""
+    practice = question.practice
+    shape = memory.held(question, choices)
+    ends = np.where(choices.pp == 1, 2.0, 1.0) * shape.end
+    plain, expert = dense * shape.dense + mixtures * shape.mixture + ends, mixtures * shape.experts
+    sums = communication.gradients(question, choices, plain, expert)
+    if practice.overlap_gradients:
+        sums = np.maximum(sums - backward, 0.05 * sums)  # the last layer's come when all is done
+    mine = plain / choices.shards(practice) + expert / choices.expert_shards(practice)
+    stays = (choices.pp > 1) & practice.stage_gathered
+    first = np.where(stays, (dense + mixtures) * found.messages.gather, 0.0)
+    return sums + first + compute.update(question, mine, device)
+
+
+def mixture_layers(question: Question) -> int:
+    """Layers that have experts."""
+    spec = question.spec
+    if spec.experts is None:
+        return 0
+    return sum(spec.experts.inside(layer) for layer in range(spec.num_layers))
+
+
+def _fullest(question: Question, choices: Choices, dense: Floats, mixtures: Floats) -> Floats:
+    """Bytes of the fuller of the first and the last rank: the first has most in flight, the last the head."""
+    m = choices.microbatches(question.batch)
+    alone = choices.pp == 1
+    vee = choices.schedule == SCHEDULES.index("zbv")
+    both = []
+    for rank, end in ((0 * choices.pp, "first"), (choices.pp - 1, "last")):
+        flight = memory.in_flight(choices.schedule, choices.pp, choices.chunks, m, rank)
+        has_head = alone | vee if end == "first" else ~vee | alone
+        ends = np.where(alone | (vee & (rank == 0)), 2.0, np.where(vee, 0.0, 1.0))
+        tied = question.spec.tied & alone
+        stage = memory.Stage(
+            dense,
+            mixtures,
+            np.where(tied, 1.0, ends),
+            has_head.astype(float),
+            flight,
+            np.where(choices.recompute > 0, 1.0, 0.0),
+        )
+        both.append(memory.total(memory.stage_bytes(question, choices, stage)))
+    return np.maximum(*both)

@@ -1,0 +1,152 @@
+"""Why not this layout, and what would help. Imports without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from shunter.config.errors import ShunterError
+from shunter.config.nearest import nearest
+from shunter.plan.choices import SCHEDULES, Question
+from shunter.plan.practice import RECOMPUTE
+from shunter.plan.score import Prediction, predict
+from shunter.plan.search import Found, lost_because, search
+from shunter.plan.space import space
+
+NUMBERS = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp", "microbatch", "chunks")
+NAMES = {"schedule": SCHEDULES, "recompute": RECOMPUTE}
+FEW = 6  # finalists of each perturbed search
+
+
+def parse(text: str) -> dict[str, int | str]:
+    """`tp=8,pp=4,schedule=1f1b` as a mapping. Raises ShunterError for anything else."""
+    found: dict[str, int | str] = {}
+    for part in text.split(","):
+        key, equals, value = (each.strip() for each in part.partition("="))
+        if not equals or not value:
+            raise ShunterError(f"{part!r} names no value", mend="Write it as tp=8,pp=4.")
+        if key not in (*NUMBERS, *NAMES):
+            guess = nearest(key, (*NUMBERS, *NAMES))
+            raise ShunterError(
+                f"{key!r} is nothing that a layout has",
+                mend=f"Did you mean {guess}?" if guess else f"Known are {', '.join((*NUMBERS, *NAMES))}.",
+            )
+        if key in found:
+            raise ShunterError(f"{key} is given twice", mend="Give it once.")
+        if key in NAMES:
+            if value not in NAMES[key]:
+                raise ShunterError(f"{key} is {value!r}", mend=f"Known are {', '.join(NAMES[key])}.")
+            found[key] = value
+        elif not value.isdecimal() or int(value) < 1:
+            raise ShunterError(f"{key} is {value!r}", mend="It is a whole number of at least 1.")
+        else:
+            found[key] = int(value)
+    return found
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Of a layout against the best one. prediction: none where there is no such layout."""
+
+    asked: Mapping[str, int | str]
+    sentence: str
+    prediction: Prediction | None
+    best: Prediction
+
+    def terms(self) -> dict[str, tuple[float, float]]:
+        """Name -> (of this layout, of the best): seconds by term, and bytes of the fullest rank."""
+        if self.prediction is None:
+            return {}
+        names = ("seconds", "compute", "communication", "bubble", "fullest")
+        return {name: (getattr(self.prediction, name), getattr(self.best, name)) for name in names}
+
+
+def why(found: Found, asked: Mapping[str, int | str]) -> Reason:
+    """What the best layout with the asked degrees loses to the best of all; what is not asked is free.
+
+    Raises ShunterError where no layout has them.
+    """
+    best, question = found.plans[0].prediction, found.question
+    try:
+        there = search(question, fixed=asked, room=found.room, objective=found.objective, top=1, finalists=8)
+    except ShunterError:
+        choices = space(question, asked)
+        if not len(choices):
+            raise
+        from shunter.plan.estimate import estimate  # the smallest of those that do not fit
+
+        smallest = choices.take([int(estimate(question, choices).bytes.argmin())])
+        prediction = predict(question, smallest, found.room)
+        over = prediction.fullest - found.room
+        parts = max(prediction.bytes, key=lambda parts: sum(parts.values()))
+        most = max(parts, key=parts.__getitem__)
+        return Reason(
+            asked,
+            f"does not fit: {prediction.fullest / 1e9:.1f} GB of a device, {over / 1e9:.1f} GB too much; "
+            f"most is {most} ({parts[most] / 1e9:.1f} GB)",
+            prediction,
+            best,
+        )
+    prediction = there.plans[0].prediction
+    if prediction.choice.settings(0) == best.choice.settings(0):
+        return Reason(asked, "this is the best layout", prediction, best)
+    return Reason(asked, lost_because(prediction, best, found.objective), prediction, best)
+
+
+@dataclass(frozen=True)
+class Help:
+    """A change of the question, and how many times more tokens a second it would give."""
+
+    what: str
+    times: float
+
+
+def what_would_help(found: Found) -> list[Help]:
+    """The question with one thing changed, and searched again; most helpful first.
+
+    Each link twice as fast, half as much memory again, twice the rows of a step, products a quarter faster.
+    """
+    question = found.question
+    before = question.tokens / found.plans[0].prediction.seconds
+    tries: list[tuple[str, Question, float]] = []
+    names = ["links within a node", "links between nodes"]
+    levels = question.fabric.levels
+    if len(levels) == 1 and question.fabric.block < question.fabric.world:
+        names = names[1:]
+    for number, level in enumerate(levels):
+        faster = (*levels[:number], replace(level, bandwidth=2 * level.bandwidth), *levels[number + 1 :])
+        name = (
+            "links within a package"
+            if len(levels) == 3 and number == 0
+            else names[min(number, len(names) - 1)]
+        )
+        tries.append(
+            (
+                f"{name} twice as fast",
+                replace(question, fabric=replace(question.fabric, levels=faster)),
+                found.room,
+            )
+        )
+    kinds = tuple(
+        kind.model_copy(update={"memory": 1.5 * kind.memory}) for kind in question.fabric.kinds[:1]
+    ) * len(question.fabric.kinds)
+    more = replace(question, fabric=replace(question.fabric, kinds=kinds))
+    if len({id(kind) for kind in question.fabric.kinds}) == 1:
+        tries.append(("half as much memory again", more, 1.5 * found.room))
+    tries.append(("twice the rows of a step", replace(question, batch=2 * question.batch), found.room))
+    quick = question.coefficients.but("a change to see", products=1.25 * question.coefficients["products"])
+    tries.append(("products a quarter faster", replace(question, coefficients=quick), found.room))
+    helped = []
+    for name, other, room in tries:
+        try:
+            again = search(
+                other, fixed=found.fixed, room=room, objective=found.objective, top=1, finalists=FEW
+            )
+        except ShunterError:
+            continue
+        # The same layout is there as well: what is changed makes nothing slower.
+        same = predict(other, found.plans[0].prediction.choice, room)
+        seconds = min(again.plans[0].prediction.seconds, same.seconds if same.fullest <= room else math.inf)
+        helped.append(Help(name, other.tokens / seconds / before))
+    return sorted(helped, key=lambda each: -each.times)

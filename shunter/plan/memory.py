@@ -1,0 +1,160 @@
+"""Bytes that a rank holds, stage by stage: the same figures filter the search and are printed with a plan.
+
+weights, gradients, optimizer: of the rank's layers, cut as the layout cuts them.
+gathered: whole weights of other ranks that are there for a while, and whole gradients that wait (fsdp).
+activations: of all micro-batches in flight. inside: of the layers that are computed again, at once.
+logits: of the head. other: the device's context and buffers, and what the allocator loses to fragments.
+
+Imports without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from shunter.plan.choices import SCHEDULES, Choices, Floats, Ints, Question
+from shunter.plan.practice import RECOMPUTE
+
+PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "inside", "logits", "other")
+
+
+@dataclass(frozen=True)
+class Held:
+    """Parameters of one layer on a rank before sharding, and of the two ends."""
+
+    dense: Floats  # of a layer, without experts: attention, norms, and the SwiGLU of a dense layer
+    mixture: Floats  # of a layer with experts, without these: attention, norms, router, shared SwiGLU
+    experts: Floats  # of a layer's experts
+    end: Floats  # embedding, or head
+
+
+def held(question: Question, choices: Choices) -> Held:
+    """What tensor and expert parallelism leave on a rank."""
+    spec = question.spec
+    keys = np.maximum(spec.num_kv_heads / choices.tp, 1)
+    attention = (spec.num_heads / choices.tp * 2 + 2 * keys) * spec.head_dim * spec.dim
+    small = 2.0 * spec.dim
+    dense = attention + small + 3 * spec.dim * spec.ffn_dim / choices.tp
+    mixture, experts = dense * 0 + attention + small, np.zeros(len(choices))
+    if (e := spec.experts) is not None:
+        mixture = mixture + spec.dim * (e.num_experts + 3 * e.shared_ffn_dim / choices.tp)
+        experts = 3 * spec.dim * e.ffn_dim * e.num_experts / (choices.ep * choices.etp)
+    return Held(dense, mixture, experts, spec.vocab_size * spec.dim / choices.tp)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Arrays as long as the choices: what a rank of the pipeline has.
+
+    dense, mixtures: layers of each sort. ends: embedding and heads (0, 1 or 2). head: whether the head is
+    there. flight: micro-batches whose activations are held, in those of the whole rank. recomputed: share
+    of its layers that are computed again.
+    """
+
+    dense: Floats
+    mixtures: Floats
+    ends: Floats
+    head: Floats
+    flight: Floats
+    recomputed: Floats
+
+
+def activations(question: Question, choices: Choices) -> Mapping[str, Floats]:
+    """Bytes of one layer and micro-batch by what recomputation keeps (RECOMPUTE), and `mixture`: what a layer
+    with experts has beyond a dense one, kept or not as `none` is."""
+    spec, practice = question.spec, question.practice
+    tokens = choices.rows * question.row / choices.cp
+    own = tokens / choices.tp if practice.sequence else tokens
+    heads = spec.num_heads / choices.tp
+    keys = np.maximum(spec.num_kv_heads / choices.tp, 1)
+    b, inputs = practice.compute, practice.hidden * own * spec.dim
+    narrow = b * own * spec.dim
+    parts = (2 * heads + 2 * keys) * spec.head_dim * tokens * b  # queries, keys, values, result
+    inside = spec.ffn_dim / choices.tp * tokens * b
+    scores = np.zeros(len(choices))
+    if not practice.fused:  # softmax and its dropped form in 2 bytes, the mask in 1
+        scores = 5 * heads * question.row**2 * choices.rows / choices.cp
+    # Inputs of both norms, what they hand on, and gate, up, the activation and the product.
+    every = 2 * inputs + 2 * narrow + parts + 4 * inside + scores
+    selective = 2 * inputs + parts + inside + narrow
+    mixture = np.zeros(len(choices))
+    if (e := spec.experts) is not None:
+        passing = tokens / choices.tp * e.per_token * b
+        mixture = passing * (2 * spec.dim + 4 * e.ffn_dim)
+        mixture = mixture + 4 * b * tokens * e.shared_ffn_dim / choices.tp - 4 * inside
+    return {"none": every, "selective": selective, "layer": inputs, "stage": inputs * 0, "mixture": mixture}
+
+
+def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str, Floats]:
+    """By part (PARTS), what a rank of this stage holds at most."""
+    practice, known = question.practice, question.coefficients
+    shape = held(question, choices)
+    shards, spread = choices.shards(practice), choices.expert_shards(practice)
+    plain = stage.dense * shape.dense + stage.mixtures * shape.mixture + stage.ends * shape.end
+    expert = stage.mixtures * shape.experts
+    mine = plain / shards + expert / spread
+    cut = (shards > 1) | (spread > 1)
+    layers = stage.dense + stage.mixtures
+    each = np.where(stage.mixtures > 0, shape.mixture + shape.experts, shape.dense)
+    whole = plain + expert
+    stays = (choices.pp > 1) & practice.stage_gathered
+    several = choices.microbatches(question.batch) > 1
+    gathered = np.where(stays, whole, np.minimum(2 * each + stage.ends * shape.end, whole)) * practice.compute
+    waiting = np.where(stays | (several & practice.waits), whole, 0.0) * practice.gradients
+    kept = activations(question, choices)
+    some = stage.mixtures / np.maximum(layers, 1e-9)
+    full = kept["none"] + some * kept["mixture"]
+    again = np.select(
+        [choices.recompute == number for number in range(len(RECOMPUTE))],
+        [full if name in ("none",) else kept[name] for name in RECOMPUTE],
+    )
+    entry = practice.hidden * choices.rows * question.row / choices.cp * question.spec.dim
+    entry = entry / np.where(practice.sequence, choices.tp, 1)
+    by_stage = choices.recompute == RECOMPUTE.index("stage")
+    per = layers * ((1 - stage.recomputed) * full + stage.recomputed * again)
+    per = np.where(by_stage, entry * choices.chunks + layers * (1 - stage.recomputed) * full, per)
+    # A rank holds `flight` whole micro-batches; the layers being computed again are there besides.
+    inside = np.where(
+        by_stage,
+        layers / choices.chunks * full,
+        np.where(stage.recomputed > 0, full, 0.0) * (choices.recompute > 0),
+    )
+    logits = stage.head * practice.logits * choices.rows * question.row / choices.cp
+    logits = logits * question.spec.vocab_size / choices.tp
+    parts = {
+        "weights": mine * practice.weights,
+        "gradients": mine * practice.gradients,
+        "optimizer": mine * practice.optimizer,
+        "gathered": np.where(cut, gathered + waiting, 0.0),
+        "activations": stage.flight * per,
+        "inside": np.where(stage.recomputed > 0, inside, 0.0),
+        "logits": logits,
+    }
+    total = sum(parts.values(), np.zeros(len(choices)))
+    parts["other"] = known["fixed"] + known["margin"] * total
+    return parts
+
+
+def total(parts: Mapping[str, Floats]) -> Floats:
+    """Bytes in all."""
+    return sum((parts[name] for name in PARTS), np.zeros(1))
+
+
+def in_flight(schedule_number: Ints, pp: Ints, chunks: Ints, microbatches: Ints, rank: Ints) -> Floats:
+    """Most micro-batches whose activations a rank of the pipeline holds at once (equal to the simulator's
+    peak: `tests/plan/test_memory.py`)."""
+    p, m, v, r = (each.astype(float) for each in (pp, microbatches, chunks, rank))
+    one = np.minimum(p - r, m)
+    group = np.where(m >= p, p, m)
+    turns = np.minimum(2 * (p - r - 1) + (v - 1) * group + 1, m * v) / v
+    found = {
+        "1f1b": one,
+        "interleaved-1f1b": turns,
+        "gpipe": m,
+        "zb1p": np.minimum(p, m),
+        "zbv": np.minimum(np.minimum(m, p), (m + 1 + r) / 2),
+    }
+    return np.select([schedule_number == SCHEDULES.index(name) for name in found], list(found.values()), 0.0)

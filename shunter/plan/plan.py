@@ -1,0 +1,219 @@
+"""A plan as data: what was asked, the layout, what it is predicted to take, and on what numbers that rests.
+
+Saved as YAML or JSON, read again, compared, and refused for another model or cluster. Imports without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from shunter.cluster.cluster import Cluster
+from shunter.config import write, yaml
+from shunter.config.errors import ShunterError
+from shunter.models.spec import DecoderSpec
+from shunter.plan.choices import SCHEDULES, Question
+from shunter.plan.practice import RECOMPUTE
+from shunter.plan.score import Prediction
+from shunter.plan.search import Found
+
+VERSION = 1
+FORMAT = "shunter-plan"
+DEGREES = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """layout: degrees, chunks, cut (first layer of each stage but the first), recompute (kind, and layers of
+    each stage). microbatch: rows; microbatches: of a step on each data rank.
+
+    Predicted, in seconds of a step: step, of which the busiest rank computes, waits for messages, and for
+    other ranks. memory_bytes_by_stage: of a rank at each place of the pipeline. coefficients: name -> value
+    and source.
+    """
+
+    model: dict[str, Any]
+    cluster: str
+    cluster_fingerprint: str
+    devices: int
+    batch: int
+    sequence: int
+    practice: str
+    layout: dict[str, Any]
+    schedule: str
+    microbatch: int
+    microbatches: int
+    step_seconds: float
+    compute_seconds: float
+    communication_seconds: float
+    bubble_seconds: float
+    tokens_per_second_per_device: float
+    flops_per_device: float
+    mfu: float
+    memory_bytes_by_stage: list[float]
+    memory_parts: dict[str, float]
+    coefficients: dict[str, Any] = field(default_factory=dict)
+    price_per_hour: float | None = None
+
+    @classmethod
+    def of(cls, question: Question, cluster: Cluster, prediction: Prediction) -> Plan:
+        """Of one scored layout."""
+        spec, world = question.spec, question.fabric.world
+        choice = prediction.choice
+        layout: dict[str, Any] = {name: int(getattr(choice, name)[0]) for name in DEGREES}
+        layout["chunks"] = int(choice.chunks[0])
+        layout["cut"] = list(prediction.bounds[1:-1])
+        layout["recompute"] = RECOMPUTE[choice.recompute[0]]
+        if choice.recompute[0]:
+            layout["recomputed_layers"] = list(prediction.recomputed)
+        rate = question.flops / prediction.seconds / world
+        device = question.fabric.device
+        format = "bf16" if "bf16" in device.flops else next(iter(device.flops))
+        totals = [sum(parts.values()) for parts in prediction.bytes]
+        fullest = prediction.bytes[totals.index(max(totals))]
+        return cls(
+            model=spec.model_dump(mode="json"),
+            cluster=cluster.name,
+            cluster_fingerprint=fingerprint(cluster),
+            devices=world,
+            batch=question.batch,
+            sequence=question.row,
+            practice=question.practice.name,
+            layout=layout,
+            schedule=SCHEDULES[choice.schedule[0]],
+            microbatch=int(choice.rows[0]),
+            microbatches=prediction.microbatches,
+            step_seconds=prediction.seconds,
+            compute_seconds=prediction.compute,
+            communication_seconds=prediction.communication,
+            bubble_seconds=prediction.bubble,
+            tokens_per_second_per_device=question.tokens / prediction.seconds / world,
+            flops_per_device=rate,
+            mfu=rate / device.peak(format),
+            memory_bytes_by_stage=totals,
+            memory_parts=fullest,
+            coefficients={name: asdict(value) for name, value in question.coefficients.known.items()},
+            price_per_hour=question.fabric.price_per_hour,
+        )
+
+    def row(self, lost_because: str = "") -> dict[str, Any]:
+        """What `shunter plan --json` prints of it."""
+        names = (
+            "layout", "schedule", "microbatch", "step_seconds", "compute_seconds", "communication_seconds",
+            "bubble_seconds", "tokens_per_second_per_device", "flops_per_device", "mfu",
+            "memory_bytes_by_stage",
+        )  # fmt: skip
+        return {**{name: getattr(self, name) for name in names}, "lost_because": lost_because}
+
+    def parallel(self) -> dict[str, Any]:
+        """As a recipe's `how.parallel` has it, without what is at its default.
+
+        Raises ShunterError for recomputation that this program cannot do.
+        """
+        kind = self.layout["recompute"]
+        if kind not in ("none", "stage"):
+            raise ShunterError(
+                f"the plan recomputes by {kind}, which recipes cannot",
+                mend="Plan with --practice shunter.",
+            )
+        found = {name: self.layout[name] for name in DEGREES if self.layout[name] > 1}
+        found["microbatches"] = self.microbatches
+        if self.layout["pp"] > 1:
+            found |= {"schedule": self.schedule, "cut": self.layout["cut"]}
+            if self.schedule == "interleaved-1f1b":
+                found["chunks"] = self.layout["chunks"]
+        if kind == "stage":
+            found["recompute"] = True
+        return found
+
+    def must_be_for(self, spec: DecoderSpec | None = None, cluster: Cluster | None = None) -> None:
+        """Raise ShunterError where it was made for another model or cluster."""
+        if spec is not None and (theirs := spec.model_dump(mode="json")) != self.model:
+            differ = [name for name in self.model if self.model[name] != theirs.get(name)]
+            raise ShunterError(
+                "the plan is for another model: "
+                + ", ".join(f"{name} {self.model[name]}, not {theirs.get(name)}" for name in differ[:3]),
+                mend="Plan again for this model.",
+            )
+        if cluster is not None and fingerprint(cluster) != self.cluster_fingerprint:
+            raise ShunterError(
+                f"the plan is for the cluster {self.cluster} of {self.devices} devices, not for "
+                f"{cluster.name} of {cluster.world} as it is described now",
+                mend="Plan again for this cluster.",
+            )
+
+    def data(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    def save(self, path: Path) -> None:
+        """Write it: JSON where the name ends so, else YAML. Raises ShunterError where that cannot be."""
+        data = self.data()
+        text = (
+            json.dumps(data, indent=1) + "\n" if path.suffix == ".json" else write.dumps(data, lambda _: None)
+        )
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ShunterError(f"cannot be written ({error.strerror})", where=str(path)) from None
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """A saved one. Raises ShunterError for a file that is none, or of another version."""
+        data = yaml.load(path).data
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ShunterError("this is no plan", where=str(path), mend="Write one with `shunter plan -o`.")
+        if data.get("version") != VERSION:
+            raise ShunterError(
+                f"a plan of version {data.get('version')}; this shunter reads {VERSION}",
+                where=str(path),
+                mend="Plan again.",
+            )
+        known = {each.name for each in fields(cls)}
+        given = {key: value for key, value in data.items() if key not in ("format", "version")}
+        if wrong := (known ^ given.keys()) - {"coefficients", "price_per_hour"}:
+            raise ShunterError(
+                f"{'no ' if sorted(wrong)[0] in known else 'unknown '}{sorted(wrong)[0]}",
+                where=str(path),
+                mend="Plan again; a plan is not written by hand.",
+            )
+        return cls(**given)
+
+    def diff(self, other: Plan) -> dict[str, tuple[Any, Any]]:
+        """What is not the same: name -> (here, there)."""
+        here, there = dict(_flat(self.data())), dict(_flat(other.data()))
+        return {
+            name: (here.get(name), there.get(name))
+            for name in dict.fromkeys([*here, *there])
+            if here.get(name) != there.get(name)
+        }
+
+
+def fingerprint(cluster: Cluster) -> str:
+    """Of all that a cluster's description says and which of its devices are used."""
+    data = cluster.description.model_dump(mode="json")
+    names = [device.name for device in cluster.devices]
+    return hashlib.sha256(json.dumps([data, names], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def answer(found: Found, cluster: Cluster) -> dict[str, Any]:
+    """What `shunter plan --json` prints."""
+    return {
+        "plans": [
+            Plan.of(found.question, cluster, each.prediction).row(each.lost_because) for each in found.plans
+        ],
+        "search_seconds": found.seconds,
+        "considered": found.considered,
+        "rejected": found.rejected,
+    }
+
+
+def _flat(data: Mapping[str, Any], at: str = "") -> Sequence[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in data.items():
+        found += _flat(value, f"{at}{key}.") if isinstance(value, Mapping) else [(f"{at}{key}", value)]
+    return found

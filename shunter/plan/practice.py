@@ -1,0 +1,215 @@
+"""How a training program computes, as far as its time and memory depend on it. Imports without torch.
+
+The same layout costs another sum in another program: what stays in which precision, what is fused, what is
+sent while something else is computed. Three programs are described: this one, and the two whose published
+tables the cost model is tested with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shunter.config.errors import ShunterError
+from shunter.config.nearest import nearest
+
+# What recomputation keeps of a layer, by name: everything; all but every second product and the activation
+# function; its input alone; and nothing, where a stage's input stands for all of its layers.
+RECOMPUTE = ("none", "selective", "layer", "stage")
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """Reads and writes of a layer's forward between its products, in elements.
+
+    width: times the hidden width (norms, sums). inside: times the feed-forward width (activation function).
+    heads: times the width of queries and keys (rotation).
+    """
+
+    width: float
+    inside: float
+    heads: float
+
+
+# Counted from the operations; checked on an H100 with a layer of Llama 3 8B, 2 x 8192 tokens: predicted 12.8
+# and 13.4 ms forward against 13.1 and 14.2 ms measured, 28.0 and 29.5 ms backward against 28.5 and 31.6.
+EAGER = Elementwise(12, 5, 4)
+FUSED = Elementwise(8, 3, 2)
+# Bias and GELU over 4 h, which is 3 of our 8 h / 3, in one kernel; no rotation.
+FUSED_GELU = Elementwise(12, 3, 0)
+
+
+@dataclass(frozen=True)
+class Practice:
+    """weights, gradients, optimizer: bytes a parameter that stay. compute: bytes of an element in products
+    and of gathered weights. hidden: bytes of an element between layers and in messages between stages.
+
+    products:  number format of matrix products, as a cluster's rates name it.
+    fused:     attention without its scores in memory, and half the work where the mask is causal.
+    sequence:  tensor ranks have a part of the tokens each between products.
+    scatter:   without `sequence`, messages between stages are cut between tensor ranks.
+    sharding:  `all`: fsdp cuts weights, gradients and optimizer; `none`: copies are whole.
+    context:   context ranks share in that too where fsdp is 1.
+    stage_gathered: with stages, weights are gathered once a step and stay, and gradients wait whole.
+    waits: without stages too, where there are several micro-batches, gradients wait whole.
+    overlap_tensor: share of tensor messages hidden behind products. overlap_gradients: whether gradients are
+    summed while the last backward runs. blocking: stages compute nothing while they exchange.
+    logits: bytes a token and word of the vocabulary that the head holds. logit_passes: bytes it moves.
+    casts: bytes moved an element of a product's operands to turn them into `products`.
+    recompute: which ways it has. offers: whether it can choose them layer by layer. schedules, axes: that it
+    knows.
+    source: where this is from.
+    """
+
+    name: str
+    weights: float
+    gradients: float
+    optimizer: float
+    compute: float = 2.0
+    hidden: float = 2.0
+    products: str = "bf16"
+    fused: bool = True
+    elementwise: Elementwise = EAGER
+    sequence: bool = True
+    scatter: bool = False
+    sharding: str = "all"
+    context: bool = False
+    stage_gathered: bool = True
+    waits: bool = False
+    overlap_tensor: float = 0.0
+    overlap_gradients: bool = False
+    blocking: bool = False
+    logits: float = 0.0
+    logit_passes: float = 24.0
+    casts: float = 0.0
+    recompute: tuple[str, ...] = ("none",)
+    offers: bool = False
+    schedules: tuple[str, ...] = ("1f1b", "interleaved-1f1b", "zb1p", "zbv", "gpipe")
+    axes: tuple[str, ...] = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
+    source: str = ""
+
+    @property
+    def state(self) -> float:
+        """Bytes a parameter with all that belongs to it."""
+        return self.weights + self.gradients + self.optimizer
+
+
+PRACTICES: dict[str, Practice] = {
+    each.name: each
+    for each in (
+        Practice(
+            "shunter",
+            weights=4,
+            gradients=4,
+            optimizer=8,
+            hidden=4,
+            waits=True,
+            recompute=("none", "stage"),
+            source="this program: shunter.train.layout_describe",
+        ),
+        Practice(
+            "shunter-fp32",
+            weights=4,
+            gradients=4,
+            optimizer=8,
+            compute=4,
+            hidden=4,
+            products="fp32",
+            waits=True,
+            recompute=("none", "stage"),
+            source="this program on a CPU without fast bfloat16",
+        ),
+        Practice(
+            "megatron-2021",
+            weights=2,
+            gradients=4,
+            optimizer=12,
+            products="fp16",
+            fused=False,
+            elementwise=FUSED_GELU,
+            sequence=False,
+            scatter=True,
+            sharding="none",
+            blocking=True,
+            logits=8,
+            recompute=("none", "layer"),
+            offers=True,
+            schedules=("1f1b", "interleaved-1f1b"),
+            axes=("pp", "dp", "tp"),
+            source="NVIDIA/Megatron-LM at 6985e58, examples/academic_paper_scripts/sc21 (arXiv 2104.04473)",
+        ),
+        Practice(
+            "torchtitan",
+            weights=4,
+            gradients=4,
+            optimizer=8,
+            context=True,
+            overlap_gradients=True,
+            logits=10,
+            recompute=("none", "selective", "layer"),
+            schedules=("1f1b", "interleaved-1f1b", "gpipe"),
+            source="pytorch/torchtitan at 9dec370, train_configs of llama3",
+        ),
+    )
+}
+
+
+def practice(name: str) -> Practice:
+    """The practice of this name. Raises ShunterError, with the nearest name, where there is none."""
+    found = PRACTICES.get(name)
+    if found is None:
+        guess = nearest(name, PRACTICES)
+        raise ShunterError(
+            f"no practice is called {name!r}",
+            mend=f"Did you mean {guess}?" if guess else f"Known are {', '.join(PRACTICES)}.",
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """A number of the cost model that is no plain count, and where it is from."""
+
+    value: float
+    source: str
+
+
+def _defaults() -> dict[str, Coefficient]:
+    return {
+        "products": Coefficient(
+            1.0, "share of a device's described rate; products of a layer reach it on an H100 (measured)"
+        ),
+        "attention": Coefficient(1.0, "share that attention reaches beside products, relative to theirs"),
+        "memory": Coefficient(0.86, "copies on an H100: 2.89 of 3.35 TB/s (measured)"),
+        "links": Coefficient(0.8, "long collectives of NCCL reach about four fifths of a link, assumed"),
+        "kernel": Coefficient(4e-6, "seconds of the least kernel, launch included (measured on an H100)"),
+        "backward_attention": Coefficient(
+            1.6, "seconds of attention's backward by twice its forward's on an H100 (measured, 8192 tokens)"
+        ),
+        "backward_elementwise": Coefficient(2.5, "bytes moved by backward over forward (measured there)"),
+        "context": Coefficient(
+            0.0, "how much longer attention takes over what other context ranks hold, as a share"
+        ),
+        "fixed": Coefficient(1.0e9, "bytes of the CUDA context and of NCCL's buffers, assumed"),
+        "margin": Coefficient(0.06, "share of a device's memory lost to fragments, assumed"),
+    }
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Those of one machine and practice."""
+
+    known: dict[str, Coefficient] = field(default_factory=_defaults)
+
+    def __getitem__(self, name: str) -> float:
+        return self.known[name].value
+
+    def but(self, source: str, **values: float) -> Coefficients:
+        """With some others. Raises ShunterError for a name that is none."""
+        for name in values:
+            if name not in self.known:
+                raise ShunterError(
+                    f"{name!r} is no coefficient of the cost model",
+                    mend=f"Known are {', '.join(self.known)}.",
+                )
+        new = {name: Coefficient(value, source) for name, value in values.items()}
+        return Coefficients({**self.known, **new})

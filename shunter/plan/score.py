@@ -1,0 +1,317 @@
+"""One layout in full: where it is cut, which layers are computed again, and what the event simulator says.
+
+Imports without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from shunter.plan import compute, dynamic, memory
+from shunter.plan.choices import SCHEDULES, Choices, Question
+from shunter.plan.cuts import cut_alike, cut_mixed
+from shunter.plan.estimate import Costs as RankCosts
+from shunter.plan.estimate import LayerCost, costs, ends_of_step
+from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT
+from shunter.schedule.assemble import assemble
+from shunter.schedule.catalogue import schedule
+from shunter.schedule.costs import Costs, Links
+from shunter.schedule.order import Order
+from shunter.schedule.program import Program
+from shunter.schedule.simulate import simulate
+
+NODES = 24_000  # of a simulated program: longer ones are carried on by their period
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one layout takes. Seconds of a step: what the busiest rank computes, what messages add to it, and
+    the rest, in which it waits.
+
+    bounds: layers of the stages. recomputed: of each stage, layers that are computed again. bytes: by stage
+    of a rank's place in the pipeline, by part (`memory.PARTS`).
+    """
+
+    choice: Choices
+    bounds: tuple[int, ...]
+    recomputed: tuple[int, ...]
+    seconds: float
+    compute: float
+    communication: float
+    bubble: float
+    bytes: tuple[dict[str, float], ...]
+    microbatches: int
+
+    @property
+    def fullest(self) -> float:
+        """Bytes of the fullest rank."""
+        return max(sum(parts.values()) for parts in self.bytes)
+
+
+def predict(question: Question, choice: Choices, room: float | None = None) -> Prediction:
+    """Of one layout (`choice` has length 1). room: bytes that a rank has; layers are computed again where the
+    practice can choose them, as few as fit."""
+    assert len(choice) == 1
+    pp, chunks = int(choice.pp[0]), int(choice.chunks[0])
+    m = int(choice.microbatches(question.batch)[0])
+    name = SCHEDULES[choice.schedule[0]]
+    placement = _placement(name, pp, chunks)
+    ranks = int(choice.stage_ranks[0])
+    # By the rank of the pipeline: its slowest device.
+    kinds = [question.fabric.kind(rank * ranks, (rank + 1) * ranks) for rank in range(pp)]
+    known: dict[int, RankCosts] = {}
+    for kind in kinds:
+        if id(kind) not in known:
+            known[id(kind)] = costs(question, choice, kind)
+    each = [known[id(kinds[rank])] for rank in placement]
+    bounds = _cut(question, each, placement)
+    stages = len(placement)
+    recomputed = _recomputed(question, choice, each, bounds, placement, m, room)
+    held = [_bytes(question, choice, bounds, recomputed, placement, rank, m) for rank in range(pp)]
+    forward, backward, weights, busy = ([0.0] * stages for _ in range(4))
+    for stage in range(stages):
+        cost, begin, end = each[stage], bounds[stage], bounds[stage + 1]
+        ahead = behind = w = inner = 0.0
+        again = recomputed[stage]
+        for layer in range(begin, end):
+            part = _part(question, cost, layer)
+            f, b = float(part.forward.both[0]), float(part.backward.both[0])
+            w += float(part.weights[0] * part.backward.compute[0])
+            inner += float(part.forward.compute[0] + part.backward.compute[0])
+            if layer - begin < again:
+                b += float(part.again.both[0])
+                inner += float(part.again.compute[0])
+            ahead, behind = ahead + f, behind + b
+        for end_part, there in ((cost.embedding, stage == 0), (cost.head, stage == stages - 1)):
+            if there:
+                ahead += float(end_part.forward[0])
+                behind += float(end_part.backward[0])
+                w += float(end_part.weights[0] * end_part.backward[0])
+                inner += float(end_part.forward[0] + end_part.backward[0])
+        forward[stage], backward[stage], weights[stage], busy[stage] = ahead, behind, w, inner
+    elapsed = _elapsed(question, choice, placement, forward, backward, weights, name, chunks, m, each[0])
+    work, busiest = [0.0] * pp, [0.0] * pp
+    for stage, rank in enumerate(placement):
+        work[rank] += m * (forward[stage] + backward[stage])
+        busiest[rank] += m * busy[stage]
+    top = max(range(pp), key=work.__getitem__)
+    extra, updating = _ends(question, choice, each, bounds, placement, backward)
+    seconds = elapsed + extra
+    inner = busiest[top] + updating
+    sent = work[top] - busiest[top] + extra - updating
+    waiting = seconds - inner - sent
+    waiting = waiting if waiting > 1e-9 * seconds else 0.0
+    return Prediction(
+        choice, tuple(bounds), tuple(recomputed), seconds, inner, sent, waiting,
+        tuple(held), m,
+    )  # fmt: skip
+
+
+def _placement(name: str, pp: int, chunks: int) -> tuple[int, ...]:
+    if name == "zbv":
+        return (*range(pp), *reversed(range(pp)))
+    return tuple(range(pp)) * chunks
+
+
+def _part(question: Question, cost: RankCosts, layer: int) -> LayerCost:
+    experts = question.spec.experts
+    return cost.mixture if experts is not None and experts.inside(layer) else cost.dense
+
+
+def _cut(question: Question, each: Sequence[RankCosts], placement: Sequence[int]) -> list[int]:
+    spec = question.spec
+
+    def whole(cost: LayerCost) -> float:
+        return float(cost.forward.both[0] + cost.backward.both[0] + cost.again.both[0])
+
+    ends = each[0].embedding, each[-1].head
+    first, last = (float(end.forward[0] + end.backward[0]) for end in ends)
+    if spec.experts is not None and any(
+        spec.experts.inside(layer) != spec.experts.inside(spec.num_layers - 1)
+        for layer in range(spec.num_layers)
+    ):
+        layers = [whole(_part(question, each[0], layer)) for layer in range(spec.num_layers)]
+        return cut_mixed(layers, placement, first, last)
+    seconds = [whole(_part(question, cost, spec.num_layers - 1)) for cost in each]
+    besides = [0.0] * len(each)
+    besides[0] += first
+    besides[-1] += last
+    return cut_alike(spec.num_layers, seconds, besides)
+
+
+def _stage(
+    question: Question,
+    choice: Choices,
+    bounds: Sequence[int],
+    recomputed: Sequence[int],
+    placement: Sequence[int],
+    rank: int,
+    m: int,
+) -> memory.Stage:
+    """What the rank of the pipeline has, all its stages together."""
+    mine = [stage for stage, holder in enumerate(placement) if holder == rank]
+    experts = question.spec.experts
+    layers = [n for s in mine for n in range(bounds[s], bounds[s + 1])]
+    mixtures = 0 if experts is None else sum(experts.inside(n) for n in layers)
+    ends = (0 in mine) + (len(placement) - 1 in mine)
+    if question.spec.tied and ends == 2:
+        ends = 1
+    again = sum(recomputed[s] for s in mine) / max(len(layers), 1)
+    flight = memory.in_flight(
+        choice.schedule, choice.pp, choice.chunks, np.array([m]), np.array([rank], dtype=np.int64)
+    )
+    return memory.Stage(
+        np.array([float(len(layers) - mixtures)]),
+        np.array([float(mixtures)]),
+        np.array([float(ends)]),
+        np.array([float(len(placement) - 1 in mine)]),
+        flight,
+        np.array([again]),
+    )
+
+
+def _bytes(
+    question: Question,
+    choice: Choices,
+    bounds: Sequence[int],
+    recomputed: Sequence[int],
+    placement: Sequence[int],
+    rank: int,
+    m: int,
+) -> dict[str, float]:
+    stage = _stage(question, choice, bounds, recomputed, placement, rank, m)
+    return {name: float(part[0]) for name, part in memory.stage_bytes(question, choice, stage).items()}
+
+
+def _recomputed(
+    question: Question,
+    choice: Choices,
+    each: Sequence[RankCosts],
+    bounds: Sequence[int],
+    placement: Sequence[int],
+    m: int,
+    room: float | None,
+) -> list[int]:
+    """Layers of each stage that are computed again: all, or by the dynamic programme as few as fit."""
+    every = [end - begin for begin, end in pairwise(bounds)]
+    if choice.recompute[0] == 0:
+        return [0] * len(every)
+    if not question.practice.offers or room is None:
+        return every
+    found = [0] * len(every)
+    for rank in range(max(placement) + 1):
+        mine = [stage for stage, holder in enumerate(placement) if holder == rank]
+        count = sum(every[stage] for stage in mine)
+        none, full = (
+            sum(_bytes(question, choice, bounds, them, placement, rank, m).values())
+            for them in ([0] * len(every), every)
+        )
+        if none <= room or count == 0:
+            continue
+        part = _part(question, each[mine[0]], bounds[mine[0]])
+        one = sum(_bytes(question, choice, bounds, _some(every, mine, 1), placement, rank, m).values())
+        saved = (one - full) / max(count - 1, 1)  # by each layer but the first, beside which it is made again
+        units = np.array([[1.0 * max(saved, 1.0), 0.0]] * count)
+        times = np.array([[0.0, float(part.again.both[0])]] * count)
+        left = room - full
+        again = count if left < 0 else dynamic.solve(units, times, None, left).count(1)
+        for stage in mine:
+            found[stage] = min(every[stage], again)
+            again -= found[stage]
+    return found
+
+
+def _some(every: Sequence[int], mine: Sequence[int], count: int) -> list[int]:
+    found = [0] * len(every)
+    for stage in mine:
+        found[stage] = min(every[stage], count)
+        count -= found[stage]
+    return found
+
+
+def _ends(
+    question: Question,
+    choice: Choices,
+    each: Sequence[RankCosts],
+    bounds: Sequence[int],
+    placement: Sequence[int],
+    backward: Sequence[float],
+) -> tuple[float, float]:
+    """Seconds of what stands at both ends of a step on the slowest rank, and of them the optimizer's."""
+    most = updating = 0.0
+    for rank in sorted(set(placement)):
+        mine = [stage for stage, holder in enumerate(placement) if holder == rank]
+        layers = [n for s in mine for n in range(bounds[s], bounds[s + 1])]
+        experts = question.spec.experts
+        mixtures = 0 if experts is None else sum(experts.inside(n) for n in layers)
+        dense, mixed = np.array([float(len(layers) - mixtures)]), np.array([float(mixtures)])
+        device = question.fabric.kind(
+            rank * int(choice.stage_ranks[0]), (rank + 1) * int(choice.stage_ranks[0])
+        )
+        last = np.array([sum(backward[stage] for stage in mine)])
+        found = float(ends_of_step(question, choice, each[mine[0]], dense, mixed, last, device)[0])
+        if found > most:
+            shape = memory.held(question, choice)
+            whole = dense * shape.dense + mixed * shape.mixture + shape.end
+            mine_ = whole / choice.shards(question.practice)
+            mine_ = mine_ + mixed * shape.experts / choice.expert_shards(question.practice)
+            most, updating = found, float(compute.update(question, mine_, device)[0])
+    return most, updating
+
+
+def _elapsed(
+    question: Question,
+    choice: Choices,
+    placement: Sequence[int],
+    forward: Sequence[float],
+    backward: Sequence[float],
+    weights: Sequence[float],
+    name: str,
+    chunks: int,
+    m: int,
+    cost: RankCosts,
+) -> float:
+    """Seconds from the first forward to the last backward, as simulated."""
+    pp = int(choice.pp[0])
+    if pp == 1:
+        return m * (sum(forward) + sum(backward))
+    halves = schedule(name).halves
+    seconds: dict[tuple[str, int], float] = {}
+    for stage in range(len(placement)):
+        seconds[FORWARD, stage] = forward[stage]
+        if halves:
+            seconds[INPUT, stage] = backward[stage] - weights[stage]
+            seconds[WEIGHT, stage] = weights[stage]
+        else:
+            seconds[BACKWARD, stage] = backward[stage]
+    links = _links(question, choice, cost)
+    many = 2 * len(placement)
+    least = 2 * pp if name != "gpipe" else m
+    long = max(least + pp, NODES // many // pp * pp)
+    if m <= long:
+        return simulate(_program(name, pp, m, chunks), Costs(seconds), links).elapsed
+    # After the first micro-batches each further group takes as long as the one before.
+    rest = m % pp
+    low, high = long - pp + rest - (pp if rest else 0), long + rest - (pp if rest else 0)
+    a, b = (
+        simulate(_program(name, pp, count, chunks), Costs(seconds), links).elapsed for count in (low, high)
+    )
+    return b + (m - high) * (b - a) / (high - low)
+
+
+def _links(question: Question, choice: Choices, cost: RankCosts) -> Links:
+    """Between neighbouring ranks of the pipeline, each by the blocks of devices that it crosses."""
+    ranks, pp = int(choice.stage_ranks[0]), int(choice.pp[0])
+    latency, occupied = float(cost.messages.hop[0]), float(cost.messages.occupied[0])
+    return Links(latency=latency, occupied=occupied, blocking=question.practice.blocking and ranks * pp > 1)
+
+
+@lru_cache(maxsize=64)
+def _program(name: str, pp: int, m: int, chunks: int) -> Program:
+    order: Order = schedule(name).build(pp, m, chunks=chunks if name != "zbv" else None)
+    return assemble(order)

@@ -1,0 +1,94 @@
+"""`shunter plan`: fields, tables, files, mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shunter.cli import main as cli
+from shunter.plan.plan import Plan
+
+ASK = ["plan", "--model", "llama-2-7b", "--cluster", "8xa100-80", "--global-batch", "64", "--seq", "2048"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert cli.main([*ASK, *args]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert cli.main(list(args)) == 2
+    return capsys.readouterr().err
+
+
+def test_the_fields_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(run(capsys, "--json", "--top", "3", "--fix", "pp=2,schedule=1f1b"))
+    assert list(told) == ["plans", "search_seconds", "considered", "rejected"]
+    assert len(told["plans"]) == 3
+    best = told["plans"][0]
+    assert list(best) == [
+        "layout", "schedule", "microbatch", "step_seconds", "compute_seconds", "communication_seconds",
+        "bubble_seconds", "tokens_per_second_per_device", "flops_per_device", "mfu", "memory_bytes_by_stage",
+        "lost_because",
+    ]  # fmt: skip
+    assert best["layout"]["pp"] == 2
+    assert best["schedule"] == "1f1b"
+    assert len(best["memory_bytes_by_stage"]) == 2
+    assert best["lost_because"] == ""
+    parts = [best[f"{name}_seconds"] for name in ("compute", "communication", "bubble")]
+    assert sum(parts) == pytest.approx(best["step_seconds"])
+    rate = 64 * 2048 / best["step_seconds"] / 8
+    assert best["tokens_per_second_per_device"] == pytest.approx(rate)
+    assert best["mfu"] == pytest.approx(best["flops_per_device"] / 312e12)
+    assert 0 < told["rejected"] < told["considered"]
+
+
+def test_the_table_says_why_and_what_would_help(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "plan.yaml"
+    text = run(capsys, "--why", "tp=8", "--what-helps", "--tokens", "1T", "--out", str(out), "--top", "2")
+    assert "the best" in text
+    assert "tp=8: " in text
+    assert "slower" in text
+    assert "links within a node twice as fast" in text
+    assert "1e+12 tokens: " in text
+    assert "Predicted, not measured" in text
+    Plan.load(out)
+
+
+def test_a_recipe_and_a_configuration_are_models(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    recipe = [
+        "plan",
+        "--model",
+        str(root / "recipes" / "quickstart.yaml"),
+        "--cluster",
+        "cpu",
+        "--job",
+        "base",
+        "--json",
+    ]
+    assert cli.main(recipe) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["plans"][0]["layout"]["pp"] * told["plans"][0]["layout"]["fsdp"] <= 2
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "intermediate_size": 688, "vocab_size": 1000, "max_position_embeddings": 512,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ask = ["plan", "--model", str(tmp_path), "--cluster", "8xa100-80", "--global-batch", "8"]
+    assert cli.main([*ask, "--seq", "256", "--json"]) == 0
+
+
+def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "Did you mean llama-2-7b" in refused(capsys, "plan", "--model", "lama-2-7b", "--cluster", "8xh100")
+    assert "Did you mean '8xh100'" in refused(capsys, "plan", "--model", "llama-3-8b", "--cluster", "8xh10")
+    told = refused(capsys, "plan", "--model", "llama-3-8b", "--cluster", "8xh100", "--seq", "64")
+    assert "does not tell --global-batch" in told
+    assert "tp may be" in refused(capsys, *ASK, "--fix", "tp=5")
+    assert "tp is given twice" in refused(capsys, *ASK, "--fix", "tp=2,tp=4")
+    assert "fits nowhere" in refused(capsys, *ASK, "--budget-memory", "2GB")
+    assert "no practice" in refused(capsys, *ASK, "--practice", "megatron-2020")
+    assert "file not found" in refused(capsys, "plan", "--model", "no.json", "--cluster", "8xh100")
