@@ -249,6 +249,10 @@ class TrainHow(How):
     )
     deterministic: bool = Field(False, description="Refuse kernels whose result varies between runs.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+    checkpoint_async: bool = Field(
+        False,
+        description="Copy the state aside in memory, and write it while training goes on; one at a time.",
+    )
     keep: int = Field(2, ge=1, description="Checkpoints to keep.")
     log_every: int = Field(10, ge=1, description="Steps between lines of progress and metrics.")
     track: list[Literal["tensorboard", "wandb", "mlflow"]] | None = Field(

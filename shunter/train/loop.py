@@ -6,6 +6,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -100,7 +101,12 @@ class Training:
                 decoder, parallel, world, rows.row_length, fill, rows=most, precision=self.precision
             )
             self.checkpointer = SharedCheckpointer(
-                checkpoints, how.keep, world, self.layout.part.held, self.layout.elsewhere
+                checkpoints,
+                how.keep,
+                world,
+                self.layout.part.held,
+                self.layout.elsewhere,
+                beside=how.checkpoint_async,
             )
         else:
             decoder.to(self.device)
@@ -132,7 +138,7 @@ class Training:
                     if done:
                         self.session.final = values
                 if done or self.session.step % self.how.checkpoint_every == 0:
-                    self.session.save(self.checkpointer)
+                    self._save(later=self.how.checkpoint_async and not done)
             if self.session.final is None:  # refused just now or before, or an older checkpoint
                 self.session.final = self._validate(meter)
             if self.session.final is None:
@@ -143,6 +149,10 @@ class Training:
                     "`shunter gc` removes them.",
                 )
             return {**self.session.final, **meter.summary()}
+        except BaseException:
+            with suppress(Exception):  # what is being saved may still be published; the first error counts
+                self.checkpointer.wait()
+            raise
         finally:
             if meter is not None:
                 meter.close()
@@ -174,20 +184,28 @@ class Training:
         self.session.facts = {**facts, "precision": self.precision}
 
     def _heed_requests(self) -> None:
+        self.checkpointer.look()
         if self.place.control.stop_requested():
-            self.session.save(self.checkpointer)
+            self._save()
             self.place.events.write("saved", step=self.session.step, why="stop")
             raise Stopped
         if self.place.control.take_save_request():
-            self.session.save(self.checkpointer)
+            self._save()
             self.place.events.write("saved", step=self.session.step, why="request")
+
+    def _save(self, *, later: bool = False) -> None:
+        self.session.save(self.checkpointer, later=later)
+        kept = self.checkpointer
+        self.place.events.write(
+            "checkpoint", step=self.session.step, blocked=kept.blocked, staging_bytes=kept.staging.bytes
+        )
 
     def _planned_restart(self) -> None:
         """Save, forget, restore as configured. Killed before the next checkpoint, it happens again."""
         plan, session = self.config.restart, self.session
         if plan is None or session.restarted or session.step != plan.at:
             return
-        session.save(self.checkpointer)
+        self._save()
         init_weights(self.decoder, self.seed)  # what is not restored must be seen to be gone
         self.session = Session.fresh(self.decoder, self.config, self.rows, self.seed)
         self.session.load(self.checkpointer, plan.at, plan.restore)
