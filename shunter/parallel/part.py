@@ -190,9 +190,9 @@ def sharded_modules(module: nn.Module) -> list[FSDPModule]:
 
 @torch.no_grad()
 def localise(
-    decoder: Decoder, held: Mapping[str, Holding], device: torch.device, fill: Fill | None = None
+    decoder: nn.Module, held: Mapping[str, Holding], device: torch.device, fill: Fill | None = None
 ) -> None:
-    """Leave the decoder these parts of its parameters, on the device; one after the other."""
+    """Leave the decoder, or a part of one, these parts of its parameters, on the device; one at a time."""
 
     def real(name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_meta or fill is None:
