@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,10 @@ import numpy as np
 import torch
 
 from shunter.config.errors import ShunterError
-from shunter.data.noise import noised
-from shunter.data.tokens import Batch, TokenRows
-from shunter.layout.piece import balanced
+from shunter.data.tokens import TokenRows
 from shunter.models.decoder import Decoder
 from shunter.models.init import draw, init_weights
-from shunter.parallel.told import told_by_all
+from shunter.parallel.mesh import Peers
 from shunter.recipe.job import Control, Stopped
 from shunter.record.events import EventLog
 from shunter.train.checkpoint.lifecycle import Checkpointer
@@ -38,11 +35,12 @@ from shunter.train.flops import batch_flops, trained_share
 from shunter.train.meter import Meter
 from shunter.train.objective import Objective
 from shunter.train.passes import OnePass, Passes
-from shunter.train.pipeline import LaidOutPasses, expected, split
+from shunter.train.pipeline import LaidOutPasses
+from shunter.train.recording import Recording, keep
 from shunter.train.schedule import rate
 from shunter.train.session import Session
+from shunter.train.shares import noised_batches, split
 from shunter.train.step import StepResult, train_step
-from shunter.train.traffic import kept_bytes
 from shunter.train.validation import validate
 from shunter.train.world import World
 
@@ -227,9 +225,16 @@ class Training:
         ids = session.loader.take(config.batch_rows)
         batches = [self.rows.rows(part) for part in self._micro_batches(ids)]
         if config.input_noise:
-            batches = self._noised(batches)
-        if recorded := self._records():
-            self.layout.record()  # type: ignore[union-attr]
+            batches = noised_batches(
+                batches,
+                config.input_noise,
+                self.decoder.spec.vocab_size,
+                session.stream,
+                session.step,
+                config.batch_rows,
+                Peers.alone() if self.layout is None else self.layout.world.data,
+            )
+        recording = self._recording()
         result = train_step(
             self.passes,
             session.optimizers,
@@ -240,8 +245,8 @@ class Training:
             clip=config.clip,
             z_loss=config.z_loss,
         )
-        if recorded:
-            self._keep_timeline()
+        if recording is not None:
+            keep(recording, session.optimizers, session.step, self.place.log, self.place.events)
         number = session.step
         session.step += 1
         session.tokens += result.tokens
@@ -273,42 +278,12 @@ class Training:
         size = later or self.how.micro_batch
         return [ids[i : i + size] for i in range(0, len(ids), size)]
 
-    def _noised(self, batches: list[Batch]) -> list[Batch]:
-        session, share = self.session, self.config.input_noise
-        mine = 0  # the first of this rank's rows in the step: a row's noise is its own on every layout
-        if self.layout is not None:
-            data = self.layout.world.data
-            mine = balanced(self.config.batch_rows, data.size, data.index)[0]
-        firsts = accumulate((len(batch.tokens) for batch in batches), initial=mine)
-        return [
-            noised(batch, share, self.decoder.spec.vocab_size, session.stream, session.step, first)
-            for batch, first in zip(batches, firsts, strict=False)
-        ]
-
-    def _records(self) -> bool:
+    def _recording(self) -> Recording | None:
+        """Of the step that begins, where it is the one to be watched."""
         parallel = self.how.parallel
-        return self.layout is not None and parallel is not None and parallel.timeline == self.session.step
-
-    def _keep_timeline(self) -> None:
-        """The step's measured timeline, and what the program would take at its median costs; what each rank
-        sent in it, and keeps between steps."""
-        assert self.layout is not None
-        measured = self.layout.timeline()
-        world = self.layout.world
-        mine = self.layout.traffic | kept_bytes(self.layout.part, self.session.optimizers)
-        every = told_by_all(mine, world.mesh.everyone, world.device)
-        if measured is not None:
-            measured.save(self.place.log / "timeline-measured.json")
-            simulated = expected(self.layout.order, measured)
-            simulated.save(self.place.log / "timeline-simulated.json")
-            self.place.events.write(
-                "timeline",
-                step=self.session.step,
-                measured=measured.elapsed,
-                simulated=simulated.elapsed,
-                saved_bytes=self.layout.saved_bytes,
-            )
-            self.place.events.write("traffic", step=self.session.step, ranks=every)
+        if self.layout is None or parallel is None or parallel.timeline != self.session.step:
+            return None
+        return Recording(self.layout)
 
     def _skipped(self, step: int, ids: list[int], result: StepResult) -> None:
         skipped = self.session.skipped

@@ -19,7 +19,7 @@ from shunter.data.tokens import Batch
 from shunter.layout.grid import Grid
 from shunter.parallel.mesh import Groups
 from shunter.train.loop import Training
-from shunter.train.pipeline import split
+from shunter.train.shares import split
 from shunter.train.world import World
 from tests.mutants.mutant import Mutant
 from tests.parallel.pool import GROUPS, Pool, Task

@@ -19,6 +19,7 @@ from shunter.train.layout_parts import Plan
 from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
 from shunter.train.pipeline import LaidOutPasses
+from shunter.train.recording import Recording
 from shunter.train.step import train_step
 from shunter.train.world import World
 from tests.parallel.pool import GROUPS, Pool
@@ -45,10 +46,9 @@ def held(rank: int, groups: Groups, case: tuple[dict[str, Any], dict[str, Any], 
     passes.precision = precision
     optimizers = Optimizers(passes.decoder, TrainConfig(steps=1, optimizer="adamw"), passes.part)
     batches = [whole_rows(ROWS // parallel.data // parallel.parts) for _ in range(parallel.parts)]
-    passes.record()
+    recording = Recording(passes)
     train_step(passes, optimizers, CrossEntropy(), batches, step=0, rate=1e-3, clip=1.0)
-    passes.timeline()
-    return passes.saved_bytes
+    return recording.end().saved_bytes
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
