@@ -1,7 +1,7 @@
 """This rank's part of a decoder: which parameters, which parts of them, and how it computes with them.
 
 The order is torchtitan's (arXiv 2410.06511, section 2): the stages are chosen, weights cut over tensor ranks,
-rows spread over context ranks, and what is left sharded by `fully_shard`.
+rows spread over context ranks, layers recomputed, and what is left sharded by `fully_shard`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from shunter.parallel.decoder import decoder_stages, drop_others
 from shunter.parallel.experts import reach_experts
 from shunter.parallel.gradients import add_up_gradients, squared_norm
 from shunter.parallel.mesh import Mesh, Peers
+from shunter.parallel.recompute import recompute_layer
 from shunter.parallel.sharded import hand_over
 from shunter.parallel.tensor import VocabularyRows, first_row, split_tensor
 
@@ -55,6 +56,8 @@ class DecoderPart:
         sequence: bool = True,
         layers_only: bool = False,
         more: Mapping[str, Holding] | None = None,
+        again: Sequence[int] = (),
+        selective: bool = False,
         reshard: bool = True,
         by_program: bool = False,
         fill: Fill | None = None,
@@ -65,6 +68,7 @@ class DecoderPart:
 
         bounds, stages: first layer of each stage, and the numbers of those that are here.
         layers_only: embedding and head are computed elsewhere. more: parts beside the stages'.
+        again, selective: layers that are computed again for their backward, and whether all of each is.
         reshard: give gathered weights up between forward and backward. by_program: the program, not
         `fully_shard`, decides when weights are gathered.
         """
@@ -94,6 +98,8 @@ class DecoderPart:
             if stage.has_head and self.tokens is not None:
                 name = "embed.weight" if decoder.spec.tied else "head.weight"
                 stage.others = VocabularyRows(first_row(self.held[name]), mesh.peers("tp"))
+        for number in again:
+            recompute_layer(decoder.layers[number], selective=selective)
         if self.sharded:
             self._shard(device, reshard)
         self.parameters = self._plain()

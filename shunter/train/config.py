@@ -123,8 +123,10 @@ class Parallel(Config):
         None,
         description="Split embedding and head over all ranks, by algorithm 1 or 2 of Vocabulary Parallelism.",
     )
-    recompute: bool = Field(
-        False, description="Keep only what passes between stages, and compute the rest again for backwards."
+    recompute: bool | Literal["full", "selective"] | list[int] = Field(
+        False,
+        description="What is computed again for backwards: true: all between stages; full: each layer by "
+        "itself; selective: likewise, but for products and attention; or the numbers of some layers.",
     )
     timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
     timeline: int | None = Field(
@@ -163,6 +165,12 @@ class Parallel(Config):
             )
         return decided
 
+    def again(self, layers: int) -> list[int]:
+        """Which of so many layers are computed again by themselves."""
+        if isinstance(self.recompute, list):
+            return self.recompute
+        return list(range(layers)) if isinstance(self.recompute, str) else []
+
     def order(self, head: float = 0.5) -> Order:
         """What each rank does. Raises ShunterError for a schedule that does not exist or does not fit.
 
@@ -176,7 +184,7 @@ class Parallel(Config):
         order = self._checked(found.build(self.pp, self.parts, chunks=self.chunks, group=self.group))
         if self.vocabulary is not None:
             order = parallel_vocabulary(order, self.vocabulary, head=head)
-        return recomputed(order) if self.recompute else order
+        return recomputed(order) if self.recompute is True else order
 
     def lowered(self, order: Order, *, sharded: bool = False) -> Program:
         """The order's program with its messages: those of the file, where it has some.
@@ -199,6 +207,8 @@ class Parallel(Config):
         written = read_file(path)
         order, where = written.order, str(path)
         given = self.model_fields_set & {"schedule", "chunks", "group", "vocabulary", "recompute"}
+        if isinstance(self.recompute, (str, list)):  # not of the program's actions
+            given = given - {"recompute"}
         if set_too := sorted(name for name in given if getattr(self, name) not in (None, False)):
             raise ShunterError(
                 f"both program and {set_too[0]} say what ranks do",

@@ -90,6 +90,8 @@ class LaidOutPasses:
             sequence=parallel.sequence,
             layers_only=algorithm is not None,
             more={name: pipeline_cut(ends[name], *own) for name in ENDS if name in ends},
+            again=parallel.again(decoder.spec.num_layers),
+            selective=parallel.recompute == "selective",
             reshard=parallel.reshard,
             by_program=grid.pp > 1,
             fill=fill,

@@ -174,7 +174,11 @@ def cases(
         "sequence": sequence,
         "attention": attention,
         "reshard": draw(st.booleans()),
-        "recompute": draw(st.booleans()) and schedule != "zbv",
+        "recompute": draw(
+            st.sampled_from(
+                [False, "full", "selective", [stages - 1], *([True] if schedule != "zbv" else [])]
+            )
+        ),
     }
     data = degrees["dp"] * degrees["fsdp"]
     return Case(
