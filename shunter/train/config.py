@@ -103,6 +103,10 @@ class Parallel(Config):
     reshard: bool = Field(
         True, description="fsdp: free gathered weights between forward and backward, and gather them again."
     )
+    gather: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="fsdp: how layers' matrices travel; bf16 needs train.precision: bf16, and no stages.",
+    )
     schedule: str = Field("1f1b", description="Order of the work; `shunter schedules` lists them.")
     program: str | None = Field(
         None, description="Instead of a schedule: a program's file, written by `shunter simulate --csv`."

@@ -27,6 +27,12 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
         )
     if isinstance(parallel.cut, list):
         check_cut(parallel.cut, spec.num_layers)
+    if parallel.gather == "bf16" and order.stages > 1:
+        raise ShunterError(
+            "gather: bf16 would round gradients, which stages add up in the type of gathered weights",
+            where=WHERE,
+            mend="Leave gather out: with stages each weight is gathered once a step only.",
+        )
     if isinstance(parallel.recompute, list):
         check_again(parallel.recompute, spec.num_layers)
     if parallel.cp > 1 and parallel.attention == "ulysses":

@@ -144,13 +144,18 @@ def _gathered(plan: Plan, place: Mapping[str, int], stages: list[int]) -> int:
     if plan.grid.fsdp == 1:
         return 0
     every = [unit for stage in stages for unit in plan.units(place, stage)]
-    whole = sum(unit.share * unit.size for unit in every)
-    roots = sum(unit.share * unit.size for unit in every if unit.root)
-    layers = sorted((unit.share * unit.size for unit in every if not unit.root), reverse=True)
-    few = roots + sum(layers[:2])  # one in use, one fetched ahead
+
+    def bytes_(gathered: bool) -> tuple[int, int]:
+        """Of all that is whole, and of what is while one layer is in use and one is fetched ahead."""
+        sizes = [
+            (unit.root, unit.share * unit.size * (unit.bytes if gathered else plan.wide)) for unit in every
+        ]
+        layers = sorted((size for root, size in sizes if not root), reverse=True)
+        return sum(size for _, size in sizes), sum(size for root, size in sizes if root) + sum(layers[:2])
+
     stay = plan.grid.pp > 1 or not plan.parallel.reshard
     wait = plan.grid.pp > 1 or plan.order.microbatches > 1
-    return ((whole if stay else few) + (whole if wait else few)) * plan.wide
+    return bytes_(True)[not stay] + bytes_(False)[not wait]
 
 
 def _activations(plan: Plan, stages: list[int], order: Order, at: int) -> tuple[int, int]:

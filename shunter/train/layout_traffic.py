@@ -164,16 +164,16 @@ def _sharded(plan: Plan, place: Mapping[str, int]) -> int:
             gathers[action.stage].append(action.op)
     for stage, operations in gathers.items():
         for unit in plan.units(place, stage):
-            piece = unit.share * plan.wide * (unit.size - 1)
+            piece = unit.share * (unit.size - 1)
             if by_program:
-                sent += len(operations) * piece
+                sent += len(operations) * piece * plan.wide
                 continue
             here, count = False, 0
             for op in operations:
                 if op in (FORWARD, RECOMPUTE, BACKWARD, INPUT):
                     count += not here
                     here = op in (FORWARD, RECOMPUTE) and not (again and not unit.root)
-            sent += (count + 1) * piece  # the reduction sends as much as a gathering
+            sent += piece * (count * unit.bytes + plan.wide)  # and the reduction
     return sent
 
 

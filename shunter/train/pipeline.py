@@ -93,6 +93,7 @@ class LaidOutPasses:
             again=parallel.again(decoder.spec.num_layers),
             selective=parallel.recompute == "selective",
             reshard=parallel.reshard,
+            narrow=parallel.gather == "bf16",
             by_program=grid.pp > 1,
             fill=fill,
         )

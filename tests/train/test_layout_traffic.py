@@ -142,6 +142,12 @@ def test_bytes_in_bfloat16(pool: Pool, parallel: dict[str, Any], changed: dict[s
     compare(pool, (parallel, changed, "adamw", "bf16"))
 
 
+def test_gathering_in_bfloat16(pool: Pool) -> None:
+    compare(pool, ({"fsdp": 2, "gather": "bf16", "microbatches": 2}, {"qk_norm": True}, "adamw", "bf16"))
+    written = {"fsdp": 4, "ep": 2, "gather": "bf16", "microbatches": 1}
+    compare(pool, (written, {"experts": EXPERTS}, "adamw", "bf16"))
+
+
 def test_two_all_reduces_forward_and_two_backward_a_layer(pool: Pool) -> None:
     """arXiv 1909.08053, section 3: one more layer, four more all-reduces, and no other call."""
     found = []
