@@ -137,6 +137,9 @@ def laid_out(graph: Graph, node: Node, memory: int | None = None) -> Layout:
         "precision": train.precision,
     }
     layout = describe(plan, train.optimizer, settings, notes)
+    if how.checkpoint_async:
+        most = max(each.weights + each.optimizer for each in layout.ranks)
+        layout.notes.append(f"checkpoint_async keeps up to {disk.human(most)} more in a rank's host memory")
     if memory is not None:
         must_fit(layout, memory, plan, train.optimizer, train.batch_rows)
     return layout

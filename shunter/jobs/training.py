@@ -47,6 +47,12 @@ def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, shape:
     parallel = parallel.settled(train.batch_rows, how.micro_batch)
     order = parallel.order()
     check_combination(parallel)
+    if parallel.gather == "bf16" and train.precision != "bf16":
+        raise ShunterError(
+            f"gather: bf16 rounds weights that products of precision {train.precision} take whole",
+            where=where,
+            mend="Set train.precision to bf16, or leave gather out.",
+        )
     if shape is not None:
         spec = DecoderSpec(**shape.model_dump(), vocab_size=GUESSED_VOCABULARY, max_positions=1 << 20)
         check_layout(spec, parallel, order)

@@ -73,14 +73,14 @@ def holdings(
         if name.endswith("router.bias"):
             whole = Holding(Piece.full(shape))  # moved by the load of all, not by a gradient
         elif ".experts." in name and spec.experts is not None:
-            whole = _expert(spec.experts, name.endswith("gate_up"), whole, grid, place)
+            whole = expert_holding(spec.experts, name.endswith("gate_up"), whole, grid, place)
         elif grid.tp > 1:
             whole = _tensor(spec, name, whole, index, grid.tp, sequence)
         found[name] = whole
     return found
 
 
-def _expert(
+def expert_holding(
     experts: ExpertsSpec, columns: bool, whole: Holding, grid: Grid, place: Mapping[str, int]
 ) -> Holding:
     """Some experts, and some columns of each gate, of each up and rows of each down."""

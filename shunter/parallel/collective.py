@@ -17,7 +17,7 @@ from shunter.parallel.mesh import Peers
 
 def gather(x: Tensor, dim: int, peers: Peers) -> Tensor:
     """All ranks' parts one after the other along `dim`; the gradient is added up and shared out."""
-    return x if peers.size == 1 else _Gather.apply(x, dim, peers)
+    return x if peers.size == 1 else _Gather.apply(x, dim, peers, False)
 
 
 def scatter_sum(x: Tensor, dim: int, peers: Peers) -> Tensor:
@@ -25,7 +25,7 @@ def scatter_sum(x: Tensor, dim: int, peers: Peers) -> Tensor:
 
     The size along `dim` must be a multiple of the number of ranks.
     """
-    return x if peers.size == 1 else _ScatterSum.apply(x, dim, peers)
+    return x if peers.size == 1 else _Gather.apply(x, dim, peers, True)
 
 
 def spread(x: Tensor, peers: Peers) -> Tensor:
@@ -45,6 +45,8 @@ def part(x: Tensor, dim: int, peers: Peers) -> Tensor:
 
 def all_gather(x: Tensor, dim: int, peers: Peers) -> Tensor:
     """Without a gradient. Parts of one size."""
+    if peers.size == 1:
+        return x
     first = x.movedim(dim, 0).contiguous()
     whole = first.new_empty(peers.size * first.shape[0], *first.shape[1:])
     dist.all_gather_into_tensor(whole, first, group=peers.group)
@@ -63,25 +65,16 @@ def reduce_scatter(x: Tensor, dim: int, peers: Peers) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
+    """And, with `back`, its reverse: each is the other's gradient."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, peers: Peers) -> Tensor:
-        ctx.dim, ctx.peers = dim, peers
-        return all_gather(x, dim, peers)
+    def forward(ctx: Any, x: Tensor, dim: int, peers: Peers, back: bool) -> Tensor:
+        ctx.dim, ctx.peers, ctx.back = dim, peers, back
+        return (reduce_scatter if back else all_gather)(x, dim, peers)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return reduce_scatter(grads[0], ctx.dim, ctx.peers), None, None
-
-
-class _ScatterSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, peers: Peers) -> Tensor:
-        ctx.dim, ctx.peers = dim, peers
-        return reduce_scatter(x, dim, peers)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return all_gather(grads[0], ctx.dim, ctx.peers), None, None
+        return (all_gather if ctx.back else reduce_scatter)(grads[0], ctx.dim, ctx.peers), None, None, None
 
 
 class _Spread(torch.autograd.Function):

@@ -41,12 +41,3 @@ def reduce_rows(rows: Tensor, sizes: Sequence[int], peers: Peers) -> Tensor:
         return rows
     mine = sizes[peers.index]
     return exchange(rows, sizes, [mine] * peers.size, peers).view(peers.size, mine, *rows.shape[1:]).sum(0)
-
-
-def gather_equal(tensor: Tensor, peers: Peers) -> Tensor:
-    """[peers, ...]: tensors of one shape."""
-    if peers.size == 1:
-        return tensor[None]
-    found = tensor.new_empty(peers.size, *tensor.shape)
-    dist.all_gather_into_tensor(found, tensor.contiguous()[None], group=peers.group)
-    return found

@@ -16,74 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from shunter.config.errors import ShunterError
 from shunter.models.moe import Experts, MoE, by_expert, collect, routers, spread
 from shunter.models.router import Routing
 from shunter.models.spec import ExpertsSpec
-from shunter.parallel.exchange import exchange, gather_equal, gather_rows, reduce_rows
+from shunter.parallel.collective import all_gather
+from shunter.parallel.exchange import exchange, gather_rows, reduce_rows
 from shunter.parallel.mesh import Peers
-
-# (dim, [(begin, end), ...]) for each dim that is cut: the ranges one after the other are what a rank holds.
-Slices = list[tuple[int, list[tuple[int, int]]]]
-
-
-def expert_slices(
-    spec: ExpertsSpec, ep: int, etp: int, ep_index: int = 0, etp_index: int = 0
-) -> dict[str, Slices]:
-    """What of each parameter of a `MoE`, by its name there, one rank holds; of others it holds all.
-
-    Gate and up stand in one tensor, so that its rows are two ranges. Raises ShunterError, with the nearest
-    degrees, for experts that cannot be cut so.
-    """
-    _check("ep", ep, spec.num_experts, "experts")
-    _check("etp", etp, spec.ffn_dim, "columns of an expert (ffn_dim)")
-    experts, width = spec.num_experts // ep, spec.ffn_dim // etp
-    mine = (0, [(ep_index * experts, (ep_index + 1) * experts)])
-    begin, end = etp_index * width, (etp_index + 1) * width
-    gate_up = (1, [(begin, end), (spec.ffn_dim + begin, spec.ffn_dim + end)])
-    return {"experts.gate_up": [mine, gate_up], "experts.down": [mine, (2, [(begin, end)])]}
-
-
-def _check(axis: str, degree: int, number: int, what: str) -> None:
-    if number % degree:
-        legal = [count for count in range(1, number + 1) if number % count == 0]
-        nearest = min(legal, key=lambda count: abs(count - degree))
-        raise ShunterError(
-            f"{number} {what} cannot be spread over {axis} {degree}", mend=f"Use {axis}={nearest}."
-        )
-
-
-def take(tensor: Tensor, slices: Slices) -> Tensor:
-    """The part of a whole tensor that `slices` name: a copy."""
-    for dim, ranges in slices:
-        tensor = torch.cat([tensor.narrow(dim, begin, end - begin) for begin, end in ranges], dim)
-    return tensor.clone()
-
-
-def parallel_experts(
-    moe: MoE,
-    ep: Peers,
-    etp: Peers,
-    *,
-    sequence: Peers | None = None,
-    places: Callable[[int], Tensor] | None = None,
-) -> None:
-    """Keep this rank's part of the experts, in place and under the same names, and reach the others.
-
-    Each rank then passes its own tokens to `moe`. Gradients of experts are sums over the tokens of all peers
-    of ep and etp; those of the router and of the shared expert are of this rank's tokens alone.
-
-    sequence: ranks that hold other tokens of the same rows, equally many each, one after the other: what
-    looks at whole rows (capacity, balance) asks them.  places: of a row's length, where in the row each
-    of these tokens stands, when a rank's are not neighbours.
-    """
-    cut = expert_slices(moe.spec, ep.size, etp.size, ep.index, etp.index)
-    for name, slices in cut.items():
-        leaf = name.removeprefix("experts.")
-        whole = getattr(moe.experts, leaf)
-        part = nn.Parameter(take(whole.detach(), slices), requires_grad=whole.requires_grad)
-        setattr(moe.experts, leaf, part)
-    reach_experts(moe, ep, etp, sequence=sequence, places=places)
 
 
 def reach_experts(
@@ -94,7 +32,15 @@ def reach_experts(
     sequence: Peers | None = None,
     places: Callable[[int], Tensor] | None = None,
 ) -> None:
-    """As `parallel_experts`, for experts that are this rank's part already."""
+    """Reach the experts of other ranks; those here are this rank's part already.
+
+    Each rank then passes its own tokens to `moe`. Gradients of experts are sums over the tokens of all peers
+    of ep and etp; those of the router and of the shared expert are of this rank's tokens alone.
+
+    sequence: ranks that hold other tokens of the same rows, equally many each, one after the other: what
+    looks at whole rows (capacity, balance) asks them.  places: of a row's length, where in the row each
+    of these tokens stands, when a rank's are not neighbours.
+    """
     if ep.size * etp.size > 1:
         moe.dispatch = Dispatcher(moe.experts, moe.spec, ep, etp)
     if sequence is not None and sequence.size > 1:
@@ -139,7 +85,7 @@ class Dispatcher:
     def plan(self, counts: Tensor) -> Route:
         """From this rank's counts [E]. The one place where the host waits for the device."""
         ep, etp = self.ep, self.etp
-        every = gather_equal(gather_equal(counts, ep), etp)  # [etp, ep, E]
+        every = all_gather(all_gather(counts[None], 0, ep)[None], 0, etp)  # [etp, ep, E]
         table = every.tolist()
         local = self.num_experts // ep.size
 
@@ -229,8 +175,7 @@ class RowPeers:
         found = []
         for part in parts:
             plain = part.to(torch.uint8) if part.dtype == torch.bool else part  # not every backend sends bits
-            every = gather_equal(plain.transpose(0, 1).contiguous(), self.peers)
-            found.append(every.flatten(0, 1).transpose(0, 1).to(part.dtype))
+            found.append(all_gather(plain, 1, self.peers).to(part.dtype))
         return found, self.peers.index * parts[0].shape[1]
 
     def places(self, length: int) -> Tensor | None:

@@ -66,6 +66,7 @@ class ProcessGroups:
         self.options = options
         self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}
         self._pipelines: dict[tuple[int, ...], Groups] = {}
+        self._beside: dict[tuple[int, ...], dist.ProcessGroup] = {}
 
     def get(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
         """The group over `ranks`; None for one rank alone."""
@@ -83,12 +84,22 @@ class ProcessGroups:
             self._pipelines[key] = Groups.create(key, **self.options)
         return self._pipelines[key]
 
+    def beside(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
+        """A second group over `ranks`, of messages between hosts: for a thread beside the one that computes.
+        None for one rank alone."""
+        key = tuple(ranks)
+        if len(key) < 2:
+            return None
+        if key not in self._beside:
+            self._beside[key] = dist.new_group(list(key), backend="gloo", **self.options)
+        return self._beside[key]
+
 
 class Mesh:
     """A grid's groups on one of its ranks. All ranks of the world make it at the same time."""
 
     def __init__(self, grid: Grid, rank: int, groups: ProcessGroups) -> None:
-        self.grid, self.rank = grid, rank
+        self.grid, self.rank, self._groups = grid, rank, groups
         self.place = grid.coordinates(rank)
         make_groups(grid, groups)
         self._peers: dict[tuple[str, ...], Peers] = {(): Peers.alone(rank)}
@@ -110,6 +121,12 @@ class Mesh:
     def everyone(self) -> Peers:
         """All ranks of the grid."""
         return self.peers(*DENSE)
+
+    def beside(self) -> Peers:
+        """All ranks once more, by a group that only a thread beside the training uses. All ranks of the world
+        ask for it at the same time."""
+        everyone = self.everyone
+        return Peers(self._groups.beside(everyone.ranks), everyone.ranks, everyone.index)
 
 
 def make_groups(grid: Grid, groups: ProcessGroups) -> None:

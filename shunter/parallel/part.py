@@ -1,7 +1,7 @@
 """This rank's part of a decoder: which parameters, which parts of them, and how it computes with them.
 
 The order is torchtitan's (arXiv 2410.06511, section 2): the stages are chosen, weights cut over tensor ranks,
-rows spread over context ranks, and what is left sharded by `fully_shard`.
+rows spread over context ranks, layers recomputed, and what is left sharded by `fully_shard`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from shunter.layout.holding import Holding
 from shunter.models.adapter_sharding import adapted_holdings
-from shunter.models.decoder import Decoder
+from shunter.models.decoder import Decoder, RMSNorm
 from shunter.models.moe import Experts, MoE
+from shunter.models.router import Router
 from shunter.models.sharding import holdings
 from shunter.parallel.collect import cut
 from shunter.parallel.context.zigzag import zigzag
@@ -27,6 +28,7 @@ from shunter.parallel.decoder import decoder_stages, drop_others
 from shunter.parallel.experts import reach_experts
 from shunter.parallel.gradients import add_up_gradients, squared_norm
 from shunter.parallel.mesh import Mesh, Peers
+from shunter.parallel.recompute import recompute_layer
 from shunter.parallel.sharded import hand_over
 from shunter.parallel.tensor import VocabularyRows, first_row, split_tensor
 
@@ -55,7 +57,10 @@ class DecoderPart:
         sequence: bool = True,
         layers_only: bool = False,
         more: Mapping[str, Holding] | None = None,
+        again: Sequence[int] = (),
+        selective: bool = False,
         reshard: bool = True,
+        narrow: bool = False,
         by_program: bool = False,
         fill: Fill | None = None,
     ) -> None:
@@ -65,8 +70,10 @@ class DecoderPart:
 
         bounds, stages: first layer of each stage, and the numbers of those that are here.
         layers_only: embedding and head are computed elsewhere. more: parts beside the stages'.
-        reshard: give gathered weights up between forward and backward. by_program: the program, not
-        `fully_shard`, decides when weights are gathered.
+        again, selective: layers that are computed again for their backward, and whether all of each is.
+        reshard: give gathered weights up between forward and backward. narrow: gather layers' matrices in
+        bfloat16, as products under autocast take them; their gradients are added up in float32.
+        by_program: the program, not `fully_shard`, decides when weights are gathered.
         """
         self.decoder, self.mesh = decoder, mesh
         self.sharded = mesh.grid.fsdp > 1
@@ -94,17 +101,22 @@ class DecoderPart:
             if stage.has_head and self.tokens is not None:
                 name = "embed.weight" if decoder.spec.tied else "head.weight"
                 stage.others = VocabularyRows(first_row(self.held[name]), mesh.peers("tp"))
+        for number in again:
+            recompute_layer(decoder.layers[number], selective=selective)
         if self.sharded:
-            self._shard(device, reshard)
+            self._shard(device, reshard, narrow)
         self.parameters = self._plain()
 
     def _places(self, length: int) -> Tensor:
         """Where in a row of `length` the tokens of context and tensor ranks stand, one after the other."""
         return torch.cat(zigzag(length, self.mesh.grid.cp))
 
-    def _shard(self, device: torch.device, reshard: bool) -> None:
+    def _shard(self, device: torch.device, reshard: bool, narrow: bool) -> None:
         peers, copies = self.mesh.peers(*SHARDING), self.mesh.peers("edp")
         mesh = _device_mesh(peers, device)
+        policy = MixedPrecisionPolicy()
+        if narrow:
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         again = reshard and not self.by_program
         for stage in self.modules.values():
             stage.into_grad = False
@@ -113,10 +125,26 @@ class DecoderPart:
                 for experts in (part for part in layer.modules() if isinstance(part, Experts)):
                     # Copies of an expert are on other ranks than copies of the rest.
                     if copies.size > 1:
-                        fully_shard(experts, mesh=_device_mesh(copies, device), reshard_after_forward=again)
+                        fully_shard(
+                            experts,
+                            mesh=_device_mesh(copies, device),
+                            reshard_after_forward=again,
+                            mp_policy=policy,
+                        )
                     else:
                         elsewhere.update(experts.parameters())
-                fully_shard(layer, mesh=mesh, reshard_after_forward=again, ignored_params=elsewhere)
+                if (
+                    narrow
+                ):  # what is no product's weight travels whole: norms, and routers, whose choice is sharp
+                    whole: list[nn.Module] = [p for p in layer.modules() if isinstance(p, (RMSNorm, Router))]
+                    fully_shard(whole, mesh=mesh, reshard_after_forward=again)
+                fully_shard(
+                    layer,
+                    mesh=mesh,
+                    reshard_after_forward=again,
+                    mp_policy=policy,
+                    ignored_params=elsewhere,
+                )
             fully_shard(stage, mesh=mesh, reshard_after_forward=False, ignored_params=elsewhere)
             for module in sharded_modules(stage):
                 # Sums, not means: each token's weight in the loss is known beforehand. And plain ones: with a
@@ -190,9 +218,9 @@ def sharded_modules(module: nn.Module) -> list[FSDPModule]:
 
 @torch.no_grad()
 def localise(
-    decoder: Decoder, held: Mapping[str, Holding], device: torch.device, fill: Fill | None = None
+    decoder: nn.Module, held: Mapping[str, Holding], device: torch.device, fill: Fill | None = None
 ) -> None:
-    """Leave the decoder these parts of its parameters, on the device; one after the other."""
+    """Leave the decoder, or a part of one, these parts of its parameters, on the device; one at a time."""
 
     def real(name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_meta or fill is None:

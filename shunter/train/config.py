@@ -103,6 +103,10 @@ class Parallel(Config):
     reshard: bool = Field(
         True, description="fsdp: free gathered weights between forward and backward, and gather them again."
     )
+    gather: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="fsdp: how layers' matrices travel; bf16 needs train.precision: bf16, and no stages.",
+    )
     schedule: str = Field("1f1b", description="Order of the work; `shunter schedules` lists them.")
     program: str | None = Field(
         None, description="Instead of a schedule: a program's file, written by `shunter simulate --csv`."
@@ -123,8 +127,10 @@ class Parallel(Config):
         None,
         description="Split embedding and head over all ranks, by algorithm 1 or 2 of Vocabulary Parallelism.",
     )
-    recompute: bool = Field(
-        False, description="Keep only what passes between stages, and compute the rest again for backwards."
+    recompute: bool | Literal["full", "selective"] | list[int] = Field(
+        False,
+        description="What is computed again for backwards: true: all between stages; full: each layer by "
+        "itself; selective: likewise, but for products and attention; or the numbers of some layers.",
     )
     timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
     timeline: int | None = Field(
@@ -163,6 +169,12 @@ class Parallel(Config):
             )
         return decided
 
+    def again(self, layers: int) -> list[int]:
+        """Which of so many layers are computed again by themselves."""
+        if isinstance(self.recompute, list):
+            return self.recompute
+        return list(range(layers)) if isinstance(self.recompute, str) else []
+
     def order(self, head: float = 0.5) -> Order:
         """What each rank does. Raises ShunterError for a schedule that does not exist or does not fit.
 
@@ -176,7 +188,7 @@ class Parallel(Config):
         order = self._checked(found.build(self.pp, self.parts, chunks=self.chunks, group=self.group))
         if self.vocabulary is not None:
             order = parallel_vocabulary(order, self.vocabulary, head=head)
-        return recomputed(order) if self.recompute else order
+        return recomputed(order) if self.recompute is True else order
 
     def lowered(self, order: Order, *, sharded: bool = False) -> Program:
         """The order's program with its messages: those of the file, where it has some.
@@ -199,6 +211,8 @@ class Parallel(Config):
         written = read_file(path)
         order, where = written.order, str(path)
         given = self.model_fields_set & {"schedule", "chunks", "group", "vocabulary", "recompute"}
+        if isinstance(self.recompute, (str, list)):  # not of the program's actions
+            given = given - {"recompute"}
         if set_too := sorted(name for name in given if getattr(self, name) not in (None, False)):
             raise ShunterError(
                 f"both program and {set_too[0]} say what ranks do",
@@ -249,6 +263,10 @@ class TrainHow(How):
     )
     deterministic: bool = Field(False, description="Refuse kernels whose result varies between runs.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+    checkpoint_async: bool = Field(
+        False,
+        description="Copy the state aside in memory, and write it while training goes on; one at a time.",
+    )
     keep: int = Field(2, ge=1, description="Checkpoints to keep.")
     log_every: int = Field(10, ge=1, description="Steps between lines of progress and metrics.")
     track: list[Literal["tensorboard", "wandb", "mlflow"]] | None = Field(

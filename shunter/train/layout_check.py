@@ -27,6 +27,14 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
         )
     if isinstance(parallel.cut, list):
         check_cut(parallel.cut, spec.num_layers)
+    if parallel.gather == "bf16" and order.stages > 1:
+        raise ShunterError(
+            "gather: bf16 would round gradients, which stages add up in the type of gathered weights",
+            where=WHERE,
+            mend="Leave gather out: with stages each weight is gathered once a step only.",
+        )
+    if isinstance(parallel.recompute, list):
+        check_again(parallel.recompute, spec.num_layers)
     if parallel.cp > 1 and parallel.attention == "ulysses":
         _check_heads(spec, parallel)
     placement = order.placement
@@ -50,6 +58,16 @@ def check_cut(cut: list[int], layers: int) -> None:
             f"cut {cut} does not give every stage a layer of {layers}",
             where=WHERE,
             mend=f"Give rising numbers from 1 to {layers - 1}.",
+        )
+
+
+def check_again(chosen: list[int], layers: int) -> None:
+    """Raise ShunterError for numbers that are no layers, or twice the same."""
+    if len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(layers)):
+        raise ShunterError(
+            f"recompute {chosen} does not name layers of {layers}",
+            where=WHERE,
+            mend=f"Name each once, from 0 to {layers - 1}, or write full for all.",
         )
 
 

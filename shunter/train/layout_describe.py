@@ -9,9 +9,12 @@ Activations are an estimate, in elements a token, of what a layer keeps for its 
 
 D width, H and K heads of queries and of keys and values, d width of a head, F width of the feed-forward. In a
 mixture the last two terms are of the rows that experts get, k a token (each D + 3 F / etp, on etp ranks), of
-the shared part, and D / s more. A stage with the head keeps D more, the gradient of the hidden states. With
-`recompute` a stage keeps its inputs, D / s, and the inside of one micro-batch. Norms' inputs are float32, the
-rest bfloat16 with precision bf16, which also keeps the layers' matrices once more in bfloat16.
+the shared part, and D / s more. A stage with the head keeps D + D / s more, the gradient of the hidden states
+and what the last norm is given. With
+`recompute: true` a stage keeps its inputs, D / s, and the inside of one micro-batch. A layer that is computed
+again keeps its input, and with `selective` also (2 H + 2 K) d / tp + 2 F / tp + 2 D, what products and
+attention make; one at a time is whole. Norms' inputs are float32, the rest bfloat16 with precision bf16,
+which also keeps the matrices of layers that are not computed again once more in bfloat16.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from shunter.layout.described import KindOfWeight, Layout, RankHolds
 from shunter.layout.grid import DENSE, EXPERT
 from shunter.models.spec import DecoderSpec
 from shunter.recipe.disk import human
-from shunter.schedule.action import BACKWARD, FORWARD, RECOMPUTE, WEIGHT
+from shunter.schedule.action import BACKWARD, FORWARD, INPUT, RECOMPUTE, WEIGHT
 from shunter.schedule.order import Order
 from shunter.train.config import Parallel
 from shunter.train.layout_parts import Plan
@@ -141,13 +144,18 @@ def _gathered(plan: Plan, place: Mapping[str, int], stages: list[int]) -> int:
     if plan.grid.fsdp == 1:
         return 0
     every = [unit for stage in stages for unit in plan.units(place, stage)]
-    whole = sum(unit.share * unit.size for unit in every)
-    roots = sum(unit.share * unit.size for unit in every if unit.root)
-    layers = sorted((unit.share * unit.size for unit in every if not unit.root), reverse=True)
-    few = roots + sum(layers[:2])  # one in use, one fetched ahead
+
+    def bytes_(gathered: bool) -> tuple[int, int]:
+        """Of all that is whole, and of what is while one layer is in use and one is fetched ahead."""
+        sizes = [
+            (unit.root, unit.share * unit.size * (unit.bytes if gathered else plan.wide)) for unit in every
+        ]
+        layers = sorted((size for root, size in sizes if not root), reverse=True)
+        return sum(size for _, size in sizes), sum(size for root, size in sizes if root) + sum(layers[:2])
+
     stay = plan.grid.pp > 1 or not plan.parallel.reshard
     wait = plan.grid.pp > 1 or plan.order.microbatches > 1
-    return ((whole if stay else few) + (whole if wait else few)) * plan.wide
+    return bytes_(True)[not stay] + bytes_(False)[not wait]
 
 
 def _activations(plan: Plan, stages: list[int], order: Order, at: int) -> tuple[int, int]:
@@ -164,34 +172,63 @@ def _activations(plan: Plan, stages: list[int], order: Order, at: int) -> tuple[
         elif action.op == RECOMPUTE:
             held += inside[action.stage] - light[action.stage]
         most = max(most, held)
+        if action.op in (BACKWARD, INPUT):  # one layer after the other is whole for a moment
+            most = max(most, held + _once_more(plan, action.stage))
         if action.op in (BACKWARD, WEIGHT):
             held -= inside[action.stage]
     return sum((light if recompute else inside).values()), most
 
 
 def _inside(plan: Plan, stage: int) -> int:
-    spec, tp = plan.spec, plan.parallel.tp
-    wide, narrow = plan.wide, plan.narrow
+    """What a stage keeps of one micro-batch for its backward."""
+    layers = range(plan.bounds[stage], plan.bounds[stage + 1])
+    again = set(plan.parallel.again(plan.spec.num_layers))
     total = 0
-    if narrow < wide:  # products keep the weights as they take them, once a micro-batch
+    if plan.narrow < plan.wide:  # products keep the weights as they take them, once a micro-batch
         place = plan.grid.coordinates(plan.grid.rank(pp=plan.order.placement[stage]))
         mine = plan.cut(place)
-        matrices = (mine[n].piece for n in plan.owned(stage) if muon_takes(n, mine[n].piece.shape))
-        total += narrow * sum(piece.numel for piece in matrices)
-    for layer in range(plan.bounds[stage], plan.bounds[stage + 1]):
-        heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim / tp
-        total += round(plan.own_tokens * 2 * spec.dim * wide)
-        total += round(plan.tokens * (spec.dim + heads) * narrow)
-        if spec.experts is None or not spec.experts.inside(layer):
-            total += round(plan.tokens * (spec.dim + 3 * spec.ffn_dim / tp) * narrow)
-            continue
-        rows = plan.own_tokens * spec.experts.per_token * plan.grid.etp
-        total += round(rows * (spec.dim + 3 * spec.experts.ffn_dim / plan.grid.etp) * narrow)
-        total += round(plan.own_tokens * spec.dim * narrow)
-        total += round(plan.tokens * 3 * spec.experts.shared_ffn_dim / tp * narrow)
+        matrices = (mine[n].piece for n in plan.owned(stage) if muon_takes(n, mine[n].piece.shape)
+                    and int(n.split(".")[1]) not in again)  # fmt: skip
+        total += plan.narrow * sum(piece.numel for piece in matrices)
+    total += sum(_kept(plan, layer) if layer in again else _layer(plan, layer) for layer in layers)
     if stage == plan.order.stages - 1:
-        total += plan.tokens * spec.dim * wide
+        total += (plan.tokens + plan.own_tokens) * plan.spec.dim * plan.wide
     return total
+
+
+def _layer(plan: Plan, layer: int) -> int:
+    """What a layer keeps, all of it."""
+    spec, tp, wide, narrow = plan.spec, plan.parallel.tp, plan.wide, plan.narrow
+    heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim / tp
+    total = round(plan.own_tokens * 2 * spec.dim * wide) + round(plan.tokens * (spec.dim + heads) * narrow)
+    if spec.experts is None or not spec.experts.inside(layer):
+        return total + round(plan.tokens * (spec.dim + 3 * spec.ffn_dim / tp) * narrow)
+    rows = plan.own_tokens * spec.experts.per_token * plan.grid.etp
+    total += round(rows * (spec.dim + 3 * spec.experts.ffn_dim / plan.grid.etp) * narrow)
+    total += round(plan.own_tokens * spec.dim * narrow)
+    return total + round(plan.tokens * 3 * spec.experts.shared_ffn_dim / tp * narrow)
+
+
+def _kept(plan: Plan, layer: int) -> int:
+    """What a layer keeps that is computed again: its input; with `selective` what products and attention
+    make."""
+    spec, tp = plan.spec, plan.parallel.tp
+    total = plan.own_tokens * spec.dim * plan.wide
+    if plan.parallel.recompute != "selective":
+        return total
+    width = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim / tp + 2 * spec.dim
+    if spec.experts is None or not spec.experts.inside(layer):
+        return total + round(plan.tokens * (width + 2 * spec.ffn_dim / tp) * plan.narrow)
+    rows = plan.own_tokens * spec.experts.per_token * plan.grid.etp
+    total += round(rows * (spec.dim + 2 * spec.experts.ffn_dim / plan.grid.etp) * plan.narrow)
+    return total + round(plan.tokens * (width + 2 * spec.experts.shared_ffn_dim / tp) * plan.narrow)
+
+
+def _once_more(plan: Plan, stage: int) -> int:
+    """What the largest of the stage's layers has more while it is computed again."""
+    layers = range(plan.bounds[stage], plan.bounds[stage + 1])
+    again = [layer for layer in plan.parallel.again(plan.spec.num_layers) if layer in layers]
+    return max((_layer(plan, layer) - _kept(plan, layer) for layer in again), default=0)
 
 
 def _kinds(plan: Plan) -> list[KindOfWeight]:

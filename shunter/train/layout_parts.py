@@ -133,7 +133,11 @@ class Plan:
         return found
 
     def units(self, place: Mapping[str, int], stage: int) -> list[Unit]:
-        """What `fully_shard` gathers at once: experts, layers, and the rest of the stage, as it is nested."""
+        """What `fully_shard` gathers at once: experts, layers, and the rest of the stage, as it is nested.
+
+        With `gather: bf16` a layer's norms and router are apart from its matrices.
+        """
+        narrow = self.parallel.gather == "bf16"
         cut, dense = self.cut(place), self.grid.fsdp * self.grid.cp
         found: dict[str, list[tuple[int, ...]]] = {}
         for name in self.owned(stage):
@@ -141,20 +145,25 @@ class Plan:
                 continue
             layer = name.split(".")[1] if name.startswith("layers.") else ""
             key = f"{layer} experts" if ".experts." in name else layer
+            if narrow and layer and name.endswith(("norm.weight", "router.weight")):
+                key = f"{layer} whole"
             found.setdefault(key, []).append(cut[name].piece.local_shape)
         units = []
         for key, part in found.items():
             experts = key.endswith("experts")
             if (size := self.grid.edp if experts else dense) > 1:
                 share = sum(-(-shape[0] // size) * prod(shape[1:]) for shape in part)
-                units.append(Unit(key == "", size, share))
+                thin = narrow and key and not key.endswith("whole")
+                units.append(Unit(key == "", size, share, HALF if thin else self.wide))
         return units
 
 
 @dataclass(frozen=True)
 class Unit:
-    """root: what stays gathered between forward and backward. share: elements on each of `size` ranks."""
+    """root: what stays gathered between forward and backward. share: elements on each of `size` ranks; bytes:
+    of one as it is gathered."""
 
     root: bool
     size: int
     share: int
+    bytes: int

@@ -45,6 +45,7 @@ def step_traffic(plan: Plan, rank: int, optimizer: str = "adamw") -> dict[str, i
             sent.update(_pass(plan, place, action.stage, backward=False))
         elif action.op in (BACKWARD, INPUT):
             sent.update(_pass(plan, place, action.stage, backward=True))
+            sent.update(_pass(plan, place, action.stage, backward=False, again=True))
     if plan.grid.pp > 1:
         messages = sum(node.rank == place["pp"] and node.op in SENDS for node in plan.program.nodes)
         sent["pipeline"] += messages * plan.own_tokens * plan.spec.dim * plan.wide
@@ -63,26 +64,36 @@ def all_reduce(size: int, ranks: int) -> int:
     return 2 * size * (ranks - 1) // ranks
 
 
-def _pass(plan: Plan, place: Mapping[str, int], stage: int, *, backward: bool) -> Counter[str]:
-    """One micro-batch through one stage."""
+def _pass(
+    plan: Plan, place: Mapping[str, int], stage: int, *, backward: bool, again: bool = False
+) -> Counter[str]:
+    """One micro-batch through one stage; again: through those of its layers that are computed once more, each
+    up to the message after its last product, which no backward needs."""
     spec, parallel, sent = plan.spec, plan.parallel, Counter[str]()
     tp = parallel.tp
-    first, last = stage == 0, stage == plan.order.stages - 1
-    layers = range(plan.bounds[stage], plan.bounds[stage + 1])
+    first, last = stage == 0 and not again, stage == plan.order.stages - 1 and not again
+    layers = list(range(plan.bounds[stage], plan.bounds[stage + 1]))
+    if again:
+        chosen = parallel.again(spec.num_layers)
+        layers = [number for number in layers if number in chosen]
     if tp > 1:
         whole = plan.tokens * spec.dim
         mixtures = [n for n in layers if spec.experts is not None and spec.experts.inside(n)]
         regions = 2 * len(layers) - len(mixtures)  # attentions, feed-forwards
         if spec.experts is not None and spec.experts.shared_ffn_dim:
             regions += len(mixtures)
+        out = regions
+        if again:
+            shared = spec.experts is not None and spec.experts.shared_ffn_dim
+            out -= len(layers) - (0 if shared else len(mixtures))
         if parallel.sequence:
             # Into a region in the hidden states' type, out of it in that of products.
             share = whole // tp * (tp - 1)
-            sent["tensor"] += regions * share * (plan.wide + plan.narrow)
+            sent["tensor"] += share * (regions * plan.wide + out * plan.narrow)
             sent["tensor"] += (first + last) * share * plan.wide
         else:
             size = plan.wide if backward else plan.narrow
-            sent["tensor"] += regions * all_reduce(whole * size, tp)
+            sent["tensor"] += out * all_reduce(whole * size, tp)
             sent["tensor"] += (last if backward else first) * all_reduce(whole * plan.wide, tp)
         if last and not backward:
             sent["tensor"] += all_reduce(plan.tokens * plan.wide, tp) + all_reduce(
@@ -103,7 +114,7 @@ def _pass(plan: Plan, place: Mapping[str, int], stage: int, *, backward: bool) -
         )
         sent["context"] += len(layers) * (found.backward if backward else found.forward)
     if spec.experts is not None:
-        inside = sum(spec.experts.inside(n) for n in layers)
+        inside = len([n for n in layers if spec.experts.inside(n)])
         sent["experts"] += inside * _mixture(plan, backward=backward)
     return sent
 
@@ -153,16 +164,16 @@ def _sharded(plan: Plan, place: Mapping[str, int]) -> int:
             gathers[action.stage].append(action.op)
     for stage, operations in gathers.items():
         for unit in plan.units(place, stage):
-            piece = unit.share * plan.wide * (unit.size - 1)
+            piece = unit.share * (unit.size - 1)
             if by_program:
-                sent += len(operations) * piece
+                sent += len(operations) * piece * plan.wide
                 continue
             here, count = False, 0
             for op in operations:
                 if op in (FORWARD, RECOMPUTE, BACKWARD, INPUT):
                     count += not here
                     here = op in (FORWARD, RECOMPUTE) and not (again and not unit.root)
-            sent += (count + 1) * piece  # the reduction sends as much as a gathering
+            sent += piece * (count * unit.bytes + plan.wide)  # and the reduction
     return sent
 
 

@@ -6,9 +6,9 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,10 @@ import numpy as np
 import torch
 
 from shunter.config.errors import ShunterError
-from shunter.data.noise import noised
-from shunter.data.tokens import Batch, TokenRows
-from shunter.layout.piece import balanced
+from shunter.data.tokens import TokenRows
 from shunter.models.decoder import Decoder
 from shunter.models.init import draw, init_weights
-from shunter.parallel.told import told_by_all
+from shunter.parallel.mesh import Peers
 from shunter.recipe.job import Control, Stopped
 from shunter.record.events import EventLog
 from shunter.train.checkpoint.lifecycle import Checkpointer
@@ -37,11 +35,12 @@ from shunter.train.flops import batch_flops, trained_share
 from shunter.train.meter import Meter
 from shunter.train.objective import Objective
 from shunter.train.passes import OnePass, Passes
-from shunter.train.pipeline import LaidOutPasses, expected, split
+from shunter.train.pipeline import LaidOutPasses
+from shunter.train.recording import Recording, keep
 from shunter.train.schedule import rate
 from shunter.train.session import Session
+from shunter.train.shares import noised_batches, split
 from shunter.train.step import StepResult, train_step
-from shunter.train.traffic import kept_bytes
 from shunter.train.validation import validate
 from shunter.train.world import World
 
@@ -100,7 +99,12 @@ class Training:
                 decoder, parallel, world, rows.row_length, fill, rows=most, precision=self.precision
             )
             self.checkpointer = SharedCheckpointer(
-                checkpoints, how.keep, world, self.layout.part.held, self.layout.elsewhere
+                checkpoints,
+                how.keep,
+                world,
+                self.layout.part.held,
+                self.layout.elsewhere,
+                beside=how.checkpoint_async,
             )
         else:
             decoder.to(self.device)
@@ -132,7 +136,7 @@ class Training:
                     if done:
                         self.session.final = values
                 if done or self.session.step % self.how.checkpoint_every == 0:
-                    self.session.save(self.checkpointer)
+                    self._save(later=self.how.checkpoint_async and not done)
             if self.session.final is None:  # refused just now or before, or an older checkpoint
                 self.session.final = self._validate(meter)
             if self.session.final is None:
@@ -143,6 +147,10 @@ class Training:
                     "`shunter gc` removes them.",
                 )
             return {**self.session.final, **meter.summary()}
+        except BaseException:
+            with suppress(Exception):  # what is being saved may still be published; the first error counts
+                self.checkpointer.wait()
+            raise
         finally:
             if meter is not None:
                 meter.close()
@@ -174,20 +182,28 @@ class Training:
         self.session.facts = {**facts, "precision": self.precision}
 
     def _heed_requests(self) -> None:
+        self.checkpointer.look()
         if self.place.control.stop_requested():
-            self.session.save(self.checkpointer)
+            self._save()
             self.place.events.write("saved", step=self.session.step, why="stop")
             raise Stopped
         if self.place.control.take_save_request():
-            self.session.save(self.checkpointer)
+            self._save()
             self.place.events.write("saved", step=self.session.step, why="request")
+
+    def _save(self, *, later: bool = False) -> None:
+        self.session.save(self.checkpointer, later=later)
+        kept = self.checkpointer
+        self.place.events.write(
+            "checkpoint", step=self.session.step, blocked=kept.blocked, staging_bytes=kept.staging.bytes
+        )
 
     def _planned_restart(self) -> None:
         """Save, forget, restore as configured. Killed before the next checkpoint, it happens again."""
         plan, session = self.config.restart, self.session
         if plan is None or session.restarted or session.step != plan.at:
             return
-        session.save(self.checkpointer)
+        self._save()
         init_weights(self.decoder, self.seed)  # what is not restored must be seen to be gone
         self.session = Session.fresh(self.decoder, self.config, self.rows, self.seed)
         self.session.load(self.checkpointer, plan.at, plan.restore)
@@ -209,9 +225,16 @@ class Training:
         ids = session.loader.take(config.batch_rows)
         batches = [self.rows.rows(part) for part in self._micro_batches(ids)]
         if config.input_noise:
-            batches = self._noised(batches)
-        if recorded := self._records():
-            self.layout.record()  # type: ignore[union-attr]
+            batches = noised_batches(
+                batches,
+                config.input_noise,
+                self.decoder.spec.vocab_size,
+                session.stream,
+                session.step,
+                config.batch_rows,
+                Peers.alone() if self.layout is None else self.layout.world.data,
+            )
+        recording = self._recording()
         result = train_step(
             self.passes,
             session.optimizers,
@@ -222,8 +245,8 @@ class Training:
             clip=config.clip,
             z_loss=config.z_loss,
         )
-        if recorded:
-            self._keep_timeline()
+        if recording is not None:
+            keep(recording, session.optimizers, session.step, self.place.log, self.place.events)
         number = session.step
         session.step += 1
         session.tokens += result.tokens
@@ -255,42 +278,12 @@ class Training:
         size = later or self.how.micro_batch
         return [ids[i : i + size] for i in range(0, len(ids), size)]
 
-    def _noised(self, batches: list[Batch]) -> list[Batch]:
-        session, share = self.session, self.config.input_noise
-        mine = 0  # the first of this rank's rows in the step: a row's noise is its own on every layout
-        if self.layout is not None:
-            data = self.layout.world.data
-            mine = balanced(self.config.batch_rows, data.size, data.index)[0]
-        firsts = accumulate((len(batch.tokens) for batch in batches), initial=mine)
-        return [
-            noised(batch, share, self.decoder.spec.vocab_size, session.stream, session.step, first)
-            for batch, first in zip(batches, firsts, strict=False)
-        ]
-
-    def _records(self) -> bool:
+    def _recording(self) -> Recording | None:
+        """Of the step that begins, where it is the one to be watched."""
         parallel = self.how.parallel
-        return self.layout is not None and parallel is not None and parallel.timeline == self.session.step
-
-    def _keep_timeline(self) -> None:
-        """The step's measured timeline, and what the program would take at its median costs; what each rank
-        sent in it, and keeps between steps."""
-        assert self.layout is not None
-        measured = self.layout.timeline()
-        world = self.layout.world
-        mine = self.layout.traffic | kept_bytes(self.layout.part, self.session.optimizers)
-        every = told_by_all(mine, world.mesh.everyone, world.device)
-        if measured is not None:
-            measured.save(self.place.log / "timeline-measured.json")
-            simulated = expected(self.layout.order, measured)
-            simulated.save(self.place.log / "timeline-simulated.json")
-            self.place.events.write(
-                "timeline",
-                step=self.session.step,
-                measured=measured.elapsed,
-                simulated=simulated.elapsed,
-                saved_bytes=self.layout.saved_bytes,
-            )
-            self.place.events.write("traffic", step=self.session.step, ranks=every)
+        if self.layout is None or parallel is None or parallel.timeline != self.session.step:
+            return None
+        return Recording(self.layout)
 
     def _skipped(self, step: int, ids: list[int], result: StepResult) -> None:
         skipped = self.session.skipped

@@ -2,84 +2,47 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from shunter.data.tokens import Batch
 from shunter.layout.grid import DENSE
-from shunter.layout.piece import balanced
 from shunter.models.decoder import Decoder
 from shunter.models.moe import begin_step
 from shunter.models.segments import SegmentPlan
 from shunter.models.sharding import holdings
-from shunter.parallel.clock import gather_timeline, offset
 from shunter.parallel.collect import collect
 from shunter.parallel.context.attend import ContextSight
 from shunter.parallel.context.spread import spread_rows
-from shunter.parallel.cut import cut_layers, decoder_costs
+from shunter.parallel.cut import decoder_costs
 from shunter.parallel.decoder import DecoderStage, Rows
 from shunter.parallel.executor import Executor
 from shunter.parallel.experts import sum_load
 from shunter.parallel.lost import answering
-from shunter.parallel.measure import measured_costs
-from shunter.parallel.mesh import Peers
 from shunter.parallel.part import DecoderPart, Fill, pipeline_cut
-from shunter.parallel.saved import SavedBytes
 from shunter.parallel.sharded import sharded_handlers
 from shunter.parallel.stage import Compute, Stage
-from shunter.parallel.told import told_by_all
 from shunter.parallel.tree import Tree
 from shunter.parallel.vocabulary import VocabularyPart, vocabulary_rows
-from shunter.record.timeline import Timeline
 from shunter.schedule.action import WEIGHT
 from shunter.schedule.assemble import assemble
 from shunter.schedule.builders.single import forward_waves
-from shunter.schedule.costs import Costs
 from shunter.schedule.lower import lower
 from shunter.schedule.meetings import algorithm_of
-from shunter.schedule.order import Order
 from shunter.schedule.program import Program
-from shunter.schedule.simulate import simulate
 from shunter.schedule.vocabulary import parallel_vocabulary
 from shunter.train.config import Parallel
 from shunter.train.device import autocast
-from shunter.train.layout_check import check_cut, check_layout
-from shunter.train.traffic import StepTraffic
+from shunter.train.layout_check import check_layout
+from shunter.train.shares import share
+from shunter.train.stage_cut import cut_decoder, tell_costs
 from shunter.train.world import World
 
 ENDS = ("embed.weight", "head.weight")
-Costs3 = tuple[list[float], float, float]  # of each layer, of the embedding, of the head
-
-
-def cut_decoder(
-    decoder: Decoder, parallel: Parallel, order: Order, row_length: int, measured: Costs3 | None = None
-) -> list[int]:
-    """Bounds of the stages. measured: seconds of each layer, of the embedding and of the head, for
-    `cut: measured`. Raises ShunterError for bounds that are not layers in order."""
-    layers = decoder.spec.num_layers
-    if isinstance(parallel.cut, list):
-        check_cut(parallel.cut, layers)
-        return [0, *parallel.cut, layers]
-    costs, first, last = measured or decoder_costs(decoder.spec, row_length)
-    if order.collectives:
-        first = last = 0.0  # every rank has its part
-    return cut_layers(costs, order.placement, first, last)
-
-
-def tell_costs(decoder: Decoder, row_length: int, rows: int, world: World, precision: str) -> Costs3:
-    """What rank 0 measures, on all ranks: each would measure otherwise, and cut otherwise."""
-    found = None
-    if world.rank == 0:
-        found = measured_costs(decoder.spec, row_length, rows, world.device, precision)
-    with answering(world.rank, "hear what layers cost"):
-        costs, first, last = told_by_all(found, world.mesh.everyone, world.device)[0]
-    return costs, first, last
 
 
 class LaidOutPasses:
@@ -127,7 +90,10 @@ class LaidOutPasses:
             sequence=parallel.sequence,
             layers_only=algorithm is not None,
             more={name: pipeline_cut(ends[name], *own) for name in ENDS if name in ends},
+            again=parallel.again(decoder.spec.num_layers),
+            selective=parallel.recompute == "selective",
             reshard=parallel.reshard,
+            narrow=parallel.gather == "bf16",
             by_program=grid.pp > 1,
             fill=fill,
         )
@@ -212,7 +178,7 @@ class LaidOutPasses:
                 order = parallel_vocabulary(order, self.vocabulary.algorithm)
             executor = self._forwards[len(batches)] = self._executor(lower(assemble(order)))
         data = self.world.data
-        shares = [_share(batch, factors, data) for batch, factors in zip(batches, coefficients, strict=True)]
+        shares = [share(batch, factors, data) for batch, factors in zip(batches, coefficients, strict=True)]
         self._load([batch for batch, _ in shares], [factors for _, factors in shares], 0.0)
         losses = self._run(executor, train=False)
         self.part.give_up()
@@ -254,39 +220,6 @@ class LaidOutPasses:
         norm = norm if exact else norm.float()
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm
-
-    def record(self) -> None:
-        """Note the next step's actions and the most held for backwards; `timeline` hands them out."""
-        peers = self.world.mesh.peers("pp")
-        self._shift = 0.0
-        if peers.size > 1:
-            group = self.world.groups.up if self.world.groups else None
-            assert group is not None
-            self._shift = offset(group, peers.ranks, peers.index, self.device)
-        saved = SavedBytes(self.parameters.values())  # plain ones: a DTensor has no storage to know it by
-        for stage in self.stages.values():
-            stage.saved = saved
-        self._saved = saved
-        self._traffic = StepTraffic(self.part)
-        self._traffic.start()
-        self.executor.clock.start()
-
-    def timeline(self) -> Timeline | None:
-        """The actions of rank 0's pipeline since `record`, on rank 0; None on the others.
-
-        On all ranks, `saved_bytes` has then the most bytes that each of their pipeline held for backwards,
-        and `traffic` what this one sent (see `StepTraffic.stop`).
-        """
-        spans = self.executor.clock.stop()
-        self.traffic = self._traffic.stop()
-        world, peers = self.world, self.world.mesh.peers("pp")
-        for stage in self.stages.values():
-            stage.saved = None
-        peaks = torch.zeros(peers.size, dtype=torch.float64, device=self.device)
-        peaks[peers.index] = self._saved.peak
-        self.saved_bytes = [int(peak) for peak in world.sum(peaks, peers).tolist()]
-        found = gather_timeline(spans, self._shift, peers, self.device)
-        return found if world.rank == 0 else None
 
     def gather(self, whole: Decoder) -> bool:
         """Copy all ranks' weights into rank 0's `whole`; every rank calls it. True on rank 0."""
@@ -374,26 +307,3 @@ class LaidOutPasses:
                 dist.recv(other, ranks[high], group=groups.down)
                 weight.grad += other
                 dist.send(weight.grad, ranks[high], group=groups.up)
-
-
-def _share(batch: Batch, coefficients: Tensor, data: Peers) -> tuple[Batch, Tensor]:
-    """This rank's rows of a batch that all data ranks have; one without weight where there are too few."""
-    begin, end = balanced(len(batch.row_ids), data.size, data.index)
-    rows = slice(begin, end) if begin < end else slice(0, 1)
-    part = Batch(*(array[rows] for array in vars(batch).values()))
-    return part, coefficients[rows] if begin < end else torch.zeros_like(coefficients[rows])
-
-
-def expected(order: Order, measured: Timeline) -> Timeline:
-    """The order's simulated timeline at the median costs of a measured one, without messages' time."""
-    samples: dict[tuple[str, int], list[float]] = {}
-    for span in measured:
-        samples.setdefault((span.args["op"], span.args["stage"]), []).append(span.seconds)
-    costs = Costs({key: statistics.median(seconds) for key, seconds in samples.items()})
-    return simulate(assemble(order), costs).timeline()
-
-
-def split(ids: np.ndarray, parts: int) -> list[np.ndarray]:
-    """A step's rows in `parts` micro-batches whose sizes differ by at most one, none empty."""
-    assert len(ids) >= parts
-    return [np.asarray(part) for part in np.array_split(ids, parts)]

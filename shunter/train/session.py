@@ -102,9 +102,10 @@ class Session:
             "generator": generator_state(self._device),
         }
 
-    def save(self, checkpointer: Checkpointer) -> None:
-        """Publish the state after `step` steps."""
-        checkpointer.save(self.step, self.state(), self.extra())
+    def save(self, checkpointer: Checkpointer, *, later: bool = False) -> None:
+        """Publish the state after `step` steps; later: while the run goes on."""
+        save = checkpointer.save_later if later else checkpointer.save
+        save(self.step, self.state(), self.extra())
 
     def load(self, checkpointer: Checkpointer, step: int, restore: Restore = "full") -> dict[str, Any]:
         """Continue from the checkpoint of `step`; returns the facts of the process that wrote it.

@@ -68,16 +68,26 @@ def test_two_processes_make_the_model_of_one(rows: Path, work: Work, vocabulary:
     assert all(event["saved_bytes"])
 
 
-@pytest.mark.parametrize("vocabulary", [None, 1])
+@pytest.mark.parametrize(
+    ("vocabulary", "beside", "point", "step"),
+    [(None, False, "train.update", 6), (1, True, "checkpoint.shard", 8)],
+)
 def test_a_rank_that_dies_ends_the_job_which_goes_on_later(
-    rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch, vocabulary: int | None
+    rows: Path,
+    work: Work,
+    monkeypatch: pytest.MonkeyPatch,
+    vocabulary: int | None,
+    beside: bool,
+    point: str,
+    step: int,
 ) -> None:
+    """Amid a step, or in the thread that writes its part of a checkpoint beside the steps."""
     parallel = {"pp": 2, "schedule": "1f1b", "vocabulary": vocabulary}
     whole, _ = train(work, rows, parallel, "whole")
-    fault = {"kind": "kill", "point": "train.update", "step": 6, "rank": 1}
+    fault = {"kind": "kill", "point": point, "step": step, "rank": 1}
     monkeypatch.setenv(VARIABLE, json.dumps({"faults": [fault]}))
     with pytest.raises(ShunterError, match="rank 1 was ended by SIGKILL"):
-        train(work, rows, parallel, "cut")
+        train(work, rows, parallel, "cut", how={"checkpoint_async": beside})
     monkeypatch.delenv(VARIABLE)
     with pytest.raises(Stopped):  # asked before the first step after the resume
         train(work, rows, parallel, "cut", control=Still(stop_after=0))

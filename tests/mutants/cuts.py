@@ -16,6 +16,7 @@ from shunter.parallel import collective, part, tensor
 from shunter.parallel import decoder as stages
 from shunter.parallel.context import blockwise, ulysses
 from shunter.parallel.context.sight import Sight, Tile
+from shunter.parallel.recompute import _Again
 from shunter.parallel.tensor import CutEmbedding, Tokens, VocabularyRows
 from shunter.train import pipeline
 from shunter.train.pipeline import LaidOutPasses
@@ -28,7 +29,9 @@ def swapped(original: Any) -> Any:
 
 def own_part(original: Any) -> Any:
     def mutant(ctx: Any, *grads: Any) -> Any:
-        return grads[0].tensor_split(ctx.peers.size, ctx.dim)[ctx.peers.index], None, None
+        if ctx.back:
+            return original(ctx, *grads)
+        return grads[0].tensor_split(ctx.peers.size, ctx.dim)[ctx.peers.index], None, None, None
 
     return mutant
 
@@ -158,6 +161,25 @@ def first_end_only(original: Any) -> Any:
         original(self)
         if mine is not None and self.world.stage:
             self.parameters["embed.weight"].grad = mine
+
+    return mutant
+
+
+def other_rotation(original: Any) -> Any:
+    """The second time a layer is computed, its tokens stand elsewhere."""
+
+    def mutant(self: _Again, *inputs: Any) -> Any:
+        plain, runs = self.plain, []
+
+        def changed(layer: Any, x: Tensor, rope: tuple[Tensor, Tensor], *rest: Any) -> Any:
+            runs.append(1)
+            return plain(layer, x, rope if len(runs) == 1 else (rope[0], -rope[1]), *rest)
+
+        self.plain = changed
+        try:
+            return original(self, *inputs)
+        finally:
+            self.plain = plain
 
     return mutant
 
@@ -379,6 +401,15 @@ MUTANTS = [
         LaidOutPasses,
         "_load",
         other_order,
+    ),
+    Mutant(
+        "recomputed with other positions",
+        "What a layer is given has changed by the time that it is computed again (a buffer used once more).",
+        "recomputed",
+        "gradient",
+        _Again,
+        "__call__",
+        other_rotation,
     ),
     Mutant(
         "tied gradient not added",

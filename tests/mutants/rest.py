@@ -17,7 +17,7 @@ from shunter.models import sharding
 from shunter.parallel import experts, part
 from shunter.parallel.experts import Dispatcher, Route
 from shunter.parallel.mesh import Peers
-from shunter.train import cut_muon, loop, pipeline
+from shunter.train import cut_muon, pipeline, shares
 from shunter.train.checkpoint import shared
 from shunter.train.cut_muon import CutMuon
 from tests.mutants.mutant import Mutant
@@ -209,7 +209,7 @@ MUTANTS = [
         "experts",
         "gradient",
         sharding,
-        "_expert",
+        "expert_holding",
         over_dense,
     ),
     Mutant(
@@ -282,7 +282,7 @@ MUTANTS = [
         "columns",
         "loss",
         sharding,
-        "_expert",
+        "expert_holding",
         columns_as_one,
     ),
     Mutant(
@@ -290,7 +290,7 @@ MUTANTS = [
         "Each rank counts its rows from 0: the same noise on all.",
         "noise",
         "tokens",
-        loop,
+        shares,
         "balanced",
         lambda original: lambda size, parts, index: original(size, parts, 0),
     ),
@@ -299,7 +299,7 @@ MUTANTS = [
         "Each micro-batch begins the stream anew (Megatron-LM #2658 is of this family).",
         "noise",
         "tokens",
-        loop,
+        shares,
         "accumulate",
         lambda original: lambda sizes, initial: repeat(initial),
     ),

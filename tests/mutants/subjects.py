@@ -10,16 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from shunter.data.tokens import Batch
 from shunter.layout.grid import Grid
-from shunter.parallel.mesh import Groups
-from shunter.train.loop import Training
-from shunter.train.pipeline import split
+from shunter.parallel.mesh import Groups, Peers
+from shunter.train.shares import noised_batches, split
 from shunter.train.world import World
 from tests.mutants.mutant import Mutant
 from tests.parallel.pool import GROUPS, Pool, Task
@@ -92,19 +90,14 @@ def noise(rank: int, groups: Groups, grid: Grid) -> list[list[int]]:
     """Input tokens of a rank's micro-batches with noise in them."""
     world = World.create(grid, rank, CPU, GROUPS)
     ids = split(split(np.arange(7), world.data.size)[world.data.index], 2)
-    return [row.tolist() for batch in noised(ids, SimpleNamespace(world=world)) for row in batch.tokens]
+    return [row.tolist() for batch in noised(ids, world.data) for row in batch.tokens]
 
 
-def noised(parts: list[np.ndarray], layout: Any) -> list[Batch]:
-    """As the training loop makes them, with nothing else of a training."""
-    training: Any = SimpleNamespace(
-        session=SimpleNamespace(stream=1, step=2),
-        config=SimpleNamespace(input_noise=0.5, batch_rows=7),
-        decoder=SimpleNamespace(spec=SimpleNamespace(vocab_size=1000)),
-        layout=layout,
-    )
+def noised(parts: list[np.ndarray], data: Peers) -> list[Batch]:
+    """As the training loop makes them, of seven rows."""
     zeros = [np.zeros((len(ids), 12), dtype=np.int64) for ids in parts]
-    return Training._noised(training, [Batch(each, each, each, each, each[:, 0]) for each in zeros])
+    batches = [Batch(each, each, each, each, each[:, 0]) for each in zeros]
+    return noised_batches(batches, 0.5, 1000, 1, 2, 7, data)
 
 
 def noisy(grid: Grid) -> Subject:
@@ -112,7 +105,7 @@ def noisy(grid: Grid) -> Subject:
 
     def wrong(run: Run) -> list[str]:
         found = [row for rows in run(noise, grid, grid) for row in rows]
-        (whole,) = noised([np.arange(7)], None)
+        (whole,) = noised([np.arange(7)], Peers.alone())
         return [] if found == whole.tokens.tolist() else ["tokens"]
 
     return Subject(wrong)
@@ -140,6 +133,7 @@ SUBJECTS: dict[str, Subject] = {
     "ring": laid_out(case({"cp": 2, "attention": "ring"}, decoder(), length=16)),
     "ulysses": laid_out(case({"cp": 2, "attention": "ulysses"}, decoder(), length=16)),
     "pipeline": laid_out(case({"pp": 2, "microbatches": 3}, decoder(num_layers=2, tied=True), rows=6)),
+    "recomputed": laid_out(case({"tp": 2, "recompute": "full"}, decoder())),
     "experts": laid_out(
         case({"dp": 2, "cp": 2, "ep": 2}, decoder(qk_norm=True, experts=SIGMOID), z_loss=0.0)
     ),

@@ -7,6 +7,7 @@ show: NCCL, overlap, and the order of collectives where ranks differ in more tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -14,14 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shunter.config.errors import ShunterError
 from shunter.layout.grid import Grid
+from shunter.layout.holding import Holding
+from shunter.layout.piece import Piece
 from shunter.models.moe import MoE, begin_step
 from shunter.models.router import Routing
+from shunter.models.sharding import expert_holding
 from shunter.models.spec import ExpertsSpec
 from shunter.parallel import exchange
-from shunter.parallel.experts import Slices, expert_slices, parallel_experts, sum_load, take
+from shunter.parallel.experts import reach_experts, sum_load
 from shunter.parallel.mesh import Groups, Mesh, Peers, ProcessGroups, make_groups
+from shunter.parallel.part import localise
 from tests.parallel.pool import Pool
 
 DIM = 8
@@ -59,6 +63,22 @@ def run(moe: MoE, x: Tensor, number: int, real: Tensor | None = None) -> dict[st
     return {"y": y.detach(), "x": x.grad} | grads
 
 
+def pieces(moe: MoE, grid: Grid, place: Mapping[str, int]) -> dict[str, Holding]:
+    """What a rank holds of a whole layer's parameters."""
+    return {
+        name: expert_holding(moe.spec, name.endswith("gate_up"), Holding(Piece.full(p.shape)), grid, place)
+        if name.startswith("experts.")
+        else Holding(Piece.full(p.shape))
+        for name, p in moe.named_parameters()
+    }
+
+
+def on_ranks(moe: MoE, mesh: Mesh, **more: Any) -> None:
+    """Keep this rank's part of the experts, and reach the others."""
+    localise(moe, pieces(moe, mesh.grid, mesh.place), torch.device("cpu"))
+    reach_experts(moe, mesh.peers("ep"), mesh.peers("etp"), **more)
+
+
 def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     grid = Grid(**case["grid"])
     make_groups(grid, GROUPS)
@@ -67,7 +87,7 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     mesh = Mesh(grid, rank, GROUPS)
     moe, sequence = layer(case), mesh.peers("cp", "tp")
     places = None if "places" not in case else lambda length: torch.tensor(case["places"])
-    parallel_experts(moe, mesh.peers("ep"), mesh.peers("etp"), sequence=sequence, places=places)
+    on_ranks(moe, mesh, sequence=sequence, places=places)
     begin_step(moe, case.get("count", 0))
     real = None if "real" not in case else case["real"][rank]
     found = run(moe, tokens(case)[rank], rank, real)
@@ -76,21 +96,15 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     return found, mesh.place, moe.router.load.chosen
 
 
-def scattered(total: Tensor, slices: Slices, part: Tensor) -> None:
-    """total += part, where the slices say it belongs."""
-    where = take(torch.arange(total.numel()).view(total.shape), slices)
-    assert where.shape == part.shape
-    total.view(-1).index_add_(0, where.flatten(), part.flatten())
-
-
 def whole(case: dict[str, Any], answers: list[Any]) -> dict[str, Tensor]:
     """The ranks' gradients of parameters, put together: each has been summed once by its ranks."""
     grid, moe = Grid(**case["grid"]), layer(case)
     found = {name: torch.zeros_like(p) for name, p in moe.named_parameters()}
     for grads, place, _ in answers[: grid.size]:
-        cut = expert_slices(moe.spec, grid.ep, grid.etp, place["ep"], place["etp"])
+        held = pieces(moe, grid, place)
         for name, total in found.items():
-            scattered(total, cut.get(name, []), grads[name])
+            for box in held[name].piece.boxes():
+                total[box.slices(box.whole)] += grads[name][box.slices(box.part)]
     return found
 
 
@@ -191,7 +205,7 @@ def traffic(rank: int, groups: Groups, case: dict[str, Any]) -> tuple[dict[int, 
     mesh = Mesh(Grid(**case["grid"]), rank, GROUPS)
     moe, n = layer(case), case["rows"]
     k, size = moe.spec.per_token, moe.spec.num_experts
-    parallel_experts(moe, mesh.peers("ep"), mesh.peers("etp"))
+    on_ranks(moe, mesh)
     sent: dict[int, int] = {1: 0, 2: 0}
     real = dist.all_to_all_single
 
@@ -225,30 +239,9 @@ def test_bytes_of_balanced_routing_are_those_of_the_formula(ep: int, pool: Pool)
         assert sent["weights"] == 2 * rows * 8
 
 
-def test_slices_cover_each_parameter_once_and_bad_degrees_are_refused() -> None:
-    spec = ExpertsSpec(**BASE)
-    moe = layer({})
-    for ep, etp in ((1, 1), (3, 2), (4, 3), (12, 6)):
-        for name, parameter in moe.named_parameters():
-            seen = torch.zeros_like(parameter)
-            places = [(p, q) for p in range(ep) for q in range(etp)]
-            if not name.startswith("experts."):
-                assert name not in expert_slices(spec, ep, etp)
-                continue
-            for p, q in places:
-                cut = expert_slices(spec, ep, etp, p, q)[name]
-                scattered(seen, cut, torch.ones_like(take(parameter.detach(), cut)))
-            assert bool((seen == 1).all())
-    with pytest.raises(ShunterError, match=r"12 experts cannot be spread over ep 5") as caught:
-        expert_slices(spec, 5, 1)
-    assert caught.value.mend == "Use ep=4."
-    with pytest.raises(ShunterError, match=r"6 columns .* cannot be spread over etp 4"):
-        expert_slices(spec, 1, 4)
-
-
 def test_alone_it_is_the_plain_one() -> None:
     moe, plain = layer({}), layer({})
-    parallel_experts(moe, Peers.alone(), Peers.alone(), sequence=Peers.alone())
+    reach_experts(moe, Peers.alone(), Peers.alone(), sequence=Peers.alone())
     assert moe.dispatch is None
     assert moe.router.others is None
     x = tokens({"tokens": [5]})[0]

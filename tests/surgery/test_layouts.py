@@ -27,7 +27,8 @@ from shunter.surgery.lora import attach, merged
 from shunter.train.config import Parallel, TrainConfig
 from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass
-from shunter.train.pipeline import LaidOutPasses, split
+from shunter.train.pipeline import LaidOutPasses
+from shunter.train.shares import split
 from shunter.train.world import World
 from tests.parallel.pool import GROUPS, Pool
 from tests.train import corpora, layouts

@@ -21,7 +21,8 @@ from shunter.train.config import Parallel, TrainConfig
 from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass, Passes
-from shunter.train.pipeline import LaidOutPasses, split
+from shunter.train.pipeline import LaidOutPasses
+from shunter.train.shares import split
 from shunter.train.step import count, train_step
 from shunter.train.world import World
 from tests.parallel.pool import GROUPS
@@ -173,7 +174,11 @@ def cases(
         "sequence": sequence,
         "attention": attention,
         "reshard": draw(st.booleans()),
-        "recompute": draw(st.booleans()) and schedule != "zbv",
+        "recompute": draw(
+            st.sampled_from(
+                [False, "full", "selective", [stages - 1], *([True] if schedule != "zbv" else [])]
+            )
+        ),
     }
     data = degrees["dp"] * degrees["fsdp"]
     return Case(

@@ -23,7 +23,8 @@ from shunter.train.config import Parallel, TrainConfig
 from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass
-from shunter.train.pipeline import LaidOutPasses, split
+from shunter.train.pipeline import LaidOutPasses
+from shunter.train.shares import split
 from shunter.train.step import train_step
 from shunter.train.validation import validate
 from shunter.train.world import World

@@ -13,12 +13,14 @@ import torch
 from shunter.models.decoder import Decoder
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.mesh import Groups
+from shunter.train import layout_describe
 from shunter.train.config import Parallel, TrainConfig
 from shunter.train.layout_describe import describe
 from shunter.train.layout_parts import Plan
 from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
 from shunter.train.pipeline import LaidOutPasses
+from shunter.train.recording import Recording
 from shunter.train.step import train_step
 from shunter.train.world import World
 from tests.parallel.pool import GROUPS, Pool
@@ -45,10 +47,9 @@ def held(rank: int, groups: Groups, case: tuple[dict[str, Any], dict[str, Any], 
     passes.precision = precision
     optimizers = Optimizers(passes.decoder, TrainConfig(steps=1, optimizer="adamw"), passes.part)
     batches = [whole_rows(ROWS // parallel.data // parallel.parts) for _ in range(parallel.parts)]
-    passes.record()
+    recording = Recording(passes)
     train_step(passes, optimizers, CrossEntropy(), batches, step=0, rate=1e-3, clip=1.0)
-    passes.timeline()
-    return passes.saved_bytes
+    return recording.end().saved_bytes
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -66,3 +67,15 @@ def test_the_most_held_is_about_as_estimated(
     stages = [told.ranks[plan.grid.rank(pp=stage)].at_once for stage in range(parallel.pp)]
     ratios = [real / estimate for real, estimate in zip(found, stages, strict=True)]
     assert all(0.8 < ratio < 1.2 for ratio in ratios), ratios
+
+
+@pytest.mark.parametrize("recompute", ["full", [0, 3]])
+def test_layers_that_are_computed_again_keep_their_inputs(pool: Pool, recompute: Any) -> None:
+    """Between forward and backward: what a layer holds while it is computed again is not seen here, nor what
+    `selective` keeps outside of autograd's saved tensors."""
+    written = {"pp": 2, "microbatches": 4, "recompute": recompute}
+    plan = Plan.make(DecoderSpec(**MODEL), Parallel(**written), LENGTH, ROWS)
+    found = pool.run(held, 2, (written, {}, "fp32"), plan.grid)[0]
+    for stage, real in enumerate(found):
+        (at_once,) = {each.at_once for each in describe(plan, "adamw", {}).ranks if each.place["pp"] == stage}
+        assert 0.8 < real / (at_once - layout_describe._once_more(plan, stage)) < 1.2

@@ -35,6 +35,7 @@ SPEC: dict[str, Any] = {
 }  # fmt: skip
 # Each token passes through every expert, so that load is even.
 EXPERTS = {"num_experts": 4, "per_token": 4, "ffn_dim": 6}
+SHARED = {**EXPERTS, "router": "sigmoid", "shared_ffn_dim": 6}
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"tp": 2, "sequence": False, "microbatches": 2}, {}),
     ({"tp": 2, "microbatches": 2}, {"qk_norm": True}),
@@ -53,6 +54,10 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"pp": 2, "microbatches": 2, "tp": 2}, {"tied": True}),
     ({"pp": 2, "fsdp": 2, "microbatches": 2, "schedule": "zbv"}, {"num_layers": 4}),
     ({"pp": 2, "microbatches": 2, "recompute": True, "cp": 2}, {}),
+    ({"cp": 2, "tp": 2, "microbatches": 2, "recompute": "full"}, {}),
+    ({"tp": 2, "sequence": False, "microbatches": 1, "recompute": [1]}, {}),
+    ({"fsdp": 4, "ep": 2, "microbatches": 2, "recompute": "full"}, {"experts": EXPERTS}),
+    ({"tp": 2, "ep": 2, "microbatches": 1, "recompute": "selective"}, {"experts": SHARED, "qk_norm": True}),
     (
         {
             "chunks": 2,
@@ -135,6 +140,12 @@ def test_muon_s_messages(pool: Pool, parallel: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("parallel", "changed"), [CASES[1], CASES[0], CASES[8], CASES[11], CASES[14]])
 def test_bytes_in_bfloat16(pool: Pool, parallel: dict[str, Any], changed: dict[str, Any]) -> None:
     compare(pool, (parallel, changed, "adamw", "bf16"))
+
+
+def test_gathering_in_bfloat16(pool: Pool) -> None:
+    compare(pool, ({"fsdp": 2, "gather": "bf16", "microbatches": 2}, {"qk_norm": True}, "adamw", "bf16"))
+    written = {"fsdp": 4, "ep": 2, "gather": "bf16", "microbatches": 1}
+    compare(pool, (written, {"experts": EXPERTS}, "adamw", "bf16"))
 
 
 def test_two_all_reduces_forward_and_two_backward_a_layer(pool: Pool) -> None:

@@ -10,7 +10,7 @@ import torch
 from shunter.models.decoder import Decoder
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.mesh import Groups
-from shunter.train import pipeline
+from shunter.train import stage_cut
 from shunter.train.config import Parallel
 from shunter.train.pipeline import LaidOutPasses
 from shunter.train.world import World
@@ -33,7 +33,7 @@ def bounds(rank: int, groups: Groups, argument: Any) -> tuple[list[int], list[An
         # On rank 0 the head takes as long as four layers; rank 1 would find no head at all.
         return [1.0] * 6, 0.0, 4.0 if rank == 0 else 0.0
 
-    with mock.patch.object(pipeline, "measured_costs", times):
+    with mock.patch.object(stage_cut, "measured_costs", times):
         passes = LaidOutPasses(
             Decoder(DecoderSpec(**SPEC)), parallel, world, 8, rows=3, precision="bf16"  # type: ignore[arg-type]
         )  # fmt: skip

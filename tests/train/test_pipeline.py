@@ -17,7 +17,9 @@ from shunter.train.config import Parallel, TrainConfig
 from shunter.train.objective import CrossEntropy, total
 from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass, Passes
-from shunter.train.pipeline import LaidOutPasses, cut_decoder, split
+from shunter.train.pipeline import LaidOutPasses
+from shunter.train.shares import split
+from shunter.train.stage_cut import cut_decoder
 from shunter.train.step import StepResult, train_step
 from shunter.train.validation import validate
 from shunter.train.world import World

@@ -24,6 +24,7 @@ from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass
 from shunter.train.pipeline import LaidOutPasses
+from shunter.train.recording import Recording
 from shunter.train.step import count, train_step
 from shunter.train.traffic import kept_bytes
 from shunter.train.world import World
@@ -60,15 +61,15 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> dict[str, Any]:
     factors = [torch.from_numpy(CrossEntropy().coefficients(each, counts)) for each in batches]
     with counted() as forward:
         passes.loss(batches, factors)
-    passes.record()
+    recording = Recording(passes)
     result = train_step(passes, optimizers, CrossEntropy(), batches, step=0, rate=1e-2, clip=1.0)
-    passes.timeline()
+    recorded = recording.end()
     (stage,) = passes.part.modules.values()
     assert stage.others is not None
     assert stage.head is not None
     return {
         "forward": forward.calls["all-reduce", (0, 1)],
-        "traffic": passes.traffic,
+        "traffic": recorded.traffic,
         "kept": kept,
         "loss": result.loss,
         "tokens": int((factors[0] != 0).sum()),

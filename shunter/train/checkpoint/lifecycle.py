@@ -1,7 +1,8 @@
 """Reserve, write, publish, point, prune: the order that survives a kill at any instant.
 
+(copy     in a save that goes on beside the training: the values, to memory that nobody else changes)
 reserve   .step-00000012.tmp exists, nothing else knows of it
-write     shards and tensors.json are written and fsynced
+write     shards and tensors.json are written and fsynced; a second thread takes the digests
 manifest  sizes and digests of every file, and the values that are not tensors; written last
 rename    the folder becomes step-00000012: from here on the checkpoint exists
 point     `latest` is replaced atomically (a hint for people; loading never trusts it)
@@ -15,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,13 +25,15 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from shunter.config.errors import ShunterError
+from shunter.layout.piece import Piece
 from shunter.record.points import reach
-from shunter.train.checkpoint.storage import TENSORS, ShardReader, ShardWriter
+from shunter.train.checkpoint.later import Flight, Part, Staging
+from shunter.train.checkpoint.parts import joined, write_parts
+from shunter.train.checkpoint.storage import TENSORS, ShardReader
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -46,7 +50,8 @@ class Checkpointer:
     """The checkpoints of one training job, in `folder`, of which the `keep` newest whole ones stay.
 
     One process writes a folder at a time (the runner's lock sees to that). `problems` collects a
-    sentence for each damaged checkpoint that was passed over.
+    sentence for each damaged checkpoint that was passed over. `blocked` is the seconds that the last save
+    kept its caller.
     """
 
     def __init__(self, folder: Path, keep: int = 2, *, clean: bool = True) -> None:
@@ -54,6 +59,9 @@ class Checkpointer:
             raise ValueError("keep must be at least 1")
         self.folder, self.keep = folder, keep
         self.problems: list[str] = []
+        self.staging = Staging()
+        self.blocked = 0.0
+        self._flight: Flight | None = None
         self._verified: dict[Path, _Signature] = {}  # files whose bytes were compared with their digests
         folder.mkdir(parents=True, exist_ok=True)
         for left in (
@@ -63,28 +71,40 @@ class Checkpointer:
 
     def save(self, step: int, state: State, extra: dict[str, Any]) -> Path:
         """Publish `state` (tensors) and `extra` (JSON values) as the checkpoint after `step` steps."""
-        target = self.folder / f"step-{step:08d}"
-        if target.exists():
-            if self._is_whole(target):
-                return target  # published checkpoints are never overwritten
-            shutil.rmtree(target)
-        staging = self.folder / f".step-{step:08d}.tmp"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        reach("checkpoint.reserve", step=step)
-        try:
-            self._write(staging, step, state, extra)
-            os.rename(staging, target)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        _fsync(self.folder)
-        pointer = self.folder / ".latest.tmp"
-        _write_synced(pointer, target.name.encode())
-        os.replace(pointer, self.folder / "latest")
-        reach("checkpoint.prune", step=step)
-        self._prune()
-        return target
+        begin = time.perf_counter()
+        self.wait()
+        self._publish(step, self._parts(state), extra)
+        self.blocked = time.perf_counter() - begin
+        return self._target(step)
+
+    def save_later(self, step: int, state: State, extra: dict[str, Any]) -> None:
+        """The same of the values as they are now, on another thread; `state` may change at once.
+
+        One save at a time: it waits for the one before. What that one failed of is raised here, by `look` or
+        by `wait`, whichever is first.
+        """
+        begin = time.perf_counter()
+        self.wait()
+        said = json.loads(json.dumps(extra, allow_nan=False))
+        parts = self._copied(state)
+
+        def work() -> None:
+            self.staging.arrive()
+            self._publish(step, parts, said)
+
+        self._flight = Flight(work)
+        self.blocked = time.perf_counter() - begin
+
+    def look(self) -> None:
+        """Raise what a save that goes on beside the training failed of, if it has ended."""
+        if self._flight is not None and self._flight.landed:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until no save is on its way. Raises what the last one failed of, once."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            flight.land()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints whose manifest and file sizes agree, oldest first."""
@@ -127,11 +147,62 @@ class Checkpointer:
         extra: dict[str, Any] = manifest["extra"]
         return extra
 
-    def _write(self, staging: Path, step: int, state: State, extra: dict[str, Any]) -> None:
-        writer = ShardWriter(staging)
-        with _alone():
-            dcp_save(flatten(state), storage_writer=writer, planner=DefaultSavePlanner(), no_dist=True)
-        write_manifest(staging, step, digested(sorted(staging.iterdir()), step), extra)
+    def _parts(self, state: State) -> list[Part]:
+        """What this process writes."""
+        return [(name, Piece.full(tensor.shape), tensor) for name, tensor in flatten(state).items()]
+
+    def _copied(self, state: State) -> list[Part]:
+        return self.staging.copy(self._parts(state))
+
+    def _publish(self, step: int, parts: list[Part], extra: dict[str, Any]) -> None:
+        if self._is_there(step):
+            return
+        staging = self._reserve(step)
+        with self._removed_if_raised(staging):
+            files: dict[str, Any] = {}
+            self._finish(staging, step, [write_parts(staging, 0, parts, files, step)], files, extra)
+
+    def _target(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _is_there(self, step: int) -> bool:
+        """Published checkpoints are never overwritten."""
+        target = self._target(step)
+        return target.exists() and self._is_whole(target)
+
+    def _reserve(self, step: int) -> Path:
+        if self._target(step).exists():  # torn
+            shutil.rmtree(self._target(step))
+        staging = self.folder / f".step-{step:08d}.tmp"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        reach("checkpoint.reserve", step=step)
+        return staging
+
+    @contextmanager
+    def _removed_if_raised(self, staging: Path) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+    def _finish(
+        self, staging: Path, step: int, described: Iterable[Any], files: dict[str, Any], extra: dict[str, Any]
+    ) -> None:
+        """Description and manifest, and from reserved to published."""
+        path = staging / TENSORS
+        path.write_text(json.dumps(joined(described)), encoding="utf-8")
+        _fsync(path)
+        files = {**files, path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}}
+        write_manifest(staging, step, files, extra)
+        os.rename(staging, self._target(step))
+        _fsync(self.folder)
+        pointer = self.folder / ".latest.tmp"
+        _write_synced(pointer, self._target(step).name.encode())
+        os.replace(pointer, self.folder / "latest")
+        reach("checkpoint.prune", step=step)
+        self._prune()
 
     def _published(self) -> list[tuple[int, Path]]:
         found = []
@@ -199,17 +270,6 @@ def _alone() -> Iterator[None]:
             yield
     except CheckpointException as wrapped:
         raise next(iter(wrapped.failures.values()))[0] from None
-
-
-def digested(paths: Iterable[Path], step: int) -> dict[str, dict[str, Any]]:
-    """Sizes and digests of files that are safely on the disk."""
-    files = {}
-    for path in paths:
-        _fsync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        if path.suffix == ".safetensors" and reach("checkpoint.shard", step=step) == "truncate":
-            os.truncate(path, path.stat().st_size // 2)
-    return files
 
 
 def write_manifest(folder: Path, step: int, files: dict[str, Any], extra: dict[str, Any]) -> None:

@@ -6,18 +6,22 @@ a checkpoint of any layout is read by any other, and by one process.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.layout.piece import Piece
-from shunter.train.checkpoint.storage import MAX_SHARD_BYTES
+from shunter.record.points import reach
+from shunter.train.checkpoint.later import Part
+from shunter.train.checkpoint.shard import write_shard
+
+MAX_SHARD_BYTES = 2 << 30
 
 Described = dict[str, Any]  # as in tensors.json: name -> dtype, shape, chunks
 
@@ -25,10 +29,15 @@ Described = dict[str, Any]  # as in tensors.json: name -> dtype, shape, chunks
 def write_parts(
     folder: Path,
     rank: int,
-    parts: Iterable[tuple[str, Piece, Tensor]],
+    parts: Iterable[Part],
+    files: dict[str, Any],
+    step: int,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Described:
-    """Write this rank's parts, and describe them."""
+    """Write this rank's parts, and describe them. files: gets size and digest of each file by its name.
+
+    A part that is cut on several dims, or in several ranges, is written in as many blocks.
+    """
     described: Described = {}
     shard: dict[str, Tensor] = {}
     size = count = 0
@@ -36,7 +45,10 @@ def write_parts(
     def flush() -> None:
         nonlocal shard, size, count
         if shard:
-            save_file(shard, folder / _file(rank, count))
+            path = folder / _file(rank, count)
+            files[path.name] = write_shard(path, shard)
+            if reach("checkpoint.shard", step=step) == "truncate":
+                os.truncate(path, path.stat().st_size // 2)
             shard, size, count = {}, 0, count + 1
 
     for name, piece, tensor in parts:
@@ -47,8 +59,7 @@ def write_parts(
             if shard and size + block.nbytes > max_shard_bytes:
                 flush()
             key = name + (f"@{','.join(map(str, box.whole))}" if any(box.whole) else "")
-            # A copy: safetensors refuses tensors that share storage, and views would save the whole.
-            shard[key] = block.cpu().contiguous().clone()
+            shard[key] = block
             size += block.nbytes
             place = {"file": _file(rank, count), "key": key}
             entry["chunks"].append({"offsets": list(box.whole), "sizes": list(box.size), **place})
@@ -67,7 +78,7 @@ def joined(every: Iterable[Described]) -> Described:
     return whole
 
 
-def read_parts(folder: Path, described: Described, parts: Iterable[tuple[str, Piece, Tensor]]) -> None:
+def read_parts(folder: Path, described: Described, parts: Iterable[Part]) -> None:
     """Fill the parts in place. Raises ShunterError when blocks of one are missing."""
     wanted: dict[str, list[tuple[str, Piece, Tensor, dict[str, Any]]]] = {}
     filled: dict[str, int] = {}

@@ -6,11 +6,12 @@ process.
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from shunter.layout.holding import Holding
@@ -18,18 +19,16 @@ from shunter.layout.piece import Piece
 from shunter.parallel.lost import PeerLost, answering
 from shunter.parallel.told import told_by_all
 from shunter.record.points import reach
+from shunter.train.checkpoint.later import Part
 from shunter.train.checkpoint.lifecycle import (
     Checkpointer,
     State,
     agree,
     described,
-    digested,
     flatten,
     read_manifest,
-    write_manifest,
 )
-from shunter.train.checkpoint.parts import joined, read_parts, write_parts
-from shunter.train.checkpoint.storage import TENSORS
+from shunter.train.checkpoint.parts import read_parts, write_parts
 from shunter.train.world import World
 
 
@@ -37,7 +36,11 @@ class SharedCheckpointer(Checkpointer):
     """As `Checkpointer`; every rank calls the same methods in the same order, in a folder that all see.
 
     held: what this rank holds of each parameter; its optimizer state is cut likewise. elsewhere: parameters
-    that another stage holds too, and writes.
+    that another stage holds too, and writes. beside: whether saves will go on beside the training; the ranks
+    then agree on them over a group of their own, which no pass uses.
+
+    A save is three rounds: reserve (rank 0), write (all), publish (rank 0). After each, all ranks hear how
+    every one fared, and whatever one has failed of is raised on all.
     """
 
     def __init__(
@@ -47,54 +50,72 @@ class SharedCheckpointer(Checkpointer):
         world: World,
         held: Mapping[str, Holding],
         elsewhere: frozenset[str] = frozenset(),
+        *,
+        beside: bool = False,
     ) -> None:
         super().__init__(folder, keep, clean=world.rank == 0)
         self.world, self.held, self.elsewhere = world, held, elsewhere
+        self.peers = world.mesh.beside() if beside else world.mesh.everyone
+        self._device = torch.device("cpu") if beside else world.device
 
-    def save(self, step: int, state: State, extra: dict[str, Any]) -> Path:
-        target = self.folder / f"step-{step:08d}"
-        there = self.world.rank == 0 and target.exists() and self._is_whole(target)
-        if self.world.first(int(there)):
-            return target
-        if self.world.rank == 0:
-            return super().save(step, state, extra)
-        self._together(self.folder / f".step-{step:08d}.tmp", step, state)
-        return target
+    def look(self) -> None:
+        """All ranks act as rank 0 finds it: one that went ahead would leave the others waiting in a pass."""
+        if self._flight is not None and self.world.first(int(self._flight.landed)):
+            self.wait()
 
-    def _write(self, staging: Path, step: int, state: State, extra: dict[str, Any]) -> None:
-        every = self._together(staging, step, state)
-        path = staging / TENSORS
-        path.write_text(json.dumps(joined(each["tensors"] for each in every)), encoding="utf-8")
-        files = {name: facts for each in every for name, facts in each["files"].items()}
-        files |= digested([path], step)
-        write_manifest(staging, step, files, extra)
+    def _parts(self, state: State) -> list[Part]:
+        return list(self._written(flatten(state)))
 
-    def _together(self, staging: Path, step: int, state: State) -> list[Any]:
-        """All ranks write; what each wrote, on all. A failure of one is raised on all."""
-        with answering(self.world.rank, "begin a checkpoint"):
-            self.world.first(1)  # the folder is there
-        mine: dict[str, Any] = {"tensors": {}, "files": {}, "failed": None}
+    def _publish(self, step: int, parts: list[Part], extra: dict[str, Any]) -> None:
+        first, staging = self.world.rank == 0, self.folder / f".step-{step:08d}.tmp"
+
+        def reserve() -> bool:
+            there = first and self._is_there(step)
+            if first and not there:
+                self._reserve(step)
+            return there
+
+        def write() -> dict[str, Any]:
+            if not first:  # rank 0 passed it when it made the folder
+                reach("checkpoint.reserve", step=step)
+            files: dict[str, Any] = {}
+            return {"tensors": write_parts(staging, self.world.rank, parts, files, step), "files": files}
+
+        def publish() -> None:
+            if first:
+                files = {name: facts for each in every for name, facts in each["files"].items()}
+                self._finish(staging, step, [each["tensors"] for each in every], files, extra)
+
+        try:
+            if self._round("begin a checkpoint", reserve)[0]:
+                return
+            every = self._round("write its part of the checkpoint", write)
+            self._round("publish the checkpoint", publish)
+        except BaseException:
+            if first:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+    def _round(self, what: str, work: Callable[[], Any]) -> list[Any]:
+        """What each rank's `work` returns, on all ranks. Raises there what it raised here, or PeerLost."""
+        mine: dict[str, Any] = {"made": None, "failed": None}
         raised: BaseException | None = None
         try:
-            if self.world.rank:  # rank 0 passed it when it made the folder
-                reach("checkpoint.reserve", step=step)
-            mine["tensors"] = write_parts(staging, self.world.rank, self._written(flatten(state)))
-            written = {chunk["file"] for entry in mine["tensors"].values() for chunk in entry["chunks"]}
-            mine["files"] = digested([staging / name for name in sorted(written)], step)
+            mine["made"] = work()
         except Exception as error:
-            raised, mine["failed"] = error, str(error)
-        with answering(self.world.rank, "hear what the others wrote"):
-            every = told_by_all(mine, self.world.mesh.everyone, self.world.device)
+            raised, mine["failed"] = error, str(error) or type(error).__name__
+        with answering(self.world.rank, what):
+            every = told_by_all(mine, self.peers, self._device)
         if raised is not None:
             raise raised
         for rank, each in enumerate(every):
             if each["failed"] is not None:
                 raise PeerLost(
-                    f"rank {rank} could not write its part of the checkpoint ({each['failed']})",
+                    f"rank {rank} could not {what} ({each['failed']})",
                     where=str(self.folder),
                     mend="See what that rank said; the run continues from its last checkpoint.",
                 )
-        return every
+        return [each["made"] for each in every]
 
     def latest(self) -> int | None:
         found = super().latest() if self.world.rank == 0 else None
@@ -137,7 +158,7 @@ class SharedCheckpointer(Checkpointer):
             return Piece.full(tensor.shape)  # a count, or a state that all ranks have
         return found[1].piece
 
-    def _written(self, flat: Mapping[str, Tensor]) -> Iterator[tuple[str, Piece, Tensor]]:
+    def _written(self, flat: Mapping[str, Tensor]) -> Iterator[Part]:
         """Each value once: by the first of those that hold it."""
         place = self.world.mesh.place
         for name, tensor in flat.items():

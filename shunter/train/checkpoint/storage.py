@@ -1,8 +1,7 @@
-"""A DCP storage reader and writer on safetensors shards and one JSON file.
+"""A DCP storage reader of safetensors shards and one JSON file, as `parts` writes them.
 
 torch's own file reader unpickles `.metadata`, which runs code from a crafted file. Here the metadata
-is JSON, read into torch's dataclasses field by field, and tensors are safetensors. Non-tensor values
-never reach DCP: its planner would pickle them.
+is JSON, read into torch's dataclasses field by field, and tensors are safetensors.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -21,104 +19,20 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import (
-    LoadPlan,
-    LoadPlanner,
-    SavePlan,
-    SavePlanner,
-    WriteItemType,
-)
-from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from shunter.config.errors import ShunterError
+from shunter.train.checkpoint.shard import NAMES
 
 TENSORS = "tensors.json"
-MAX_SHARD_BYTES = 2 << 30
 
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float64, torch.float32, torch.float16, torch.bfloat16,
-        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-        torch.float8_e4m3fn, torch.float8_e5m2,
-    )
-}  # fmt: skip
-
-
-class ShardWriter(StorageWriter):
-    """Writes this rank's tensors into `folder` as `rank-shard.safetensors`, and `tensors.json` at the end."""
-
-    def __init__(self, folder: Path, *, rank: int = 0, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-        self.folder, self.rank, self.max_shard_bytes = folder, rank, max_shard_bytes
-        self.shards: list[Path] = []
-
-    def reset(self, checkpoint_id: Any = None) -> None:
-        self.shards = []
-
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        self.is_coordinator = is_coordinator
-
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        return plan
-
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        return plans
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        results: list[WriteResult] = []
-        shard: dict[str, torch.Tensor] = {}
-        size = 0
-        for item in plan.items:
-            if item.type == WriteItemType.BYTE_IO:
-                raise TypeError(f"{item.index.fqn} is not a tensor; DCP would pickle it")
-            tensor = planner.resolve_data(item)
-            assert isinstance(tensor, torch.Tensor)
-            if shard and size + tensor.nbytes > self.max_shard_bytes:
-                self._flush(shard)
-                shard, size = {}, 0
-            offset = item.index.offset
-            key = item.index.fqn + ("" if not offset or not any(offset) else "@" + ",".join(map(str, offset)))
-            # A copy: safetensors refuses tensors that share storage, and views would save the whole.
-            shard[key] = tensor.detach().cpu().contiguous().clone()
-            size += tensor.nbytes
-            results.append(WriteResult(item.index, tensor.nbytes, (self._name(), key)))
-        if shard:
-            self._flush(shard)
-        future: Future[list[WriteResult]] = Future()
-        future.set_result(results)
-        return future
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        places = {_place(r.index): r.storage_data for per_rank in results for r in per_rank}
-        tensors: dict[str, Any] = {}
-        for name, entry in metadata.state_dict_metadata.items():
-            assert isinstance(entry, TensorStorageMetadata)
-            chunks = []
-            for chunk in entry.chunks:
-                file, key = places[(name, tuple(chunk.offsets))]
-                chunks.append(
-                    {"offsets": list(chunk.offsets), "sizes": list(chunk.sizes), "file": file, "key": key}
-                )
-            dtype = str(entry.properties.dtype).removeprefix("torch.")
-            tensors[name] = {"dtype": dtype, "shape": list(entry.size), "chunks": chunks}
-        (self.folder / TENSORS).write_text(json.dumps(tensors), encoding="utf-8")
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        return True
-
-    def _name(self) -> str:
-        return f"{self.rank:05d}-{len(self.shards):05d}.safetensors"
-
-    def _flush(self, shard: dict[str, torch.Tensor]) -> None:
-        path = self.folder / self._name()
-        save_file(shard, path)
-        self.shards.append(path)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in NAMES}
 
 
 class ShardReader(StorageReader):
-    """Reads what `ShardWriter` wrote. Damaged metadata is a ShunterError that names the file."""
+    """Reads what `write_parts` wrote. Damaged metadata is a ShunterError that names the file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

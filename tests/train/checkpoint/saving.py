@@ -79,14 +79,14 @@ def case(name: str, optimizer: str = "adamw", **spec: Any) -> Case:
 class Held:
     """A rank's part of the model with its optimizer, and the checkpointer for it."""
 
-    def __init__(self, rank: int, case: Case, folder: Path) -> None:
+    def __init__(self, rank: int, case: Case, folder: Path, *, beside: bool = False) -> None:
         parallel = case.layout
         self.world = World.create(parallel.grid, rank, CPU, GROUPS)
         self.passes = LaidOutPasses(layouts.model(case), parallel, self.world, case.length)
         part = self.passes.part
         self.optimizers = Optimizers(part.decoder, layouts.config(case), part)
         self.checkpointer: Checkpointer = SharedCheckpointer(
-            folder, 2, self.world, part.held, self.passes.elsewhere
+            folder, 2, self.world, part.held, self.passes.elsewhere, beside=beside
         )
 
     @property
@@ -110,12 +110,27 @@ def value(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def save(rank: int, groups: Groups, request: tuple[Case, Path]) -> None:
     """Write known values under a layout."""
-    found = Held(rank, *request)
+    found = known(rank, request, beside=False)
+    found.checkpointer.save(1, found.state, {"names": "known"})
+
+
+def save_beside(rank: int, groups: Groups, request: tuple[Case, Path]) -> None:
+    """The same, on another thread while the values change."""
+    found = known(rank, request, beside=True)
+    found.checkpointer.save_later(1, found.state, {"names": "known"})
+    for tensor in flatten(found.state).values():
+        tensor.zero_()
+    found.checkpointer.wait()
+
+
+def known(rank: int, request: tuple[Case, Path], *, beside: bool) -> Held:
+    """A rank with values that their names decide."""
+    found = Held(rank, *request, beside=beside)
     for name, tensor in flatten(found.state).items():
         piece = found.piece(name, tensor)
         whole = value(name, piece.shape, tensor.dtype)
         tensor.copy_(cut(whole, piece) if piece.shape else whole)
-    found.checkpointer.save(1, found.state, {"names": "known"})
+    return found
 
 
 def load(rank: int, groups: Groups, request: tuple[Case, Path]) -> list[str]:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from shunter.config.errors import ShunterError
 from shunter.record import points
 from shunter.train.checkpoint.lifecycle import Checkpointer, flatten
+
+Save = Callable[[Checkpointer, int, dict[str, dict[str, torch.Tensor]]], None]
 
 
 def a_state(seed: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -131,8 +134,24 @@ class Killed(BaseException):
     """Stands for the process's end at a point: nothing after it runs."""
 
 
+def save_beside(keeper: Checkpointer, step: int, state: dict[str, dict[str, torch.Tensor]]) -> None:
+    """A save that goes on while the state is overwritten."""
+    keeper.save_later(step, state, {})
+    for tensor in flatten(state).values():
+        tensor.zero_()
+    keeper.wait()
+
+
+def save_now(keeper: Checkpointer, step: int, state: dict[str, dict[str, torch.Tensor]]) -> None:
+    keeper.save(step, state, {})
+
+
+BOTH_WAYS = pytest.mark.parametrize("save", [save_now, save_beside])
+
+
+@BOTH_WAYS
 @pytest.mark.parametrize("point", [p for p in points.POINTS if p.startswith("checkpoint.")])
-def test_death_at_any_point_leaves_the_old_or_the_new(tmp_path: Path, point: str) -> None:
+def test_death_at_any_point_leaves_the_old_or_the_new(tmp_path: Path, point: str, save: Save) -> None:
     # A kill runs no `finally`; here the staging folder's removal in `except` does run. The drills in
     # tests/drills use SIGKILL, where it does not.
     keeper = Checkpointer(tmp_path)
@@ -144,7 +163,7 @@ def test_death_at_any_point_leaves_the_old_or_the_new(tmp_path: Path, point: str
 
     points.install(die)
     with pytest.raises(Killed):
-        keeper.save(2, a_state(2), {})
+        save(keeper, 2, a_state(2))
     points.install(None)
     again, target = Checkpointer(tmp_path), a_state(0)
     step = again.latest()
@@ -153,7 +172,8 @@ def test_death_at_any_point_leaves_the_old_or_the_new(tmp_path: Path, point: str
     assert_same(target, a_state(step))
 
 
-def test_a_full_disk_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@BOTH_WAYS
+def test_a_full_disk_publishes_nothing(tmp_path: Path, save: Save) -> None:
     keeper = Checkpointer(tmp_path)
     keeper.save(1, a_state(1), {})
 
@@ -163,7 +183,7 @@ def test_a_full_disk_publishes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     points.install(full)
     with pytest.raises(OSError, match="No space"):
-        keeper.save(2, a_state(2), {})
+        save(keeper, 2, a_state(2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
 
 
@@ -226,7 +246,7 @@ def _nothing():
 
 
 def test_what_is_raised_inside_comes_out_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # DCP wraps even KeyboardInterrupt in an exception of its own, and safetensors knows no OSError.
+    # safetensors knows no OSError.
     from safetensors import SafetensorError
 
     from shunter.recipe import disk
@@ -238,7 +258,7 @@ def test_what_is_raised_inside_comes_out_as_it_is(tmp_path: Path, monkeypatch: p
         def write(*args: object, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr("shunter.train.checkpoint.storage.save_file", write)
+        monkeypatch.setattr("shunter.train.checkpoint.parts.write_shard", write)
         with pytest.raises(type(error)) as found:
             checkpointer.save(1, {"a": torch.zeros(2)}, {})
         assert found.value is error

@@ -21,7 +21,7 @@ from shunter.train.checkpoint import shared
 from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass, Passes
-from shunter.train.pipeline import split
+from shunter.train.shares import split
 from shunter.train.step import train_step
 from tests.parallel.pool import Pool
 from tests.train import layouts

@@ -1,0 +1,65 @@
+"""Layers whose inside is computed once more for their backward, so that less of it is held.
+
+full       a layer keeps its inputs.
+selective  it keeps the results of its matrix products and of attention too, which are dear to compute, and
+           computes what is between them again (arXiv 2205.05198, section 5, the other way round: what it
+           drops is cheap). Messages are sent again in both.
+
+torch's checkpoint does the work, and stops the second time at the last thing that a backward needs: the last
+product of a layer, and the message after it, are not repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+_ATEN = torch.ops.aten
+# What is kept of a layer by `selective`. Products of attention by hand are not among them: they are as large
+# as the row is long, squared.
+KEPT = {
+    _ATEN.mm.default,
+    _ATEN.addmm.default,
+    _ATEN.linear.default,
+    _ATEN._grouped_mm.default,
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def recompute_layer(layer: nn.Module, *, selective: bool = False) -> None:
+    """From now on the layer's forward, where it is learnt from, keeps as little as that.
+
+    Inside of what `fully_shard` does around a layer, so that weights are not gathered once more.
+    """
+    layer.forward = _Again(layer, selective)
+
+
+class _Again:
+    """Stands in for a layer's forward; a class, so that the module can still be copied."""
+
+    def __init__(self, layer: nn.Module, selective: bool) -> None:
+        self.layer, self.plain, self.selective = layer, type(layer).forward, selective
+
+    def __call__(self, *inputs: Any) -> Any:
+        run: Callable[..., Any] = partial(self.plain, self.layer)
+        if not torch.is_grad_enabled():
+            return run(*inputs)
+        if not self.selective:
+            return checkpoint(run, *inputs, use_reentrant=False)
+        return checkpoint(run, *inputs, use_reentrant=False, context_fn=_contexts)
+
+
+def _contexts() -> Any:
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(context: Any, operation: Any, *args: Any, **more: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
