@@ -64,7 +64,7 @@ class C4Quality(Operator):
             stays[fresh] = False
 
         gaps = np.flatnonzero(pages.spaces)
-        before = np.append(-1, gaps[:-1])
+        before = np.append(-1, gaps)[: len(gaps)]
         ends = gaps[gaps > before + 1]  # the space after each run of others
         if self.max_word is not None:
             begins = before[gaps > before + 1] + 1

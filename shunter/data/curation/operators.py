@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 
 from shunter.config.base import Config
 from shunter.data.curation.pages import Pages
+
+Keys = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,10 @@ class Rule:
 @dataclass
 class Verdicts:
     """Per document: the number of the reason in `reasons`, or -1 to keep it; the value that decided, and
-    the limit that it missed; facts (columns) that stay with the kept ones; texts, where some changed."""
+    the limit that it missed; facts (columns) that stay with the kept ones; texts, where some changed.
+
+    of: for a duplicate, the number of the document that stays, counted over the whole corpus; else -1.
+    """
 
     reasons: Sequence[str]
     reason: np.ndarray
@@ -34,6 +39,7 @@ class Verdicts:
     facts: dict[str, np.ndarray] = field(default_factory=dict)
     texts: list[str] | None = None
     counts: dict[str, int] = field(default_factory=dict)  # of what was edited inside documents
+    of: np.ndarray | None = None
 
     @property
     def kept(self) -> np.ndarray:
@@ -44,16 +50,41 @@ class Verdicts:
 class Operator(Config):
     """Judges documents, each by itself: no result depends on what else is in the batch."""
 
-    reads_pages: ClassVar[bool] = True
-
     def judge(self, pages: Pages) -> Verdicts:
         """The verdict on each document."""
         raise NotImplementedError
+
+    def columns(self) -> dict[str, str]:
+        """Facts that it gives to every document: column -> Arrow type."""
+        return {}
 
     @property
     def name(self) -> str:
         """What records of removal call it."""
         return str(getattr(self, "kind"))  # noqa: B009
+
+
+class Barrier(Operator):
+    """An operator that must know of every document before it judges one: for duplicates.
+
+    Workers take the keys of each batch, one place settles them, workers judge with what was settled.
+    """
+
+    def keys(self, pages: Pages) -> Keys:
+        """What of these documents the settlement needs. `rows`: int64 per document, how many rows of the
+        other arrays are its own; without it, one each."""
+        raise NotImplementedError
+
+    def settle(self, keys: Any) -> Keys:
+        """The settlement of all documents, from the keys of all in order (name -> array); `number` is one.
+
+        With `rows` among what is returned, the other arrays have so many rows a document; else one each.
+        """
+        raise NotImplementedError
+
+    def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
+        """The verdicts on a batch, given its part of the settlement."""
+        raise NotImplementedError
 
 
 class Filter(Operator):

@@ -76,7 +76,7 @@ class Pages:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
-        joined = "\n".join(texts) + "\n"
+        joined = "\n".join(texts) + "\n" if len(texts) else ""
         self.codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
         after = np.cumsum(lengths + 1)
@@ -84,7 +84,22 @@ class Pages:
         self.lengths = lengths
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.begins)
+
+    def folded(self) -> Pages:
+        """The same documents without what near-duplicates may differ in: case, diacritics, punctuation,
+        the digits of numbers. They have no `texts`."""
+        codes = np.take(glyphs.folded(), self.codes, mode="clip")
+        gone = codes == 0
+        digits = codes == ord("0")
+        gone[1:] |= digits[1:] & digits[:-1]
+        removed = np.flatnonzero(gone)
+        plain = Pages([])
+        plain.codes = codes[~gone] if len(removed) else codes
+        plain.begins = self.begins - np.searchsorted(removed, self.begins)
+        plain.ends = self.ends - np.searchsorted(removed, self.ends)
+        plain.lengths = plain.ends - plain.begins
+        return plain
 
     @cached_property
     def flags(self) -> np.ndarray:

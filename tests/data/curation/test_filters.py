@@ -24,7 +24,8 @@ from tests.data.curation import reference
 # Few pieces, so that lines and runs repeat and every rule is met on both sides of its limit.
 PIECES = [
     "the", "of", "and", "house", "Über", "naïve", "don't", "3.14", "1,000", "x", "_y", "-", "•", "...", "…",
-    "#", ".", "?", '."', "'", "\u2019", "{", "[12]", "[edit]", "你好", "กา", "हिन्दी", "a\u0301", "lorem ipsum",
+    "#", ".",
+    "?", '."', "'", "\u2019", "{", "[12]", "[edit]", "你好", "กา", "हिन्दी", "a\u0301", "lorem ipsum",
     "JavaScript", "We use cookies.", "Ends here.", "\t", "\n", "\n", "\n\n", "\u2028", "\ud800",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=40).flatmap(
