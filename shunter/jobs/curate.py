@@ -184,6 +184,7 @@ def split_of(text: str, share: float) -> str:
 
 
 def read(context: JobContext[CurateConfig], output: Output) -> Iterator[Document]:
+    """Every document of the sources, in order; what cannot be read is recorded."""
     for source in context.config.sources:
         for document in documents(source, context.base, output.problem):
             if context.config.limit and document.row >= context.config.limit:

@@ -9,8 +9,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from shunter.cli.corpus import sentence
 from shunter.config.errors import ShunterError
 from shunter.data import corpus
+from shunter.data.curation.why import why
 from shunter.jobs import curate
 from shunter.recipe.job import Stopped
 from tests.data.curation.test_runner import corpus as texts_of
@@ -64,6 +66,37 @@ def test_files_and_chunks_change_nothing(tmp_path: Path, work: Work) -> None:
     names = [row["operator"] for row in summary["operators"]]
     assert names[0] == "near-duplicates"
     assert summary["operators"][-1]["kept"] == len(kept)
+
+
+def test_why_tells_what_became_of_each_document(tmp_path: Path, work: Work) -> None:
+    write(tmp_path / "web", texts_of(5, 60), 1)
+    out, _ = work(curate.JOB, {**CONFIG, "how": {"workers": 1}})
+    dropped = {record["id"]: record for record in lines(out / "dropped.jsonl")}
+    for number in range(60):
+        told = why(out, f"web:{number}")
+        assert told["id"] == f"web:{number}"
+        if told["id"] in dropped:
+            assert told == {"state": "dropped", **dropped[told["id"]]}
+            assert told["operator"] in sentence(told)
+        else:
+            rows = list(corpus.texts(out / told["split"]))
+            assert rows[told["place"]].id == told["id"]
+            assert f"{told['place']} of {told['split']}" in sentence(told)
+    with pytest.raises(ShunterError, match="no document 'web:60'"):
+        why(out, "web:60")
+
+
+def test_parts_of_a_document_are_told_together(tmp_path: Path, work: Work) -> None:
+    text = (
+        "\n\n".join(f"Paragraph {n} of one long text that is cut." for n in range(8)) + "\n\n" + "short " * 9
+    )
+    (tmp_path / "book.txt").write_text(text)
+    config = {"sources": [{"path": "book.txt"}], "section_chars": 90, "heldout": 0.0}
+    operators = [{"kind": "gopher-quality", "min_words": 12, "min_stopwords": 0}]
+    out, _ = work(curate.JOB, {**config, "operators": operators, "how": {"workers": 1}})
+    parts = why(out, "book:0")["parts"]
+    assert [part["id"] for part in parts] == [f"book:0.{n}" for n in range(len(parts))]
+    assert {part["state"] for part in parts} == {"kept", "dropped"}
 
 
 def test_a_stopped_job_goes_on(tmp_path: Path, work: Work) -> None:
