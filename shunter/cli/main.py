@@ -41,6 +41,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "report": ("report:report", "Write a run's report as one HTML file."),
         "compare": ("compare:compare", "Compare two runs: configuration and scores."),
         "lineage": ("lineage:lineage", "Show what an artefact was made from."),
+        "corpus": ("corpus:corpus", "Tell what became of a document, and why."),
         "gc": ("gc:gc", "Remove old artefacts to keep a disk budget."),
     },
     "Use a model": {

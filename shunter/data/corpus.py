@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +16,22 @@ BATCH_BYTES = 16 << 20  # text held before it is written as one row group
 
 
 class Writer:
-    """Writes `00000.parquet` in a folder, a row group at a time, in the order given."""
+    """Writes `00000.parquet` in a folder, a row group at a time, in the order given.
 
-    def __init__(self, folder: Path) -> None:
+    facts: further columns, which every document must then have.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, pa.DataType] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = pq.ParquetWriter(folder / "00000.parquet", SCHEMA, compression="zstd")
-        self._rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
+        self._schema = pa.schema([*SCHEMA, *(facts or {}).items()])
+        self._file = pq.ParquetWriter(folder / "00000.parquet", self._schema, compression="zstd")
+        self._rows: dict[str, list[object]] = {name: [] for name in self._schema.names}
         self._held = 0
         self.documents = self.bytes = 0
 
-    def write(self, name: str, source: str, row: int, text: str) -> None:
-        """Add one document."""
-        for column, value in zip(SCHEMA.names, (name, source, row, text), strict=True):
+    def write(self, name: str, source: str, row: int, text: str, *facts: object) -> None:
+        """Add one document; its facts in the order of their columns."""
+        for column, value in zip(self._schema.names, (name, source, row, text, *facts), strict=True):
             self._rows[column].append(value)
         size = len(text.encode())
         self.documents += 1
@@ -42,8 +46,8 @@ class Writer:
 
     def _flush(self) -> None:
         if self._rows["id"]:
-            self._file.write_table(pa.table(self._rows, schema=SCHEMA))
-            self._rows = {name: [] for name in SCHEMA.names}
+            self._file.write_table(pa.table(self._rows, schema=self._schema))
+            self._rows = {name: [] for name in self._schema.names}
             self._held = 0
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -15,14 +15,27 @@ from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.data import checks
+from shunter.data.curation.kinds import AnyOperator, Preset, preset
+from shunter.data.curation.operators import Operator
 from shunter.data.sources import Document, Problem, SourceConfig, documents, files, left_out
-from shunter.recipe.job import JobConfig, JobContext, Stopped
+from shunter.recipe.job import How, JobConfig, JobContext, Stopped
 
 SPLITS = ("train", "heldout")
 # Characters that no text needs: controls but tab and line feed, and the byte order mark.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 _SPACES = re.compile(r"[ \t]+(?=\n|$)")
 _BLANKS = re.compile(r"\n{3,}")
+
+
+class CurateHow(How):
+    """How a chain of operators is worked off."""
+
+    workers: int = Field(0, ge=0, description="Processes that run operators; 0: one a core.")
+    chunk_chars: int = Field(
+        4_000_000,
+        ge=1,
+        description="Characters of the documents that a worker takes at once, and loses if killed.",
+    )
 
 
 class CurateConfig(JobConfig):
@@ -45,6 +58,14 @@ class CurateConfig(JobConfig):
         "characters, each held out or not by itself; 0: never.",
     )
     limit: int = Field(0, ge=0, description="Documents to read from each source; 0: all.")
+    preset: Preset | None = Field(None, description="A published chain of operators; `operators` follow it.")
+    operators: list[AnyOperator] = Field([], description="What judges and edits documents, in this order.")
+    how: CurateHow = Field(default_factory=CurateHow, description="Choices that must not change the result.")
+
+    @property
+    def chain(self) -> list[Operator]:
+        """The operators of the preset and those after it."""
+        return [*(preset(self.preset) if self.preset else []), *self.operators]
 
     @model_validator(mode="after")
     def _names_differ(self) -> CurateConfig:
@@ -83,18 +104,12 @@ class CurateJob:
         return 4 * sum(path.stat().st_size for path in self.reads(config, base))
 
     def run(self, context: JobContext[CurateConfig]) -> dict[str, Any]:
-        with _Output(context.out) as output:
-            for number, document in enumerate(_read(context, output), 1):
-                text = normalise(document.text) if context.config.normalise else document.text
-                parts = sections(text, context.config.section_chars)
-                output.read += 1
-                for index, part in enumerate(parts):
-                    name = document.id if len(parts) == 1 else f"{document.id}.{index}"
-                    output.put(document, name, part, context.config)
-                if number % 256 == 0 and context.control.stop_requested():
-                    raise Stopped
-                context.events.progress(number, None, "documents")
-        summary = output.summary(context.config)
+        if context.config.chain:
+            from shunter.jobs import curate_chain
+
+            summary = curate_chain.run(context)
+        else:
+            summary = self._plain(context)
         others = {source.label: left_out(source, context.base) for source in context.config.sources}
         summary["left_out"] = {label: counts for label, counts in others.items() if counts}
         if summary["train"]["documents"] == 0:
@@ -111,6 +126,21 @@ class CurateJob:
             "dropped": sum(summary["dropped"].values()),
             "problems": summary["problems"],
         }
+
+    def _plain(self, context: JobContext[CurateConfig]) -> dict[str, Any]:
+        """Without operators: from the sources straight to the corpus."""
+        with Output(context.out) as output:
+            for number, document in enumerate(read(context, output), 1):
+                text = normalise(document.text) if context.config.normalise else document.text
+                parts = sections(text, context.config.section_chars)
+                output.read += 1
+                for index, part in enumerate(parts):
+                    name = document.id if len(parts) == 1 else f"{document.id}.{index}"
+                    output.put(document, name, part, context.config)
+                if number % 256 == 0 and context.control.stop_requested():
+                    raise Stopped
+                context.events.progress(number, None, "documents")
+        return output.summary(context.config)
 
 
 def normalise(text: str) -> str:
@@ -153,7 +183,8 @@ def split_of(text: str, share: float) -> str:
     return "heldout" if int.from_bytes(digest, "big") < share * 2**64 else "train"
 
 
-def _read(context: JobContext[CurateConfig], output: _Output) -> Iterator[Document]:
+def read(context: JobContext[CurateConfig], output: Output) -> Iterator[Document]:
+    """Every document of the sources, in order; what cannot be read is recorded."""
     for source in context.config.sources:
         for document in documents(source, context.base, output.problem):
             if context.config.limit and document.row >= context.config.limit:
@@ -161,22 +192,22 @@ def _read(context: JobContext[CurateConfig], output: _Output) -> Iterator[Docume
             yield document
 
 
-class _Output:
+class Output:
     """The corpus while it is written. Memory: 16 bytes and their overhead a document, for duplicates."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.facts = folder, facts
         self.seen: set[bytes] = set()
         self.dropped: Counter[str] = Counter()
         self.problems = self.read = 0
         self.sources: dict[str, Counter[str]] = {}
 
-    def __enter__(self) -> _Output:
+    def __enter__(self) -> Output:
         from shunter.data import corpus
 
         self._dropped: IO[str] = (self.folder / "dropped.jsonl").open("w", encoding="utf-8")
         self._problems: IO[str] = (self.folder / "problems.jsonl").open("w", encoding="utf-8")
-        self.splits = {split: corpus.Writer(self.folder / split) for split in SPLITS}
+        self.splits = {split: corpus.Writer(self.folder / split, self.facts) for split in SPLITS}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -190,20 +221,29 @@ class _Output:
         self._problems.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
 
     def put(self, document: Document, name: str, text: str, config: CurateConfig) -> None:
-        counts = self.sources.setdefault(document.source, Counter())
-        reason, facts = self._reason(text, config)
+        """Keep or drop one document by length, encoding and whether it was met before."""
+        reason, facts = self.reason(text, config)
         if reason is not None:
-            self.dropped[reason] += 1
-            counts[f"dropped: {reason}"] += 1
-            line = {"id": name, "reason": reason, **facts}
-            self._dropped.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self.drop(document.source, {"id": name, "operator": "reading", "reason": reason, **facts})
             return
+        self.keep(document, name, text, config)
+
+    def drop(self, source: str, record: Mapping[str, Any]) -> None:
+        """Record that a document leaves: `id`, `reason` and what decided."""
+        self.dropped[record["reason"]] += 1
+        self.sources.setdefault(source, Counter())[f"dropped: {record['reason']}"] += 1
+        self._dropped.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def keep(self, document: Document, name: str, text: str, config: CurateConfig, *facts: object) -> None:
+        """Write a document to the split that its text says."""
+        counts = self.sources.setdefault(document.source, Counter())
         split = split_of(text, config.heldout)
         counts[f"{split} documents"] += 1
         counts[f"{split} bytes"] += len(text.encode())
-        self.splits[split].write(name, document.source, document.row, text)
+        self.splits[split].write(name, document.source, document.row, text, *facts)
 
-    def _reason(self, text: str, config: CurateConfig) -> tuple[str | None, dict[str, Any]]:
+    def reason(self, text: str, config: CurateConfig) -> tuple[str | None, dict[str, Any]]:
+        """Why a document leaves before any operator, and what decided; None when it stays."""
         if len(text) < config.min_chars:
             return "too short", {"chars": len(text), "min_chars": config.min_chars}
         if len(text) > config.max_chars:

@@ -62,11 +62,15 @@ def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]
     if splits:
         section.tables.append(Table("Documents", splits, ["Split", "Documents", "Text (UTF-8)"], "num"))
     summary = read_json(path / "summary.json", problems) if (path / "summary.json").is_file() else None
+    if isinstance(summary, Mapping):
+        section.tables += _funnel(summary)
     if isinstance(summary, Mapping) and not job.metrics:
         section.tables.append(Table("Summary", _flat_rows(summary), align="num"))
     reasons = _count(path / "dropped.jsonl", "reason", problems)
     if reasons:
         section.tables.append(_counted("Dropped documents by reason", "Reason", reasons))
+    if samples := _samples(path / "samples.jsonl", problems):
+        section.tables.append(samples)
     places = _count(path / "problems.jsonl", "problem", problems)
     if places:
         section.tables.append(_counted("Problems in the sources", "Problem", places))
@@ -79,6 +83,57 @@ def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]
         section.notes.append("No document was dropped.")
     if (path / "problems.jsonl").is_file() and not places:
         section.notes.append("No problem was found in the sources.")
+
+
+def _funnel(summary: Mapping[str, Any]) -> list[Table]:
+    """What each operator let through, and what became of each language; nothing for a corpus without."""
+    tables = []
+    rows = []
+    for step in summary.get("operators", []):
+        reasons = sorted(step["reasons"].items(), key=lambda item: -item[1])
+        told = [f"{reason} {numbers.count(count)}" for reason, count in reasons[:4]]
+        told += [f"{name} {numbers.count(count)}" for name, count in step["edits"].items()]
+        share = step["kept"] / step["documents"] if step["documents"] else 1.0
+        letters = step["kept_characters"] / step["characters"] if step["characters"] else 1.0
+        rows.append(
+            [
+                step["operator"],
+                numbers.count(step["documents"]),
+                numbers.count(step["kept"]),
+                f"{share:.1%}",
+                f"{letters:.1%}",
+                ", ".join(told),
+            ]
+        )
+    if rows:
+        head = ["Operator", "Documents in", "out", "of documents", "of characters", "Removed, edited"]
+        tables.append(Table("Funnel", rows, head))
+    languages = summary.get("languages", {})
+    order = sorted(languages, key=lambda name: -languages[name].get("documents", 0))
+    rows = []
+    for name in order[:MAX_ROWS]:
+        counts = languages[name]
+        gone = {key: n for key, n in counts.items() if key.startswith("dropped: ")}
+        first = max(gone, key=lambda key: gone[key]).removeprefix("dropped: ") if gone else ""
+        cells = [numbers.count(counts.get("documents", 0)), numbers.size(counts.get("bytes", 0))]
+        rows.append([name, *cells, numbers.count(sum(gone.values())), first])
+    if rows:
+        head = ["Language", "Documents", "Text (UTF-8)", "Dropped", "Most often for"]
+        tables.append(Table("Languages", rows, head))
+    return tables
+
+
+def _samples(path: Path, problems: list[str]) -> Table | None:
+    """Beginnings of removed documents, one for each operator and reason."""
+    shown: dict[tuple[str, str], list[str]] = {}
+    if path.is_file():
+        for line in read_lines(path, problems):
+            key = (str(line.get("operator")), str(line.get("reason")))
+            value = f"{line.get('value')} (limit {line.get('limit')})"
+            shown.setdefault(key, [*key, str(line.get("id")), value, str(line.get("text"))[:160]])
+    rows = list(shown.values())[:MAX_ROWS]
+    head = ["Operator", "Reason", "Document", "Value", "Begins"]
+    return Table("Samples of what was removed", rows, head) if rows else None
 
 
 def _conversations(path: Path, section: DataSection, problems: list[str]) -> None:

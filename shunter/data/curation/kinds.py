@@ -1,0 +1,55 @@
+"""The operators that a recipe may name, and the chains that papers published."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shunter.data.curation.c4 import C4Quality
+from shunter.data.curation.fineweb import FineWebQuality
+from shunter.data.curation.gopher import GopherQuality, GopherRepetition
+from shunter.data.curation.minhash import NearDuplicates, RepeatedParagraphs
+from shunter.data.curation.operators import Operator
+from shunter.data.curation.personal import MaskPersonal
+
+AnyOperator = Annotated[
+    GopherQuality
+    | GopherRepetition
+    | C4Quality
+    | FineWebQuality
+    | NearDuplicates
+    | RepeatedParagraphs
+    | MaskPersonal,
+    Field(discriminator="kind"),
+]
+Preset = Literal["gopher", "c4", "fineweb", "fineweb2"]
+
+
+def preset(name: Preset) -> list[Operator]:
+    """The operators of a published chain, in its order.
+
+    gopher: arXiv 2112.11446, A.1. c4: arXiv 1910.10683, 2.2, without its list of bad words. fineweb: arXiv
+    2406.17557, section 3, from extracted English on. fineweb2: arXiv 2506.20920, section 3, from one language
+    on, with English thresholds; another language's come from `shunter.data.curation.thresholds`.
+    """
+    if name == "gopher":
+        return [GopherQuality(), GopherRepetition(), NearDuplicates()]
+    if name == "c4":
+        return [C4Quality()]
+    if name == "fineweb":
+        return [
+            GopherRepetition(),
+            GopherQuality(),
+            C4Quality(end_marks=False, min_sentences=None),
+            FineWebQuality(),
+            NearDuplicates(),
+            MaskPersonal(),
+        ]
+    return [
+        NearDuplicates(),
+        GopherRepetition(max_paragraphs=None, max_paragraph_chars=None, max_line_chars=None),
+        FineWebQuality(max_short=None, max_repeated=0.1),
+        GopherQuality(),
+        MaskPersonal(),
+    ]

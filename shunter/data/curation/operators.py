@@ -1,0 +1,125 @@
+"""What an operator is: a typed configuration with a function from a batch of documents to verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shunter.config.base import Config
+from shunter.data.curation.pages import Pages
+
+Keys = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A document leaves when its measure is below `low` or above `high`; None is no limit."""
+
+    reason: str
+    measure: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class Verdicts:
+    """Per document: the number of the reason in `reasons`, or -1 to keep it; the value that decided, and
+    the limit that it missed; facts (columns) that stay with the kept ones; texts, where some changed.
+
+    of: for a duplicate, the number of the document that stays, counted over the whole corpus; else -1.
+    """
+
+    reasons: Sequence[str]
+    reason: np.ndarray
+    value: np.ndarray
+    limit: np.ndarray
+    facts: dict[str, np.ndarray] = field(default_factory=dict)
+    texts: list[str] | None = None
+    counts: dict[str, int] = field(default_factory=dict)  # of what was edited inside documents
+    of: np.ndarray | None = None
+
+    @property
+    def kept(self) -> np.ndarray:
+        """bool per document."""
+        return np.asarray(self.reason < 0)
+
+
+class Operator(Config):
+    """Judges documents, each by itself: no result depends on what else is in the batch."""
+
+    def judge(self, pages: Pages) -> Verdicts:
+        """The verdict on each document."""
+        raise NotImplementedError
+
+    def columns(self) -> dict[str, str]:
+        """Facts that it gives to every document: column -> Arrow type."""
+        return {}
+
+    @property
+    def name(self) -> str:
+        """What records of removal call it."""
+        return str(getattr(self, "kind"))  # noqa: B009
+
+
+class Barrier(Operator):
+    """An operator that must know of every document before it judges one: for duplicates.
+
+    Workers take the keys of each batch, one place settles them, workers judge with what was settled.
+    """
+
+    def keys(self, pages: Pages) -> Keys:
+        """What of these documents the settlement needs. `rows`: int64 per document, how many rows of the
+        other arrays are its own; without it, one each."""
+        raise NotImplementedError
+
+    def settle(self, keys: Any) -> Keys:
+        """The settlement of all documents, from the keys of all in order (name -> array); `number` is one.
+
+        With `rows` among what is returned, the other arrays have so many rows a document; else one each.
+        """
+        raise NotImplementedError
+
+    def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
+        """The verdicts on a batch, given its part of the settlement."""
+        raise NotImplementedError
+
+
+class Filter(Operator):
+    """An operator of measures and rules; the first rule that a document fails is the reason."""
+
+    def rules(self) -> Sequence[Rule]:
+        """In the order in which they are tried."""
+        raise NotImplementedError
+
+    def measures(self, pages: Pages, exact: bool = False) -> Mapping[str, np.ndarray]:
+        """One float per document and measure. Without `exact`, a value that its rule would let pass may be
+        a bound that passes too."""
+        raise NotImplementedError
+
+    def judge(self, pages: Pages) -> Verdicts:
+        return decide(self.rules(), self.measures(pages), len(pages))
+
+
+def decide(rules: Sequence[Rule], measures: Mapping[str, np.ndarray], size: int) -> Verdicts:
+    """Verdicts by the first rule that is not met. A measure that is not a number meets every rule."""
+    reason = np.full(size, -1, np.int16)
+    value, limit = np.zeros(size), np.zeros(size)
+    for number, rule in enumerate(rules):
+        if rule.low is None and rule.high is None:
+            continue
+        measured = measures[rule.measure]
+        for bound, fails in ((rule.low, np.less), (rule.high, np.greater)):
+            if bound is None:
+                continue
+            fresh = fails(measured, bound) & (reason < 0)
+            reason[fresh], value[fresh], limit[fresh] = number, measured[fresh], bound
+    return Verdicts([rule.reason for rule in rules], reason, value, limit)
+
+
+def ratio(parts: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """parts / whole, not a number where the whole is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(whole > 0, parts / np.maximum(whole, 1e-300), np.nan)

@@ -1,0 +1,195 @@
+"""The job `curate` with operators: read here, judged in workers, published here in the order of reading."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from shunter.data.curation.chain import Documents
+from shunter.data.curation.operators import Operator
+from shunter.data.curation.runner import Done, Runner
+from shunter.data.sources import Document
+from shunter.jobs.curate import CurateConfig, Output, normalise, read, sections
+from shunter.recipe.job import JobContext, Stopped
+
+FORMAT = 1  # of the files in the work folder; another number begins anew
+NAMES = np.dtype([("source", "<i4"), ("row", "<i8"), ("part", "<i4")])
+
+
+def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
+    """Write the corpus and its records into `context.out`; returns the summary."""
+    config = context.config
+    operators = config.chain
+    stated = json.dumps([FORMAT, config.how.chunk_chars, [o.model_dump() for o in operators]], default=str)
+    folder = context.work / f"chain-{hashlib.blake2b(stated.encode(), digest_size=8).hexdigest()}"
+    for other in context.work.glob("chain-*"):
+        if other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(parents=True, exist_ok=True)
+    runner = Runner(folder, operators, config.how.workers or len(os.sched_getaffinity(0)), _Watch(context))
+    with Output(context.out, _facts(operators)) as output:
+        with _Reading(folder, context, output) as reading:
+            runner.run(reading.chunks())
+        languages = _publish(runner, folder, context, output)
+        output.read = reading.documents
+    summary = output.summary(config)
+    summary["operators"] = [{"operator": name, **tally.data()} for name, tally in runner.tallies()]
+    if languages:
+        summary["languages"] = {name: dict(sorted(languages[name].items())) for name in sorted(languages)}
+    names = _names(folder)
+    labels = [source.label for source in config.sources]
+    with (context.out / "samples.jsonl").open("w", encoding="utf-8") as file:
+        for sample in runner.samples():
+            shown = _told(sample, names, labels)
+            file.write(json.dumps(shown, ensure_ascii=False) + "\n")
+    return summary
+
+
+class _Reading:
+    """Documents from the sources, numbered; what leaves here already is written down beside."""
+
+    def __init__(self, folder: Path, context: JobContext[CurateConfig], output: Output) -> None:
+        self.context, self.output, self.folder = context, output, folder
+        self.documents = 0
+
+    def __enter__(self) -> _Reading:
+        self._names: IO[bytes] = (self.folder / "names.bin").open("wb")
+        self._dropped: IO[str] = (self.folder / "dropped.jsonl").open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._names.close()
+        self._dropped.close()
+
+    def chunks(self) -> Iterator[Documents]:
+        config, number = self.context.config, 0
+        places = {source.label: place for place, source in enumerate(config.sources)}
+        texts: list[str] = []
+        numbers: list[int] = []
+        held = 0
+        for document in read(self.context, self.output):
+            self.documents += 1
+            if self.documents % 256 == 0 and self.context.control.stop_requested():
+                raise Stopped
+            text = normalise(document.text) if config.normalise else document.text
+            parts = sections(text, config.section_chars)
+            for index, part in enumerate(parts):
+                name = (places[document.source], document.row, -1 if len(parts) == 1 else index)
+                self._names.write(np.array(name, NAMES).tobytes())
+                reason, facts = self.output.reason(part, config)
+                if reason is None:
+                    numbers.append(number)
+                    texts.append(part)
+                    held += len(part)
+                else:
+                    record = {"number": number, "operator": "reading", "reason": reason, **facts}
+                    self._dropped.write(json.dumps(record) + "\n")
+                number += 1
+            if held >= config.how.chunk_chars:
+                yield Documents(np.array(numbers, np.int64), texts)
+                texts, numbers, held = [], [], 0
+        if texts:
+            yield Documents(np.array(numbers, np.int64), texts)
+        self._names.flush()
+        self._dropped.flush()
+
+
+class _Watch:
+    """Progress, and the request to stop, between two chunks."""
+
+    def __init__(self, context: JobContext[CurateConfig]) -> None:
+        self.context = context
+        self.begin = time.perf_counter()
+        self.stage = -1
+        self.counts: dict[int, int] = {}
+        self.documents = self.kept = self.characters = 0
+
+    def __call__(self, stage: int, done: Done) -> None:
+        if self.context.control.stop_requested():
+            raise Stopped
+        if stage != self.stage:
+            self.stage, self.begin = stage, time.perf_counter()
+            self.documents = self.kept = self.characters = 0
+        self.counts[stage] = self.counts.get(stage, 0) + 1
+        seen = done.tallies[0].documents if done.tallies else done.documents
+        self.documents += seen
+        self.kept += done.documents
+        self.characters += done.tallies[0].characters if done.tallies else 0
+        seconds = max(time.perf_counter() - self.begin, 1e-9)
+        shown: dict[str, float | int | str] = {
+            "stage": stage + 1,
+            "MB/s": round(self.characters / 1e6 / seconds, 2),
+            "kept": f"{self.kept / max(self.documents, 1):.0%}",
+        }
+        if stage:  # how many chunks there are is known once all are read
+            left = self.counts[0] - self.counts[stage]
+            shown["seconds left"] = round(seconds / self.counts[stage] * left)
+        self.context.events.progress(self.documents, None, "documents", **shown)
+
+
+def _publish(
+    runner: Runner, folder: Path, context: JobContext[CurateConfig], output: Output
+) -> dict[str, Counter[str]]:
+    """Write what is left and what left, each in the order of reading; counts by language."""
+    names = _names(folder)
+    labels = [source.label for source in context.config.sources]
+    languages: dict[str, Counter[str]] = {}
+    early = (json.loads(line) for line in (folder / "dropped.jsonl").open(encoding="utf-8"))
+    streams = [early, *(runner.dropped(stage) for stage in range(len(runner.stages)))]
+    for record in heapq.merge(*streams, key=lambda record: int(record["number"])):
+        source = labels[int(names[record["number"]]["source"])]
+        output.drop(source, _told(record, names, labels))
+        if "language" in record:
+            languages.setdefault(record["language"], Counter())[f"dropped: {record['reason']}"] += 1
+    for documents in runner.left():
+        if context.control.stop_requested():
+            raise Stopped
+        facts = [documents.facts[name].tolist() for name in output.facts or {}] if len(documents) else []
+        for place, text in enumerate(documents.texts):
+            name = names[documents.number[place]]
+            document = Document(labels[int(name["source"])], int(name["row"]), text)
+            own = [column[place] for column in facts]
+            output.keep(document, _id(name, labels), text, context.config, *own)
+            if "language" in documents.facts:
+                counts = languages.setdefault(str(documents.facts["language"][place]), Counter())
+                counts["documents"] += 1
+                counts["bytes"] += len(text.encode())
+    return languages
+
+
+def _told(record: dict[str, Any], names: np.ndarray, labels: list[str]) -> dict[str, Any]:
+    """A record of removal with ids for numbers."""
+    told = {"id": _id(names[record["number"]], labels), **record}
+    del told["number"]
+    if "of" in told:
+        told["of"] = _id(names[told["of"]], labels)
+    return told
+
+
+def _id(name: Any, labels: list[str]) -> str:
+    part = int(name["part"])
+    return f"{labels[int(name['source'])]}:{int(name['row'])}" + ("" if part < 0 else f".{part}")
+
+
+def _names(folder: Path) -> np.ndarray:
+    path = folder / "names.bin"
+    return np.memmap(path, NAMES, "r") if path.stat().st_size else np.zeros(0, NAMES)
+
+
+def _facts(operators: list[Operator]) -> dict[str, pa.DataType]:
+    """Columns that the chain gives to every document."""
+    found: dict[str, pa.DataType] = {}
+    for operator in operators:
+        found.update({name: pa.type_for_alias(kind) for name, kind in operator.columns().items()})
+    return found
