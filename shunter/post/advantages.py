@@ -44,7 +44,9 @@ def leave_one_out(rewards: Sequence[float], groups: Sequence[int]) -> Array:
     return found
 
 
-def token_rewards(reward: float, old: Sequence[float], reference: Sequence[float], kl: float) -> Array:
+def token_rewards(
+    reward: float, old: Sequence[float] | Array, reference: Sequence[float] | Array, kl: float
+) -> Array:
     """[t]: -kl x (log old - log reference) at each token, and the reward at the last one (arXiv 2203.02155).
 
     An answer without a token has no place for its reward and gives an empty array.
