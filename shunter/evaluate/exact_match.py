@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from shunter.config.errors import ShunterError
+from shunter.data.answers import normal
 from shunter.evaluate.config import ExactMatchTask, label
 from shunter.evaluate.heldout import choose
 from shunter.evaluate.multiple_choice import proportion
 from shunter.evaluate.subject import Subject, Tick
 from shunter.evaluate.writing import Written, write
-
-# A sign belongs to a number unless something stands before it (5-12); commas part thousands only.
-_NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -48,15 +45,6 @@ def read(path: Path, task: str) -> list[Asked]:
             f"no held-out conversation of the task {task!r}", where=str(path), mend=f"There are: {known}."
         )
     return found
-
-
-def normal(text: str, compare: str) -> str:
-    """What is compared. text: white space is one space, none at the ends. number: the last number, without
-    separators of thousands and without zeros after the point; the whole text when it has none."""
-    if compare == "number" and (numbers := _NUMBER.findall(text)):
-        number = numbers[-1].replace(",", "").lstrip("+")
-        return number.rstrip("0").rstrip(".") if "." in number else number
-    return " ".join(text.split())
 
 
 def run(task: ExactMatchTask, subject: Subject, folder: Path, seed: int, tick: Tick) -> dict[str, Any]:

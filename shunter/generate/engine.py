@@ -50,7 +50,7 @@ def generate(
     on_token is called with (prompt's number, id) as each token is written. Raises ShunterError for a
     prompt that is empty or fills the model's context.
     """
-    _check(model, prompts)
+    check_prompts(model, prompts)
     done = [Completion() for _ in prompts]
     # Prompts of like length share a batch, so that little is padded.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -60,7 +60,8 @@ def generate(
     return done
 
 
-def _check(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
+def check_prompts(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
+    """Raise ShunterError for a prompt that cannot be continued."""
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ShunterError(f"prompt {number} is empty", mend="Begin it with the end-of-text token.")

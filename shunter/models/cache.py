@@ -5,12 +5,31 @@ from __future__ import annotations
 import math
 import mmap
 from contextlib import suppress
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from shunter.models.rope import tables
 from shunter.models.spec import DecoderSpec
+
+
+class Places(Protocol):
+    """What knows where the next tokens stand."""
+
+    def positions(self, count: int) -> Tensor: ...
+
+    def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]: ...
+
+    def mask(self, count: int) -> Tensor | None: ...
+
+    def advance(self, count: int) -> None: ...
+
+
+class Cache(Places, Protocol):
+    """A store of keys and values, as a forward pass uses it; `KVCache` tells what each method does."""
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class KVCache:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shunter.models.cache import KVCache
+from shunter.models.cache import KVCache, Places
 from shunter.models.decoder import Block, Decoder, RMSNorm
 from shunter.models.moe import MoE
 
@@ -42,7 +42,7 @@ class Stepper:
         self.norm = _scaled(model.norm)
         self.offset = model.spec.norm_eps * model.spec.dim
 
-    def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
+    def __call__(self, tokens: Tensor, cache: Places) -> Tensor:
         """Logits [B, V] after tokens [B], which follow those in the cache."""
         x = self.model.embed(tokens).t().contiguous()
         cos, sin = (part[:, 0] for part in cache.rope(cache.positions(1), x.dtype))
@@ -71,7 +71,7 @@ class Stepper:
         x: Tensor,
         rope: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        cache: KVCache,
+        cache: Places,
     ) -> Tensor:
         spec = self.spec
         rows, width = x.shape[1], spec.head_dim
@@ -85,13 +85,19 @@ class Stepper:
             qk = torch.cat((layer.q_norm(q), layer.k_norm(k)), dim=1)
         qk = torch.addcmul(qk * rope[0], qk.roll(width // 2, dims=-1), rope[1])
         q, k = qk.split([spec.num_heads, spec.num_kv_heads], dim=1)
+        # The query heads of a group stand as queries side by side; nothing is repeated.
+        y = self._see(number, q.view(rows, spec.num_kv_heads, -1, width), k, v, mask, cache)
+        return torch.mm(layer.out, y.reshape(rows, -1).t())
+
+    def _see(
+        self, number: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache: Places
+    ) -> Tensor:
+        """Attention [B, K, H / K, d] of q, after the new keys and values [B, K, d] are stored."""
+        assert isinstance(cache, KVCache)
         keys, values = cache.store(number, k.unsqueeze(2), v.unsqueeze(2))
         if keys.dtype != q.dtype:
             keys, values = keys.to(q.dtype), values.to(q.dtype)
-        # The query heads of a group stand as queries side by side; nothing is repeated.
-        q = q.view(rows, spec.num_kv_heads, -1, width)
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-        return torch.mm(layer.out, y.reshape(rows, -1).t())
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """x / rms(x) * weight over the first dim, with as few operations as it takes."""

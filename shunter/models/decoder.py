@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shunter.models.cache import KVCache
+from shunter.models.cache import Cache
 from shunter.models.moe import MoE
 from shunter.models.norm import rms_norm
 from shunter.models.rope import rotate, tables
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         rope: tuple[Tensor, Tensor],
         segments: SegmentPlan | None,
         mask: Tensor | None,
-        cache: KVCache | None,
+        cache: Cache | None,
     ) -> Tensor:
         rows, length, _ = x.shape
         qkv = self.qkv(x).view(rows, length, -1, self.spec.head_dim)
@@ -117,7 +117,7 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         segments: SegmentPlan | None,
         mask: Tensor | None,
-        cache: KVCache | None,
+        cache: Cache | None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, segments, mask, cache)
         h = self.ffn_norm(x)
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         segments: SegmentPlan | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D] after the last norm, for tokens [B, T].
 

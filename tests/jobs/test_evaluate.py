@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from shunter.config.errors import ShunterError
 from shunter.data.tokenizer import Tokenizer
 from shunter.evaluate import subject as subjects
-from shunter.evaluate.exact_match import normal
+from shunter.data.answers import normal
 from shunter.jobs.evaluate import JOB, EvaluateConfig
 from shunter.models.hf import save_model
 from shunter.recipe.job import Stopped

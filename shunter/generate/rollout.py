@@ -1,0 +1,271 @@
+"""Continuous batching on a paged cache: requests join and leave between two tokens of the others."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from shunter.config.errors import ShunterError
+from shunter.generate.config import SamplingConfig
+from shunter.generate.engine import Completion, check_prompts
+from shunter.generate.sampling import choose, uniforms
+from shunter.models.decoder import Decoder
+from shunter.models.paged import Filling, OutOfBlocks, PagedCache, PagedStepper, block_size
+
+Event = Literal["join", "resume", "preempt", "finish", "weights"]
+FILL_TOKENS = 2048  # of texts that are read together before others go on; padding included
+
+
+@dataclass
+class Rollout(Completion):
+    """A completion with all that a trainer must know of it. Its tokens are never encoded anew.
+
+    number:   of the request, from 0 in the order of submission.
+    versions: of the weights that wrote each token.
+    preempted: times that it was put aside and read anew.
+    """
+
+    number: int = 0
+    prompt: list[int] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    preempted: int = 0
+
+
+@dataclass
+class _Request:
+    rollout: Rollout
+    limit: int  # tokens to write at most: those asked for, or what the context leaves
+    asked: int
+    uniforms: Tensor | None  # the stream that this request draws from
+
+    @property
+    def text(self) -> list[int]:
+        return [*self.rollout.prompt, *self.rollout.ids]
+
+
+class RolloutEngine:
+    """Writes after prompts with one model, many at a time.
+
+    Prompts may be submitted at any moment; each `step` writes one token of every request that runs. When
+    no block is free, the request that came last is put aside and later read anew: what it has written stays,
+    and what it writes next is the same, but for rounding. The same holds when the weights change: keys and
+    values of older ones are never used with newer ones.
+
+    Each request draws from the stream (seed, stream), so what it writes depends neither on its neighbours nor
+    on when it was submitted; with the same streams it is what `generate` writes.
+
+    trace: (step, event, number) of all that happened.  most_used: the largest share of the blocks in use.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        config: SamplingConfig,
+        stop_ids: Iterable[int] = (),
+        seed: int = 0,
+        *,
+        tokens: int = 0,
+        size: int = 0,
+        version: int = 0,
+        tempered: bool = False,
+    ) -> None:
+        """tokens: that the cache holds (0: of `config.batch` requests that fill the context). size: tokens a
+        block (0: 16). tempered: log-probabilities are those at the temperature drawn with; else the model's
+        own. Raises ShunterError for a model whose rotations depend on how much stands beside a text."""
+        if model.spec.rope.scaling == "dynamic":
+            raise ShunterError(
+                "dynamic rope scaling stretches all texts of a batch alike, so they cannot come and go",
+                mend="Use generate, or a model with another scaling.",
+            )
+        self.model, self.config, self.stops, self.seed = model, config, frozenset(stop_ids), seed
+        self.version, self.tempered = version, tempered
+        weight = model.embed.weight
+        size = size or 16
+        tokens = tokens or config.batch * model.spec.max_positions
+        self.cache = PagedCache(model.spec, -(-tokens // size), size, weight.dtype, weight.device)
+        self.stepper = PagedStepper(model)
+        self.waiting: deque[_Request] = deque()
+        self.running: list[_Request] = []  # in the order of the cache's rows
+        self.finished: list[Rollout] = []
+        self.trace: list[tuple[int, Event, int]] = []
+        self.steps = self.count = 0
+        # If a text that fills the cache alone cannot be written, nothing can.
+        self.room = min(model.spec.max_positions, self.cache.blocks * size)
+
+    def submit(
+        self, prompt: Sequence[int], stream: int | None = None, *, max_new_tokens: int | None = None
+    ) -> int:
+        """Queue a prompt; returns its number. stream: what it draws from; default: its number."""
+        check_prompts(self.model, [prompt])
+        if len(prompt) >= self.room:
+            raise ShunterError(
+                f"a prompt of {len(prompt)} tokens does not fit a cache of {self.room}",
+                mend="Give the engine more tokens.",
+            )
+        number, self.count = self.count, self.count + 1
+        asked = max_new_tokens or self.config.max_new_tokens
+        limit = min(asked, self.model.spec.max_positions - len(prompt))
+        drawn = None
+        if self.config.temperature > 0:
+            drawn = uniforms(self.seed, number if stream is None else stream, limit)
+        rollout = Rollout(number=number, prompt=list(prompt))
+        self.waiting.append(_Request(rollout, limit, asked, drawn))
+        return number
+
+    def run(self) -> list[Rollout]:
+        """Write until nothing is left; returns what was finished, in the order of submission."""
+        while self.waiting or self.running:
+            self.step()
+        done, self.finished = self.finished, []
+        return sorted(done, key=lambda rollout: rollout.number)
+
+    def new_weights(self, version: int) -> None:
+        """The model's weights have changed: all that runs is read anew before it goes on.
+
+        A weight is never changed inside a step: whoever changes it calls this between two.
+        """
+        for row in range(len(self.running) - 1, -1, -1):
+            self._put_aside(row)
+        self.version = version
+        self.stepper = PagedStepper(self.model)
+        self.trace.append((self.steps, "weights", version))
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Let waiting requests join, which writes their next token, then write one of each that runs."""
+        self.steps += 1
+        self._join()
+        if self.running:
+            self._make_room()
+        if self.running:
+            self.cache.begin()
+            last = torch.tensor([r.rollout.ids[-1] for r in self.running], device=self.cache.device)
+            logits = self.stepper(last, self.cache)
+            self._write(range(len(self.running)), logits)
+
+    def _join(self) -> None:
+        """Read as many waiting texts as there is room for, and write a token of each."""
+        joined: list[int] = []
+        widest = 0
+        while self.waiting and len(self.running) < self.config.batch:
+            request = self.waiting[0]
+            length = len(request.text)
+            widest = max(widest, length)
+            if joined and widest * (len(joined) + 1) > FILL_TOKENS:
+                break
+            # One more for each that runs: else what joins now would be put aside at once.
+            spare = 0 if not self.running else len(self.running) + 1
+            if self.cache.needed(length + 1) + spare > len(self.cache.free) and self.running:
+                break
+            self.waiting.popleft()
+            self.cache.add(length)
+            self.running.append(request)
+            joined.append(len(self.running) - 1)
+            resumed = bool(request.rollout.ids)
+            self.trace.append((self.steps, "resume" if resumed else "join", request.rollout.number))
+        if joined:
+            self._read(joined)
+
+    def _read(self, rows: list[int]) -> None:
+        """One forward pass over the texts of new rows; equal texts are read once."""
+        copies: dict[tuple[int, ...], list[int]] = {}
+        for row in rows:
+            copies.setdefault(tuple(self.running[row].text), []).append(row)
+        width = max(map(len, copies))
+        tokens = torch.tensor(
+            [[*text, *[0] * (width - len(text))] for text in copies], device=self.cache.device
+        )
+        hidden = self.model(tokens, cache=Filling(self.cache, list(copies.values())))
+        last = torch.tensor([len(text) - 1 for text in copies], device=self.cache.device)
+        logits = self.model.logits(hidden[torch.arange(len(copies), device=last.device), last])
+        order = [row for group in copies.values() for row in group]
+        text = [i for i, group in enumerate(copies.values()) for _ in group]
+        self._write(order, logits[torch.tensor(text, device=last.device)])
+
+    def _write(self, rows: Iterable[int], logits: Tensor) -> None:
+        """Choose a token for each of these rows; those that have ended leave."""
+        rows = list(rows)
+        config = self.config
+        if self.tempered and config.temperature not in (0, 1):
+            logits = logits / config.temperature
+            config = config.model_copy(update={"temperature": 1.0})
+        drawn = None
+        if config.temperature > 0:
+            streams = [(self.running[row].uniforms, len(self.running[row].rollout.ids)) for row in rows]
+            numbers = [float(stream[at]) for stream, at in streams if stream is not None]
+            drawn = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
+        tokens, logprobs = choose(logits, drawn, config)
+        gone = []
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            request = self.running[row]
+            rollout = request.rollout
+            rollout.ids.append(token)
+            rollout.logprobs.append(logprob)
+            rollout.versions.append(self.version)
+            if token in self.stops:
+                rollout.stop_reason = "stop"
+            elif len(rollout.ids) < request.limit:
+                continue
+            elif request.limit < request.asked:
+                rollout.stop_reason = "context"
+            gone.append(row)
+        for row in gone:
+            self.trace.append((self.steps, "finish", self.running[row].rollout.number))
+            self.finished.append(self.running[row].rollout)
+        self._leave(gone)
+
+    def _make_room(self) -> None:
+        """A place for the next token of each that runs; the last ones are put aside if there is none."""
+        row = 0
+        while row < len(self.running):
+            try:
+                self.cache.grow(row)
+                row += 1
+            except OutOfBlocks:
+                last = len(self.running) - 1
+                if last == 0:
+                    raise ShunterError(
+                        f"a text of {self.cache.lengths[0] + 1} tokens does not fit the cache",
+                        mend="Give the engine more tokens.",
+                    ) from None
+                self._put_aside(last)
+
+    def _put_aside(self, row: int) -> None:
+        request = self.running[row]
+        request.rollout.preempted += 1
+        self.trace.append((self.steps, "preempt", request.rollout.number))
+        self._leave([row])
+        self.waiting.appendleft(request)
+
+    def _leave(self, rows: Sequence[int]) -> None:
+        self.cache.remove(rows)
+        for row in sorted(rows, reverse=True):
+            del self.running[row]
+
+
+def rollouts(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    stop_ids: Iterable[int] = (),
+    seed: int = 0,
+    *,
+    tokens: int = 0,
+) -> list[Rollout]:
+    """What `generate` gives, by continuous batching: the same streams, so the same tokens but for rounding.
+
+    tokens: that the cache holds; 0: what `config.batch` of these prompts may come to.
+    """
+    check_prompts(model, prompts)
+    lengths = [min(len(p) + config.max_new_tokens, model.spec.max_positions) for p in prompts]
+    size = block_size(sum(lengths) / max(1, len(lengths)))
+    most = sum(sorted((-(-length // size) * size for length in lengths), reverse=True)[: config.batch])
+    engine = RolloutEngine(model, config, stop_ids, seed, tokens=tokens or max(most, size), size=size)
+    for prompt in prompts:
+        engine.submit(prompt)
+    return engine.run()

@@ -1,0 +1,243 @@
+"""The job `preferences`: pairs of answers, from a person's files or written by models and judged by rules."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from shunter.config.base import Config
+from shunter.config.errors import ShunterError
+from shunter.config.seed import derive_seed
+from shunter.data import chat, checks
+from shunter.data.sources import Problem, Record, SourceConfig, contents, files
+from shunter.jobs import taught
+from shunter.post.config import RewardConfig
+from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
+
+SPLITS = ("train", "heldout")
+AT_ONCE = 16  # prompts between two looks at whether a stop was requested
+
+
+class SampledConfig(Config):
+    """Answers of models to prompts, of which the best and a worse one make a pair."""
+
+    models: Annotated[list[str], Input("model")] = Field(description="Jobs whose models answer.")
+    prompts: Annotated[str, Input("conversations")] = Field(description="Job that made the conversations.")
+    task: str | None = Field(None, description="Conversations to ask: those of this task; none: all.")
+    rewards: list[RewardConfig] = Field(min_length=1, description="What an answer is worth.")
+    count: int = Field(0, ge=0, description="Prompts of each split to ask; 0: all.")
+    per_prompt: int = Field(4, ge=1, description="Answers of each model to each prompt.")
+    max_new_tokens: int = Field(64, ge=1, description="Longest answer in tokens.")
+    temperature: float = Field(1.0, gt=0, description="Of sampling.")
+
+
+class PreferencesConfig(JobConfig):
+    """Collects pairs of answers to one prompt, a better and a worse one."""
+
+    sources: list[SourceConfig] = Field([], description="Own pairs: JSONL or Parquet.")
+    sampled: SampledConfig | None = Field(None, description="Lets models answer, and judges.")
+    heldout: float = Field(0.1, ge=0, le=0.5, description="Share of own pairs that is held out, by prompt.")
+
+    @model_validator(mode="after")
+    def _something(self) -> PreferencesConfig:
+        if not self.sources and self.sampled is None:
+            raise ValueError("give sources or sampled")
+        return self
+
+
+class PreferencesJob:
+    """Writes train.jsonl and heldout.jsonl (id, messages, chosen, rejected), problems.jsonl, summary.json."""
+
+    kind: ClassVar[str] = "preferences"
+    produces: ClassVar[str] = "preferences"
+    version: ClassVar[int] = 1
+    Config: ClassVar[type[JobConfig]] = PreferencesConfig
+
+    def check(self, config: PreferencesConfig, base: Path) -> Sequence[str]:
+        for source in config.sources:
+            checks.check(source, base, whole=True)
+        if config.sampled is not None:
+            taught.check_rewards(config.sampled.rewards, None, base)
+        return []
+
+    def reads(self, config: PreferencesConfig, base: Path) -> Sequence[Path]:
+        return list(dict.fromkeys(path for source in config.sources for path in files(source, base)))
+
+    def run(self, context: JobContext[PreferencesConfig]) -> dict[str, Any]:
+        counts: Counter[str] = Counter()
+        out = {split: (context.out / f"{split}.jsonl").open("w", encoding="utf-8") for split in SPLITS}
+        bad = (context.out / "problems.jsonl").open("w", encoding="utf-8")
+
+        def report(problem: Problem) -> None:
+            counts["problems"] += 1
+            bad.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
+
+        try:
+            for split, pair in _own(context, report):
+                counts[split] += 1
+                out[split].write(json.dumps(pair, ensure_ascii=False) + "\n")
+            if context.config.sampled is not None:
+                for split, pair in _sampled(context, context.config.sampled, counts):
+                    counts[split] += 1
+                    out[split].write(json.dumps(pair, ensure_ascii=False) + "\n")
+        finally:
+            for file in (*out.values(), bad):
+                file.close()
+        if not counts["train"]:
+            raise ShunterError(
+                "there is no pair to learn from",
+                where=context.name,
+                mend="See problems.jsonl; where models answer, let them differ more (temperature).",
+            )
+        found = {name: counts[name] for name in (*SPLITS, "problems", "ties", "too_long")}
+        (context.out / "summary.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+        return found
+
+
+def _own(context: JobContext[PreferencesConfig], report: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    config = context.config
+    for source in config.sources:
+        row = 0
+        for item in contents(source, context.base, report, whole=True):
+            if not isinstance(item, Record):
+                raise ShunterError(f"source {source.label!r} holds plain text, not pairs")
+            try:
+                messages, chosen, rejected = recognise(item.fields)
+            except ShunterError as error:
+                report(Problem(item.file, item.line, error.what, "skipped"))
+                continue
+            share = derive_seed(config.seed, "heldout", json.dumps(messages)) / 2**63
+            split = "heldout" if share < config.heldout else "train"
+            yield split, {
+                "id": f"{source.label}:{row}", "messages": messages, "chosen": chosen, "rejected": rejected,
+            }  # fmt: skip
+            row += 1
+
+
+def recognise(fields: Mapping[str, Any]) -> tuple[list[dict[str, str]], str, str]:
+    """Prompt, better and worse answer of a record: `chosen` and `rejected` as texts after `prompt` or
+    `messages`, or as whole conversations that differ in their last message. Raises ShunterError."""
+    if "chosen" not in fields or "rejected" not in fields:
+        raise ShunterError("no fields chosen and rejected")
+    chosen, rejected = fields["chosen"], fields["rejected"]
+    asked = fields.get("messages", fields.get("prompt"))
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        talks = [chat.check(talk) for talk in (chosen, rejected)]
+        before = [talk[:-1] for talk in talks]
+        if asked is not None and isinstance(asked, list) and not before[0]:
+            before = [chat.check(asked)] * 2
+        if before[0] != before[1]:
+            raise ShunterError("chosen and rejected differ in more than their last message")
+        messages = before[0]
+        if not messages and isinstance(asked, str):
+            messages = [{"role": "user", "content": asked}]
+        answers = [talk[-1]["content"] for talk in talks]
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        if isinstance(asked, str):
+            asked = [{"role": "user", "content": asked}]
+        if asked is None:
+            raise ShunterError("no field prompt or messages")
+        messages, answers = chat.check(asked), [chosen, rejected]
+    else:
+        raise ShunterError("chosen and rejected are neither two texts nor two conversations")
+    if not messages:
+        raise ShunterError("there is no prompt before the answers")
+    if answers[0] == answers[1]:
+        raise ShunterError("both answers are the same")
+    return messages, answers[0], answers[1]
+
+
+def _sampled(
+    context: JobContext[PreferencesConfig], config: SampledConfig, counts: Counter[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    import torch
+
+    from shunter.generate.config import SamplingConfig
+    from shunter.generate.rollout import RolloutEngine
+    from shunter.jobs import models
+    from shunter.models.hf import load_model
+    from shunter.post.prompts import read_prompts
+    from shunter.post.rewards import Item
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    grader = taught.grader(config.rewards, context, device)
+    folders = [artefact.path for artefact in context.many("sampled.models")]
+    talks = context.one("sampled.prompts").path
+    loaded = [(load_model(folder).to(device), taught.opened(folder), folder) for folder in folders]
+    for split in SPLITS:
+        if split == "heldout" and not (talks / "heldout.jsonl").read_bytes():
+            continue
+        asked: list[Any] = []
+        for decoder, tokenizer, _ in loaded:
+            room = decoder.spec.max_positions - config.max_new_tokens
+            read = read_prompts(talks / f"{split}.jsonl", tokenizer, config.task, room)
+            counts["too_long"] += read.too_long
+            asked.append({prompt.id: prompt for prompt in read.items})
+        shared = [name for name in asked[0] if all(name in one for one in asked)]
+        shared.sort(key=lambda name: derive_seed(context.config.seed, "asked", split, name))
+        shared = shared[: config.count or None]
+        messages = _messages(talks / f"{split}.jsonl")
+        for begin in range(0, len(shared), AT_ONCE):
+            if context.control.stop_requested():
+                raise Stopped
+            part = shared[begin : begin + AT_ONCE]
+            answers: dict[str, list[tuple[str, Item]]] = {name: [] for name in part}
+            for number, (decoder, tokenizer, folder) in enumerate(loaded):
+                sampling = SamplingConfig(
+                    temperature=config.temperature, max_new_tokens=config.max_new_tokens, batch=64
+                )
+                stops = {*tokenizer.stop_ids, *models.special(folder)["eos_token_id"]}
+                seed = derive_seed(context.config.seed, "answers", split, begin, number)
+                room = max(len(asked[number][name].ids) for name in part) + config.max_new_tokens + 16
+                engine = RolloutEngine(decoder, sampling, stops, seed, tokens=64 * room)
+                for name in part:
+                    for _ in range(config.per_prompt):
+                        engine.submit(asked[number][name].ids)
+                for one in engine.run():
+                    name = part[one.number // config.per_prompt]
+                    prompt = asked[number][name]
+                    ids = one.ids[:-1] if one.stop_reason == "stop" else one.ids
+                    item = Item(prompt.text, tokenizer.decode(ids), prompt.target, one.stop_reason == "stop")
+                    answers[name].append((context.many("sampled.models")[number].name, item))
+            for name in part:
+                pair = _judged(name, answers[name], grader, context.config.seed)
+                if pair is None:
+                    counts["ties"] += 1
+                    continue
+                yield split, {"id": name, "messages": messages[name], **pair}
+            context.events.progress(begin + len(part), len(shared), f"prompts of {split}")
+
+
+def _messages(path: Path) -> dict[str, list[dict[str, str]]]:
+    """The messages of each prompt, up to the assistant's last one."""
+    found = {}
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            talk = json.loads(line)
+            last = max((i for i, m in enumerate(talk["messages"]) if m["role"] == "assistant"), default=0)
+            found[str(talk["id"])] = talk["messages"][:last]
+    return found
+
+
+def _judged(name: str, answers: list[tuple[str, Any]], grader: Any, seed: int) -> dict[str, Any] | None:
+    """The best answer and one that is worth less, drawn by the seed; None when all are worth the same."""
+    scores = [graded.total for graded in grader.grade([item for _, item in answers])]
+    best = max(range(len(scores)), key=lambda i: scores[i])
+    worse = [i for i, score in enumerate(scores) if score < scores[best]]
+    if not worse:
+        return None
+    other = worse[derive_seed(seed, "worse", name) % len(worse)]
+    return {
+        "chosen": answers[best][1].answer,
+        "rejected": answers[other][1].answer,
+        "scores": [scores[best], scores[other]],
+        "models": [answers[best][0], answers[other][0]],
+    }
+
+
+JOB = PreferencesJob()

@@ -1,0 +1,152 @@
+"""The job `rl`: a model learns from rewards of what it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from shunter.config.errors import ShunterError
+from shunter.jobs import taught
+from shunter.post.config import PolicyConfig, PostHow, PostTrain, RewardConfig
+from shunter.recipe.job import Input, JobConfig, JobContext
+
+
+class RlConfig(JobConfig):
+    """Tunes a model by what its answers are worth."""
+
+    model: Annotated[str, Input("model")] = Field(description="Job whose model is tuned.")
+    prompts: Annotated[str, Input("conversations")] = Field(
+        description="Job that made the conversations: what is asked, and with the assistant's last message, "
+        "what the answer is compared with."
+    )
+    task: str | None = Field(None, description="Conversations to ask: those of this task; none: all.")
+    rewards: list[RewardConfig] = Field(min_length=1, description="What an answer is worth: a weighted sum.")
+    unfinished: float | None = Field(
+        None, description="Reward of an answer that was cut off, whatever it says; none: as if it had ended."
+    )
+    reward_model: Annotated[str | None, Input("reward")] = Field(
+        None, description="Job that made the reward model, for a reward of the kind model."
+    )
+    policy: PolicyConfig = Field(PolicyConfig(), description="How rewards become a gradient.")
+    group: int = Field(8, ge=1, description="Answers to each prompt.")
+    prompts_per_step: int = Field(16, ge=1, description="Prompts in a step.")
+    max_new_tokens: int = Field(64, ge=1, description="Longest answer in tokens.")
+    temperature: float = Field(1.0, gt=0, description="Of sampling, and of the policy that learns.")
+    max_gap: float = Field(
+        0.02,
+        gt=0,
+        description="Largest difference of log-probabilities between trainer and generator, nats a token in "
+        "the mean; more stops the run.",
+    )
+    train: PostTrain = Field(description="How long, how fast, with which optimizer.")
+    how: PostHow = Field(default_factory=PostHow, description="Choices that must not change the result.")
+
+    @model_validator(mode="after")
+    def _comparable(self) -> RlConfig:
+        if self.group < 2 and self.policy.algorithm not in ("ppo", "reinforce++"):
+            raise ValueError(
+                f"{self.policy.algorithm} compares answers to one prompt: group must be 2 or more"
+            )
+        return self
+
+
+class RlJob:
+    """Writes a Hugging Face model folder, with samples.jsonl and rewards.json in it."""
+
+    kind: ClassVar[str] = "rl"
+    produces: ClassVar[str] = "model"
+    version: ClassVar[int] = 1
+    Config: ClassVar[type[JobConfig]] = RlConfig
+
+    def check(self, config: RlConfig, base: Path) -> Sequence[str]:
+        taught.check_how(config.how)
+        taught.check_rewards(config.rewards, config.reward_model, base)
+        return []
+
+    def run(self, context: JobContext[RlConfig]) -> dict[str, Any]:
+        from shunter.data.tokenizer import Tokenizer
+        from shunter.generate.config import SamplingConfig
+        from shunter.models.hf import load_model
+        from shunter.post.course import Course, Pupil
+        from shunter.post.prompts import read_prompts
+        from shunter.post.reinforce import Reinforcement
+        from shunter.post.reward_model import new_head
+        from shunter.post.step import Scorer
+
+        config = context.config
+        folder = context.one("model").path
+        tokenizer: Tokenizer = taught.opened(folder)
+        decoder = load_model(folder)
+        room = decoder.spec.max_positions - config.max_new_tokens
+        if room < 1:
+            raise ShunterError(
+                f"{config.max_new_tokens} new tokens fill the context of {decoder.spec.max_positions}",
+                where=context.name,
+                mend="Lower max_new_tokens.",
+            )
+        train = context.one("prompts").path / "train.jsonl"
+        prompts = read_prompts(train, tokenizer, config.task, room)
+        if prompts.too_long:
+            context.events.write("problem", problem=f"{prompts.too_long} prompts are too long and left out")
+        course = Course(config.train, config.how, taught.place(context), "rl/reward")
+        device = course.device
+        policy = Pupil(decoder, config.train, device, temperature=config.temperature)
+        before = Scorer(load_model(folder).to(device), device, temperature=config.temperature)
+        critic = None
+        if config.policy.algorithm == "ppo":
+            body = load_model(folder)
+            rate = config.policy.value_lr
+            critic = Pupil(body, config.train, device, value=new_head(body.spec.dim), lr=rate)
+        at_once = config.group * config.prompts_per_step
+        lessons = Reinforcement(
+            course,
+            policy,
+            before,
+            critic,
+            prompts,
+            tokenizer,
+            taught.grader(config.rewards, context, device, unfinished=config.unfinished),
+            config.policy,
+            SamplingConfig(
+                temperature=config.temperature,
+                max_new_tokens=config.max_new_tokens,
+                batch=min(at_once, config.how.at_once),
+            ),
+            group=config.group,
+            per_step=config.prompts_per_step,
+            max_gap=config.max_gap,
+            seed=config.seed,
+            stop_ids=_stops(folder),
+        )
+        course.run(lessons)
+        taught.save(decoder, folder, context.out)
+        rewards = lessons.rewards
+        share = max(1, len(rewards) // 10)
+        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in lessons.samples]
+        (context.out / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+        (context.out / "rewards.json").write_text(json.dumps(rewards) + "\n", encoding="utf-8")
+        return {
+            "reward_first": sum(rewards[:share]) / share,
+            "reward_last": sum(rewards[-share:]) / share,
+            "max_gap": lessons.most_gap,
+            "prompts": prompts.num_rows,
+            "too_long": prompts.too_long,
+            "not_graded": sum(lessons.grader.failures.values()),
+            "skipped": len(course.skipped),
+            "parameters": decoder.spec.num_parameters,
+        }
+
+
+def _stops(folder: Path) -> list[int]:
+    """Tokens that end an answer by the model's own configuration."""
+    from shunter.jobs import models
+
+    found: list[int] = models.special(folder)["eos_token_id"]
+    return found
+
+
+JOB = RlJob()

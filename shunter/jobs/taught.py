@@ -1,0 +1,88 @@
+"""What jobs after pre-training share: the model in, the model out, and rewards by configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shunter.config.errors import ShunterError
+from shunter.jobs import models
+from shunter.post.config import PostHow, RewardConfig
+from shunter.recipe.job import JobContext
+from shunter.record.track import check_trackers
+
+if TYPE_CHECKING:
+    import torch
+
+    from shunter.data.tokenizer import Tokenizer
+    from shunter.models.decoder import Decoder
+    from shunter.post.rewards import Grader
+    from shunter.train.loop import Place
+
+
+def check_how(how: PostHow) -> None:
+    """Refuse what can be refused without torch."""
+    check_trackers(how.track)
+
+
+def check_rewards(rewards: Sequence[RewardConfig], reward_model: str | None, base: Path) -> None:
+    """Raise ShunterError for rewards that cannot be given here."""
+    kinds = [reward.kind for reward in rewards]
+    if len(set(kinds)) < len(kinds):
+        raise ShunterError("two rewards are of one kind", where="rewards", mend="Leave one out.")
+    if ("model" in kinds) != (reward_model is not None):
+        raise ShunterError(
+            "a reward of the kind model and `reward_model`, the job that made it, belong together",
+            where="rewards",
+        )
+
+
+def place(context: JobContext[Any]) -> Place:
+    """Where a job's training writes and whom it listens to."""
+    from shunter.train.loop import Place
+
+    return Place(context.name, context.work, context.log, context.events, context.control)
+
+
+def opened(folder: Path) -> Tokenizer:
+    """A model's tokenizer, which must have a chat template."""
+    from shunter.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(folder)
+    if not tokenizer.template:
+        raise ShunterError(
+            "the model's tokenizer has no chat template, so it cannot be asked anything",
+            where=str(folder),
+            mend="Put a chat_template.jinja beside it.",
+        )
+    return tokenizer
+
+
+def save(decoder: Decoder, source: Path, out: Path) -> None:
+    """Write the model's folder, with the tokenizer and the special tokens of the one that it began with."""
+    from shunter.models.hf import save_model
+
+    save_model(decoder.cpu(), out, tokenizer_folder=source, **models.special(source))
+
+
+def grader(
+    rewards: Sequence[RewardConfig],
+    context: JobContext[Any],
+    device: torch.device,
+    *,
+    unfinished: float | None = None,
+) -> Grader:
+    """All rules with their weights. A reward model is the artefact of the field `reward_model`."""
+    from shunter.post.rewards import Grader, Rule, rule
+
+    rules: list[tuple[Rule, float]] = []
+    for config in rewards:
+        if config.kind == "model":
+            from shunter.post.reward_model import Learnt
+
+            made: Rule = Learnt.load(context.one("reward_model").path, device)
+        else:
+            made = rule(config)
+        rules.append((made, config.weight))
+    return Grader(rules, unfinished=unfinished, seed=context.config.seed)

@@ -1,0 +1,85 @@
+"""Log-probabilities and entropies of tokens, differentiable, without keeping logits.
+
+The head in `head.py` takes its gradient in the forward pass, because each token's coefficient is known
+beforehand. Here it is not: a loss of a ratio or of a pair of answers has a derivative that depends on the
+log-probabilities themselves. So the backward pass computes the logits of a chunk once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shunter.models.head import CHUNK_BYTES, accumulate_outer
+
+
+class _LinearScores(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropies: bool
+    ) -> tuple[Tensor, Tensor]:
+        compute = _compute(hidden)
+        wide = torch.promote_types(compute, torch.float32)
+        used = weight.to(compute)
+        logprobs = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        normalisers, entropy = torch.empty_like(logprobs), torch.zeros_like(logprobs)
+        for rows in _chunks(hidden, weight):
+            logits = (hidden[rows].to(compute) @ used.t()).to(wide) / temperature
+            normaliser = logits.logsumexp(dim=-1)
+            logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normaliser
+            normalisers[rows] = normaliser
+            if entropies:
+                shares = (logits - normaliser[:, None]).exp_()
+                entropy[rows] = normaliser - (shares * logits).sum(dim=-1)
+        ctx.save_for_backward(hidden, weight, targets, normalisers, entropy)
+        ctx.temperature, ctx.entropies, ctx.compute = temperature, entropies, compute
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, normalisers, entropy = ctx.saved_tensors
+        of_logprob, of_entropy = grads
+        wants_hidden, wants_weight, *_ = ctx.needs_input_grad
+        compute, wide = ctx.compute, normalisers.dtype
+        used = weight.to(compute)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        for rows in _chunks(hidden, weight):
+            h = hidden[rows].to(compute)
+            known = ((h @ used.t()).to(wide) / ctx.temperature).sub_(normalisers[rows, None])
+            shares = known.exp()
+            grad = shares * -of_logprob[rows, None]
+            if ctx.entropies:
+                # dH/dz = -p (log p + H)
+                grad -= of_entropy[rows, None] * shares * (known + entropy[rows, None])
+            grad.scatter_add_(1, targets[rows, None], of_logprob[rows, None].to(wide))
+            narrow = (grad / ctx.temperature).to(compute)
+            if grad_hidden is not None:
+                grad_hidden[rows] = (narrow @ used).to(hidden.dtype)
+            if grad_weight is not None:
+                accumulate_outer(grad_weight, narrow, h, first=False)
+        return grad_hidden, grad_weight, None, None, None
+
+
+def linear_scores(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, entropies: bool = False
+) -> tuple[Tensor, Tensor]:
+    """log softmax(hidden @ weight.T / temperature)[target] [N], and the entropies [N] of that distribution.
+
+    hidden [N, D], weight [V, D], targets [N]. Both are in nats and carry gradients; entropies are 0 unless
+    asked for.
+    """
+    found: tuple[Tensor, Tensor] = _LinearScores.apply(hidden, weight, targets, temperature, entropies)
+    return found
+
+
+def _compute(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    size = max(64, CHUNK_BYTES // hidden.element_size() // len(weight))
+    return [slice(begin, begin + size) for begin in range(0, len(hidden), size)]

@@ -1,0 +1,1 @@
+"""Learning from preferences and rewards: objectives, advantages, rewards, verifiers, the sandbox."""

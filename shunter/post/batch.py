@@ -1,0 +1,139 @@
+"""Rows of what models wrote, with what is known of each token; and the sequences in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shunter.data.tokens import IGNORE, Batch
+
+ROUND_WIDTH = 16  # each new shape makes oneDNN build and keep a kernel
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text: a prompt and what followed.
+
+    ids:   all tokens. What a model wrote is never encoded anew: the same text may have other tokens.
+    wrote: of each token, whether it is one to learn from; never true of the first, which nothing predicts.
+    known: numbers of each token that is learnt from, by name: `old` (log-probability under the policy that
+           wrote it), `reference`, `advantage`, `value`, `return`.
+    """
+
+    ids: Sequence[int]
+    wrote: Sequence[bool]
+    known: Mapping[str, Sequence[float] | NDArray[np.float64]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.wrote) or not self.ids or self.wrote[0]:
+            raise ValueError("a sample has one flag a token, and its first token is predicted by nothing")
+        for name, values in self.known.items():
+            if len(values) != sum(self.wrote):
+                raise ValueError(f"{name} has {len(values)} numbers for {sum(self.wrote)} tokens")
+
+
+@dataclass(frozen=True)
+class Answers(Batch):
+    """A batch with what is known of its targets: float64 [B, T] by name, 0 where there is no target."""
+
+    known: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def lay_out(samples: Sequence[Sample], pad: int = 0, width: int | None = None) -> Answers:
+    """One sample a row, filled up on the right. width: of the rows; default: the longest's, rounded up."""
+    longest = max(len(sample.ids) for sample in samples) - 1
+    # One more than the longest where a sample has a single token, so that no row is empty.
+    width = width or max(ROUND_WIDTH, -(-longest // ROUND_WIDTH) * ROUND_WIDTH)
+    shape = (len(samples), width)
+    tokens, targets = np.full(shape, pad, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
+    segments, positions = np.full(shape, -1, dtype=np.int32), np.zeros(shape, dtype=np.int64)
+    names = samples[0].known.keys()
+    known = {name: np.zeros(shape) for name in names}
+    for row, sample in enumerate(samples):
+        ids, wrote = np.asarray(sample.ids, dtype=np.int64), np.asarray(sample.wrote, dtype=bool)
+        length = max(1, len(ids) - 1)
+        if length > width:
+            raise ValueError(f"a sample of {length} tokens does not fit rows of {width}")
+        tokens[row, :length], segments[row, :length] = ids[:length], 0
+        positions[row, :length] = np.arange(length)
+        places = wrote[1:].nonzero()[0]
+        targets[row, places] = ids[1:][places]
+        for name in names:
+            known[name][row, places] = sample.known[name]
+    return Answers(tokens, targets, segments, positions, np.arange(len(samples)), known)
+
+
+def micro_batches(units: Sequence[Sequence[Sample]], tokens: int, pad: int = 0) -> list[Answers]:
+    """Batches of at most about `tokens` tokens each, padding included; a unit's samples stay together.
+
+    Units of like length share a batch: what is learnt does not depend on the order, only the padding does.
+    """
+    order = sorted(range(len(units)), key=lambda i: (max(len(s.ids) for s in units[i]), i))
+    found: list[Answers] = []
+    batch: list[Sample] = []
+    for number in order:
+        unit = units[number]
+        width = max(len(sample.ids) for sample in unit)
+        if batch and width * (len(batch) + len(unit)) > tokens:
+            found.append(lay_out(batch, pad))
+            batch = []
+        batch += unit
+    return [*found, lay_out(batch, pad)] if batch else found
+
+
+class Sequences:
+    """The sequences of a batch: its segments, counted through row by row. Tensors stand on `device`.
+
+    valid  [B, T] bool: where there is a target
+    number [B, T] int64: of the sequence that a token stands in; 0 on padding, which is never valid
+    count:  sequences, those without any target included
+    lengths [count]: targets of each
+    """
+
+    def __init__(self, batch: Batch, device: torch.device | str = "cpu") -> None:
+        self.batch = batch
+        real = batch.segments >= 0
+        rows, length = batch.segments.shape
+        keys = np.arange(rows, dtype=np.int64)[:, None] * (length + 1) + batch.segments
+        found, number = np.unique(keys[real], return_inverse=True)
+        numbers = np.zeros(batch.segments.shape, dtype=np.int64)
+        numbers[real] = number
+        self.count = len(found)
+        self.number = torch.from_numpy(numbers).to(device)
+        self.valid = torch.from_numpy(batch.targets != IGNORE).to(device)
+        self.lengths = self.sums(self.valid.double())
+        last = np.zeros(self.count, dtype=np.int64)
+        flat = real.reshape(-1).nonzero()[0]
+        last[number] = flat  # the later one of a sequence overwrites
+        self.last = torch.from_numpy(last).to(device)
+
+    def known(self, name: str) -> Tensor:
+        """[B, T] of what is known by this name."""
+        assert isinstance(self.batch, Answers)
+        return torch.from_numpy(self.batch.known[name]).to(self.valid.device)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """[count]: sums over the targets of each sequence, of values [B, T]."""
+        masked = torch.where(self.valid, values, 0.0)
+        zeros = torch.zeros(self.count, dtype=values.dtype, device=values.device)
+        return zeros.index_add(0, self.number.flatten(), masked.flatten())
+
+    def means(self, values: Tensor) -> Tensor:
+        """[count]: means over the targets of each sequence; 0 of a sequence without."""
+        return self.sums(values) / self.lengths.clamp_min(1).to(values.dtype)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[B, T] of numbers [count], one a sequence."""
+        return values[self.number]
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all targets."""
+        return torch.where(self.valid, values, 0.0).sum()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))

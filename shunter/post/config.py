@@ -1,0 +1,119 @@
+"""Configuration of learning from preferences and rewards. Imports without torch."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from shunter.config.base import Config
+from shunter.recipe.job import How
+from shunter.train.config import TrainConfig
+
+RewardKind = Literal["number", "boxed", "exact", "contains", "format", "constraints", "code", "model"]
+
+
+class RewardConfig(Config):
+    """One part of an answer's reward: how good it is by some rule, times a weight."""
+
+    kind: RewardKind = Field(
+        description="number: the last number is the target's; boxed: TeX in \\boxed{}; exact, contains: the "
+        "target's text; format: a pattern; constraints: countable demands; code: a program passes tests; "
+        "model: a reward model."
+    )
+    weight: float = Field(1.0, description="Factor of this part in the sum.")
+    pattern: str | None = Field(None, description="format: regular expression that the whole answer matches.")
+    constraints: dict[str, str] = Field(
+        {},
+        description="constraints: name and value of each demand; without any, the target holds them as JSON.",
+    )
+    language: str = Field("python", description="code: the programs' language, or a file that tells it.")
+    seconds: float = Field(2.0, gt=0, le=600, description="code: CPU seconds that a program may take.")
+    partial: float = Field(
+        0.0, ge=0, lt=1, description="code: reward of a program that runs and prints something wrong."
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> RewardConfig:
+        if (self.kind == "format") != (self.pattern is not None):
+            raise ValueError("pattern belongs to a reward of the kind format, which needs one")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern is no regular expression ({error})") from error
+        if self.constraints and self.kind != "constraints":
+            raise ValueError("constraints belong to a reward of the kind constraints")
+        return self
+
+
+class PostTrain(Config):
+    """One optimisation after pre-training: the same configuration gives the same weights."""
+
+    steps: int = Field(ge=1, description="Optimizer steps, or with rollouts: steps of writing and learning.")
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for the weight matrices of the layers, AdamW for all others."
+    )
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="AdamW's decay rates.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's denominator offset.")
+    weight_decay: float = Field(0.0, ge=0, description="Decay of tensors with at least two dims.")
+    schedule: Literal["cosine", "wsd", "constant"] = Field("constant", description="Shape of the rate.")
+    warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    final: float = Field(0.0, ge=0, le=1, description="Last learning rate as a share of the peak.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32", description="bf16 computes matrix products in bfloat16, which parts the trainer's "
+        "log-probabilities from the generator's."
+    )  # fmt: skip
+    max_skipped: int = Field(10, ge=0, description="Steps with a non-finite loss or gradient to endure.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PostTrain:
+        self.plain()
+        return self
+
+    def plain(self) -> TrainConfig:
+        """What optimizers and schedules read."""
+        shared = self.model_dump(include=set(PostTrain.model_fields) & set(TrainConfig.model_fields))
+        return TrainConfig(**shared)
+
+
+class PostHow(How):
+    """Choices that do not change what is learnt (equivalent within rounding; tests show it)."""
+
+    micro_tokens: int = Field(4096, ge=1, description="Tokens in one forward and backward pass, about.")
+    at_once: int = Field(256, ge=1, description="Answers that are written side by side.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one a core.")
+    deterministic: bool = Field(False, description="Refuse kernels whose result varies between runs.")
+    checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(2, ge=1, description="Checkpoints to keep.")
+    log_every: int = Field(5, ge=1, description="Steps between lines of progress and metrics.")
+    track: list[Literal["tensorboard", "wandb", "mlflow"]] | None = Field(
+        None, description="Trackers fed beside the event log; default: tensorboard where it is installed."
+    )
+
+
+Algorithm = Literal["ppo", "grpo", "dapo", "dr_grpo", "rloo", "reinforce++", "gspo"]
+
+
+class PolicyConfig(Config):
+    """How rewards become a gradient. What is not given is as the algorithm's paper has it."""
+
+    algorithm: Algorithm = Field("grpo", description="Advantages, ratio, clip and average together.")
+    clip_low: float | None = Field(None, gt=0, description="How far below 1 a ratio counts.")
+    clip_high: float | None = Field(None, gt=0, description="How far above 1 a ratio counts.")
+    kl: float = Field(
+        0.0, ge=0, description="Weight of the divergence from the model that training began with."
+    )
+    estimator: Literal["k2", "k3"] = Field("k3", description="Of the divergence, where it is in the loss.")
+    entropy: float = Field(0.0, ge=0, description="Weight of the entropy, which is rewarded.")
+    updates: int = Field(1, ge=1, description="Parts into which a step's answers are cut, one update each.")
+    epochs: int = Field(1, ge=1, description="Times that a step's answers are learnt from.")
+    gamma: float = Field(1.0, gt=0, le=1, description="ppo: discount a token.")
+    lam: float = Field(0.95, ge=0, le=1, description="ppo: lambda of the advantages' estimate.")
+    value_clip: float = Field(0.2, gt=0, description="ppo: how far a value may move to count.")
+    value_weight: float = Field(0.5, gt=0, description="ppo: weight of the value model's loss.")
+    value_lr: float | None = Field(None, gt=0, description="ppo: the value model's rate; default: the same.")

@@ -1,0 +1,140 @@
+"""What models are asked to answer, and pairs of answers: read from a split's JSONL, encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shunter.config.errors import ShunterError
+from shunter.data.tokenizer import Tokenizer
+from shunter.post.batch import Sample
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation up to where the assistant answers. target: what it said there."""
+
+    id: str
+    ids: list[int]
+    text: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt, as samples of which the answer is learnt from."""
+
+    id: str
+    chosen: Sample
+    rejected: Sample
+
+
+class Read:
+    """Prompts or pairs in order, with an identity, as the loader takes them. too_long: those left out."""
+
+    def __init__(self, items: Sequence[Any], texts: Sequence[str], too_long: int) -> None:
+        self.items, self.too_long = items, too_long
+        self.num_rows = len(items)
+        self._digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        return self._digest
+
+    def closed(self) -> Read:
+        """Pairs with one more token after each answer, so that its last one has a place in the batch.
+
+        A batch leaves out a text's last token, because it predicts nothing; a reward is read there.
+        """
+        self.items = [Pair(pair.id, _closed(pair.chosen), _closed(pair.rejected)) for pair in self.items]
+        return self
+
+
+def read_prompts(path: Path, tokenizer: Tokenizer, task: str | None, room: int) -> Read:
+    """The conversations of `task` (None: all) that leave their prompt at most `room` tokens.
+
+    Raises ShunterError when there is none.
+    """
+    found, texts, tasks, long = [], [], set(), 0
+    for talk in _lines(path, "messages"):
+        tasks.add(str(talk.get("task")))
+        messages = talk["messages"]
+        last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=0)
+        if last == 0 or (task is not None and talk.get("task") != task):
+            continue
+        ids = tokenizer.encode_prompt(messages[:last])
+        if len(ids) > room:
+            long += 1
+            continue
+        text = tokenizer.render(messages[:last], add_generation_prompt=True)
+        found.append(Prompt(str(talk["id"]), ids, text, messages[last]["content"]))
+        texts.append(json.dumps(talk, sort_keys=True))
+    if not found:
+        _none(path, "prompt", tasks, long, room)
+    return Read(found, texts, long)
+
+
+def read_pairs(path: Path, tokenizer: Tokenizer, room: int, *, empty: bool = False) -> Read:
+    """The pairs whose texts have at most `room` tokens. Raises ShunterError when there is none, unless
+    `empty` is allowed."""
+    found, texts, long = [], [], 0
+    for line in _lines(path, "chosen"):
+        prompt = tokenizer.encode_prompt(line["messages"])
+        samples = [
+            answered(tokenizer, line["messages"], prompt, line[name]) for name in ("chosen", "rejected")
+        ]
+        if max(len(sample.ids) for sample in samples) > room:
+            long += 1
+            continue
+        found.append(Pair(str(line["id"]), *samples))
+        texts.append(json.dumps(line, sort_keys=True))
+    if not found and not empty:
+        _none(path, "pair", set(), long, room)
+    return Read(found, texts, long)
+
+
+def answered(tokenizer: Tokenizer, messages: Sequence[Any], prompt: Sequence[int], answer: str) -> Sample:
+    """A prompt with an answer, whose tokens are those to learn from, the one that ends it included."""
+    ids, mask = tokenizer.encode_chat([*messages, {"role": "assistant", "content": answer}])
+    if ids[: len(prompt)] != list(prompt):
+        raise ShunterError(
+            "the chat template writes a conversation otherwise when an answer follows",
+            where=str(tokenizer.folder),
+            mend="Use a template whose prompt is the beginning of the whole conversation.",
+        )
+    begin = len(prompt)
+    return Sample(ids, [False] * begin + mask[begin:])
+
+
+def _closed(sample: Sample) -> Sample:
+    return Sample([*sample.ids, 0], [*sample.wrote, False])
+
+
+def _lines(path: Path, needed: str) -> list[dict[str, Any]]:
+    found = []
+    if not path.exists():
+        raise ShunterError("there is no such split", where=str(path))
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            record = json.loads(line)
+            if needed not in record:
+                raise ShunterError(
+                    f"the line has no {needed!r}, but {', '.join(sorted(record))}", where=f"{path}:{number}"
+                )
+            found.append(record)
+    return found
+
+
+def _none(path: Path, what: str, tasks: set[str], long: int, room: int) -> None:
+    if long:
+        raise ShunterError(
+            f"each of {long} {what}s is longer than the {room} tokens that there is room for",
+            where=str(path),
+            mend="Lower max_new_tokens, or use a model with a longer context.",
+        )
+    told = f"There are the tasks {', '.join(sorted(tasks))}." if tasks else "The file is empty."
+    raise ShunterError(f"there is no {what} to learn from", where=str(path), mend=told)

@@ -1,0 +1,286 @@
+"""Reinforcement learning, one step after the other: write, grade, compare, learn.
+
+Generator and trainer are one model in one process, so what is written comes from the newest weights.
+Everything is drawn from (seed, step), so a run that was killed writes the same again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shunter.config.errors import ShunterError
+from shunter.config.seed import derive_seed
+from shunter.data.loader import Loader
+from shunter.data.tokenizer import Tokenizer
+from shunter.data.tokens import IGNORE
+from shunter.generate.config import SamplingConfig
+from shunter.generate.rollout import Rollout, RolloutEngine
+from shunter.post.batch import Answers, Sample, micro_batches
+from shunter.post.config import PolicyConfig
+from shunter.post.course import Course, Pupil
+from shunter.post.judged import flat_groups, judge, settings
+from shunter.post.policy import Policy, Value
+from shunter.post.preferences import of_each
+from shunter.post.prompts import Prompt, Read
+from shunter.post.rewards import Graded, Grader, Item
+from shunter.post.step import Scorer
+
+SHOWN = 3  # answers of a step that are kept for people to read
+MOMENTS = 5  # steps whose answers are
+
+
+class Reinforcement:
+    """The lessons of `rl`. `rewards` holds the mean reward of each step so far."""
+
+    def __init__(
+        self,
+        course: Course,
+        policy: Pupil,
+        reference: Scorer,
+        critic: Pupil | None,
+        prompts: Read,
+        tokenizer: Tokenizer,
+        grader: Grader,
+        config: PolicyConfig,
+        sampling: SamplingConfig,
+        *,
+        group: int,
+        per_step: int,
+        max_gap: float,
+        seed: int,
+        stop_ids: Sequence[int] = (),
+    ) -> None:
+        """group: answers to each prompt. per_step: prompts of a step. max_gap: nats, mean over tokens."""
+        self.course, self.policy, self.reference, self.critic = course, policy, reference, critic
+        self.prompts, self.tokenizer, self.grader = prompts, tokenizer, grader
+        self.config, self.group, self.per_step, self.max_gap, self.seed = (
+            config,
+            group,
+            per_step,
+            max_gap,
+            seed,
+        )
+        self.pupils: Mapping[str, Pupil] = {"policy": policy} | ({"critic": critic} if critic else {})
+        self.objective = Policy(settings(config, sampling.max_new_tokens))
+        self.value = Value(config.value_clip, config.value_weight)
+        self.loader = Loader(prompts, derive_seed(seed, "order"))
+        self.stops = {*tokenizer.stop_ids, *stop_ids}
+        longest = max(len(prompt.ids) for prompt in prompts.items)
+        room = min(longest + sampling.max_new_tokens, policy.decoder.spec.max_positions)
+        self.engine = RolloutEngine(
+            policy.decoder, sampling, self.stops, size=8, tokens=sampling.batch * (room + 8), tempered=True
+        )
+        self.journal = Journal(course.place.work / "rollouts")
+        self.rewards: list[float] = []
+        self.samples: list[dict[str, Any]] = []
+        self.most_gap = 0.0
+
+    def step(self, number: int) -> Mapping[str, float]:
+        """Write, grade, learn."""
+        chosen = [self.prompts.items[int(i)] for i in self.loader.take(self.per_step)]
+        done = self._write(number, chosen)
+        groups = [i // self.group for i in range(len(done))]
+        graded = self._grade(chosen, done)
+        rewards = [one.total for one in graded]
+        asked = [Sample([*d.prompt, *d.ids], [False] * len(d.prompt) + [True] * len(d.ids)) for d in done]
+        tokens = self.course.how.micro_tokens
+        reference = of_each(self.reference, asked, tokens)
+        values = None if self.critic is None else of_each(self.critic.scorer, asked, tokens, "value")
+        samples = judge(self.config, done, rewards, groups, reference, values)
+        stale = _mean([self.engine.version - version for one in done for version in one.versions])
+        told = self._learn(number, samples)
+        self.rewards.append(float(np.mean(rewards)))
+        self._keep(number, chosen, done, graded)
+        parts = {f"rl/{name}": _mean([g.parts[name] for g in graded]) for name in graded[0].parts}
+        return {
+            "rl/reward": self.rewards[-1],
+            **(parts if len(parts) > 1 else {}),
+            "rl/length": _mean([len(one.ids) for one in done]),
+            "rl/finished": _mean([one.stop_reason == "stop" for one in done]),
+            "rl/flat_groups": flat_groups(rewards, groups),
+            "rl/staleness": stale,
+            **told,
+        }
+
+    def state(self) -> dict[str, Any]:
+        self.journal.forget(len(self.rewards))
+        return {
+            "loader": self.loader.state(),
+            "rewards": self.rewards,
+            "samples": self.samples,
+            "version": self.engine.version,
+            "failures": self.grader.failures,
+            "canaries": self.grader.canaries,
+            "most_gap": self.most_gap,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.loader.restore(state["loader"])
+        self.rewards, self.samples = list(state["rewards"]), list(state["samples"])
+        self.engine.new_weights(int(state["version"]))
+        self.grader.failures, self.grader.canaries = dict(state["failures"]), int(state["canaries"])
+        self.most_gap = float(state["most_gap"])
+
+    def _write(self, number: int, chosen: Sequence[Prompt]) -> list[Rollout]:
+        """`group` answers to each prompt, in order. Those that a killed attempt had finished are read."""
+        self.engine.seed = derive_seed(self.seed, "rollout", number)
+        found = self.journal.read(number, self.engine.version)
+        waiting: dict[int, int] = {}  # request -> which of the step's answers it is
+        for at in range(len(chosen) * self.group):
+            if at not in found:
+                waiting[self.engine.submit(chosen[at // self.group].ids, stream=at)] = at
+        while self.engine.waiting or self.engine.running:
+            self.engine.step()
+            for one in self.engine.finished:
+                found[waiting[one.number]] = one
+                self.journal.write(number, waiting[one.number], one)
+            self.engine.finished.clear()
+        self.engine.trace.clear()
+        return [found[at] for at in range(len(found))]
+
+    def _grade(self, chosen: Sequence[Prompt], done: Sequence[Rollout]) -> list[Graded]:
+        items = []
+        for at, one in enumerate(done):
+            prompt = chosen[at // self.group]
+            ids = one.ids[:-1] if one.stop_reason == "stop" else one.ids
+            text = self.tokenizer.decode(ids)
+            whole = [*one.prompt, *one.ids]
+            items.append(Item(prompt.text, text, prompt.target, one.stop_reason == "stop", whole))
+        graded = self.grader.grade(items)
+        for each in graded:
+            for failure in each.failed[:1]:
+                self.course.place.events.write("problem", problem=f"an answer was not graded: {failure}")
+        return graded
+
+    def _learn(self, number: int, samples: Sequence[Sample]) -> dict[str, float]:
+        config, told = self.config, dict[str, float]()
+        learnable = any(np.any(np.asarray(s.known["advantage"]) != 0) for s in samples)
+        idle = not (learnable or self.objective.settings.kl or config.entropy)
+        for epoch in range(config.epochs):
+            draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "cut", number, epoch)))
+            order = draw.permutation(len(samples)) if config.updates > 1 else np.arange(len(samples))
+            for part in np.array_split(order, config.updates):
+                batches = micro_batches([[samples[i]] for i in part], self.course.how.micro_tokens)
+                first = not told
+                if idle:  # the optimizer's momentum would move weights without a reason
+                    told |= self._compare(batches) | {"rl/idle": 1.0}
+                    continue
+                result = self.policy.learn(self.objective, batches, number, self._guard if first else None)
+                self.course.learnt(result, number)
+                self.engine.new_weights(self.engine.version + 1)
+                if first:
+                    told |= {f"rl/{n.replace('max/', 'max_')}": v for n, v in result.told.items()}
+                    told |= {f"rl/{name}_loss": v for name, v in result.terms.items()}
+                    told |= {"train/grad_norm": result.grad_norm, "rl/idle": 0.0}
+                if self.critic is not None:
+                    taught = self.critic.learn(self.value, batches, number)
+                    self.course.learnt(taught, number)
+                    told |= {f"rl/{name}": value for name, value in taught.told.items()}
+        self.most_gap = max(self.most_gap, told.get("rl/max_gap", 0.0))
+        return told
+
+    def _compare(self, batches: Sequence[Answers]) -> dict[str, float]:
+        """The gap between trainer and generator of a step from which nothing is learnt."""
+        count = max(1, sum(batch.num_valid for batch in batches))
+        gaps = [
+            np.abs(says - batch.known["old"])[batch.targets != IGNORE]
+            for says, batch in zip(self.policy.scorer.logprobs(batches), batches, strict=True)
+        ]
+        told = {
+            "gap": sum(float(g.sum()) for g in gaps) / count,
+            "max/gap": max(float(g.max()) for g in gaps),
+        }
+        self._guard(told)
+        return {"rl/gap": told["gap"], "rl/max_gap": told["max/gap"]}
+
+    def _guard(self, told: Mapping[str, float]) -> None:
+        gap = told["gap"]
+        if not math.isfinite(gap):
+            raise ShunterError(
+                "a log-probability of the generator or the trainer is not a number",
+                where=self.course.place.name,
+                mend="Lower train.lr, and go on from an earlier checkpoint.",
+            )
+        if gap > self.max_gap:
+            raise ShunterError(
+                f"trainer and generator differ by {gap:.2g} nats a token, more than {self.max_gap:g}: they "
+                "do not compute the same policy, so ratios mean nothing",
+                where=self.course.place.name,
+                mend="Set train.precision to fp32, or raise max_gap if it is bfloat16's rounding.",
+            )
+
+    def _keep(
+        self, number: int, chosen: Sequence[Prompt], done: Sequence[Rollout], graded: Sequence[Graded]
+    ) -> None:
+        steps = self.course.train.steps
+        moments = {round(i * (steps - 1) / max(1, MOMENTS - 1)) for i in range(MOMENTS)}
+        if number not in moments:
+            return
+        for at in range(0, min(SHOWN, len(chosen))):
+            one, prompt = done[at * self.group], chosen[at]
+            ids = one.ids[:-1] if one.stop_reason == "stop" else one.ids
+            self.samples.append(
+                {
+                    "task": f"step {number + 1}",
+                    "id": prompt.id,
+                    "model": self.course.place.name,
+                    "prompt": prompt.text,
+                    "response": self.tokenizer.decode(ids),
+                    "target": prompt.target,
+                    "score": graded[at * self.group].total,
+                }
+            )
+
+
+class Journal:
+    """Finished answers of the steps since the last checkpoint, so that a crash loses none of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.reused = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, step: int, at: int, one: Rollout) -> None:
+        """Append an answer. A number's shortest decimal form is exact."""
+        with (self.folder / f"step-{step:08d}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"at": at, **asdict(one)}) + "\n")
+
+    def read(self, step: int, version: int) -> dict[int, Rollout]:
+        """Answers of a step that weights of this version wrote; a torn last line is left out, and cut off."""
+        path = self.folder / f"step-{step:08d}.jsonl"
+        found: dict[int, Rollout] = {}
+        whole = 0
+        if not path.exists():
+            return found
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                values = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            at = values.pop("at")
+            if set(values["versions"]) == {version}:
+                found[at] = Rollout(**values)
+        os.truncate(path, whole)
+        self.reused += len(found)
+        return found
+
+    def forget(self, step: int) -> None:
+        """Remove those of steps before `step`, which a checkpoint now holds."""
+        for path in self.folder.glob("step-*.jsonl"):
+            if int(path.stem.removeprefix("step-")) < step:
+                path.unlink()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean([float(value) for value in values])) if values else 0.0

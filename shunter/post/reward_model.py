@@ -1,0 +1,83 @@
+"""A reward model: a decoder with a head of one number, read at the last token of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from shunter.config.errors import ShunterError
+from shunter.data.tokens import IGNORE
+from shunter.models.decoder import Decoder
+from shunter.models.hf import load_model
+from shunter.post.batch import Sample, Sequences, lay_out
+from shunter.post.rewards import Item
+from shunter.post.step import Scorer
+
+HEAD = "value.safetensors"
+BATCH = 32
+
+
+def new_head(dim: int) -> nn.Linear:
+    """Zeros: every answer begins with the reward 0, whatever the model."""
+    head = nn.Linear(dim, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def save_head(head: nn.Linear, folder: Path) -> None:
+    """Write the head beside the model."""
+    save_file({"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, folder / HEAD)
+
+
+def load_head(folder: Path) -> nn.Linear:
+    """The head of a reward model's folder. Raises ShunterError where there is none."""
+    if not (folder / HEAD).is_file():
+        raise ShunterError(
+            "this model has no reward head", where=str(folder), mend="Make it with reward_model."
+        )
+    stored = load_file(folder / HEAD)
+    head = nn.Linear(stored["weight"].shape[1], 1)
+    head.load_state_dict(stored)
+    return head
+
+
+class Learnt:
+    """A rule that a model has learnt. It reads the very tokens that were written: tokenizers must agree."""
+
+    name = "model"
+
+    def __init__(self, decoder: Decoder, head: nn.Linear, device: torch.device) -> None:
+        self.scorer = Scorer(decoder.to(device).eval(), device, value=head.to(device))
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Learnt:
+        """From an artefact of the job reward_model."""
+        return cls(load_model(folder), load_head(folder), device)
+
+    def grade(self, items: Sequence[Item]) -> list[float | str]:
+        limit = self.scorer.decoder.spec.vocab_size
+        found: list[float | str] = ["the answer has tokens that the reward model does not know"] * len(items)
+        able = [i for i, item in enumerate(items) if item.ids and max(item.ids) < limit]
+        able.sort(key=lambda i: len(items[i].ids))
+        for begin in range(0, len(able), BATCH):
+            part = able[begin : begin + BATCH]
+            # A reward stands at the last token, which predicts nothing: one more is laid out after it.
+            samples = [Sample([*items[i].ids, 0], [False] * (len(items[i].ids) + 1)) for i in part]
+            batch = lay_out(samples)
+            assert (batch.targets == IGNORE).all()
+            with torch.no_grad():
+                value = self.scorer(batch, frozenset({"value"})).value
+            assert value is not None
+            last = value.flatten()[Sequences(batch, value.device).last]
+            for i, score in zip(part, last.tolist(), strict=True):
+                found[i] = float(score)
+        return found
+
+    def canaries(self, like: Item) -> list[tuple[Item, float]]:
+        """None: what a model says of an answer is not known beforehand."""
+        return []

@@ -1,0 +1,179 @@
+"""Rewards of answers: weighted sums of rules, with canaries in every batch.
+
+A canary is an answer whose score is known. It is graded among the others; a grader that gives it another
+score is broken, or was tampered with, and the run stops before anything is learnt from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from shunter.config.errors import ShunterError
+from shunter.config.seed import derive_seed
+from shunter.data.answers import last_boxed, last_number
+from shunter.post import verifiers
+from shunter.post.config import RewardConfig
+
+
+@dataclass(frozen=True)
+class Item:
+    """An answer to grade. prompt: what was asked, as text. target: what the data says of it. ids: of prompt
+    and answer, for rules that read tokens."""
+
+    prompt: str
+    answer: str
+    target: str
+    finished: bool = True  # it ended by itself
+    ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Graded:
+    """total: the weighted sum. parts: each rule's score before its weight, by name."""
+
+    total: float
+    parts: Mapping[str, float]
+    failed: Sequence[str] = field(default_factory=tuple)  # of each rule that could not grade: what it said
+
+
+class Rule(Protocol):
+    """One part of a reward. It grades a whole batch, so that work can be shared out."""
+
+    name: str
+
+    def grade(self, items: Sequence[Item]) -> list[float | str]:
+        """A score for each, or a sentence on why there is none."""
+
+    def canaries(self, like: Item) -> list[tuple[Item, float]]:
+        """Answers with known scores; `like` shows what targets look like."""
+
+
+class Verified:
+    """A function of answer and target, applied one by one."""
+
+    def __init__(
+        self,
+        name: str,
+        verify: Callable[[str, str], float],
+        known: Callable[[str], list[tuple[str, float]]] | None = None,
+    ) -> None:
+        self.name, self.verify, self.known = name, verify, known
+
+    def grade(self, items: Sequence[Item]) -> list[float | str]:
+        found: list[float | str] = []
+        for item in items:
+            try:
+                found.append(float(self.verify(item.answer, item.target)))
+            except Exception as error:  # a rule on someone's data must not end a run
+                found.append(f"{type(error).__name__}: {error}")
+        return found
+
+    def canaries(self, like: Item) -> list[tuple[Item, float]]:
+        known = [] if self.known is None else self.known(like.target)
+        return [(Item(like.prompt, answer, like.target), score) for answer, score in known]
+
+
+class Grader:
+    """All rules of a reward. failures: answers that a rule could not grade, by rule; they count as 0."""
+
+    def __init__(
+        self, rules: Sequence[tuple[Rule, float]], *, unfinished: float | None = None, seed: int = 0
+    ) -> None:
+        """rules: with weights. unfinished: the reward of an answer that was cut off, whatever it says."""
+        if not rules:
+            raise ShunterError("there is no reward", mend="Give at least one.")
+        self.rules, self.unfinished, self.seed = rules, unfinished, seed
+        self.failures: dict[str, int] = {}
+        self.canaries = 0
+
+    def grade(self, items: Sequence[Item]) -> list[Graded]:
+        """Raises ShunterError when a canary is graded wrongly, or a rule can grade nothing at all."""
+        if not items:
+            return []
+        scores: dict[str, list[float | str]] = {}
+        for rule, _ in self.rules:
+            scores[rule.name] = self._with_canaries(rule, items)
+        found = []
+        for number, item in enumerate(items):
+            each = {name: values[number] for name, values in scores.items()}
+            parts = {name: value if isinstance(value, float) else 0.0 for name, value in each.items()}
+            failed = [f"{name}: {value}" for name, value in each.items() if isinstance(value, str)]
+            total = sum(weight * parts[rule.name] for rule, weight in self.rules)
+            if not item.finished and self.unfinished is not None:
+                total = self.unfinished
+            found.append(Graded(total, parts, failed))
+        return found
+
+    def _with_canaries(self, rule: Rule, items: Sequence[Item]) -> list[float | str]:
+        known = rule.canaries(items[0])
+        # Anywhere among the others, so that nothing tells them apart by their place.
+        mixed: list[tuple[Item, float | None]] = [(item, None) for item in items]
+        for canary in known:
+            place = derive_seed(self.seed, "canary", rule.name, self.canaries) % (len(mixed) + 1)
+            mixed.insert(place, canary)
+            self.canaries += 1
+        graded = rule.grade([item for item, _ in mixed])
+        if len(graded) != len(mixed):
+            raise ShunterError(f"the reward {rule.name} gave {len(graded)} scores for {len(mixed)} answers")
+        found: list[float | str] = []
+        for (item, expected), score in zip(mixed, graded, strict=True):
+            if expected is None:
+                found.append(score)
+            elif score != expected:
+                raise ShunterError(
+                    f"the reward {rule.name} gave {score!r} to the answer {item.answer[:60]!r}, "
+                    f"whose score is known to be {expected:g}",
+                    mend="Its rule is broken, or was changed while it ran; nothing was learnt from it.",
+                )
+        failed = [score for score in found if isinstance(score, str)]
+        if len(failed) == len(found):
+            raise ShunterError(
+                f"the reward {rule.name} could grade no answer of a step ({failed[0]})",
+                mend="Look at the targets in the conversations that the job reads.",
+            )
+        if failed:
+            self.failures[rule.name] = self.failures.get(rule.name, 0) + len(failed)
+        return found
+
+
+def rule(config: RewardConfig) -> Rule:
+    """The rule of a configuration that needs nothing but answer and target."""
+    kind = config.kind
+    if kind == "number":
+        return Verified("number", verifiers.number, _known_numbers)
+    if kind == "boxed":
+        return Verified("boxed", verifiers.boxed, _known_boxed)
+    if kind in ("exact", "contains"):
+        verify = verifiers.exact if kind == "exact" else verifiers.contains
+        return Verified(kind, verify, lambda target: [(target, 1.0)] + [("", 0.0)] * bool(target.split()))
+    if kind == "format":
+        pattern = config.pattern or ""
+        return Verified("format", lambda answer, _: verifiers.matches(answer, pattern))
+    if kind == "constraints":
+        fixed = dict(config.constraints)
+
+        def kept(answer: str, target: str) -> float:
+            return verifiers.constraints(answer, fixed or _demands(target))
+
+        return Verified("constraints", kept, lambda target: [("", 0.0)])
+    raise ValueError(f"a reward of the kind {kind} needs more than a configuration")
+
+
+def _demands(target: str) -> dict[str, str]:
+    found = json.loads(target)
+    if not isinstance(found, dict):
+        raise ValueError("the target is no JSON object of constraints")
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def _known_numbers(target: str) -> list[tuple[str, float]]:
+    found = last_number(target)
+    return [] if found is None else [(f"so {found}", 1.0), (f"{found}1", 0.0)]
+
+
+def _known_boxed(target: str) -> list[tuple[str, float]]:
+    inner = last_boxed(target) or target
+    return [(rf"\boxed{{{inner}}}", 1.0), (rf"\boxed{{{inner}+x}}", 0.0), (inner, 0.0)]
