@@ -14,23 +14,19 @@ what the arithmetic and the order of messages cost, bytes what a network would c
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
-from bench.measure import Others, interval, machine, rounded, save
+from bench.measure import Others, interval, machine, on_ranks, rounded, save
 from shunter.layout.context_traffic import traffic
 from shunter.models.segments import SegmentPlan, segment_attention
 from shunter.parallel.context.attend import ContextSight, Kind, attend
@@ -63,11 +59,8 @@ def alone(segments: Tensor | None) -> Callable[..., Tensor]:
     return run
 
 
-def worker(rank: int, place: str, case: str, answer: str) -> None:
-    """Times all sides in turn; rank 0 writes them."""
-    torch.set_num_threads(1)
-    wait = timedelta(seconds=300)
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=RANKS, timeout=wait)
+def worker(rank: int, case: str) -> dict[str, Any]:
+    """Times all sides in turn."""
     peers = Peers(dist.group.WORLD, tuple(range(RANKS)), rank)
     length, documents = CASES[case]
     draw = torch.Generator().manual_seed(0)
@@ -110,20 +103,12 @@ def worker(rank: int, place: str, case: str, answer: str) -> None:
                 used[name].append(worked)
     cpu: list[Any] = [None] * RANKS
     dist.all_gather_object(cpu, used)
-    if rank == 0:
-        with open(answer, "w", encoding="utf-8") as file:
-            json.dump({"seconds": seconds, "bytes": every, "cpu": cpu}, file)
-    dist.barrier()
-    dist.destroy_process_group()
+    return {"seconds": seconds, "bytes": every, "cpu": cpu}
 
 
 def measure(case: str) -> dict[str, Any]:
     """Each kind's share of the perfect speed, and bytes of each rank beside the formula's."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = os.path.join(folder, "answer.json")
-        spawn(worker, (os.path.join(folder, "store"), case, answer), nprocs=RANKS)
-        with open(answer, encoding="utf-8") as file:
-            found = json.load(file)
+    found = on_ranks(RANKS, worker, case)
     length, documents = CASES[case]
     kinds = {}
     for kind in KINDS:

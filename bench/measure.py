@@ -14,6 +14,7 @@ import platform
 import random
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 NAMED = ("numpy", "tokenizers", "transformers", "safetensors", "pyarrow")
 RESAMPLES = 2000
+WAIT = datetime.timedelta(seconds=300)  # for a rank that is silent
 
 
 def machine() -> dict[str, Any]:
@@ -92,6 +94,32 @@ def alternate(
                 "cpu_ratio_median": _ratio(cpu)[0],
                 "others": watch.share(),
             }
+
+
+def on_ranks(ranks: int, worker: Callable[..., Any], *arguments: Any) -> Any:
+    """What `worker(rank, *arguments)` returns on rank 0 of as many gloo processes of one thread; JSON values.
+
+    worker, arguments: what can be pickled; this process wrote them.
+    """
+    from torch.multiprocessing.spawn import spawn
+
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_work, (ranks, folder, worker, arguments), nprocs=ranks)
+        return json.loads(Path(folder, "answer.json").read_text(encoding="utf-8"))
+
+
+def _work(rank: int, ranks: int, folder: str, worker: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    place = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks, timeout=WAIT)
+    found = worker(rank, *arguments)
+    if rank == 0:
+        Path(folder, "answer.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 class Others:

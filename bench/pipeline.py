@@ -13,13 +13,10 @@ halves     (I + W) / B of a Transformer block's backward, plain, with recomputat
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -35,10 +32,9 @@ from torch.distributed.pipelining.schedules import (
     ScheduleInterleavedZeroBubble,
     ScheduleZBVZeroBubble,
 )
-from torch.multiprocessing.spawn import spawn
 from torch.utils.checkpoint import checkpoint
 
-from bench.measure import RESULTS, alternate, machine, rounded, save
+from bench.measure import RESULTS, WAIT, alternate, machine, on_ranks, rounded, save
 from shunter.parallel.clock import gather_timeline, offset
 from shunter.parallel.executor import Executor
 from shunter.parallel.mesh import Groups
@@ -77,26 +73,14 @@ def block(width: int, seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
 
-def worker(rank: int, world: int, place: str, task: str, arguments: dict[str, Any], answer: str) -> None:
-    """One rank; rank 0 writes what the task returns."""
-    torch.set_num_threads(1)
-    wait = timedelta(seconds=120)
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=world, timeout=wait)
-    groups = Groups.create(range(world), timeout=wait)
-    found = TASKS[task](rank, groups, **arguments)
-    if rank == 0:
-        with open(answer, "w", encoding="utf-8") as file:
-            json.dump(found, file)
-    dist.destroy_process_group()
+def worker(rank: int, world: int, task: str, arguments: dict[str, Any]) -> Any:
+    """One rank's part of a task."""
+    return TASKS[task](rank, Groups.create(range(world), timeout=WAIT), **arguments)
 
 
 def spread(task: str, world: int, **arguments: Any) -> Any:
     """The task on `world` fresh processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = os.path.join(folder, "answer.json")
-        spawn(worker, (world, os.path.join(folder, "store"), task, arguments, answer), nprocs=world)
-        with open(answer, encoding="utf-8") as file:
-            return json.load(file)
+    return on_ranks(world, worker, world, task, arguments)
 
 
 def overhead(rank: int, groups: Groups, name: str, size: str, microbatches: int) -> dict[str, Any]:

@@ -17,18 +17,15 @@ import gc
 import json
 import os
 import sys
-import tempfile
 import time
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 from torch.profiler import ProfilerActivity, profile
 
-from bench.measure import RESULTS, interval, machine, rounded, save
+from bench.measure import RESULTS, WAIT, interval, machine, on_ranks, rounded, save
 from shunter.data.tokens import Batch
 from shunter.layout.grid import Grid
 from shunter.models.decoder import Decoder
@@ -123,11 +120,8 @@ class Arm:
         return int(peak)
 
 
-def worker(rank: int, place: str, case: str, answer: str) -> None:
-    torch.set_num_threads(1)
-    wait = timedelta(seconds=300)
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=RANKS, timeout=wait)
-    world = World.create(Grid(pp=RANKS), rank, torch.device("cpu"), ProcessGroups(timeout=wait))
+def worker(rank: int, case: str) -> dict[str, Any]:
+    world = World.create(Grid(pp=RANKS), rank, torch.device("cpu"), ProcessGroups(timeout=WAIT))
     arms = {name: Arm(name, case, world) for name in ARMS}
     losses: dict[str, list[float]] = {name: [] for name in ARMS}
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}
@@ -144,20 +138,12 @@ def worker(rank: int, place: str, case: str, answer: str) -> None:
         every: list[Any] = [None] * RANKS
         dist.all_gather_object(every, arm.bytes())
         peaks[name] = every
-    if rank == 0:
-        with open(answer, "w", encoding="utf-8") as file:
-            json.dump({"seconds": seconds, "losses": losses, "bytes": peaks}, file)
-    dist.barrier()
-    dist.destroy_process_group()
+    return {"seconds": seconds, "losses": losses, "bytes": peaks}
 
 
 def measure(case: str) -> dict[str, Any]:
     """Each arm's ratio to the naive one, and its bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = os.path.join(folder, "answer.json")
-        spawn(worker, (os.path.join(folder, "store"), case, answer), nprocs=RANKS)
-        with open(answer, encoding="utf-8") as file:
-            found = json.load(file)
+    found = on_ranks(RANKS, worker, case)
     naive = found["losses"]["naive"]
     for name, losses in found["losses"].items():  # the same training, whatever the layout
         assert np.allclose(losses, naive, rtol=1e-4), name

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shunter.layout.placement import Ranges, Reduction, extent, pieces
-from shunter.layout.slices import Spread, filler, slices
+from shunter.layout.slices import Slice, Spread, filler, slices
 from shunter.parallel.mesh import Peers
 
 
@@ -39,16 +39,11 @@ def move_slices(
 
     Where nothing crosses, nobody calls the backend, and the result may share memory with `x`.
     """
-    here, number = names[peers.index], {name: index for index, name in enumerate(names)}
-    plan = slices(source, target)
+    here, plan = names[peers.index], slices(source, target)
     mine, wanted = source.held.get(here), target.held.get(here)
-    out = [it for it in plan if it.sender == here and it.receiver != here]
     into = [it for it in plan if it.receiver == here and it.sender != here]
     keep = [it for it in plan if it.receiver == it.sender == here]
-    got: dict[int, Tensor] = {}
-    if any(it.sender != it.receiver for it in plan):
-        sent = {number[it.receiver]: x[inside(it.ranges, mine)] for it in out if mine is not None}
-        got = exchange(sent, {number[it.sender]: it.elements for it in into}, x, dtype, peers, moved)
+    got = _across(x, mine, [(it.sender, it.receiver, it) for it in plan], peers, names, dtype, moved)
     if wanted is None:
         return x.new_empty(0, dtype=dtype)
     if len(keep) == 1 and not into and keep[0].ranges == wanted and mine is not None:
@@ -57,7 +52,7 @@ def move_slices(
     for it in keep:
         found[inside(it.ranges, wanted)] = x[inside(it.ranges, mine)]
     for it in into:
-        found[inside(it.ranges, wanted)] = got[number[it.sender]].view(extent(it.ranges))
+        found[inside(it.ranges, wanted)] = got[it.sender].view(extent(it.ranges))
     return found
 
 
@@ -71,26 +66,42 @@ def move_back(
     moved: Moved | None,
 ) -> Tensor:
     """The gradient of `move_slices`: each slice goes back to its sender, who adds what comes."""
-    here, number = names[peers.index], {name: index for index, name in enumerate(names)}
-    plan = slices(source, target)
+    here, plan = names[peers.index], slices(source, target)
     mine, wanted = source.held.get(here), target.held.get(here)
-    out = [it for it in plan if it.receiver == here and it.sender != here]
-    into = [it for it in plan if it.sender == here and it.receiver != here]
-    got: dict[int, Tensor] = {}
-    if any(it.sender != it.receiver for it in plan):
-        sent = {number[it.sender]: grad[inside(it.ranges, wanted)] for it in out if wanted is not None}
-        got = exchange(sent, {number[it.receiver]: it.elements for it in into}, grad, dtype, peers, moved)
+    got = _across(grad, wanted, [(it.receiver, it.sender, it) for it in plan], peers, names, dtype, moved)
     if mine is None:
         return grad.new_empty(0, dtype=dtype)
     found = grad.new_zeros(extent(mine), dtype=dtype)
     for it in plan:
         if it.sender == here:
             whole = it.receiver == here
-            part = (
-                grad[inside(it.ranges, wanted)] if whole else got[number[it.receiver]].view(extent(it.ranges))
-            )
+            part = grad[inside(it.ranges, wanted)] if whole else got[it.receiver].view(extent(it.ranges))
             found[inside(it.ranges, mine)] += part
     return found
+
+
+def _across(
+    x: Tensor,
+    own: Ranges | None,
+    ways: Sequence[tuple[int, int, Slice]],
+    peers: Peers,
+    names: tuple[int, ...],
+    dtype: torch.dtype,
+    moved: Moved | None,
+) -> dict[int, Tensor]:
+    """What comes here, flat, by the name of whom it comes from.
+
+    ways: (from, to, slice), of all ranks. own: the ranges that x is.
+    """
+    here, number = names[peers.index], {name: index for index, name in enumerate(names)}
+    if all(one == other for one, other, _ in ways):
+        return {}
+    sent = {
+        number[to]: x[inside(it.ranges, own)] for of, to, it in ways if of == here != to and own is not None
+    }
+    sizes = {number[of]: it.elements for of, to, it in ways if to == here != of}
+    got = exchange(sent, sizes, x, dtype, peers, moved)
+    return {names[index]: part for index, part in got.items()}
 
 
 def inside(ranges: Ranges, of: Ranges | None) -> tuple[slice, ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from shunter.models.decoder import Attention, Block
-from shunter.models.moe import Experts, MoE, rebalance
+from shunter.layout.holding import Holding
+from shunter.models.decoder import Attention
+from shunter.models.moe import Experts, rebalance
 from shunter.models.swiglu import SwiGLU
 from shunter.parallel.part import DecoderPart
 from shunter.train.config import TrainConfig
@@ -48,7 +51,7 @@ class Optimizers:
                 mine,
                 part.held,
                 part.mesh,
-                _whole_projections(model),
+                _projections(model, part.held),
                 config.weight_decay,
                 config.lr,
                 config.momentum,
@@ -140,33 +143,24 @@ class Optimizers:
         return found
 
 
-def _projections(model: nn.Module) -> dict[str, list[int]]:
-    """Rows of each projection in the fused matrices, or in those of each expert, by the parameter's name."""
+def _projections(model: nn.Module, held: Mapping[str, Holding] | None = None) -> dict[str, list[int]]:
+    """Rows of each projection in the fused matrices, or in those of each expert, by the parameter's name.
+
+    held: then of the whole matrices of these names, of which the model may hold parts.
+    """
     rows: dict[str, list[int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Attention):
-            spec = module.spec
-            heads = (module.num_heads, module.num_kv_heads, module.num_kv_heads)
-            rows[f"{name}.qkv.weight"] = [count * spec.head_dim for count in heads]
-        elif isinstance(module, SwiGLU) and isinstance(module.gate_up, nn.Linear):  # not a frozen one
-            rows[f"{name}.gate_up.weight"] = [module.gate_up.weight.shape[0] // 2] * 2
-        elif isinstance(module, Experts):
-            rows[f"{name}.gate_up"] = [module.gate_up.shape[1] // 2] * 2
-    return rows
-
-
-def _whole_projections(model: nn.Module) -> dict[str, list[int]]:
-    """As `_projections`, of the whole matrices, of which the model may hold parts."""
-    rows: dict[str, list[int]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Attention):
-            spec = module.spec
-            heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-            rows[f"{name}.qkv.weight"] = [count * spec.head_dim for count in heads]
-        elif isinstance(module, MoE):
-            rows[f"{name}.experts.gate_up"] = [module.spec.ffn_dim] * 2
-            if module.shared is not None:
-                rows[f"{name}.shared.gate_up.weight"] = [module.spec.shared_ffn_dim] * 2
-        elif isinstance(module, Block) and isinstance(module.ffn, SwiGLU):
-            rows[f"{name}.ffn.gate_up.weight"] = [module.attention.spec.ffn_dim] * 2
+            of = module if held is None else module.spec
+            heads = (of.num_heads, of.num_kv_heads, of.num_kv_heads)
+            rows[f"{name}.qkv.weight"] = [count * module.spec.head_dim for count in heads]
+        elif isinstance(module, SwiGLU | Experts):
+            weight = (
+                module.gate_up if isinstance(module, Experts) else getattr(module.gate_up, "weight", None)
+            )
+            fused = f"{name}.gate_up" + (".weight" if isinstance(module, SwiGLU) else "")
+            if held is not None and fused in held:
+                rows[fused] = [held[fused].piece.shape[-2] // 2] * 2
+            elif held is None and isinstance(weight, nn.Parameter):  # not a frozen one
+                rows[fused] = [weight.shape[-2] // 2] * 2
     return rows
