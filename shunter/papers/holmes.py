@@ -9,7 +9,6 @@ simulation, labelled simulated."""
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
     told: dict[str, list[float]] = {}
     for arm in arms.values():
         told |= json.loads((arm["emulation"].path / "emulated.json").read_text(encoding="utf-8"))
-    step = {name: statistics.median(values) for name, values in told.items()}
+    step = {name: min(values) for name, values in told.items()}  # other work on the machine only adds
     found: dict[str, dict[str, float]] = {
         "type-blind": {"step": step[f"blind {TYPICAL:g}"]},
         "everything by Ethernet": {"step": step["ethernet"]},
@@ -168,7 +167,7 @@ EXPERIMENT = Experiment(
     seeds=(0, 1, 2),
     measure=_measure,
     table={
-        "step": "s a step, emulated",
+        "step": "s a step, emulated, the least of five",
         "bottleneck": "layers' time of the slowest stage, of one layer on the fast cluster",
         "gain": "step of type-blind / step of Holmes",
     },
