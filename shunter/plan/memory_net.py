@@ -17,7 +17,6 @@ from shunter.config.errors import ShunterError
 NAMES = ("devices", "layers", "hidden", "heads", "tp", "pp", "dp", "stage layers", "rows", "batch", "part")
 WIDTHS = (64, 48, 24, 12)
 FAR = 4.0  # times beyond the smallest and the largest of each feature in training that are still answered
-SAFE = 70 / 80  # the share of a device's memory that a predicted layout may take (the card's soft limit)
 
 
 def features(
