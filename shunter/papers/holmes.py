@@ -24,9 +24,9 @@ from shunter.plan.truth import simulated_step
 RECIPES = Path(__file__).parents[2] / "recipes" / "papers"
 # A thousandth of real rates: 20 GB/s, 16 GB/s and 3 GB/s shrink to what messages of some 10 kB show.
 LINKS = {"InfiniBand": 20e6, "RoCE": 16e6, "Ethernet": 3e6}
-LAYERS, UNIT, SLOWER = 48, 0.4e-3, 197 / 160  # seconds of a layer's forward; the paper's speeds
-GRADIENTS, COUNT = 480e3, 4  # bytes of a stage, micro-batches
-MESSAGES = (5e3, 20e3, 80e3, 240e3, 480e3)  # bytes between two stages
+LAYERS, UNIT, SLOWER = 48, 0.8e-3, 197 / 160  # seconds of a layer's forward; the paper's speeds
+GRADIENTS, COUNT, MANY = 960e3, 4, 12  # bytes of a stage, micro-batches, where layers are cut by speed
+MESSAGES = (10e3, 40e3, 160e3, 480e3, 960e3)  # bytes between two stages
 TYPICAL = MESSAGES[1]
 SIZES = (8, 16, 32, 64, 96)  # devices, simulated
 GPT_3_6B = Shape(layers=30, hidden=3072, heads=32, sequence=2048, vocabulary=51200)
@@ -47,12 +47,12 @@ def _cluster(links: Mapping[str, float]) -> Description:
 
 
 def _case(
-    grid: Sequence[int], layers: Sequence[int], message: float, slower: float, **more: Any
+    grid: Sequence[int], layers: Sequence[int], message: float, slower: float, count: int = COUNT, **more: Any
 ) -> dict[str, Any]:
     speed = (1.0, slower)
-    forward = [count * UNIT * factor for count, factor in zip(layers, speed, strict=True)]
+    forward = [layer * UNIT * factor for layer, factor in zip(layers, speed, strict=True)]
     return {
-        "grid": list(grid), "pp": 2, "microbatches": COUNT, "forward": forward,
+        "grid": list(grid), "pp": 2, "microbatches": count, "forward": forward,
         "backward": [2 * each for each in forward], "message": message, "gradients": [GRADIENTS] * 2, **more,
     }  # fmt: skip
 
@@ -67,9 +67,9 @@ def _cases() -> dict[str, dict[str, Any]]:
     for message in MESSAGES:
         cases[f"blind {message:g}"] = _case(blind, even, message, 1.0)
         cases[f"aware {message:g}"] = _case(aware, even, message, 1.0)
-    cases["uneven, even cut"] = _case(aware, even, TYPICAL, SLOWER)
-    cases["uneven, by speed"] = _case(aware, plain, TYPICAL, SLOWER)
-    cases["uneven, by speed, alpha 1.05"] = _case(aware, paper, TYPICAL, SLOWER)
+    cases["uneven, even cut"] = _case(aware, even, TYPICAL, SLOWER, MANY)
+    cases["uneven, by speed"] = _case(aware, plain, TYPICAL, SLOWER, MANY)
+    cases["uneven, by speed, alpha 1.05"] = _case(aware, paper, TYPICAL, SLOWER, MANY)
     cases["overlapped"] = _case(aware, even, TYPICAL, 1.0, buckets=8, overlap=True)
     return cases
 
