@@ -25,6 +25,7 @@ _ENTRIES = {
     "report": "shunter.jobs.report:JOB",
     "rehearse": "shunter.jobs.rehearse:JOB",
     "emulate": "shunter.jobs.emulate:JOB",
+    "memory-samples": "shunter.jobs.memory:JOB",
     "traffic": "shunter.jobs.traffic:JOB",
 }
 

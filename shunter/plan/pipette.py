@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from shunter.cluster.cluster import Cluster
 from shunter.config.errors import ShunterError
 from shunter.plan.transformer import Shape
 
 MICROBATCHES = (1, 2, 4, 8)  # rows
 TENSOR = (1, 2, 4, 8)
 HALF = 2  # bytes of a number that is sent
+SAFE = 70 / 80  # the share of a device's memory that a predicted layout may take (the paper's soft limit)
 
 Matrix = Sequence[Sequence[float]]
 
@@ -32,6 +34,34 @@ class Nodes:
     latency: Matrix
     devices: int = 8
     memory: float = 70e9
+
+    @classmethod
+    def of(cls, cluster: Cluster, usable: float = SAFE) -> Nodes:
+        """Of a cluster's nodes: between two, what all of a node's NICs carry; within, its slowest link.
+
+        usable: share of a device's memory. Raises ShunterError where nodes have different numbers of devices.
+        """
+        sizes = {len(node.ranks) for node in cluster.nodes}
+        if len(sizes) > 1:
+            raise ShunterError(f"nodes have {min(sizes)} to {max(sizes)} devices: place equal nodes only")
+        bandwidth, latency = [], []
+        for one in cluster.nodes:
+            a = one.ranks[0]
+            row, waits = [], []
+            for other in cluster.nodes:
+                if one is other:
+                    link = cluster.slowest(one.ranks) if len(one.ranks) > 1 else cluster.link(a, a)
+                    row.append(link.bandwidth)
+                    waits.append(link.latency)
+                else:
+                    b = other.ranks[0]
+                    nics = min(cluster.group(a).nics, cluster.group(b).nics, len(one.ranks))
+                    row.append(cluster.bandwidth(a, b) * nics)
+                    waits.append(cluster.latency(a, b))
+            bandwidth.append(row)
+            latency.append(waits)
+        memory = min(device.spec.memory for device in cluster.devices) * usable
+        return cls(bandwidth, latency, sizes.pop(), memory)
 
     @property
     def count(self) -> int:

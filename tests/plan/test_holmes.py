@@ -38,7 +38,7 @@ def cluster(counts: dict[str, int], devices: int = 2) -> Cluster:
 
 
 @st.composite
-def arranged(draw: st.DrawFn) -> tuple[Cluster, holmes.Arrangement]:
+def arranged(draw: st.DrawFn) -> tuple[Cluster, holmes.Arrangement, list[str]]:
     """Of clusters in which every type has whole stages."""
     devices, tensor = draw(st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2), (8, 8)]))
     whole = draw(st.integers(1, 3))  # nodes of a stage
@@ -46,12 +46,13 @@ def arranged(draw: st.DrawFn) -> tuple[Cluster, holmes.Arrangement]:
     it = cluster({name: count * whole for name, count in stages.items()}, devices)
     data = whole * devices // tensor
     order = draw(st.permutations(list(stages)))
-    return it, holmes.arrange(it, sum(stages.values()), data, tensor, order)
+    return it, holmes.arrange(it, sum(stages.values()), data, tensor, order), list(order)
 
 
 @given(arranged())
-def test_only_pipelines_mix_types(case: tuple[Cluster, holmes.Arrangement]) -> None:
-    it, found = case
+def test_only_pipelines_mix_types(case: tuple[Cluster, holmes.Arrangement, list[str]]) -> None:
+    it, found, order = case
+    assert list(dict.fromkeys(next(iter(types)) for types in found.types)) == order
     assert sorted(found.ranks) == list(range(it.world))
     assert not found.mixed
     for group in holmes.groups(it, found, tensor=1e6, data=1e6, pipeline=1e6):

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shunter.cluster import files
 from shunter.config.errors import ShunterError
 from shunter.plan.pipette import Choice, Nodes, Objective, amp_latency, choices, need_layouts
 from shunter.plan.placement import Placement, anneal, prove, try_all
@@ -124,3 +125,16 @@ def test_directions_count_both() -> None:
     size = 2 * 1024 * 1024.0
     assert score.pipeline([0, 1]) == pytest.approx(size / 1e9 + size / 1e8)
     assert isinstance(try_all(score, 2), Placement)
+
+
+def test_nodes_of_a_cluster_have_what_all_of_their_nics_carry() -> None:
+    it = Nodes.of(files.find("3x8xa100-80"))
+    assert (it.count, it.devices) == (3, 8)
+    assert it.bandwidth[0] == [300e9, 8 * 25e9, 8 * 25e9]
+    assert it.latency[0][1] == 8e-6
+    assert it.memory == pytest.approx(84.9e9 * 7 / 8)
+    frontier = Nodes.of(files.find("2x8xmi250x"))
+    assert frontier.bandwidth[0] == [50e9, 4 * 25e9]
+    odd = files.find("2x8xa100-80").subcluster(range(12))
+    with pytest.raises(ShunterError, match="place equal nodes only"):
+        Nodes.of(odd)

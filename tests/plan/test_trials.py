@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import pytest
 
@@ -75,6 +75,16 @@ def test_failures_are_trials_and_no_point_is_tried_twice_or_against_the_rules() 
 
 def best_of(found: Trials) -> float:
     return (found.best.value or 0.0) if found.best else 0.0
+
+
+def test_the_search_looks_where_it_was_good() -> None:
+    pytest.importorskip("optuna", reason="the extra `tune` is not installed")
+    early, late = [], []
+    for seed in range(3):
+        values = [trial.value or 0.0 for trial in search(SPACE, run, 34, seed=seed).done]
+        early += values[:10]
+        late += values[-12:]
+    assert mean(late) > mean(early) + 5
 
 
 def test_bayesian_search_beats_chance_on_the_simulated_machine() -> None:
