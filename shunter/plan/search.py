@@ -128,8 +128,8 @@ def _worth(prediction: Prediction, objective: Objective) -> tuple[float, float]:
 
 
 def _different(scored: list[Prediction]) -> list[Prediction]:
-    """The best of each grid, schedule and recomputation: those that differ in the size of a micro-batch or the
-    number of stages a rank alone tell little more."""
+    """The best of each grid, schedule and recomputation: those that differ in the size of a micro-batch or in
+    the number of stages a rank alone tell little more."""
     found: dict[tuple[object, ...], Prediction] = {}
     for each in scored:
         choice = each.choice
