@@ -1,9 +1,9 @@
 """A plan by profile, cost model and dynamic programme (arXiv 2211.13878; Hetu-Galvatron), held to account.
 
-Searched: its own profile of Llama 2 7B on 8 GPUs, in its own space and cost model, by memory budget, beside the
-best plan with one strategy for all layers, beside its own search's result, and beyond its space. Measured: a
-small decoder laid out over two processes in eleven ways; two of them set two coefficients of this project's cost
-model, which then orders all and picks the one it believes to be fastest.
+Searched: its own profile of Llama 2 7B on 8 GPUs, in its own space and cost model, by memory budget, beside
+the best plan with one strategy for all layers, its own search's result, and what lies beyond its space.
+Measured: a small decoder laid out over two processes in eleven ways; two of them set two coefficients of this
+project's cost model, which then orders all and picks the one it believes to be fastest.
 """
 
 from __future__ import annotations
