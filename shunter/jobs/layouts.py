@@ -84,7 +84,24 @@ def check_graph(node: Node, graph: Graph) -> Sequence[str]:
     if found is not None:
         parallel = how.parallel.located(graph.base).settled(train.batch_rows, how.micro_batch)
         check_layout(found.spec, parallel, parallel.order(), found.row_length)
+        if parallel.plan is not None:
+            must_match(Path(parallel.plan), found, train.batch_rows)
     return []
+
+
+def must_match(path: Path, found: Known, batch: int) -> None:
+    """Raise ShunterError where a plan was made for another model, batch or row."""
+    from shunter.plan.plan import Plan as Planned  # with numpy, which no command needs to start
+
+    plan = Planned.load(path)
+    plan.must_be_for(found.spec)
+    for name, here, there in (("batch", batch, plan.batch), ("row", found.row_length, plan.sequence)):
+        if here != there:
+            raise ShunterError(
+                f"the plan is for a {name} of {there}, the recipe has one of {here}",
+                where="how.parallel.plan",
+                mend="Plan again.",
+            )
 
 
 def job_to_lay_out(graph: Graph, name: str | None) -> Node:

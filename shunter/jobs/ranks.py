@@ -37,7 +37,7 @@ def needed(graph: Graph, selected: Sequence[str]) -> dict[str, int]:
     for name in selected:
         parallel = getattr(getattr(graph.nodes[name].config, "how", None), "parallel", None)
         if isinstance(parallel, Parallel):
-            found[name] = processes(parallel)
+            found[name] = processes(parallel.located(graph.base))
     return found
 
 
@@ -90,6 +90,11 @@ def spread(context: JobContext[Any], parallel: Parallel) -> dict[str, Any]:
     if answer.get("stopped"):
         raise Stopped
     metrics: dict[str, Any] = answer["metrics"]
+    if parallel.plan is not None:
+        from shunter.jobs.account import account  # with numpy, which no command needs to start
+        from shunter.plan.plan import Plan
+
+        metrics["account"] = account(Plan.load(Path(parallel.plan)), context.log / "events.jsonl")
     return metrics
 
 

@@ -33,10 +33,17 @@ def programme(size: Ints, seconds: Floats, change: Floats | None, room: int) -> 
 
     The whole table over memory is one numpy expression a layer: O(layers · room · strategies²) additions.
     """
+    best, back = table(size, seconds, change, room)
+    return follow(best, back, size, room)
+
+
+def table(
+    size: Ints, seconds: Floats, change: Floats | None, room: int
+) -> tuple[Floats, npt.NDArray[np.signedinteger]]:
+    """The least time by units of memory and last layer's strategy, and the strategy before it by layer."""
     layers, count = seconds.shape
-    dtype = np.int16 if count < 2**15 else np.int32
-    best: npt.NDArray[np.float64] = np.zeros((room + 1, count))
-    back = np.empty((layers, room + 1, count), dtype=dtype)
+    best: Floats = np.zeros((room + 1, count))
+    back = np.empty((layers, room + 1, count), dtype=np.int16 if count < 2**15 else np.int32)
     for layer in range(layers):
         step = _step(change, layer, count)
         if step is None or layer == 0:
@@ -52,7 +59,7 @@ def programme(size: Ints, seconds: Floats, change: Floats | None, room: int) -> 
             fresh[need:, strategy] = through[: room + 1 - need, strategy] + seconds[layer, strategy]
             back[layer, need:, strategy] = came[: room + 1 - need, strategy]
         best = fresh
-    return _follow(best, back, size, room)
+    return best, back
 
 
 def _step(change: Floats | None, layer: int, count: int) -> Floats | None:
@@ -76,9 +83,10 @@ def _cheapest(best: Floats, step: Floats) -> tuple[npt.NDArray[np.int64], Floats
     return came, through
 
 
-def _follow(
+def follow(
     best: Floats, back: npt.NDArray[np.signedinteger], size: Ints, room: int
 ) -> tuple[list[int], float, int]:
+    """What `programme` gives, for any room up to the table's."""
     strategy = int(best[room].argmin())
     time = float(best[room, strategy])
     if not np.isfinite(time):

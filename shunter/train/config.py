@@ -132,6 +132,9 @@ class Parallel(Config):
         description="What is computed again for backwards: true: all between stages; full: each layer by "
         "itself; selective: likewise, but for products and attention; or the numbers of some layers.",
     )
+    plan: str | None = Field(
+        None, description="Instead of degrees and schedule: a file of `shunter plan -o`, for this model."
+    )
     timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
     timeline: int | None = Field(
         None, ge=0, description="Step whose timeline is measured, and whose collectives are counted."
@@ -201,10 +204,12 @@ class Parallel(Config):
         return lower(assemble(order), shard=sharded, reduce=sharded)
 
     def located(self, base: Path) -> Parallel:
-        """With the program's file found from `base`, and its number of micro-batches.
+        """With what a plan's file says, or with the program's file found from `base` and its micro-batches.
 
-        Raises ShunterError for a program that cannot train, and for choices that it has made already.
+        Raises ShunterError for a program that cannot train, and for choices that either has made already.
         """
+        if self.plan is not None:
+            return self._planned(base / self.plan)
         if self.program is None:
             return self
         path = base / self.program
@@ -241,6 +246,20 @@ class Parallel(Config):
         if not any(action.op in (BACKWARD, INPUT) for action in order.actions[0]):
             raise ShunterError("the program trains nothing", where=where, mend="Give it backwards.")
         return self.model_copy(update={"program": str(path), "microbatches": order.microbatches})
+
+    def _planned(self, path: Path) -> Parallel:
+        """As a plan says; `plan` is then where it stands, so that the run can be held to it."""
+        from shunter.plan.plan import Plan  # with numpy, which no command needs to start
+
+        given = self.model_fields_set - {"plan", "timeout", "timeline", "attention", "sequence", "reshard"}
+        made = Plan.load(path).parallel()
+        if wrong := sorted(name for name in given if getattr(self, name) != made.get(name, None)):
+            raise ShunterError(
+                f"both plan and {wrong[0]} say how the model is laid out",
+                where=str(path),
+                mend="Leave one of the two out.",
+            )
+        return self.model_copy(update={**made, "plan": str(path)})
 
     def _checked(self, order: Order) -> Order:
         if isinstance(self.cut, list) and len(self.cut) != order.stages - 1:
