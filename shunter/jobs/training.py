@@ -13,6 +13,8 @@ from shunter.jobs.layouts import GUESSED_VOCABULARY
 from shunter.models.spec import DecoderShape, DecoderSpec
 from shunter.recipe.job import JobContext
 from shunter.record.track import check_trackers
+from shunter.schedule.action import WEIGHT
+from shunter.schedule.order import Order
 from shunter.surgery.config import AdapterConfig
 from shunter.train.config import Parallel, TrainConfig, TrainHow
 from shunter.train.layout_check import check_layout
@@ -59,7 +61,23 @@ def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, shape:
     if train.restart is not None:
         raise ShunterError("a planned restart works in one process only", where=where, mend="Remove one.")
     if how.compile:
-        raise ShunterError("stages are not compiled yet", where=where, mend="Set how.compile to false.")
+        check_compiled(parallel, order)
+
+
+def check_compiled(parallel: Parallel, order: Order) -> None:
+    """Raise ShunterError for layouts whose layers cannot be compiled."""
+    if parallel.recompute == "selective":
+        raise ShunterError(
+            "recompute: selective looks at single operations, and a compiled layer is one",
+            where="how.parallel",
+            mend="Use recompute: full, or set how.compile to false.",
+        )
+    if any(action.op == WEIGHT for actions in order.actions for action in actions):
+        raise ShunterError(
+            f"{parallel.schedule} takes gradients of weights later, and a compiled layer takes them at once",
+            where="how.parallel",
+            mend="Use 1f1b or interleaved-1f1b, or set how.compile to false.",
+        )
 
 
 def check_combination(parallel: Parallel) -> None:

@@ -1,7 +1,8 @@
 """Collectives with gradients, on local tensors. All are the identity for one rank alone.
 
 f and g of arXiv 1909.08053 (section 3) are `spread` and `add_up`; with tokens shared out between them
-(arXiv 2205.05198, section 4.2.2) they become `gather` and `scatter_sum`.
+(arXiv 2205.05198, section 4.2.2) they become `gather` and `scatter_sum`. The compiler stops at each: what it
+makes of collectives inside of hand-written gradients is not relied on.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from torch import Tensor
 from shunter.parallel.mesh import Peers
 
 
+@torch.compiler.disable
 def gather(x: Tensor, dim: int, peers: Peers) -> Tensor:
     """All ranks' parts one after the other along `dim`; the gradient is added up and shared out."""
     return x if peers.size == 1 else _Gather.apply(x, dim, peers, False)
 
 
+@torch.compiler.disable
 def scatter_sum(x: Tensor, dim: int, peers: Peers) -> Tensor:
     """This rank's part along `dim` of the sum of all ranks' tensors; the gradient is gathered.
 
@@ -28,16 +31,19 @@ def scatter_sum(x: Tensor, dim: int, peers: Peers) -> Tensor:
     return x if peers.size == 1 else _Gather.apply(x, dim, peers, True)
 
 
+@torch.compiler.disable
 def spread(x: Tensor, peers: Peers) -> Tensor:
     """x, which all ranks have; the gradient is the sum of theirs."""
     return x if peers.size == 1 else _Spread.apply(x, peers)
 
 
+@torch.compiler.disable
 def add_up(x: Tensor, peers: Peers) -> Tensor:
     """The sum of all ranks' tensors; the gradient goes to each."""
     return x if peers.size == 1 else _AddUp.apply(x, peers)
 
 
+@torch.compiler.disable
 def part(x: Tensor, dim: int, peers: Peers) -> Tensor:
     """This rank's part of x, which all have; the gradient is gathered."""
     return x if peers.size == 1 else _Part.apply(x, dim, peers)
@@ -49,7 +55,7 @@ def all_gather(x: Tensor, dim: int, peers: Peers) -> Tensor:
         return x
     first = x.movedim(dim, 0).contiguous()
     whole = first.new_empty(peers.size * first.shape[0], *first.shape[1:])
-    dist.all_gather_into_tensor(whole, first, group=peers.group)
+    dist.all_gather_single(whole, first, group=peers.group)
     return whole.movedim(0, dim)
 
 
@@ -60,7 +66,7 @@ def reduce_scatter(x: Tensor, dim: int, peers: Peers) -> Tensor:
     if odd:
         raise ValueError(f"{first.shape[0]} along dim {dim} is no multiple of {peers.size} ranks")
     mine = first.new_empty(size, *first.shape[1:])
-    dist.reduce_scatter_tensor(mine, first, group=peers.group)
+    dist.reduce_scatter_single(mine, first, group=peers.group)
     return mine.movedim(0, dim)
 
 

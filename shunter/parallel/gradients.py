@@ -96,6 +96,6 @@ def _sum(gradients: list[Tensor], peers: Peers) -> None:
 def _sum_neighbours(rows: Tensor, peers: Peers, every: int) -> None:
     """Among `every` neighbours along the axis only: few rows, so all are fetched and some are added."""
     each = rows.new_empty(peers.size * rows.shape[0], *rows.shape[1:])
-    dist.all_gather_into_tensor(each, rows.contiguous(), group=peers.group)
+    dist.all_gather_single(each, rows.contiguous(), group=peers.group)
     first = peers.index - peers.index % every
     rows.copy_(each.view(peers.size, *rows.shape)[first : first + every].sum(dim=0))

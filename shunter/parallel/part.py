@@ -1,7 +1,7 @@
 """This rank's part of a decoder: which parameters, which parts of them, and how it computes with them.
 
 The order is torchtitan's (arXiv 2410.06511, section 2): the stages are chosen, weights cut over tensor ranks,
-rows spread over context ranks, layers recomputed, and what is left sharded by `fully_shard`.
+rows spread over context ranks, layers compiled and recomputed, and what is left sharded by `fully_shard`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class DecoderPart:
         sequence: bool = True,
         layers_only: bool = False,
         more: Mapping[str, Holding] | None = None,
+        compiled: bool = False,
         again: Sequence[int] = (),
         selective: bool = False,
         reshard: bool = True,
@@ -70,7 +71,8 @@ class DecoderPart:
 
         bounds, stages: first layer of each stage, and the numbers of those that are here.
         layers_only: embedding and head are computed elsewhere. more: parts beside the stages'.
-        again, selective: layers that are computed again for their backward, and whether all of each is.
+        compiled: each layer is, by itself. again: layers that are computed again for their backward;
+        selective: all but what is dear.
         reshard: give gathered weights up between forward and backward. narrow: gather layers' matrices in
         bfloat16, as products under autocast take them; their gradients are added up in float32.
         by_program: the program, not `fully_shard`, decides when weights are gathered.
@@ -101,6 +103,10 @@ class DecoderPart:
             if stage.has_head and self.tokens is not None:
                 name = "embed.weight" if decoder.spec.tied else "head.weight"
                 stage.others = VocabularyRows(first_row(self.held[name]), mesh.peers("tp"))
+        if compiled:
+            for stage in self.modules.values():
+                for layer in stage.layers:
+                    layer.forward = torch.compile(layer.forward)
         for number in again:
             recompute_layer(decoder.layers[number], selective=selective)
         if self.sharded:

@@ -12,7 +12,6 @@ product of a layer, and the message after it, are not repeated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +36,8 @@ KEPT = {
 def recompute_layer(layer: nn.Module, *, selective: bool = False) -> None:
     """From now on the layer's forward, where it is learnt from, keeps as little as that.
 
-    Inside of what `fully_shard` does around a layer, so that weights are not gathered once more.
+    Inside of what `fully_shard` does around a layer, so that weights are not gathered once more. A layer that
+    is to be compiled is compiled before: then all of it runs once more.
     """
     layer.forward = _Again(layer, selective)
 
@@ -46,10 +46,11 @@ class _Again:
     """Stands in for a layer's forward; a class, so that the module can still be copied."""
 
     def __init__(self, layer: nn.Module, selective: bool) -> None:
-        self.layer, self.plain, self.selective = layer, type(layer).forward, selective
+        self.layer, self.selective = layer, selective
+        self.plain: Callable[..., Any] = layer.forward  # compiled, where it is
 
     def __call__(self, *inputs: Any) -> Any:
-        run: Callable[..., Any] = partial(self.plain, self.layer)
+        run = self.plain
         if not torch.is_grad_enabled():
             return run(*inputs)
         if not self.selective:

@@ -64,7 +64,7 @@ class Plan:
         rows = ceil(ceil(batch_rows / parallel.data) / order.microbatches)
         return cls(spec, parallel, order, program, bounds, row_length, rows, wide, HALF if bf16 else wide)
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
         return self.parallel.grid
 
@@ -87,7 +87,16 @@ class Plan:
         return [stage for stage, rank in enumerate(self.order.placement) if rank == place["pp"]]
 
     def owned(self, stage: int) -> list[str]:
-        """Names of what a stage computes with, in the model's order."""
+        """Names of what a stage computes with, in the model's order. Not to be changed."""
+        if stage not in self._owned:
+            self._owned[stage] = self._own(stage)
+        return self._owned[stage]
+
+    @cached_property
+    def _owned(self) -> dict[int, list[str]]:
+        return {}
+
+    def _own(self, stage: int) -> list[str]:
         begin, end = self.bounds[stage], self.bounds[stage + 1]
         first, last = stage == 0, stage == self.order.stages - 1
         ends = not self.order.collectives
@@ -104,8 +113,19 @@ class Plan:
                 found.append(name)
         return found
 
+    @cached_property
+    def _cuts(self) -> dict[tuple[int, ...], dict[str, Holding]]:
+        """Of places that differ in rows alone, which have the same: hundreds of ranks are told in seconds."""
+        return {}
+
     def cut(self, place: Mapping[str, int]) -> dict[str, Holding]:
-        """What the rank at `place` computes with, by name, before it is sharded."""
+        """What the rank at `place` computes with, by name, before it is sharded. Not to be changed."""
+        key = tuple(place[axis] for axis in ("pp", "tp", "ep", "etp"))
+        if key not in self._cuts:
+            self._cuts[key] = self._cut(place)
+        return self._cuts[key]
+
+    def _cut(self, place: Mapping[str, int]) -> dict[str, Holding]:
         mine = {name for stage in self.stages(place) for name in self.owned(stage)}
         every = holdings(self.spec, self.grid, place, sequence=self.parallel.sequence)
         found = {name: every[name] for name in every if name in mine}
@@ -120,7 +140,7 @@ class Plan:
 
     def held(self, place: Mapping[str, int]) -> dict[str, Holding]:
         """What the rank at `place` keeps."""
-        found = self.cut(place)
+        found = dict(self.cut(place))
         if self.grid.fsdp == 1:
             return found
         index = place["fsdp"] * self.grid.cp + place["cp"]

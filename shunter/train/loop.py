@@ -96,7 +96,14 @@ class Training:
             most = math.ceil(config.batch_rows / (parallel.data * parallel.parts))  # rows of a micro-batch
             fill = partial(draw, seed=seed)
             self.layout = LaidOutPasses(
-                decoder, parallel, world, rows.row_length, fill, rows=most, precision=self.precision
+                decoder,
+                parallel,
+                world,
+                rows.row_length,
+                fill,
+                rows=most,
+                precision=self.precision,
+                compiled=how.compile,
             )
             self.checkpointer = SharedCheckpointer(
                 checkpoints,

@@ -65,8 +65,12 @@ class LaidOutPasses:
         *,
         rows: int = 1,
         precision: str = "fp32",
+        compiled: bool = False,
     ) -> None:
-        """decoder, fill: as in `DecoderPart`. rows, precision: of a micro-batch, for `cut: measured`."""
+        """decoder, fill, compiled: as in `DecoderPart`. rows, precision: of a micro-batch, for cut: measured.
+
+        Raises ShunterError for a layout that cannot be.
+        """
         self.decoder, self.world, self.device = decoder, world, world.device
         self.precision = "fp32"
         grid, mesh = world.mesh.grid, world.mesh
@@ -90,6 +94,7 @@ class LaidOutPasses:
             sequence=parallel.sequence,
             layers_only=algorithm is not None,
             more={name: pipeline_cut(ends[name], *own) for name in ENDS if name in ends},
+            compiled=compiled,
             again=parallel.again(decoder.spec.num_layers),
             selective=parallel.recompute == "selective",
             reshard=parallel.reshard,

@@ -26,6 +26,7 @@ SHORTER = (
         for key, value in (("steps", STEPS), ("warmup", 2))
     ),
     *(f"jobs.{job}.how.checkpoint_every={EVERY}" for job in ("base", "chat")),
+    "jobs.chat.how.checkpoint_async=true",  # its checkpoints are killed in their thread
     *(
         f"jobs.{job}.how.track=[]" for job in ("base", "chat")
     ),  # a second attempt would wait for the next second

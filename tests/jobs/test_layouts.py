@@ -59,6 +59,28 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert (qkv["whole"], qkv["local"], qkv["axes"]) == ([80, 24], [40, 24], ["pp", "tp"])
 
 
+BIG = [
+    f"{MODEL}={{dim: 4096, num_layers: 16, num_heads: 32, num_kv_heads: 8, head_dim: 128, ffn_dim: 14336}}",
+    "jobs.rows.row_length=4096",
+    "jobs.base.train.batch_rows=128",
+    "jobs.base.how.checkpoint_async=true",
+    "jobs.base.how.parallel={pp: 8, fsdp: 8, tp: 8, schedule: interleaved-1f1b, microbatches: 16, chunks: 2}",
+]
+
+
+def test_a_big_layout_is_tried_on_one_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """4 B parameters over 512 ranks: what each holds and sends, and what recomputation changes."""
+    found = json.loads(run(capsys, *BIG, "--json"))
+    assert len(found["ranks"]) == len(found["traffic"]) == 512
+    assert sum(each["parameters"] for each in found["ranks"]) > 16 * (4096 * (4096 + 4 * 1024 + 3 * 14336))
+    assert any("checkpoint_async keeps up to" in note for note in found["notes"])
+    again = json.loads(run(capsys, *BIG, "jobs.base.how.parallel.recompute=full", "--json"))
+    most = [max(each["at_once"] for each in layout["ranks"]) for layout in (found, again)]
+    assert most[1] < most[0] / 4
+    sent = [layout["traffic"][0]["tensor"] for layout in (found, again)]
+    assert 1 < sent[1] / sent[0] < 1.5
+
+
 def test_a_layout_is_saved_loaded_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "--save", "a.json")
     saved = Layout.load(Path("a.json"))

@@ -173,7 +173,8 @@ REFUSED = [
     ({"pp": 5, "microbatches": 4}, {}, "4 layers cannot be cut into 5 stages"),
     ({"pp": 2, "microbatches": 5}, {}, "4 rows a step cannot be cut into 5 micro-batches"),
     ({"pp": 2, "schedule": "interleaved-1f1b", "microbatches": 1}, {}, "fewer than the 2 ranks"),
-    ({"pp": 2}, {"compile": True}, "stages are not compiled yet"),
+    ({"pp": 2, "schedule": "zb1p"}, {"compile": True}, "zb1p takes gradients of weights later"),
+    ({"recompute": "selective"}, {"compile": True}, "looks at single operations"),
     ({"pp": 2, "schedule": "dualpipev", "vocabulary": 2}, {}, "cannot stand between actions that run as one"),
 ]
 

@@ -171,9 +171,9 @@ def other_rotation(original: Any) -> Any:
     def mutant(self: _Again, *inputs: Any) -> Any:
         plain, runs = self.plain, []
 
-        def changed(layer: Any, x: Tensor, rope: tuple[Tensor, Tensor], *rest: Any) -> Any:
+        def changed(x: Tensor, rope: tuple[Tensor, Tensor], *rest: Any) -> Any:
             runs.append(1)
-            return plain(layer, x, rope if len(runs) == 1 else (rope[0], -rope[1]), *rest)
+            return plain(x, rope if len(runs) == 1 else (rope[0], -rope[1]), *rest)
 
         self.plain = changed
         try:

@@ -1,4 +1,4 @@
-"""`how.compile` changes how a model is computed, not what is learnt.
+"""`how.compile` changes how a model is computed, not what is learnt: in one process and under layouts.
 
 It may stand in `how` only because of this. It shows one small model on a CPU, with documents of all lengths
 in its rows; that a compiler is right on another device or shape it cannot show.
@@ -10,13 +10,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from shunter.parallel.mesh import Groups
 from shunter.record import events
 from shunter.train.loop import Training
-from tests.train import corpora
+from shunter.train.pipeline import LaidOutPasses
+from shunter.train.shares import split
+from shunter.train.world import World
+from tests.mutants.subjects import case, decoder
+from tests.parallel.pool import GROUPS, Pool
+from tests.train import corpora, layouts
+from tests.train.layouts import Case
 
 pytestmark = [
     pytest.mark.long,  # the compiler alone takes most of a minute
@@ -62,3 +70,40 @@ def test_compiled_it_learns_the_same(precision: str, tolerance: float, apart: fl
     ):
         moved = float((a - begin).detach().norm())
         assert float((a - b).detach().norm()) <= apart * moved, f"{name} moved {moved}"
+
+
+def gradients(
+    rank: int, groups: Groups, request: tuple[Case, bool]
+) -> tuple[dict[str, torch.Tensor] | None, int]:
+    """Of a step's rows, under a layout; and how much was compiled."""
+    case, compiled = request
+    torch.compiler.reset()
+    counters.clear()
+    world = World.create(case.layout.grid, rank, layouts.CPU, GROUPS)
+    passes = LaidOutPasses(layouts.model(case), case.layout, world, case.length, compiled=compiled)
+
+    def parts(ids: np.ndarray) -> list[np.ndarray]:
+        return split(split(ids, world.data.size)[world.data.index], case.layout.parts)
+
+    layouts.gradients(case, passes, parts)
+    found = {name: p.grad for name, p in passes.parameters.items() if p.grad is not None}
+    return passes.whole(found), counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [{"fsdp": 2}, {"tp": 2}, {"cp": 2, "recompute": "full"}, {"pp": 2}, {"fsdp": 2, "tp": 2}],
+    ids=str,
+)
+def test_layers_compiled_under_a_layout_have_the_gradients_of_plain_ones(
+    pool: Pool, parallel: dict[str, Any]
+) -> None:
+    made = case(parallel, decoder(num_layers=2, qk_norm=True), rows=8, length=16)
+    grid = made.layout.grid
+    (expected, none), *_ = pool.run(gradients, grid.size, (made, False), grid)
+    (found, graphs), *_ = pool.run(gradients, grid.size, (made, True), grid)
+    assert expected is not None
+    assert found is not None
+    assert none == 0 < graphs
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-12, msg=name)

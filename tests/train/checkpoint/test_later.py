@@ -169,6 +169,24 @@ def test_a_run_that_saves_beside_its_steps_ends_with_the_same_bits(tmp_path: Pat
     assert all(each["staging_bytes"] > 0 for each in saves)
 
 
+def test_steps_are_taken_while_a_save_is_on_its_way(tmp_path: Path) -> None:
+    """The save of step 4 is not finished before step 7 begins; the one of step 8 waits for nothing."""
+    begun, order = threading.Event(), list[str]()
+
+    def hook(point: str, facts: dict[str, Any]) -> None:
+        if point == "checkpoint.manifest" and facts["step"] == 4:
+            assert begun.wait(20), "the training waited for its save"
+            order.append("saved")
+        elif point == "train.step":
+            order.append(f"step {facts['step']}")
+            if facts["step"] == 7:
+                begun.set()
+
+    points.install(hook)
+    corpora.training(tmp_path, {}, BESIDE).run()
+    assert order.index("saved") > order.index("step 7")
+
+
 def test_a_run_ends_with_the_failure_of_its_save(tmp_path: Path) -> None:
     """Not with the next step's, and not in silence; the checkpoint before stays."""
 
