@@ -7,6 +7,7 @@ A ```sh block is executed line by line. A comment on the line above it says how,
 in=empty   an empty folder with a folder `texts/` of text files (the default)
 in=model   an empty folder with a random Hugging Face model `my-model`, conversations `talks.jsonl`, a peft
            adapter `their-adapter`, and the page's YAML blocks that name a file
+in=page    an empty folder with the page's YAML and Python blocks that name a file
 in=clone   a copy of recipes/ in which `recipes/quickstart.yaml` is its short form, already run
 exit=N     every command ends with N
 long       the block takes minutes: it runs in `make test-all`, and `short` is run in its place otherwise
@@ -94,10 +95,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if block.directive.get("in", "empty") == "clone":
         found: Path = request.getfixturevalue("clone")
         return found
-    if block.directive.get("in") == "model":
-        elsewhere.write(tmp_path)
+    if (place := block.directive.get("in")) in ("model", "page"):
+        if place == "model":
+            elsewhere.write(tmp_path)
         for other in blocks(block.file):
-            if other.language == "yaml" and other.info:
+            if other.language in ("yaml", "python") and other.info:
                 (tmp_path / other.info).write_text(other.text, encoding="utf-8")
         return tmp_path
     texts = tmp_path / "texts"

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from shunter.cli.tables import _print, _table
+from shunter.layout.anymodel import Plan
 from shunter.layout.described import Layout
 from shunter.recipe.disk import human
 
@@ -81,3 +82,34 @@ def _value(name: str, value: Any) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
+
+
+def show_plan(plan: Plan) -> None:
+    """A line for each kind of weight: how many, the shape, the part on a rank, along what it is cut, why."""
+    table = _table("layer", "weights", "shape", "on a rank", "cut along", "rule")
+    rows: dict[tuple[str, ...], int] = {}
+    rules = {name: rule.why for name, rule in plan.chosen.items()}
+    for name, weight in plan.weights.items():
+        cut = plan.cuts[name]
+        leaf = name.rpartition(".")[2]
+        layer = weight.module.rpartition(".")[2]
+        where = "nothing" if cut.dim is None else f"dim {cut.dim}" + (", outputs" if cut.output else "")
+        if cut.blocks:
+            where += f", each of {len(cut.blocks)} projections"
+        why = "with its outputs" if leaf == "bias" and cut.dim is not None else rules[name]
+        row = (
+            layer if leaf == "weight" and layer else f"{layer}.{leaf}".strip("."),
+            _shape(list(weight.shape)),
+            _shape(list(plan.piece(name, 0).local_shape)),
+            where,
+            why,
+        )
+        rows[row] = rows.get(row, 0) + 1
+    for (layer, whole, part, where, why), count in sorted(rows.items()):
+        table.add_row(*map(Text, (layer, str(count), whole, part, where, why)))
+    _print(table)
+    share = plan.held / plan.elements if plan.elements else 1.0
+    print(f"\n{plan.elements:,} parameters; each rank of {plan.parts} holds {plan.held:,} ({share:.1%})")
+    print(f"with gradients and AdamW in float32: {human(16 * plan.held)} a rank, without activations")
+    for note in plan.notes:
+        print(f"note: {note}")

@@ -24,6 +24,9 @@ class CustomConfig(JobConfig):
     files: list[str] = Field(
         default_factory=list, description="Files that it reads: a change makes another job."
     )
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="What the file finds under the name `settings`."
+    )
     train: TaskConfig = Field(default_factory=TaskConfig, description="How long, how fast.")
     how: TrainHow = Field(default_factory=TrainHow, description="Choices that must not change the result.")
 
@@ -68,7 +71,7 @@ class CustomJob:
             world = World.create(Grid(), 0, choose_device(config.how.device), ProcessGroups())
         assert isinstance(world, World)
         place = Place(context.work, context.log, context.events, context.control)
-        task = load(context.base / config.file)
+        task = load(context.base / config.file, config.settings)
         run = TaskRun(task, config.train, config.how, place, world, seed=config.seed)
         metrics = run.run()
         run.write(context.out)

@@ -41,6 +41,7 @@ class Plan:
     rules: Sequence[Rule]
     heads: Heads
     notes: Sequence[str] = field(default_factory=list)
+    chosen: Mapping[str, Rule] = field(default_factory=dict)  # of each weight
 
     def piece(self, name: str, index: int) -> Piece:
         return self.cuts[name].piece(self.weights[name].shape, index, self.parts)
@@ -113,7 +114,7 @@ def plan(
             f"{heads.queries} heads{keys} cannot be cut into {parts}: attention goes product by product; "
             f"{heads.nearest(parts)} parts would keep heads whole."
         )
-    return Plan(parts, named, cuts, found, heads, list(dict.fromkeys(notes)))
+    return Plan(parts, named, cuts, found, heads, list(dict.fromkeys(notes)), placed)
 
 
 def _cut(weight: Weight, rule: Rule, parts: int, heads: Heads, notes: list[str]) -> Cut:

@@ -10,7 +10,7 @@ dp: copies that see other rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -165,7 +165,7 @@ def _tensor(
     for owner, _, name in _places(module, names):
         if _keeps_list(owner):
             cuts[name] = WHOLE
-    found = Plan(found.parts, found.weights, cuts, found.rules, found.heads, found.notes)
+    found = replace(found, cuts=cuts)
     parameters = dict(module.named_parameters())
     laid = Laid(module, mesh, found, parameters, {}, notes=list(found.notes))
     for name, parameter in parameters.items():
@@ -298,10 +298,14 @@ def _probed_or_none(module: nn.Module, probe: Probe) -> Tensor | None:
         return None
 
 
-def _agree(got: Tensor | None, expected: Tensor, laid: Laid) -> bool:
-    """Within what rounding explains: 16-bit weights round roughly."""
+def rounding(laid: Laid) -> float:
+    """How much a loss may differ by rounding alone, relative: 16-bit weights round roughly."""
     rough = any(p.is_floating_point() and p.element_size() < 4 for p in laid.parameters.values())
-    allowed = (1e-2 if rough else 1e-5) * expected.abs() + 1e-6
+    return 1e-2 if rough else 1e-5
+
+
+def _agree(got: Tensor | None, expected: Tensor, laid: Laid) -> bool:
+    allowed = rounding(laid) * expected.abs() + 1e-6
     good = got is not None and bool((got - expected).abs() <= allowed)
     return trial.all_say(good, laid.mesh.everyone, expected.device)
 

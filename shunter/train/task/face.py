@@ -61,9 +61,10 @@ class Task:
 NAMES = tuple(field.name for field in fields(Task))
 
 
-def load(path: Path) -> Task:
+def load(path: Path, settings: Mapping[str, Any] | None = None) -> Task:
     """The task that a Python file defines by these names, or as `task`. The file is run: it is the person's
-    own program, named in their recipe. Raises ShunterError for one that defines none."""
+    own program, named in their recipe. settings: what it finds under that name. Raises ShunterError for one
+    that defines none."""
     if not path.is_file():
         raise ShunterError(
             "there is no such file", where=str(path), mend="Name a Python file that defines a task."
@@ -72,6 +73,7 @@ def load(path: Path) -> Task:
     if spec is None or spec.loader is None:
         raise ShunterError("this is no Python file", where=str(path), mend="Give it a name that ends in .py.")
     module = importlib.util.module_from_spec(spec)
+    module.__dict__["settings"] = dict(settings or {})
     spec.loader.exec_module(module)
     if isinstance(found := getattr(module, "task", None), Task):
         return found

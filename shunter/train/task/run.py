@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.parallel.counted import counted
-from shunter.parallel.generic.laid import Laid, lay_out
+from shunter.parallel.generic.laid import Laid, lay_out, rounding
 from shunter.parallel.told import told_by_all
 from shunter.recipe.job import Control, Stopped
 from shunter.record.events import EventLog
@@ -140,7 +142,8 @@ class TaskRun:
         examples = [self.examples[number] for number in numbers]
         speed = rate(_Curve(self.config, steps), self.step)
         recorded = self.how.parallel is not None and self.how.parallel.timeline == self.step
-        with counted() as sent:
+        self.engine.forward = Counter() if recorded else None
+        with counted() if recorded else nullcontext() as sent:
             if self.task.step is not None:
                 if self.laid.mesh.grid.fsdp > 1:
                     raise ShunterError(
@@ -153,8 +156,12 @@ class TaskRun:
                 values = {"loss": result.loss, "grad_norm": result.norm}
                 if not result.updated:
                     self.place.events.write("skip", step=self.step, loss=result.loss, numbers=list(numbers))
-        if recorded:
-            mine = {"bytes": sent.by_kind(), "calls": {k: n for (k, _), n in sent.calls.items()}}
+        if sent is not None and self.engine.forward is not None:
+            calls: Counter[str] = Counter()
+            for (kind, _), count in sent.calls.items():
+                calls[kind] += count
+            mine = {"bytes": sent.by_kind(), "calls": calls, "forward": self.engine.forward}
+            self.engine.forward = None
             every = told_by_all(mine, self.world.mesh.everyone, self.world.device)
             self.place.events.write("traffic", step=self.step, ranks=every)
         self.step += 1
@@ -336,13 +343,14 @@ class TaskRun:
         if len(few) < 2:
             return
         with Looking(trying.model, trying.precision, self.world.device):
-            together = [x.detach() for x in trying.loss(Pass(list(few), list(range(len(few)))), 0)]
+            everything = Pass(list(few), list(range(len(few))))
+            together = [x.detach() for x in trying.loss(everything, 0)]
             apart = [trying.loss(Pass([e], [n]), 0) for n, e in enumerate(few)]
         for name, whole, parts in zip(("sum", "count"), together, zip(*apart, strict=True), strict=True):
-            added = float(sum(parts).detach())  # type: ignore[union-attr]
-            if abs(float(whole) - added) > 1e-3 * abs(added) + 1e-6:
+            added = float(sum(parts).detach())
+            if abs(float(whole) - added) > rounding(trying.laid) * abs(added) + 1e-6:
                 raise ShunterError(
-                    f"`loss` gives {len(few)} examples the {name} {float(whole):.6g}, and {added:.6g} one by one",
+                    f"`loss` gives {len(few)} the {name} {float(whole):.6g}, and one by one {added:.6g}",
                     mend="Return (sum, count) without what fills a batch up; or leave batches whole: one "
                     "process, how.micro_batch=train.batch.",
                 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.layout.piece import balanced
+from shunter.parallel.counted import counted
 from shunter.parallel.generic.laid import Laid
 from shunter.parallel.generic.shards import parts_kept
 from shunter.parallel.gradients import add_up_gradients, squared_norm
@@ -47,6 +49,7 @@ class Engine:
         self.dropouts: Sequence[int | None] = ()
         self.noting: Shapes | None = None  # in the place of dropout
         self.precision: str = config.precision
+        self.forward: Counter[str] | None = None  # collectives of forward passes, where they are counted
 
     @property
     def model(self) -> nn.Module:
@@ -89,11 +92,14 @@ class Engine:
         whole = torch.zeros((), dtype=torch.float64, device=self.world.device)
         count = torch.zeros_like(whole)
         for part in passes:
-            with parts_kept():
-                total, counted = self.loss(part, step)
+            with parts_kept(), counted() if self.forward is not None else nullcontext() as sent:
+                total, count_here = self.loss(part, step)
+            if self.forward is not None and sent is not None:
+                for (kind, _), calls in sent.calls.items():
+                    self.forward[kind] += calls
             total.backward()
             whole += total.detach()
-            count += counted
+            count += count_here
         return whole, count
 
     def norm(self) -> Tensor:
@@ -210,10 +216,10 @@ def ordinary(
     total, count = engine.gradient(engine.passes(examples, numbers), index)
     add_up_gradients(laid.parameters, laid.held, laid.mesh)
     told = world.sum(torch.stack([total, count]), world.data)
-    whole, counted = told.tolist()
-    if counted <= 0:
-        raise ShunterError(f"step {index} counts {counted:g} things to average over", mend="Look at `loss`.")
-    scale = 1.0 / counted
+    whole, things = told.tolist()
+    if things <= 0:
+        raise ShunterError(f"step {index} counts {things:g} things to average over", mend="Look at `loss`.")
+    scale = 1.0 / things
     norm = float(engine.norm()) * scale
     clip = engine.config.clip
     if clip is not None and norm > clip:
@@ -225,7 +231,7 @@ def ordinary(
                 p.grad.mul_(scale)
         update(rate)
     _clear(laid, forget=True)
-    return Result(whole / counted, norm, counted, updated)
+    return Result(whole / things, norm, things, updated)
 
 
 def _clear(laid: Laid, *, forget: bool = False) -> None:
