@@ -10,6 +10,8 @@ from shunter.recipe.job import Job
 
 _ENTRIES = {
     "curate": "shunter.jobs.curate:JOB",
+    "languages": "shunter.jobs.languages:JOB",
+    "limits": "shunter.jobs.limits:JOB",
     "tokenizer": "shunter.jobs.tokenizer:JOB",
     "tokens": "shunter.jobs.tokens:JOB",
     "conversations": "shunter.jobs.conversations:JOB",

@@ -152,9 +152,9 @@ def run(stage: Stage, documents: Documents, settled: Keys | None) -> Result:
         batch, pages = _batch(stage, batch, part, tallies, dropped, samples)
         left.append(batch)
         if stage.closes is not None:
-            keys.append(stage.closes.keys(pages))
+            keys.append(stage.closes.keys_with(pages, batch.facts))
     if stage.closes is not None and not keys:
-        keys.append(stage.closes.keys(Pages([])))
+        keys.append(stage.closes.keys_with(Pages([]), {}))
     names = keys[0] if keys else {}
     together = {name: np.concatenate([part[name] for part in keys]) for name in names}
     dropped.sort(key=lambda record: record["number"])
@@ -182,7 +182,7 @@ def _batch(
             assert settled is not None, "a barrier opens its stage: every document is there"
             verdicts = operator.judge_settled(pages, settled)
         else:
-            verdicts = operator.judge(pages)
+            verdicts = operator.judge_with(pages, batch.facts)
         fails = alive & ~verdicts.kept
         lengths = pages.lengths
         tally.documents += int(alive.sum())
@@ -220,8 +220,9 @@ def _record(operator: Operator, verdicts: Verdicts, batch: Documents, place: int
     }
     if verdicts.of is not None:
         record["of"] = int(verdicts.of[place])
-    if "language" in batch.facts:
-        record["language"] = str(batch.facts["language"][place])
+    for name in ("language", "cluster_size"):
+        if name in batch.facts:
+            record[name] = batch.facts[name][place].item()
     return record
 
 
