@@ -165,10 +165,8 @@ def test_languages_limits_and_copies(tmp_path: Path, work: Work) -> None:
     fitted, _ = work(limits.JOB, {"sources": references, "english": "aa", "chars": 500})
     found = json.loads((fitted / "limits.json").read_text())
     assert len(found["stopwords"]["bb"]) >= 8
-    fresh = [
-        t for n in range(8) for s, k in ((1, 5), (2, 14)) for t in languages.texts_of(s, k, 4, own=n + 1)
-    ]
-    copied = [text.replace(" ", "  ", 1) for text in fresh[::7] for _ in range(3)]
+    fresh = [text for n in range(8) for number in (1, 2) for text in spoken(number, 4, own=n + 1)]
+    copied = [f"{text[:-1]} {n}." for text in fresh[::7] for n in range(3)]
     rows = [{"text": t, "url": f"https://{n}.example"} for n, t in enumerate(fresh + copied)]
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "0.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
