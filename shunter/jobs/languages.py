@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from shunter.data import checks
 from shunter.data.curation.language import HELD, LanguageModel
 from shunter.data.sources import Problem, SourceConfig, documents, files
-from shunter.recipe.job import JobConfig, JobContext, Stopped
+from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
 
 
 class LanguagesConfig(JobConfig):
     """Learns to tell languages apart by their runs of letters."""
 
-    sources: list[SourceConfig] = Field(
-        min_length=2, description="Texts by language: a source's name is the label; several may share one."
+    sources: list[SourceConfig] = Field([], description="Texts by language: a source's name is the label.")
+    corpora: Annotated[list[str], Input("corpus")] = Field(
+        [], description="Jobs whose corpora have the languages as sources; their train parts are read."
     )
     chars: int = Field(
         500, ge=20, description="Texts are cut at line feeds into pieces of about so many characters."
@@ -46,7 +47,7 @@ class LanguagesJob:
 
     def run(self, context: JobContext[LanguagesConfig]) -> dict[str, Any]:
         config = context.config
-        texts, labels = labelled(config.sources, context, config.chars, config.limit)
+        texts, labels = labelled(context, config.chars, config.limit)
         # A fifth is held out for the figure; the model that is kept has learnt from all.
         taught = [place % HELD != 0 for place in range(len(texts))]
         model = LanguageModel.train(
@@ -67,27 +68,36 @@ class LanguagesJob:
         }
 
 
-def labelled(
-    sources: Sequence[SourceConfig], context: JobContext[Any], chars: int, limit: int
-) -> tuple[list[str], list[str]]:
-    """Pieces of texts and the names of their sources, in order. Problems of reading go to the event log."""
-    texts: list[str] = []
-    labels: list[str] = []
+def labelled(context: JobContext[Any], chars: int, limit: int) -> tuple[list[str], list[str]]:
+    """Pieces of the texts of the job's sources and corpora, and the names of their sources, in order.
+
+    At most `limit` of each source, if not 0. Problems of reading go to the event log.
+    """
+    from shunter.data import corpus
 
     def report(problem: Problem) -> None:
         context.events.write("problem", **vars(problem))
 
-    for source in sources:
-        count = 0
-        for document in documents(source, context.base, report):
-            if context.control.stop_requested():
-                raise Stopped
-            for piece in pieces(document.text, chars):
-                if limit and count >= limit:
-                    break
-                texts.append(piece)
-                labels.append(source.label)
-                count += 1
+    def every() -> Iterator[tuple[str, str]]:
+        for source in context.config.sources:
+            for document in documents(source, context.base, report):
+                yield source.label, document.text
+        for artefact in context.many("corpora") if context.config.corpora else []:
+            for text in corpus.texts(artefact.path / "train"):
+                yield text.source, text.text
+
+    texts: list[str] = []
+    labels: list[str] = []
+    counts: Counter[str] = Counter()
+    for label, text in every():
+        if context.control.stop_requested():
+            raise Stopped
+        for piece in pieces(text, chars):
+            if limit and counts[label] >= limit:
+                break
+            counts[label] += 1
+            texts.append(piece)
+            labels.append(label)
     return texts, labels
 
 

@@ -5,28 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from shunter.config.errors import ShunterError
 from shunter.data import checks
 from shunter.data.curation.kinds import AnyOperator, preset
 from shunter.data.curation.operators import Filter
 from shunter.data.curation.pages import Pages
-from shunter.data.curation.precision import own_words
+from shunter.data.curation.precision import AFFINITY, own_words
 from shunter.data.curation.stopwords import LEAST, SHARE, counted, stopwords
 from shunter.data.curation.thresholds import ADAPTED, Method, adapt
 from shunter.data.sources import SourceConfig, files
 from shunter.jobs.languages import labelled
-from shunter.recipe.job import JobConfig, JobContext
+from shunter.recipe.job import Input, JobConfig, JobContext
 
 
 class LimitsConfig(JobConfig):
     """Fits what FineWeb2 fits to each language (arXiv 2506.20920, section 3.4)."""
 
     sources: list[SourceConfig] = Field(
-        min_length=1, description="Clean texts by language: a source's name is the language's label."
+        [], description="Clean texts by language: a source's name is the language's label."
+    )
+    corpora: Annotated[list[str], Input("corpus")] = Field(
+        [], description="Jobs whose corpora have the languages as sources; their train parts are read."
     )
     english: str = Field(description="The source for whose language the filters' own limits were made.")
     operators: list[AnyOperator] = Field(
@@ -40,14 +43,10 @@ class LimitsConfig(JobConfig):
     stopword_share: float = Field(
         SHARE, gt=0, le=1, description="A stopword is at least this share of words."
     )
+    affinity: float = Field(
+        AFFINITY, gt=0, le=1, description="A language's own word is said in it this share of all times."
+    )
     stopwords: int = Field(LEAST, ge=1, description="Fewest stopwords: the share falls until they are there.")
-
-    @model_validator(mode="after")
-    def _known(self) -> LimitsConfig:
-        names = [source.label for source in self.sources]
-        if self.english not in names:
-            raise ValueError(f"english is {self.english!r}, but the sources are {', '.join(names)}")
-        return self
 
 
 class LimitsJob:
@@ -68,12 +67,15 @@ class LimitsJob:
 
     def run(self, context: JobContext[LimitsConfig]) -> dict[str, Any]:
         config = context.config
-        texts, labels = labelled(config.sources, context, config.chars, config.limit)
+        texts, labels = labelled(context, config.chars, config.limit)
         by_language: dict[str, list[str]] = {}
         for text, label in zip(texts, labels, strict=True):
             by_language.setdefault(label, []).append(text)
         if config.english not in by_language:
-            raise ShunterError(f"source {config.english!r} has no text")
+            raise ShunterError(
+                f"no text is of {config.english!r}; there is {', '.join(by_language) or 'none'}",
+                mend="Name the source whose language the filters' own limits were made for.",
+            )
         filters = [
             o for o in config.operators or preset("fineweb2") if isinstance(o, Filter) and o.name in ADAPTED
         ]
@@ -92,7 +94,7 @@ class LimitsJob:
             for language, counts in words.items()
             if language != config.english
         }
-        found = {"limits": limits, "stopwords": chosen, "own_words": own_words(words)}
+        found = {"limits": limits, "stopwords": chosen, "own_words": own_words(words, config.affinity)}
         (context.out / "limits.json").write_text(
             json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
