@@ -92,8 +92,8 @@ def _precision(arm: Arm) -> Mapping[str, Samples]:
     from shunter.data.curation.stopwords import counted
 
     references: dict[str, list[str]] = {}
-    for text in corpus.texts(arm["reference"].path / "train"):
-        references.setdefault(text.source, []).append(text.text)
+    for each in corpus.texts(arm["reference"].path / "train"):
+        references.setdefault(each.source, []).append(each.text)
     counts = {language: counted(texts) for language, texts in references.items()}
     by_language: dict[str, list[str]] = {CLOSE: [], RELATIVE: []}
     for _, language, quality, text in _web(arm):
