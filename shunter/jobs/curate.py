@@ -76,6 +76,9 @@ class CurateConfig(JobConfig):
     limit: int = Field(0, ge=0, description="Documents to read from each source; 0: all.")
     preset: Preset | None = Field(None, description="A published chain of operators; `operators` follow it.")
     operators: list[AnyOperator] = Field([], description="What judges and edits documents, in this order.")
+    excluded: bool = Field(
+        False, description="Also write the texts that operators drop, with operator and reason, to excluded/."
+    )
     how: CurateHow = Field(default_factory=CurateHow, description="Choices that must not change the result.")
 
     @property

@@ -35,13 +35,16 @@ def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
     """Write the corpus and its records into `context.out`; returns the summary."""
     config = context.config
     operators = bound(context)
-    stated = json.dumps([FORMAT, config.how.chunk_chars, [o.model_dump() for o in operators]], default=str)
+    stated = json.dumps(
+        [FORMAT, config.how.chunk_chars, config.excluded, [o.model_dump() for o in operators]], default=str
+    )
     folder = context.work / f"chain-{hashlib.blake2b(stated.encode(), digest_size=8).hexdigest()}"
     for other in context.work.glob("chain-*"):
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
-    runner = Runner(folder, operators, config.how.workers or len(os.sched_getaffinity(0)), _Watch(context))
+    workers = config.how.workers or len(os.sched_getaffinity(0))
+    runner = Runner(folder, operators, workers, _Watch(context), config.excluded)
     has_url = any(source.url for source in config.sources)
     facts = {**({"url": pa.string()} if has_url else {}), **_facts(operators)}
     if config.rehydrate:
@@ -225,11 +228,20 @@ def _publish(
     languages: dict[str, Counter[str]] = {}
     early = (json.loads(line) for line in (folder / "dropped.jsonl").open(encoding="utf-8"))
     streams = [early, *(runner.dropped(stage) for stage in range(len(runner.stages)))]
+    reasons = {"operator": pa.string(), "reason": pa.string()}
+    excluded = corpus.Writer(context.out / "excluded", reasons) if context.config.excluded else None
     for record in heapq.merge(*streams, key=lambda record: int(record["number"])):
-        source = labels[int(names[record["number"]]["source"])]
+        name = names[record["number"]]
+        source = labels[int(name["source"])]
+        text = record.pop("text", None)
+        if excluded is not None and text is not None:
+            why = (record["operator"], record["reason"])
+            excluded.write(_id(name, labels), source, int(name["row"]), text, *why)
         output.drop(source, _told(record, names, labels))
         if "language" in record:
             languages.setdefault(record["language"], Counter())[f"dropped: {record['reason']}"] += 1
+    if excluded is not None:
+        excluded.close()
     for documents in runner.left():
         if context.control.stop_requested():
             raise Stopped

@@ -90,6 +90,21 @@ def test_why_tells_what_became_of_each_document(tmp_path: Path, work: Work) -> N
         why(out, "web:60")
 
 
+def test_excluded_texts_are_written(tmp_path: Path, work: Work) -> None:
+    texts = texts_of(5, 60)
+    write(tmp_path / "web", texts, 1)
+    out, _ = work(curate.JOB, {**CONFIG, "normalise": False, "excluded": True, "how": {"workers": 1}})
+    rows = pq.read_table(out / "excluded").to_pylist()
+    records = [record for record in lines(out / "dropped.jsonl") if record["operator"] != "reading"]
+    assert [(r["id"], r["operator"], r["reason"]) for r in rows] == [
+        (r["id"], r["operator"], r["reason"]) for r in records
+    ]
+    assert all("text" not in record for record in records)
+    near = [row for row in rows if row["reason"] == "near duplicate"]
+    assert near
+    assert all(row["text"] == texts[row["row"]] for row in near)
+
+
 def test_parts_of_a_document_are_told_together(tmp_path: Path, work: Work) -> None:
     text = (
         "\n\n".join(f"Paragraph {n} of one long text that is cut." for n in range(8)) + "\n\n" + "short " * 9

@@ -89,13 +89,15 @@ class Tally:
 class Stage:
     """opens: the barrier whose verdicts come first; closes: the one whose keys are taken at the end.
 
-    first: the number in the chain of the operator that the stage begins with.
+    first: the number in the chain of the operator that the stage begins with. excluded: records of removal
+    keep the text.
     """
 
     opens: Barrier | None
     operators: Sequence[Operator]
     closes: Barrier | None
     first: int
+    excluded: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -104,7 +106,7 @@ class Stage:
         return [operator.name for operator in [*opening, *self.operators]]
 
 
-def stages(operators: Sequence[Operator]) -> list[Stage]:
+def stages(operators: Sequence[Operator], excluded: bool = False) -> list[Stage]:
     """The chain cut at its barriers; at least one stage."""
     found: list[Stage] = []
     opens: Barrier | None = None
@@ -112,12 +114,12 @@ def stages(operators: Sequence[Operator]) -> list[Stage]:
     first = 0
     for operator in operators:
         if isinstance(operator, Barrier):
-            found.append(Stage(opens, inside, operator, first))
+            found.append(Stage(opens, inside, operator, first, excluded))
             first += len(inside) + (opens is not None)
             opens, inside = operator, []
         else:
             inside.append(operator)
-    return [*found, Stage(opens, inside, None, first)]
+    return [*found, Stage(opens, inside, None, first, excluded)]
 
 
 @dataclass
@@ -193,6 +195,8 @@ def _batch(
             tally.reasons[record["reason"]] += 1
             if tally.reasons[record["reason"]] <= SAMPLES:
                 samples.append({**record, "text": batch.texts[place][:SAMPLE_CHARS]})
+            if stage.excluded:
+                record["text"] = batch.texts[place]
         alive &= ~fails
         batch.facts.update(verdicts.facts)
         tally.edits.update(verdicts.counts)
