@@ -53,11 +53,12 @@ class Writer:
 
 @dataclass(frozen=True)
 class Text:
-    """A document of a corpus."""
+    """A document of a corpus. copies: how often a training shows it."""
 
     id: str
     source: str
     text: str
+    copies: int = 1
 
 
 def batches(folder: Path, rows: int = 1024) -> Iterator[list[Text]]:
@@ -67,7 +68,8 @@ def batches(folder: Path, rows: int = 1024) -> Iterator[list[Text]]:
         raise ShunterError("the corpus has no Parquet file here", where=str(folder))
     for path in paths:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=rows, columns=["id", "source", "text"]):
+            columns = [c for c in ("id", "source", "text", "copies") if c in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=rows, columns=columns):
                 yield [Text(**fields) for fields in batch.to_pylist()]
 
 

@@ -38,6 +38,9 @@ class SourceConfig(Config):
     encoding: str = Field(
         "utf-8", description="Of text files; what does not fit is replaced, counted and reported."
     )
+    url: str | None = Field(
+        None, description="For JSONL and Parquet: the field that holds the document's address on the web."
+    )
     licence: str | None = Field(None, description="Under which terms the text may be used.")
 
     @property
@@ -57,6 +60,7 @@ class Document:
     source: str
     row: int
     text: str
+    url: str = ""
 
     @property
     def id(self) -> str:
@@ -121,9 +125,10 @@ def documents(source: SourceConfig, base: Path, report: Report) -> Iterator[Docu
             text = to_text(item, report)
             if text is None:
                 continue
+            url = str(item.fields.get(source.url) or "") if source.url else ""
         else:
-            text = item
-        yield Document(source.label, row, text)
+            text, url = item, ""
+        yield Document(source.label, row, text, url)
         row += 1
 
 
@@ -151,7 +156,9 @@ def contents(
 
 def columns(source: SourceConfig, whole: bool = False) -> list[str] | None:
     """Columns of a Parquet file that are needed; None: all, for a template or whole records."""
-    return None if source.template or whole else [source.field]
+    if source.template or whole:
+        return None
+    return [source.field, source.url] if source.url and source.url != source.field else [source.field]
 
 
 def left_out(source: SourceConfig, base: Path) -> dict[str, int]:

@@ -9,16 +9,17 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.data import checks
 from shunter.data.curation.kinds import AnyOperator, Preset, preset
+from shunter.data.curation.language import Language
 from shunter.data.curation.operators import Operator
 from shunter.data.sources import Document, Problem, SourceConfig, documents, files, left_out
-from shunter.recipe.job import How, JobConfig, JobContext, Stopped
+from shunter.recipe.job import How, Input, JobConfig, JobContext, Stopped
 
 SPLITS = ("train", "heldout")
 # Characters that no text needs: controls but tab and line feed, and the byte order mark.
@@ -41,7 +42,22 @@ class CurateHow(How):
 class CurateConfig(JobConfig):
     """Reads sources, cleans them, drops what is too short, too long or there twice, and splits."""
 
-    sources: list[SourceConfig] = Field(min_length=1, description="Where the documents come from.")
+    sources: list[SourceConfig] = Field([], description="Where the documents come from.")
+    corpora: Annotated[list[str], Input("corpus")] = Field(
+        [], description="Jobs whose corpora are read after the sources, train part before held-out part."
+    )
+    languages: Annotated[str | None, Input("languages")] = Field(
+        None, description="Job that made the language model of `language` operators."
+    )
+    limits: Annotated[str | None, Input("limits")] = Field(
+        None, description="Job that fitted filters' limits and stopwords to languages."
+    )
+    rehydrate: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Most copies of a document, by how little filters removed of clusters as large; 0: off.",
+    )
     heldout: float = Field(
         0.03, ge=0, le=0.5, description="Share of documents held out, chosen by the digest of their text."
     )
@@ -60,18 +76,36 @@ class CurateConfig(JobConfig):
     limit: int = Field(0, ge=0, description="Documents to read from each source; 0: all.")
     preset: Preset | None = Field(None, description="A published chain of operators; `operators` follow it.")
     operators: list[AnyOperator] = Field([], description="What judges and edits documents, in this order.")
+    excluded: bool = Field(
+        False, description="Also write the texts that operators drop, with operator and reason, to excluded/."
+    )
     how: CurateHow = Field(default_factory=CurateHow, description="Choices that must not change the result.")
 
     @property
     def chain(self) -> list[Operator]:
         """The operators of the preset and those after it."""
-        return [*(preset(self.preset) if self.preset else []), *self.operators]
+        published = preset(self.preset, self.languages is not None) if self.preset else []
+        return [*published, *self.operators]
 
     @model_validator(mode="after")
     def _names_differ(self) -> CurateConfig:
         twice = [name for name, n in Counter(source.label for source in self.sources).items() if n > 1]
         if twice:
             raise ValueError(f"two sources are called {twice[0]!r}; give each a name of its own")
+        if not self.sources and not self.corpora:
+            raise ValueError("give sources, corpora or both")
+        kinds = [operator.name for operator in self.chain]
+        if self.rehydrate and "near-duplicates" not in kinds:
+            raise ValueError("rehydrate needs near-duplicates among the operators: it counts their clusters")
+        if "confidence-cut" in kinds and "language" not in kinds[: kinds.index("confidence-cut")]:
+            raise ValueError("confidence-cut needs language before it")
+        if self.corpora and self.section_chars:
+            raise ValueError("documents of corpora are not taken apart again; leave section_chars out")
+        if self.corpora and not self.chain:
+            raise ValueError("corpora are read by a chain of operators; give preset or operators")
+        models = [operator.model for operator in self.chain if isinstance(operator, Language)]
+        if not all(models) and self.languages is None:
+            raise ValueError("a language operator needs `languages`, a job that makes a model, or `model`")
         if self.max_chars < self.min_chars:
             raise ValueError(f"max_chars {self.max_chars} is below min_chars {self.min_chars}")
         return self
@@ -140,7 +174,7 @@ class CurateJob:
                 if number % 256 == 0 and context.control.stop_requested():
                     raise Stopped
                 context.events.progress(number, None, "documents")
-        return output.summary(context.config)
+        return output.summary({source.label: source.licence for source in context.config.sources})
 
 
 def normalise(text: str) -> str:
@@ -257,13 +291,12 @@ class Output:
             self.seen.add(digest)
         return None, {}
 
-    def summary(self, config: CurateConfig) -> dict[str, Any]:
+    def summary(self, licences: Mapping[str, str | None]) -> dict[str, Any]:
         """Counts of documents and bytes, and per source with its licence."""
         total = {
             split: {"documents": writer.documents, "bytes": writer.bytes}
             for split, writer in self.splits.items()
         }
-        licences = {source.label: source.licence for source in config.sources}
         return {
             "read": self.read,
             **total,

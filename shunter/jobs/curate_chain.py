@@ -16,11 +16,15 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
+from shunter.data import corpus
+from shunter.data.curation import rehydration
 from shunter.data.curation.chain import Documents
-from shunter.data.curation.operators import Operator
+from shunter.data.curation.gopher import GopherQuality
+from shunter.data.curation.language import Language
+from shunter.data.curation.operators import Filter, Operator
 from shunter.data.curation.runner import Done, Runner
 from shunter.data.sources import Document
-from shunter.jobs.curate import CurateConfig, Output, normalise, read, sections
+from shunter.jobs.curate import SPLITS, CurateConfig, Output, normalise, read, sections
 from shunter.recipe.job import JobContext, Stopped
 
 FORMAT = 1  # of the files in the work folder; another number begins anew
@@ -30,25 +34,35 @@ NAMES = np.dtype([("source", "<i4"), ("row", "<i8"), ("part", "<i4")])
 def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
     """Write the corpus and its records into `context.out`; returns the summary."""
     config = context.config
-    operators = config.chain
-    stated = json.dumps([FORMAT, config.how.chunk_chars, [o.model_dump() for o in operators]], default=str)
+    operators = bound(context)
+    stated = json.dumps(
+        [FORMAT, config.how.chunk_chars, config.excluded, [o.model_dump() for o in operators]], default=str
+    )
     folder = context.work / f"chain-{hashlib.blake2b(stated.encode(), digest_size=8).hexdigest()}"
     for other in context.work.glob("chain-*"):
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
-    runner = Runner(folder, operators, config.how.workers or len(os.sched_getaffinity(0)), _Watch(context))
-    with Output(context.out, _facts(operators)) as output:
-        with _Reading(folder, context, output) as reading:
+    workers = config.how.workers or len(os.sched_getaffinity(0))
+    runner = Runner(folder, operators, workers, _Watch(context), config.excluded)
+    has_url = any(source.url for source in config.sources)
+    facts = {**({"url": pa.string()} if has_url else {}), **_facts(operators)}
+    if config.rehydrate:
+        facts["copies"] = pa.int32()
+    with Output(context.out, facts) as output:
+        with _Reading(folder, context, output, has_url) as reading:
             runner.run(reading.chunks())
-        languages = _publish(runner, folder, context, output)
+        labels = reading.labels
+        table = _copies(runner, config.rehydrate) if config.rehydrate else {}
+        languages = _publish(runner, folder, context, output, labels, table)
         output.read = reading.documents
-    summary = output.summary(config)
+    summary = output.summary(reading.licences)
+    if table:
+        summary["copies"] = {str(size): count for size, count in table.items()}
     summary["operators"] = [{"operator": name, **tally.data()} for name, tally in runner.tallies()]
     if languages:
         summary["languages"] = {name: dict(sorted(languages[name].items())) for name in sorted(languages)}
     names = _names(folder)
-    labels = [source.label for source in config.sources]
     with (context.out / "samples.jsonl").open("w", encoding="utf-8") as file:
         for sample in runner.samples():
             shown = _told(sample, names, labels)
@@ -56,12 +70,39 @@ def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
     return summary
 
 
-class _Reading:
-    """Documents from the sources, numbered; what leaves here already is written down beside."""
+def bound(context: JobContext[CurateConfig]) -> list[Operator]:
+    """The chain with the model and the limits that upstream jobs made."""
+    config = context.config
+    model = str(context.one("languages").path) if config.languages else ""
+    found: dict[str, Any] = {"limits": {}, "stopwords": {}}
+    if config.limits:
+        found = json.loads((context.one("limits").path / "limits.json").read_text(encoding="utf-8"))
+    operators = []
+    for operator in config.chain:
+        update: dict[str, Any] = {}
+        if isinstance(operator, Language):
+            update["model"] = str(context.base / operator.model) if operator.model else model
+        if isinstance(operator, Filter) and not operator.by_language:
+            update["by_language"] = found["limits"].get(operator.name, {})
+        if isinstance(operator, GopherQuality) and not operator.stopwords_by_language:
+            update["stopwords_by_language"] = found["stopwords"]
+        operators.append(operator.model_copy(update=update))
+    return operators
 
-    def __init__(self, folder: Path, context: JobContext[CurateConfig], output: Output) -> None:
-        self.context, self.output, self.folder = context, output, folder
+
+class _Reading:
+    """Documents from sources and corpora, numbered; what leaves here already is written down beside.
+
+    labels: the sources' names by their number; licences: what is known of each.
+    """
+
+    def __init__(
+        self, folder: Path, context: JobContext[CurateConfig], output: Output, has_url: bool
+    ) -> None:
+        self.context, self.output, self.folder, self.has_url = context, output, folder, has_url
         self.documents = 0
+        self.licences = {source.label: source.licence for source in context.config.sources}
+        self.labels = list(self.licences)
 
     def __enter__(self) -> _Reading:
         self._names: IO[bytes] = (self.folder / "names.bin").open("wb")
@@ -73,36 +114,61 @@ class _Reading:
         self._dropped.close()
 
     def chunks(self) -> Iterator[Documents]:
+        """Cut by characters, wherever files end."""
         config, number = self.context.config, 0
-        places = {source.label: place for place, source in enumerate(config.sources)}
+        places = {label: place for place, label in enumerate(self.labels)}
         texts: list[str] = []
         numbers: list[int] = []
+        urls: list[str] = []
         held = 0
-        for document in read(self.context, self.output):
+        for document, part_of in self._all():
             self.documents += 1
             if self.documents % 256 == 0 and self.context.control.stop_requested():
                 raise Stopped
+            if document.source not in places:
+                places[document.source] = len(self.labels)
+                self.labels.append(document.source)
+                self.licences.setdefault(document.source, None)
             text = normalise(document.text) if config.normalise else document.text
             parts = sections(text, config.section_chars)
             for index, part in enumerate(parts):
-                name = (places[document.source], document.row, -1 if len(parts) == 1 else index)
+                name = (places[document.source], document.row, part_of if len(parts) == 1 else index)
                 self._names.write(np.array(name, NAMES).tobytes())
                 reason, facts = self.output.reason(part, config)
                 if reason is None:
                     numbers.append(number)
                     texts.append(part)
+                    urls.append(document.url)
                     held += len(part)
                 else:
                     record = {"number": number, "operator": "reading", "reason": reason, **facts}
                     self._dropped.write(json.dumps(record) + "\n")
                 number += 1
             if held >= config.how.chunk_chars:
-                yield Documents(np.array(numbers, np.int64), texts)
-                texts, numbers, held = [], [], 0
+                yield self._chunk(numbers, texts, urls)
+                texts, numbers, urls, held = [], [], [], 0
         if texts:
-            yield Documents(np.array(numbers, np.int64), texts)
+            yield self._chunk(numbers, texts, urls)
         self._names.flush()
         self._dropped.flush()
+
+    def _chunk(self, numbers: list[int], texts: list[str], urls: list[str]) -> Documents:
+        facts = {"url": np.array(urls, np.str_)} if self.has_url else {}
+        return Documents(np.array(numbers, np.int64), texts, facts)
+
+    def _all(self) -> Iterator[tuple[Document, int]]:
+        """Documents with the part of a document that they are, or -1."""
+        for document in read(self.context, self.output):
+            yield document, -1
+        for artefact in self.context.many("corpora") if self.context.config.corpora else []:
+            known = json.loads((artefact.path / "summary.json").read_text(encoding="utf-8")).get(
+                "sources", {}
+            )
+            self.licences.update({label: counts.get("licence") for label, counts in known.items()})
+            for split in SPLITS:
+                for text in corpus.texts(artefact.path / split):
+                    row, _, part = text.id.rpartition(":")[2].partition(".")
+                    yield Document(text.source, int(row), text.text), int(part or -1)
 
 
 class _Watch:
@@ -138,23 +204,50 @@ class _Watch:
         self.context.events.progress(self.documents, None, "documents", **shown)
 
 
+def _copies(runner: Runner, most: int) -> dict[int, int]:
+    """Copies by size of cluster, from what the operators after the near-duplicates removed."""
+    before: Counter[int] = Counter()
+    after: Counter[int] = Counter()
+    for stage in range(len(runner.stages)):
+        before.update(record["cluster_size"] for record in runner.dropped(stage) if "cluster_size" in record)
+    for documents in runner.left():
+        after.update(documents.facts["cluster_size"].tolist() if len(documents) else [])
+    return rehydration.copies(before + after, after, most)
+
+
 def _publish(
-    runner: Runner, folder: Path, context: JobContext[CurateConfig], output: Output
+    runner: Runner,
+    folder: Path,
+    context: JobContext[CurateConfig],
+    output: Output,
+    labels: list[str],
+    table: dict[int, int],
 ) -> dict[str, Counter[str]]:
     """Write what is left and what left, each in the order of reading; counts by language."""
     names = _names(folder)
-    labels = [source.label for source in context.config.sources]
     languages: dict[str, Counter[str]] = {}
     early = (json.loads(line) for line in (folder / "dropped.jsonl").open(encoding="utf-8"))
     streams = [early, *(runner.dropped(stage) for stage in range(len(runner.stages)))]
+    reasons = {"operator": pa.string(), "reason": pa.string()}
+    excluded = corpus.Writer(context.out / "excluded", reasons) if context.config.excluded else None
     for record in heapq.merge(*streams, key=lambda record: int(record["number"])):
-        source = labels[int(names[record["number"]]["source"])]
+        name = names[record["number"]]
+        source = labels[int(name["source"])]
+        text = record.pop("text", None)
+        if excluded is not None and text is not None:
+            why = (record["operator"], record["reason"])
+            excluded.write(_id(name, labels), source, int(name["row"]), text, *why)
         output.drop(source, _told(record, names, labels))
         if "language" in record:
             languages.setdefault(record["language"], Counter())[f"dropped: {record['reason']}"] += 1
+    if excluded is not None:
+        excluded.close()
     for documents in runner.left():
         if context.control.stop_requested():
             raise Stopped
+        if table and len(documents):
+            sizes = documents.facts["cluster_size"].tolist()
+            documents.facts["copies"] = np.array([rehydration.of(size, table) for size in sizes], np.int32)
         facts = [documents.facts[name].tolist() for name in output.facts or {}] if len(documents) else []
         for place, text in enumerate(documents.texts):
             name = names[documents.number[place]]

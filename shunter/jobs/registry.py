@@ -10,6 +10,9 @@ from shunter.recipe.job import Job
 
 _ENTRIES = {
     "curate": "shunter.jobs.curate:JOB",
+    "babel": "shunter.jobs.babel:JOB",
+    "languages": "shunter.jobs.languages:JOB",
+    "limits": "shunter.jobs.limits:JOB",
     "tokenizer": "shunter.jobs.tokenizer:JOB",
     "tokens": "shunter.jobs.tokens:JOB",
     "conversations": "shunter.jobs.conversations:JOB",

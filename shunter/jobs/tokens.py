@@ -118,7 +118,7 @@ class TokensJob:
         parts = (
             conversations(source / f"{split}.jsonl", tokenizer)
             if talks
-            else ahead(documents(source / split, tokenizer))
+            else ahead(documents(source / split, tokenizer, repeat=split == "train"))
         )
         if config.replay and split == "train":
             # Held-out rows stay conversations: their loss tells what the tuning is for.
@@ -137,9 +137,12 @@ class TokensJob:
 
 
 def documents(
-    folder: Path, tokenizer: Tokenizer, chosen: Callable[[str], bool] = lambda name: True
+    folder: Path,
+    tokenizer: Tokenizer,
+    chosen: Callable[[str], bool] = lambda name: True,
+    repeat: bool = False,
 ) -> Iterator[Callable[[], _Encoded]]:
-    """Work to do: each makes a part of the documents of a `chosen` name.
+    """Work to do: each makes a part of the documents of a `chosen` name; with `repeat` in all their copies.
 
     A start, the document, end-of-text: each token of the text is predicted, and its end is too. The start is
     the tokenizer's: where it has none of its own, the end of the text before.
@@ -156,7 +159,7 @@ def documents(
         return _Encoded([np.concatenate([start, ids, end]) for ids in encoded], None, names, sizes)
 
     for every in corpus.batches(folder):
-        batch = [document for document in every if chosen(document.id)]
+        batch = [d for d in every if chosen(d.id) for _ in range(d.copies if repeat else 1)]
         sizes = [len(document.text.encode()) for document in batch]
         for part in _parts(sizes):
             texts, names = [d.text for d in batch[part]], [d.id for d in batch[part]]

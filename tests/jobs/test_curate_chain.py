@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,8 +15,10 @@ from shunter.cli.corpus import sentence
 from shunter.config.errors import ShunterError
 from shunter.data import corpus
 from shunter.data.curation.why import why
-from shunter.jobs import curate
+from shunter.jobs import curate, limits, tokens
+from shunter.jobs import languages as languages_job
 from shunter.recipe.job import Stopped
+from tests.data.curation import test_languages as languages
 from tests.data.curation.test_runner import corpus as texts_of
 from tests.jobs.conftest import Still, Work
 
@@ -86,6 +90,21 @@ def test_why_tells_what_became_of_each_document(tmp_path: Path, work: Work) -> N
         why(out, "web:60")
 
 
+def test_excluded_texts_are_written(tmp_path: Path, work: Work) -> None:
+    texts = texts_of(5, 60)
+    write(tmp_path / "web", texts, 1)
+    out, _ = work(curate.JOB, {**CONFIG, "normalise": False, "excluded": True, "how": {"workers": 1}})
+    rows = pq.read_table(out / "excluded").to_pylist()
+    records = [record for record in lines(out / "dropped.jsonl") if record["operator"] != "reading"]
+    assert [(r["id"], r["operator"], r["reason"]) for r in rows] == [
+        (r["id"], r["operator"], r["reason"]) for r in records
+    ]
+    assert all("text" not in record for record in records)
+    near = [row for row in rows if row["reason"] == "near duplicate"]
+    assert near
+    assert all(row["text"] == texts[row["row"]] for row in near)
+
+
 def test_parts_of_a_document_are_told_together(tmp_path: Path, work: Work) -> None:
     text = (
         "\n\n".join(f"Paragraph {n} of one long text that is cut." for n in range(8)) + "\n\n" + "short " * 9
@@ -142,3 +161,90 @@ def test_damaged_sources_are_told_and_passed(tmp_path: Path, work: Work) -> None
     dropped = lines(out / "dropped.jsonl")
     kept = [d.id for split in ("train", "heldout") for d in corpus.texts(out / split)]
     assert len(set(kept + [d["id"] for d in dropped])) == len(kept) + len(dropped) > 70
+
+
+def test_languages_limits_and_copies(tmp_path: Path, work: Work) -> None:
+    """From labelled texts to a corpus of two languages with limits, stopwords and copies of their own."""
+
+    def spoken(number: int, count: int, own: int = 0) -> list[str]:
+        """The first language has English stopwords, as English limits want."""
+        texts = languages.texts_of(number, 5 if number == 1 else 14, count, own=own)
+        return [f"the and of {text}" for text in texts] if number == 1 else texts
+
+    english, ours = spoken(1, 60), spoken(2, 60)
+    for name, texts in (("aa", english), ("bb", ours)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts), encoding="utf-8")
+    references = [{"name": name, "path": f"{name}.txt"} for name in ("aa", "bb")]
+    model, told = work(languages_job.JOB, {"sources": references, "chars": 300, "bits": 12})
+    assert told["heldout_accuracy"] > 0.9
+    fitted, _ = work(limits.JOB, {"sources": references, "english": "aa", "chars": 500})
+    found = json.loads((fitted / "limits.json").read_text())
+    assert len(found["stopwords"]["bb"]) >= 8
+    fresh = [text for n in range(8) for number in (1, 2) for text in spoken(number, 4, own=n + 1)]
+    copied = [f"{text[:-1]} {n}." for text in fresh[::7] for n in range(3)]
+    rows = [{"text": t, "url": f"https://{n}.example"} for n, t in enumerate(fresh + copied)]
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "0.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    config = {
+        "sources": [{"name": "web", "path": "web/*.jsonl", "url": "url"}],
+        "preset": "fineweb2",
+        "languages": "l",
+        "rehydrate": 4,
+        "how": {"workers": 1},
+    }
+    inputs = {"languages": model, "limits": fitted}
+    plain, _ = work(curate.JOB, config, inputs={"languages": model}, name="plain")
+    out, _ = work(curate.JOB, {**config, "limits": "f"}, inputs=inputs, name="fitted")
+    kept = {}
+    for folder in (plain, out):
+        table = pq.read_table(folder / "train")
+        assert {"language", "language_score", "cluster_size", "copies", "url"} <= set(table.column_names)
+        kept[folder] = Counter(table.column("language").to_pylist())
+    assert kept[plain]["bb"] == 0, "English limits drop long words"
+    assert kept[out]["bb"] > 15
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["languages"]) == {"aa", "bb"}
+    assert min(summary["copies"].values()) >= 1
+    again, _ = work(
+        curate.JOB,
+        {"corpora": ["c"], "operators": [{"kind": "gopher-quality", "min_stopwords": 0, "max_mean_word": 9}]},
+        inputs={"corpora": [out]},
+        name="again",
+    )
+    ids = [d.id for split in ("train", "heldout") for d in corpus.texts(again / split)]
+    assert ids
+    assert set(ids) < {d.id for split in ("train", "heldout") for d in corpus.texts(out / split)}
+
+
+def test_copies_are_shown_as_often(tmp_path: Path) -> None:
+    writer = corpus.Writer(tmp_path, {"copies": pa.int32()})
+    for number in range(3):
+        writer.write(f"a:{number}", "a", number, f"text {number}", number + 1)
+    writer.close()
+
+    class Plain:
+        start = end_of_text = 0
+
+        def encode_batch(self, texts: list[str]) -> list[list[int]]:
+            return [[int(text[-1])] for text in texts]
+
+    for repeat, expected in (
+        (True, ["a:0", "a:1", "a:1", "a:2", "a:2", "a:2"]),
+        (False, ["a:0", "a:1", "a:2"]),
+    ):
+        parts = [part() for part in tokens.documents(tmp_path, Plain(), repeat=repeat)]  # type: ignore[arg-type]
+        assert [name for part in parts for name in part.ids] == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"sources": []}, "give sources, corpora or both"),
+        ({"rehydrate": 3}, "rehydrate needs near-duplicates"),
+        ({"operators": [{"kind": "language"}]}, "needs `languages`"),
+        ({"operators": [{"kind": "confidence-cut"}]}, "needs language before it"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        curate.CurateConfig(kind="curate", **{"sources": CONFIG["sources"], **config})

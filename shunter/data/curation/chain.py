@@ -89,13 +89,15 @@ class Tally:
 class Stage:
     """opens: the barrier whose verdicts come first; closes: the one whose keys are taken at the end.
 
-    first: the number in the chain of the operator that the stage begins with.
+    first: the number in the chain of the operator that the stage begins with. excluded: records of removal
+    keep the text.
     """
 
     opens: Barrier | None
     operators: Sequence[Operator]
     closes: Barrier | None
     first: int
+    excluded: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -104,7 +106,7 @@ class Stage:
         return [operator.name for operator in [*opening, *self.operators]]
 
 
-def stages(operators: Sequence[Operator]) -> list[Stage]:
+def stages(operators: Sequence[Operator], excluded: bool = False) -> list[Stage]:
     """The chain cut at its barriers; at least one stage."""
     found: list[Stage] = []
     opens: Barrier | None = None
@@ -112,12 +114,12 @@ def stages(operators: Sequence[Operator]) -> list[Stage]:
     first = 0
     for operator in operators:
         if isinstance(operator, Barrier):
-            found.append(Stage(opens, inside, operator, first))
+            found.append(Stage(opens, inside, operator, first, excluded))
             first += len(inside) + (opens is not None)
             opens, inside = operator, []
         else:
             inside.append(operator)
-    return [*found, Stage(opens, inside, None, first)]
+    return [*found, Stage(opens, inside, None, first, excluded)]
 
 
 @dataclass
@@ -152,9 +154,9 @@ def run(stage: Stage, documents: Documents, settled: Keys | None) -> Result:
         batch, pages = _batch(stage, batch, part, tallies, dropped, samples)
         left.append(batch)
         if stage.closes is not None:
-            keys.append(stage.closes.keys(pages))
+            keys.append(stage.closes.keys_with(pages, batch.facts))
     if stage.closes is not None and not keys:
-        keys.append(stage.closes.keys(Pages([])))
+        keys.append(stage.closes.keys_with(Pages([]), {}))
     names = keys[0] if keys else {}
     together = {name: np.concatenate([part[name] for part in keys]) for name in names}
     dropped.sort(key=lambda record: record["number"])
@@ -182,7 +184,7 @@ def _batch(
             assert settled is not None, "a barrier opens its stage: every document is there"
             verdicts = operator.judge_settled(pages, settled)
         else:
-            verdicts = operator.judge(pages)
+            verdicts = operator.judge_with(pages, batch.facts)
         fails = alive & ~verdicts.kept
         lengths = pages.lengths
         tally.documents += int(alive.sum())
@@ -193,6 +195,8 @@ def _batch(
             tally.reasons[record["reason"]] += 1
             if tally.reasons[record["reason"]] <= SAMPLES:
                 samples.append({**record, "text": batch.texts[place][:SAMPLE_CHARS]})
+            if stage.excluded:
+                record["text"] = batch.texts[place]
         alive &= ~fails
         batch.facts.update(verdicts.facts)
         tally.edits.update(verdicts.counts)
@@ -220,8 +224,9 @@ def _record(operator: Operator, verdicts: Verdicts, batch: Documents, place: int
     }
     if verdicts.of is not None:
         record["of"] = int(verdicts.of[place])
-    if "language" in batch.facts:
-        record["language"] = str(batch.facts["language"][place])
+    for name in ("language", "cluster_size"):
+        if name in batch.facts:
+            record[name] = batch.facts[name][place].item()
     return record
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from shunter.data.curation import glyphs
-from shunter.data.curation.operators import Filter, Rule, ratio
+from shunter.data.curation.operators import Facts, Filter, Rule, Verdicts, decide, ratio
 from shunter.data.curation.pages import Pages, Words
 from shunter.data.curation.repeats import Grams, duplicates
 
@@ -38,6 +38,20 @@ class GopherQuality(Filter):
     )
     min_stopwords: int | None = Field(2, ge=0, description="Fewest different stopwords.")
     stopwords: list[str] = Field(list(STOPWORDS), description="The stopwords; case counts.")
+
+    stopwords_by_language: dict[str, list[str]] = Field(
+        {}, description="Language -> its stopwords, in place of `stopwords`. A `limits` job makes it."
+    )
+
+    def judge_with(self, pages: Pages, facts: Facts) -> Verdicts:
+        if not self.stopwords_by_language or "language" not in facts:
+            return super().judge_with(pages, facts)
+        rules, languages = self.rules(), facts["language"]
+        measures = dict(self.measures(pages))
+        for name in set(languages.tolist()) & self.stopwords_by_language.keys():
+            own = different(pages.words, self.stopwords_by_language[name])
+            measures["stopwords"] = np.where(languages == name, own, measures["stopwords"])
+        return decide(rules, measures, len(pages), self._bounds(rules, facts))
 
     def rules(self) -> Sequence[Rule]:
         return [

@@ -9,9 +9,11 @@ from pydantic import Field
 from shunter.data.curation.c4 import C4Quality
 from shunter.data.curation.fineweb import FineWebQuality
 from shunter.data.curation.gopher import GopherQuality, GopherRepetition
+from shunter.data.curation.language import ConfidenceCut, Language
 from shunter.data.curation.minhash import NearDuplicates, RepeatedParagraphs
 from shunter.data.curation.operators import Operator
 from shunter.data.curation.personal import MaskPersonal
+from shunter.data.curation.precision import PrecisionFilter
 
 AnyOperator = Annotated[
     GopherQuality
@@ -20,18 +22,21 @@ AnyOperator = Annotated[
     | FineWebQuality
     | NearDuplicates
     | RepeatedParagraphs
-    | MaskPersonal,
+    | MaskPersonal
+    | Language
+    | ConfidenceCut
+    | PrecisionFilter,
     Field(discriminator="kind"),
 ]
 Preset = Literal["gopher", "c4", "fineweb", "fineweb2"]
 
 
-def preset(name: Preset) -> list[Operator]:
-    """The operators of a published chain, in its order.
+def preset(name: Preset, labelled: bool = False) -> list[Operator]:
+    """The operators of a published chain, in its order. labelled: a language model is at hand.
 
     gopher: arXiv 2112.11446, A.1. c4: arXiv 1910.10683, 2.2, without its list of bad words. fineweb: arXiv
     2406.17557, section 3, from extracted English on. fineweb2: arXiv 2506.20920, section 3, from one language
-    on, with English thresholds; another language's come from `shunter.data.curation.thresholds`.
+    on, or with a language model from labelling on; with English limits, others come from a `limits` job.
     """
     if name == "gopher":
         return [GopherQuality(), GopherRepetition(), NearDuplicates()]
@@ -47,6 +52,7 @@ def preset(name: Preset) -> list[Operator]:
             MaskPersonal(),
         ]
     return [
+        *([Language(), ConfidenceCut()] if labelled else []),
         NearDuplicates(),
         GopherRepetition(max_paragraphs=None, max_paragraph_chars=None, max_line_chars=None),
         FineWebQuality(max_short=None, max_repeated=0.1),

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from shunter.config.base import Config
 from shunter.data.curation.pages import Pages
 
 Keys = dict[str, np.ndarray]
+Facts = dict[str, np.ndarray]  # columns of a batch
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,18 @@ class Verdicts:
 
 
 class Operator(Config):
-    """Judges documents, each by itself: no result depends on what else is in the batch."""
+    """Judges documents, each by itself: no result depends on what else is in the batch.
+
+    One of `judge` and `judge_with` is written by each operator.
+    """
 
     def judge(self, pages: Pages) -> Verdicts:
         """The verdict on each document."""
-        raise NotImplementedError
+        return self.judge_with(pages, {})
+
+    def judge_with(self, pages: Pages, facts: Facts) -> Verdicts:
+        """The same with what is known of each document: its `url`, its `language`."""
+        return self.judge(pages)
 
     def columns(self) -> dict[str, str]:
         """Facts that it gives to every document: column -> Arrow type."""
@@ -74,6 +83,10 @@ class Barrier(Operator):
         """What of these documents the settlement needs. `rows`: int64 per document, how many rows of the
         other arrays are its own; without it, one each."""
         raise NotImplementedError
+
+    def keys_with(self, pages: Pages, facts: Facts) -> Keys:
+        """The same with what is known of each document."""
+        return self.keys(pages)
 
     def settle(self, keys: Any) -> Keys:
         """The settlement of all documents, from the keys of all in order (name -> array); `number` is one.
@@ -99,12 +112,42 @@ class Filter(Operator):
         a bound that passes too."""
         raise NotImplementedError
 
-    def judge(self, pages: Pages) -> Verdicts:
-        return decide(self.rules(), self.measures(pages), len(pages))
+    by_language: dict[str, dict[str, float | None]] = Field(
+        {},
+        description="Language -> reason -> limit in place of the option's; null: none. `limits` makes it.",
+    )
+
+    def judge_with(self, pages: Pages, facts: Facts) -> Verdicts:
+        rules = self.rules()
+        if not self.by_language or "language" not in facts:
+            return decide(rules, self.measures(pages), len(pages))
+        verdicts = decide(rules, self.measures(pages, exact=True), len(pages), self._bounds(rules, facts))
+        return verdicts
+
+    def _bounds(self, rules: Sequence[Rule], facts: Facts) -> dict[str, np.ndarray]:
+        """Reason -> a limit for each document, not a number where there is none."""
+        names, inverse = np.unique(facts["language"], return_inverse=True)
+        known = {limit for limits in self.by_language.values() for limit in limits}
+        found = {}
+        for rule in rules:
+            bound = rule.high if rule.high is not None else rule.low
+            if rule.reason not in known or bound is None:
+                continue
+            limits = [self.by_language.get(name, {}).get(rule.reason, bound) for name in names.tolist()]
+            found[rule.reason] = np.array([np.nan if limit is None else limit for limit in limits])[inverse]
+        return found
 
 
-def decide(rules: Sequence[Rule], measures: Mapping[str, np.ndarray], size: int) -> Verdicts:
-    """Verdicts by the first rule that is not met. A measure that is not a number meets every rule."""
+def decide(
+    rules: Sequence[Rule],
+    measures: Mapping[str, np.ndarray],
+    size: int,
+    bounds: Mapping[str, np.ndarray] | None = None,
+) -> Verdicts:
+    """Verdicts by the first rule that is not met. A measure or limit that is no number meets every rule.
+
+    bounds: reason -> a limit for each document, in place of the rule's.
+    """
     reason = np.full(size, -1, np.int16)
     value, limit = np.zeros(size), np.zeros(size)
     for number, rule in enumerate(rules):
@@ -114,8 +157,9 @@ def decide(rules: Sequence[Rule], measures: Mapping[str, np.ndarray], size: int)
         for bound, fails in ((rule.low, np.less), (rule.high, np.greater)):
             if bound is None:
                 continue
-            fresh = fails(measured, bound) & (reason < 0)
-            reason[fresh], value[fresh], limit[fresh] = number, measured[fresh], bound
+            own = np.broadcast_to((bounds or {}).get(rule.reason, np.float64(bound)), size)
+            fresh = fails(measured, own) & (reason < 0)
+            reason[fresh], value[fresh], limit[fresh] = number, measured[fresh], own[fresh]
     return Verdicts([rule.reason for rule in rules], reason, value, limit)
 
 

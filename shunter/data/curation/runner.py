@@ -49,8 +49,16 @@ class Runner:
     raise to stop, and nothing that is done is lost.
     """
 
-    def __init__(self, folder: Path, operators: Sequence[Operator], workers: int, watch: Watch) -> None:
-        self.folder, self.stages, self.workers, self.watch = folder, stages(operators), workers, watch
+    def __init__(
+        self,
+        folder: Path,
+        operators: Sequence[Operator],
+        workers: int,
+        watch: Watch,
+        excluded: bool = False,
+    ) -> None:
+        self.folder, self.workers, self.watch = folder, workers, watch
+        self.stages = stages(operators, excluded)
         self.chunks = 0
         for number in range(len(self.stages)):
             (folder / str(number)).mkdir(parents=True, exist_ok=True)
