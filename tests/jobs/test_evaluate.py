@@ -14,9 +14,9 @@ import pytest
 from pydantic import ValidationError
 
 from shunter.config.errors import ShunterError
+from shunter.data.answers import normal
 from shunter.data.tokenizer import Tokenizer
 from shunter.evaluate import subject as subjects
-from shunter.data.answers import normal
 from shunter.jobs.evaluate import JOB, EvaluateConfig
 from shunter.models.hf import save_model
 from shunter.recipe.job import Stopped
