@@ -34,6 +34,7 @@ TORCH_FREE_FILES = (
     "train/layout_traffic.py",
     "generate/config.py",
     "evaluate/config.py",
+    "post/config.py",
 )
 
 

@@ -1,0 +1,79 @@
+"""Weighted sums, canaries, and rules that cannot grade."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from shunter.config.errors import ShunterError
+from shunter.post.config import RewardConfig
+from shunter.post.rewards import Grader, Item, rule
+
+
+def items(*answers: str, target: str = "7") -> list[Item]:
+    return [Item("q", answer, target) for answer in answers]
+
+
+def test_a_sum_of_weighted_rules() -> None:
+    rules = [
+        (rule(RewardConfig(kind="number")), 2.0),
+        (rule(RewardConfig(kind="format", pattern=r"[\d ]+")), -0.5),
+    ]
+    graded = Grader(rules).grade(items("so 7", "7", "8", "eight"))
+    assert [one.total for one in graded] == [2.0, 1.5, -0.5, 0.0]
+    assert graded[1].parts == {"number": 1.0, "format": 1.0}
+
+
+def test_an_answer_that_was_cut_off_has_exactly_the_reward_given_for_that() -> None:
+    grader = Grader([(rule(RewardConfig(kind="number")), 10.0)], unfinished=-10.0)
+    graded = grader.grade([Item("q", "7", "7", finished=False), Item("q", "7", "7")])
+    assert [one.total for one in graded] == [-10.0, 10.0]
+
+
+@pytest.mark.parametrize("kind", ["number", "boxed", "exact", "contains"])
+def test_canaries_ride_in_every_batch_and_a_broken_rule_is_seen(kind: str) -> None:
+    made = rule(RewardConfig(kind=kind))  # type: ignore[arg-type]
+    seen: list[int] = []
+    grade = made.grade
+
+    def count(batch: Sequence[Item]) -> list[float | str]:
+        seen.append(len(batch))
+        return grade(batch)
+
+    made.grade = count  # type: ignore[method-assign]
+    grader = Grader([(made, 1.0)])
+    for _ in range(3):
+        assert len(grader.grade(items("a", "b"))) == 2
+    assert len(seen) == 3
+    assert all(n > 2 for n in seen)
+    for forged in (0.0, 1.0):
+        made.grade = lambda batch, forged=forged: [forged] * len(batch)  # type: ignore[method-assign]
+        with pytest.raises(ShunterError, match="whose score is known to be"):
+            grader.grade(items("a", "b"))
+
+
+def test_a_rule_that_raises_counts_as_nothing_and_is_counted() -> None:
+    grader = Grader([(rule(RewardConfig(kind="constraints")), 1.0)])
+    good, bad = '{"no_commas": ""}', "no object"
+    graded = grader.grade([Item("q", "a", good), Item("q", "a", bad), Item("q", "a", '{"tall": "1"}')])
+    assert [one.total for one in graded] == [1.0, 0.0, 0.0]
+    assert [len(one.failed) for one in graded] == [0, 1, 1]
+    assert grader.failures == {"constraints": 2}
+    fixed = Grader([(rule(RewardConfig(kind="constraints", constraints={"tall": "1"})), 1.0)])
+    with pytest.raises(ShunterError, match="tall"):
+        fixed.grade(items("a"))
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"kind": "format"}, "which needs one"),
+        ({"kind": "number", "pattern": "a"}, "belongs to a reward of the kind format"),
+        ({"kind": "format", "pattern": "("}, "no regular expression"),
+        ({"kind": "number", "constraints": {"json": ""}}, "belong to a reward of the kind constraints"),
+    ],
+)
+def test_configurations_that_contradict(config: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        RewardConfig.model_validate(config)
