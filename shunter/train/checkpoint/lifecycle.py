@@ -63,6 +63,7 @@ class Checkpointer:
         self.blocked = 0.0
         self._flight: Flight | None = None
         self._verified: dict[Path, _Signature] = {}  # files whose bytes were compared with their digests
+        self._wrong: dict[Path, _Signature] = {}  # and those that were found to differ
         folder.mkdir(parents=True, exist_ok=True)
         for left in (
             folder.glob(".step-*") if clean else ()
@@ -107,7 +108,8 @@ class Checkpointer:
             flight.land()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints whose manifest and file sizes agree, oldest first."""
+        """Steps of the checkpoints whose manifest and file sizes agree, without those found damaged; oldest
+        first."""
         return [step for step, path in self._published() if self._is_whole(path)]
 
     def latest(self) -> int | None:
@@ -221,25 +223,34 @@ class Checkpointer:
             if self._verified.get(path / name) == signature:
                 continue
             if _digest(path / name) != record["sha256"]:
+                self._wrong[path / name] = signature
                 raise Damaged(f"the content of {name} does not match its digest", where=str(path))
             self._verified[path / name] = signature
         return manifest
 
     def _is_whole(self, path: Path) -> bool:
+        """By sizes, and by the content of those files that this process has compared."""
         try:
-            read_manifest(path)
-        except Damaged:
+            files = read_manifest(path)["files"]
+        except ShunterError:
             return False
-        return True
+        return not any(
+            path / name in self._wrong
+            and self._wrong[path / name] == _signature(path / name, record["sha256"])
+            for name, record in files.items()
+        )
 
     def _prune(self) -> None:
-        # Sizes are compared for each, so a torn checkpoint neither counts among the kept nor pushes
-        # out a whole one. It is left in place as evidence until a whole one is newer than it.
+        # A torn checkpoint, or one that was found damaged, neither counts among the kept nor pushes out a
+        # whole one. It is left in place as evidence until a whole one is newer than it.
         whole = self.steps()
         kept = set(whole[-self.keep :])
         for step, path in self._published():
             if whole and step not in kept and step < whole[-1]:
-                shutil.rmtree(path)
+                try:
+                    shutil.rmtree(path)
+                except OSError as error:  # the new one stands: what is in the way of tidying is no failure
+                    self.problems.append(f"{path.name} is old and could not be removed ({error})")
 
 
 def flatten(state: State, prefix: str = "") -> dict[str, torch.Tensor]:

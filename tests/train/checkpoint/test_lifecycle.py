@@ -82,6 +82,44 @@ def test_a_damaged_newest_falls_back_and_never_pushes_out_a_whole_one(tmp_path: 
     assert Checkpointer(tmp_path).latest() == 2
 
 
+def test_a_flipped_bit_is_neither_kept_nor_taken_for_done(tmp_path: Path) -> None:
+    for step in (10, 20):
+        Checkpointer(tmp_path).save(step, a_state(step), {})
+    shard = next((tmp_path / "step-00000020").glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    keeper = Checkpointer(tmp_path, keep=1)
+    assert keeper.latest() == 10
+    keeper.save(20, a_state(3), {})  # what comes after 10 is written anew, not skipped
+    again = Checkpointer(tmp_path, keep=1)
+    assert again.latest() == 20
+    target = a_state(9)
+    again.load(20, target)
+    assert_same(target, a_state(3))
+
+
+def test_a_flipped_bit_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
+    for step in (10, 20):
+        Checkpointer(tmp_path).save(step, a_state(step), {})
+    shard = next((tmp_path / "step-00000020").glob("*.safetensors"))
+    shard.write_bytes(bytes([shard.read_bytes()[0] ^ 1]) + shard.read_bytes()[1:])
+    keeper = Checkpointer(tmp_path, keep=2)
+    assert keeper.latest() == 10
+    keeper.save(30, a_state(3), {})
+    assert keeper.steps() == [10, 30]
+
+
+def test_what_is_in_the_way_of_tidying_fails_no_save(tmp_path: Path) -> None:
+    Checkpointer(tmp_path, keep=1).save(1, a_state(1), {})
+    manifest = tmp_path / "step-00000001" / "manifest.json"
+    said = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**said, "format": 99}))
+    keeper = Checkpointer(tmp_path, keep=1)
+    keeper.save(2, a_state(2), {})
+    assert keeper.latest() == 2
+
+
 def test_every_byte_is_on_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each file as it stands in the checkpoint was fsynced, and its folder, before rename and pointer.
 
