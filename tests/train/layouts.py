@@ -144,6 +144,9 @@ def cases(
             "normalise": draw(st.booleans()),
             "dense_first": draw(st.integers(0, 1)),
             "z_loss": draw(st.sampled_from([0.0, 0.1])),
+            "balance_loss": draw(st.sampled_from([0.0, 0.05])),
+            "capacity": draw(st.sampled_from([None, 0.8, 1.5])),
+            "drop": draw(st.sampled_from(["probs", "position"])),
         }
         if experts["router"] == "sigmoid":
             experts["shared_ffn_dim"] = width * draw(st.integers(-(-tp // width), 3))
