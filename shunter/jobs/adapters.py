@@ -12,6 +12,7 @@ from shunter.train.config import TrainConfig, TrainHow
 
 if TYPE_CHECKING:
     from shunter.models.decoder import Decoder
+    from shunter.parallel.part import Fill
     from shunter.train.loop import Milestone
 
 FOLDER = "adapter"  # beside the merged model, in peft's format
@@ -51,18 +52,21 @@ def check(adapter: AdapterConfig | None, train: TrainConfig, how: TrainHow) -> N
         )
 
 
-def load(folder: Path, adapter: AdapterConfig | None, seed: int) -> Decoder:
-    """The model of a folder, ready to be trained: whole, or by adapters."""
-    from shunter.models.hf import load_model
+def load(
+    folder: Path, adapter: AdapterConfig | None, seed: int, *, laid_out: bool = False
+) -> tuple[Decoder, Fill | None]:
+    """The model of a folder, ready to be trained: whole, or by adapters. laid_out: over several ranks, each
+    of which reads what it holds, unless there are adapters; the second answer reads it."""
+    from shunter.models.hf import load_model, open_model
 
     if adapter is None:
-        return load_model(folder)
+        return open_model(folder) if laid_out else (load_model(folder), None)
     from shunter.surgery.lora import attach
 
     # As stored where it is quantised: there is no need for a whole model in float32.
     decoder = load_model(folder) if adapter.quantise == "none" else load_model(folder, None)
     attach(decoder, adapter, seed)
-    return decoder
+    return decoder, None
 
 
 def publish(whole: Decoder, adapter: AdapterConfig, out: Path) -> Decoder:

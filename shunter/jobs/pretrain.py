@@ -98,9 +98,10 @@ class PretrainJob:
         from shunter.models.init import init_weights
         from shunter.models.spec import DecoderSpec
 
-        tokens, adapter = context.one("tokens").path, context.config.adapter
+        tokens, adapter, fill = context.one("tokens").path, context.config.adapter, None
         if context.config.model is None:
-            decoder = adapters.load(context.one("init").path, adapter, context.config.seed)
+            folder, spread = context.one("init").path, context.world is not None
+            decoder, fill = adapters.load(folder, adapter, context.config.seed, laid_out=spread)
         else:
             rows = TokenRows(tokens / "train")
             shape = context.config.model.model_dump()
@@ -111,7 +112,7 @@ class PretrainJob:
             if context.world is None:
                 init_weights(decoder, context.config.seed)
         if (wanted := context.config.how.milestones) is None:
-            return training.train(context, decoder, tokens, adapter=adapter)
+            return training.train(context, decoder, tokens, adapter=adapter, fill=fill)
         last, seed = context.config.train.steps, context.config.seed
         return training.train(
             context,
@@ -119,6 +120,7 @@ class PretrainJob:
             tokens,
             lambda model: tracker(wanted, model, tokens, context.events, seed, last),
             adapter,
+            fill,
         )
 
 

@@ -52,8 +52,9 @@ class SftJob:
         if context.config.how.parallel is not None and context.world is None:
             return ranks.spread(context, context.config.how.parallel.located(context.base))
         adapter = context.config.adapter
-        decoder = adapters.load(context.one("model").path, adapter, context.config.seed)
-        return training.train(context, decoder, context.one("tokens").path, adapter=adapter)
+        folder, spread = context.one("model").path, context.world is not None
+        decoder, fill = adapters.load(folder, adapter, context.config.seed, laid_out=spread)
+        return training.train(context, decoder, context.one("tokens").path, adapter=adapter, fill=fill)
 
 
 JOB = SftJob()

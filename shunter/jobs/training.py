@@ -21,6 +21,7 @@ from shunter.train.layout_check import check_layout
 
 if TYPE_CHECKING:
     from shunter.models.decoder import Decoder
+    from shunter.parallel.part import Fill
     from shunter.train.loop import Milestone, Training
 
 MakeMilestone = Callable[["Decoder"], "Milestone"]  # of the model that it shall look at
@@ -102,10 +103,12 @@ def train(
     tokens: Path,
     milestone: MakeMilestone | None = None,
     adapter: AdapterConfig | None = None,
+    fill: Fill | None = None,
 ) -> dict[str, Any]:
     """Train `decoder` on a `tokens` artefact and write the model's folder; returns headline metrics.
 
     adapter: what was attached to it, if anything was: the model is written merged, the adapters beside it.
+    fill: first values of a decoder on the meta device, if they are not to be drawn.
     On several ranks each calls it; rank 0 has the whole model at milestones and at the end.
     """
     from shunter.data.tokenizer import Tokenizer
@@ -131,7 +134,7 @@ def train(
     config = context.config
     world = context.world
     assert world is None or isinstance(world, World)
-    # Rank 0 alone has room for the whole: the others only hand in their part.
+    # Rank 0 alone will have room for the whole, now and then: the others only hand in their part.
     whole = _whole(decoder) if world is not None and world.rank == 0 else decoder
     plain = Decoder(decoder.spec) if milestone is not None and adapter is not None else whole
     look = milestone(plain) if milestone is not None else None
@@ -148,6 +151,7 @@ def train(
         seed=config.seed,
         milestone=look,
         world=world,
+        fill=fill,
     )
     if world is not None and look is not None:
         training.milestone = _together(look, training, whole)
@@ -169,13 +173,17 @@ def train(
 
 
 def _whole(decoder: Decoder) -> Decoder:
-    """A decoder to bring all ranks' weights together in; one that was made on the meta device has none."""
+    """A decoder to bring all ranks' weights together in; until then it has none."""
     import copy
 
-    from shunter.models.decoder import Decoder as Fresh
+    from torch import nn
 
-    on_meta = any(parameter.is_meta for parameter in decoder.parameters())
-    return Fresh(decoder.spec) if on_meta else copy.deepcopy(decoder)
+    empty: dict[int, Any] = {}
+    for parameter in decoder.parameters():
+        bare = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        empty[id(parameter)] = bare
+    empty |= {id(buffer): buffer.to("meta") for buffer in decoder.buffers()}
+    return copy.deepcopy(decoder, empty)
 
 
 def _together(look: Milestone, training: Training, whole: Decoder) -> Milestone:
@@ -183,6 +191,10 @@ def _together(look: Milestone, training: Training, whole: Decoder) -> Milestone:
 
     def collective(step: int, tokens: int) -> Mapping[str, float]:
         assert training.layout is not None
-        return look(step, tokens) if training.layout.gather(whole) else {}
+        if not training.layout.gather(whole):
+            return {}
+        found = look(step, tokens)
+        whole.to("meta")
+        return found
 
     return collective

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,32 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> Decod
     Every tensor of the model must be there with its shape, and no other; that is known from the files'
     headers before any memory is taken. Raises ShunterError.
     """
+    model, stored = _unread(folder)
+    dtype = dtype or _DTYPES[stored[EMBEDDING].kind]
+    model.to(dtype=dtype).to_empty(device="cpu")
+    for _, router in routers(model):
+        if router.bias is not None:  # a sum of small updates, which fewer bits would lose
+            router.bias = router.bias.float() if dtype.itemsize < 4 else router.bias
+    _read(stored, _parts(model))
+    return model
+
+
+def open_model(folder: Path) -> tuple[Decoder, Callable[[str, Tensor], None]]:
+    """The model of a folder in float32 on the meta device, and a function that gives one of its parameters
+    or buffers, by its name, the stored values: for those who have room for a part of it only.
+
+    Checked as by `load_model`. Raises ShunterError.
+    """
+    model, stored = _unread(folder)
+
+    def fill(name: str, tensor: Tensor) -> None:
+        _read(stored, their_parts(model.spec, name, tensor))
+
+    return model, fill
+
+
+def _unread(folder: Path) -> tuple[Decoder, dict[str, _Place]]:
+    """The model on the meta device, and where its tensors are stored."""
     spec = read_spec(folder)
     stored = _stored(folder)
     if spec.num_layers > len(stored):  # before so many layers are made
@@ -71,28 +97,24 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> Decod
         )
     with torch.device("meta"):
         model = Decoder(spec)
-    expected = {name: part.shape for name, part in _parts(model)}
-    _check(spec, expected, stored, str(folder))
-    dtype = dtype or _DTYPES[stored[EMBEDDING].kind]
-    model.to(dtype=dtype).to_empty(device="cpu")
-    for _, router in routers(model):
-        if router.bias is not None:  # a sum of small updates, which fewer bits would lose
-            router.bias = router.bias.float() if dtype.itemsize < 4 else router.bias
-    targets = dict(_parts(model))
-    with torch.no_grad():
-        for path in sorted({place.path for place in stored.values()}):
-            with safe_open(path, framework="pt") as file:
-                for name, target in targets.items():
-                    if stored[name].path == path:
-                        target.copy_(file.get_tensor(name))
-    if HEAD in stored and HEAD not in targets:
-        # Some exporters write the shared tensor twice.
-        with safe_open(stored[HEAD].path, framework="pt") as file:
-            if not torch.equal(file.get_tensor(HEAD).to(dtype), model.embed.weight):
-                raise ShunterError(
-                    "the head is declared tied but differs from the embedding", where=str(folder)
-                )
-    return model
+    _check(spec, {name: part.shape for name, part in _parts(model)}, stored, str(folder))
+    if HEAD in stored and spec.tied:  # some exporters write the shared tensor twice
+        both = [torch.empty(stored[EMBEDDING].shape) for _ in range(2)]
+        _read(stored, zip((EMBEDDING, HEAD), both, strict=True))
+        if not torch.equal(*both):
+            raise ShunterError("the head is declared tied but differs from the embedding", where=str(folder))
+    return model, stored
+
+
+@torch.no_grad()
+def _read(stored: Mapping[str, _Place], parts: Iterable[tuple[str, Tensor]]) -> None:
+    """Fill tensors by their stored names, one file after the other."""
+    targets = dict(parts)
+    for path in sorted({stored[name].path for name in targets}):
+        with safe_open(path, framework="pt") as file:
+            for name, target in targets.items():
+                if stored[name].path == path:
+                    target.copy_(file.get_tensor(name))
 
 
 def _check(

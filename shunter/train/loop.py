@@ -20,6 +20,7 @@ from shunter.data.tokens import TokenRows
 from shunter.models.decoder import Decoder
 from shunter.models.init import draw, init_weights
 from shunter.parallel.mesh import Peers
+from shunter.parallel.part import Fill
 from shunter.recipe.job import Control, Stopped
 from shunter.record.events import EventLog
 from shunter.train.checkpoint.lifecycle import Checkpointer
@@ -78,7 +79,9 @@ class Training:
         seed: int,
         milestone: Milestone | None = None,
         world: World | None = None,
+        fill: Fill | None = None,
     ) -> None:
+        """fill: gives a decoder on the meta device its first values, by name; without it they are drawn."""
         self.decoder, self.objective, self.rows, self.heldout = decoder, objective, rows, heldout
         self.config, self.how, self.place, self.seed = config, how, place, seed
         self.milestone = milestone
@@ -94,13 +97,12 @@ class Training:
             # Before the optimizer is made: it belongs to the parameters that stay here.
             parallel = how.parallel.settled(config.batch_rows, how.micro_batch)
             most = math.ceil(config.batch_rows / (parallel.data * parallel.parts))  # rows of a micro-batch
-            fill = partial(draw, seed=seed)
             self.layout = LaidOutPasses(
                 decoder,
                 parallel,
                 world,
                 rows.row_length,
-                fill,
+                fill or partial(draw, seed=seed),
                 rows=most,
                 precision=self.precision,
                 compiled=how.compile,

@@ -227,11 +227,12 @@ class LaidOutPasses:
         return norm
 
     def gather(self, whole: Decoder) -> bool:
-        """Copy all ranks' weights into rank 0's `whole`; every rank calls it. True on rank 0."""
+        """Put all ranks' weights into rank 0's `whole`, which may be on the meta device; every rank calls it.
+        True on rank 0."""
         found = self.whole(self.part.state)
         if found is None:
             return False
-        whole.load_state_dict(found, strict=True)
+        whole.load_state_dict(found, strict=True, assign=True)
         return True
 
     def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

@@ -11,7 +11,7 @@ import torch
 
 from shunter.config.check import parse
 from shunter.config.errors import ShunterError
-from shunter.jobs import conversations, imported, models, pretrain, sft, tokens
+from shunter.jobs import conversations, imported, models, pretrain, sft, tokens, training
 from shunter.models.hf import load_model, save_model
 from shunter.recipe.identity import what
 from shunter.recipe.job import Stopped
@@ -117,6 +117,31 @@ def test_two_processes_make_the_adapters_of_one(elsewhere: Path, rows: Path, wor
     assert json.loads((piped / "adapter" / "adapter_config.json").read_text())["r"] == 4
     for mine, theirs in zip(load_model(piped).parameters(), load_model(alone).parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=2e-4)
+
+
+def test_ranks_that_read_their_parts_tune_the_model_of_one(elsewhere: Path, rows: Path, work: Work) -> None:
+    """All weights are trained, and looked at whole on the way."""
+    config = {
+        "tokens": "r", "init": "m", "train": {**TRAIN, "optimizer": "adamw", "validate_every": 4},
+        "how": {**HOW, "milestones": {"every": 4, "prompts": ["what is"], "max_new_tokens": 4}},
+    }  # fmt: skip
+    laid = {**config, "how": {**config["how"], "parallel": {"tp": 2}}}
+    inputs = {"tokens": rows, "init": elsewhere}
+    alone, expected = work(pretrain.JOB, config, inputs=inputs, name="alone")
+    cut, told = work(pretrain.JOB, laid, inputs=inputs, name="cut")
+    for name in ("loss", "milestone/distinct_2"):
+        assert told[name] == pytest.approx(expected[name], rel=1e-4), name
+    for mine, theirs in zip(load_model(cut).parameters(), load_model(alone).parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=2e-4)
+
+
+def test_the_whole_takes_no_room_until_it_is_brought_together(elsewhere: Path) -> None:
+    decoder = load_model(elsewhere)
+    bare = training._whole(decoder)
+    assert all(tensor.is_meta for tensor in bare.state_dict().values())
+    assert not any(tensor.is_meta for tensor in decoder.state_dict().values())
+    bare.load_state_dict(decoder.state_dict(), assign=True)
+    assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), decoder.parameters(), strict=True))
 
 
 def test_pretraining_goes_on_by_adapters_and_is_looked_at(elsewhere: Path, rows: Path, work: Work) -> None:

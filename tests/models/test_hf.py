@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from shunter.config.errors import ShunterError
 from shunter.models.decoder import Decoder
 from shunter.models.families import family_of, from_config, to_config
-from shunter.models.hf import load_model, read_spec, save_model
+from shunter.models.hf import load_model, open_model, read_spec, save_model
 from shunter.models.spec import RopeSpec
 from tests.models.small import CASES, LENGTH, redraw, spec_of
 
@@ -149,6 +149,12 @@ def test_saving_and_loading_keeps_every_bit(name: str, tmp_path: Path) -> None:
         assert again.state_dict().keys() == ours.state_dict().keys()
         assert all(torch.equal(value, again.state_dict()[key]) for key, value in ours.state_dict().items())
     assert len(list((tmp_path / "50000").glob("*.safetensors"))) > 3
+    opened, fill = open_model(tmp_path / "50000")
+    for key, value in opened.state_dict().items():
+        assert value.is_meta
+        whole = torch.full_like(value, float("nan"), device="cpu")
+        fill(key, whole)
+        assert torch.equal(whole, ours.state_dict()[key]), key
     low = load_model(tmp_path / "50000", torch.bfloat16)
     assert low.embed.weight.dtype == torch.bfloat16
     assert all(buffer.dtype == torch.float32 for buffer in low.buffers())
