@@ -87,6 +87,7 @@ def test_the_search_looks_where_it_was_good() -> None:
     assert mean(late) > mean(early) + 5
 
 
+@pytest.mark.long
 def test_bayesian_search_beats_chance_on_the_simulated_machine() -> None:
     """The card's figure, on fewer seeds than its experiment has: `shunter reproduce frontier`."""
     pytest.importorskip("optuna", reason="the extra `tune` is not installed")
