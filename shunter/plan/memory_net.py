@@ -63,12 +63,13 @@ def train(
     *,
     seed: int = 0,
     epochs: int = 600,
-    decay: float = 1e-3,
+    decay: float = 2.0,
+    members: int = 5,
 ) -> MemoryNet:
     """Fit to features and peak bytes. Deterministic for a seed.
 
-    decay: of weights, strong; it was chosen on samples with twice the devices of those trained on.
-    """
+    members: networks whose mean is taken. decay: of weights, strong; it was chosen on samples with twice
+    the devices of those trained on."""
     import torch
 
     x = torch.tensor(rows, dtype=torch.float64).log()
