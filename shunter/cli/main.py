@@ -32,6 +32,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("status:status", "Show which jobs are done, running or to do."),
         "plan": ("plan:plan", "Find the fastest layout of a model on a cluster."),
         "calibrate": ("calibrate:calibrate", "Fit the cost model to runs that had a plan."),
+        "probe": ("probe:probe", "Measure this machine: devices and links."),
+        "tune": ("tune:tune", "Find the choices a job runs best with, by trials."),
         "layout": ("layout:layout", "Show who holds what over processes, and what is sent."),
         "show-batch": ("show_batch:show_batch", "Show the rows that a job trains on."),
         "schema": ("schema:schema", "Write the JSON Schema of recipes, for editors."),

@@ -19,6 +19,8 @@ _ENTRIES = {
     "evaluate": "shunter.jobs.evaluate:JOB",
     "report": "shunter.jobs.report:JOB",
     "rehearse": "shunter.jobs.rehearse:JOB",
+    "emulate": "shunter.jobs.emulate:JOB",
+    "memory-samples": "shunter.jobs.memory:JOB",
     "traffic": "shunter.jobs.traffic:JOB",
 }
 

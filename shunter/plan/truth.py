@@ -1,0 +1,74 @@
+"""A step by event simulation: pipelines over links that differ by pair, and the rings after them.
+
+This is the judge of formulas, and it is a simulation, not a measurement: say so wherever its numbers stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from shunter.plan.pipette import Choice, Nodes, gradient_bytes, message_bytes
+from shunter.plan.transformer import Shape
+from shunter.schedule.action import BACKWARD, FORWARD
+from shunter.schedule.assemble import assemble
+from shunter.schedule.catalogue import schedule
+from shunter.schedule.costs import Costs, Links
+from shunter.schedule.program import Program
+from shunter.schedule.simulate import simulate
+
+
+def simulated_step(
+    shape: Shape, nodes: Nodes, choice: Choice, grid: Sequence[int], speeds: Sequence[float] | None = None
+) -> float:
+    """Seconds of a 1F1B step of this layout with nodes placed so: each pipeline's events with its own links,
+    then each stage's all-reduce, within nodes and around the ring of nodes, once all of its replicas are
+    done.
+
+    A forward takes a third of C. The k pipelines of a node run alike and share its link. speeds: of each
+    node, 1 by default."""
+    pp, rows = choice.pp, nodes.count // choice.pp
+    k = choice.replicas(nodes.devices)
+    message, grads = message_bytes(shape, choice) * k, gradient_bytes(shape, choice)
+    program = _program(pp, choice.microbatches)
+    ready = [0.0] * pp
+    ends = [0.0]
+    for row in range(rows):
+        held = grid[row * pp : (row + 1) * pp]
+        third = [choice.compute / 3 / (speeds[node] if speeds else 1.0) for node in held]
+        seconds = {(FORWARD, stage): time for stage, time in enumerate(third)}
+        seconds |= {(BACKWARD, stage): 2 * time for stage, time in enumerate(third)}
+        between = {
+            (a, b): (nodes.latency[held[a]][held[b]], message / nodes.bandwidth[held[a]][held[b]])
+            for a in range(pp)
+            for b in (a - 1, a + 1)
+            if 0 <= b < pp
+        }
+        done = simulate(program, Costs(seconds), Links(between=between))
+        for stage in range(pp):
+            last = done.end[program.order[stage, "compute"][-1]]
+            ready[stage] = max(ready[stage], last)
+        ends.append(done.elapsed)
+    for stage in range(pp):
+        ring = [grid[row * pp + stage] for row in range(rows)]
+        ends.append(ready[stage] + _reduce(nodes, ring, k, grads[stage]))
+    return max(ends)
+
+
+def _reduce(nodes: Nodes, ring: Sequence[int], k: int, size: float) -> float:
+    """An all-reduce of `size` bytes a device: within each node, and k rings that share each node's link. In
+    each round every member passes a part on, and the slowest link is waited for."""
+    total = 0.0
+    if k > 1:
+        total += max(2 * (k - 1) * (size / k / nodes.bandwidth[n][n] + nodes.latency[n][n]) for n in ring)
+    if len(ring) > 1:
+        e = len(ring)
+        links = [(ring[at - 1], ring[at]) for at in range(e)]
+        slowest = max(size / e / nodes.bandwidth[a][b] + nodes.latency[a][b] for a, b in links)
+        total += 2 * (e - 1) * slowest
+    return total
+
+
+@lru_cache(maxsize=256)
+def _program(pp: int, microbatches: int) -> Program:
+    return assemble(schedule("1f1b").build(pp, microbatches))

@@ -1,0 +1,68 @@
+"""The experiments on placement, NICs and tuning: their arms are recipes that can run, their claims find
+what they ask for, and break when the measurement does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shunter.papers import catalogue, frontier, harness, holmes, pipette
+from shunter.recipe.graph import load_recipe
+
+
+@pytest.mark.parametrize("paper", [pipette, holmes, frontier], ids=lambda module: module.EXPERIMENT.slug)
+def test_every_arm_is_a_recipe_that_can_run(paper: Any) -> None:
+    from shunter.jobs.registry import KINDS
+
+    experiment = paper.EXPERIMENT
+    for name, overrides in experiment.arms(0, True).items():
+        recipe = experiment.recipes.get(name, experiment.recipe)
+        for node in load_recipe(recipe, ["seed=0", *overrides], KINDS).nodes.values():
+            node.job.check(node.config, recipe.parent)
+    demanded = catalogue.read_toml("must_haves.toml")[experiment.slug]["must_have"]
+    assert all(must["tests"] for must in demanded)
+    lacks = catalogue.find(experiment.slug).lacks
+    assert not [lack for lack in lacks if lack.startswith(("test not found", "no claim", "untested"))]
+
+
+def emulated(folder: Path, steps: dict[str, float]) -> Any:
+    folder.mkdir(parents=True)
+    told = {name: [seconds + 0.01, seconds] for name, seconds in steps.items()}
+    (folder / "emulated.json").write_text(json.dumps(told))
+    return {"emulation": SimpleNamespace(path=folder)}
+
+
+def test_holmes_on_ideal_measurements(tmp_path: Path) -> None:
+    def conclude(aware: float) -> dict[str, Any]:
+        steps = {name: aware if name.startswith("aware") else 0.3 for name in holmes._cases()}
+        steps |= {"uneven, by speed": 0.2, "uneven, even cut": 0.23, "overlapped": 0.15}
+        place = tmp_path / str(aware)
+        arms = {
+            "two NICs": emulated(place / "a", steps),
+            "all by Ethernet": emulated(place / "b", {"ethernet": 0.3}),
+        }
+        found = holmes.EXPERIMENT.measure(arms)
+        return harness.conclude(holmes.EXPERIMENT, dict.fromkeys((0, 1, 2), found), seconds=1.0, short=False)
+
+    result = conclude(0.2)
+    assert result["holds"]
+    assert {row["metric"] for row in result["table"]} == holmes.EXPERIMENT.table.keys()
+    gains = {row["arm"]: row["mean"] for row in result["table"] if row["metric"] == "gain"}
+    assert gains["messages 0.0416667 of gradients"] == pytest.approx(1.5)
+    assert all(gains[f"simulated, {devices} devices"] > 1.3 for devices in holmes.SIZES)
+    assert [claim["name"] for claim in conclude(0.29)["claims"] if not claim["holds"]] == [
+        "data groups within a cluster: at least 1.3 times as fast as across",
+        "at least 1.3 times as fast as everything by Ethernet",
+    ]
+
+
+def test_one_random_cluster_of_the_simulation() -> None:
+    """One of the twenty: AMP's choice takes longer, and its prediction is further off."""
+    found = pipette._simulated(0, 1)
+    assert found["simulated, Pipette"]["speed"] > 1.05
+    assert found["simulated, Pipette"]["error"] < 0.5 * found["simulated, AMP"]["error"]
+    assert found["simulated, AMP"]["speed"] == 1

@@ -1,0 +1,45 @@
+"""Steps over emulated links take what the event simulation says.
+
+What this cannot show: that a real cluster's links behave so. They are assumed to carry one message after the
+other at a steady rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from shunter.parallel.emulate import Case, measure
+from shunter.parallel.mesh import Groups
+from shunter.plan.pipette import Choice, Nodes, gradient_bytes, message_bytes
+from shunter.plan.transformer import Shape
+from shunter.plan.truth import simulated_step
+from tests.parallel.pool import Pool
+
+SLOW, FAST, WAIT = 4e6, 40e6, 0.002
+RATES = [[FAST if a // 2 == b // 2 else SLOW for b in range(4)] for a in range(4)]
+
+
+def task(rank: int, groups: Groups, cases: dict[str, Case]) -> Any:
+    between = {(a, b): (WAIT, RATES[a][b]) for a in range(4) for b in range(4) if a != b}
+    return measure(cases, between, rank, 2)
+
+
+def test_emulated_steps_are_what_the_simulation_says(pool: Pool) -> None:
+    """Two pipelines of two stages: in one grid pipelines cross the slow links, in the other rings do."""
+    shape = Shape(layers=2, hidden=64, heads=4, sequence=128, vocabulary=2048)
+    nodes = Nodes(RATES, [[WAIT] * 4 for _ in range(4)], devices=1)
+    choice = Choice(pp=2, tp=1, dp=2, rows=2, microbatches=4, compute=0.03)
+    size, grads = message_bytes(shape, choice), tuple(gradient_bytes(shape, choice))
+    within = Case((0, 1, 2, 3), 2, 4, (0.01, 0.01), (0.02, 0.02), size, grads)
+    cases = {
+        "within": within,
+        "across": replace(within, grid=(0, 2, 1, 3)),
+        "overlapped": replace(within, overlap=True, buckets=4),
+    }
+    found = {name: min(took) for name, took in pool.run(task, 4, cases)[0].items()}
+    for name in ("within", "across"):
+        expected = simulated_step(shape, nodes, choice, cases[name].grid)
+        assert expected <= found[name] < 1.15 * expected + 0.01, (name, expected, found[name])
+    assert found["across"] < found["within"] - 0.02  # gradients are 360 kB here, messages 33 kB each
+    assert found["overlapped"] < found["within"] - 0.005
