@@ -103,7 +103,8 @@ def predict(question: Question, choice: Choices, room: float | None = None) -> P
     extra, updating = _ends(question, choice, each, bounds, placement, backward)
     seconds = elapsed + extra
     inner = busiest[top] + updating
-    sent = work[top] - busiest[top] + extra - updating
+    sent = max(work[top] - busiest[top] + extra - updating, 0.0)
+    sent = sent if sent > 1e-9 * seconds else 0.0
     waiting = seconds - inner - sent
     waiting = waiting if waiting > 1e-9 * seconds else 0.0
     return Prediction(
