@@ -25,7 +25,7 @@ from shunter.schedule.order import Order
 from shunter.schedule.program import Program
 from shunter.schedule.simulate import simulate
 
-NODES = 24_000  # of a simulated program: longer ones are carried on by their period
+NODES = 8_000  # of a simulated program: longer ones are carried on by their period
 
 
 @dataclass(frozen=True)
