@@ -9,7 +9,7 @@ from typing import Any
 
 from shunter.cluster.cluster import Cluster
 from shunter.cluster.description import Description
-from shunter.config import shape, write, yaml
+from shunter.config import write, yaml
 from shunter.config.check import parse
 from shunter.config.errors import ShunterError
 from shunter.config.nearest import nearest
@@ -109,8 +109,3 @@ def _devices(description: Description, count: int, text: str) -> Cluster:
     more = nodes.model_copy(update={"count": max(1, count // each)})
     whole = Cluster.of(description.model_copy(update={"nodes": {group: more}, "name": text}))
     return whole if whole.world == count else whole.subcluster(range(count))
-
-
-def describe(path: tuple[str | int, ...]) -> str | None:
-    """The sentence of a key of a cluster's file."""
-    return shape.describe(Description, path)

@@ -5,7 +5,7 @@ one knob's values are shuffled answers the same question for less."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,8 +115,3 @@ def _error(forest: Sequence[Fork | Leaf], x: Floats, y: Floats) -> float:
     """Mean square."""
     told = np.array([[predict(tree, row) for tree in forest] for row in x]).mean(axis=1)
     return float(((told - y) ** 2).mean())
-
-
-def ranking(found: Mapping[str, Importance]) -> str:
-    """In one line: `rows 0.61 (0.42 to 0.78), tp 0.2 ...`."""
-    return ", ".join(f"{name} {it.share:.2f} ({it.low:.2f} to {it.high:.2f})" for name, it in found.items())

@@ -39,7 +39,7 @@ def objective(count: int, pp: int, seed: int, *, even: bool = False) -> Objectiv
 sizes = st.sampled_from([(2, 2), (3, 1), (4, 2), (4, 4), (5, 5), (6, 2), (6, 3), (6, 1)])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(sizes, st.integers(0, 1000))
 def test_annealing_finds_the_best_of_all_orders(size: tuple[int, int], seed: int) -> None:
     score = objective(*size, seed)
@@ -72,7 +72,7 @@ def test_equal_links_leave_nothing_to_gain() -> None:
     assert found.value == pytest.approx(found.start) == pytest.approx(score(range(12)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.sampled_from([2, 3, 4, 8]), st.integers(4, 8), st.floats(0, 2 / 3), st.integers(0, 99))
 def test_the_formula_is_within_a_tenth_of_the_events(pp: int, groups: int, hop: float, seed: int) -> None:
     """For n = k pp with k from 4 on, at most 8 stages, and hops of up to two thirds of C each way; equal at

@@ -34,6 +34,7 @@ dist.barrier()
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(tunnels.refused()), reason=f"{tunnels.refused()}")
 def test_an_injected_delay_and_limit_are_reported_within_a_tenth() -> None:
     switch = tunnels.Switch(2, {(0, 1): (DELAY, RATE), (1, 0): (DELAY, BACK)})
