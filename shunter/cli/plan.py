@@ -75,7 +75,7 @@ def plan(
     reason = explain.why(found, explain.parse(why)) if why else None
     helped = explain.what_would_help(found) if what_helps else None
     if out is not None:
-        Plan.of(asked.question, asked.cluster, found.plans[0].prediction).save(out)
+        Plan.of(found.question, asked.cluster, found.plans[0].prediction).save(out)
     if json_:
         told = answer(found, asked.cluster)
         if reason is not None:

@@ -20,7 +20,7 @@ DEGREES = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
 
 def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
     """The plans, best first, where the best one's memory goes, and what the numbers rest on."""
-    question = asked.question
+    question = found.question
     print(
         f"{_count(question.spec.num_parameters)} parameters, {question.batch} rows of {question.row} "
         f"tokens a step, {question.fabric.world} devices of {asked.cluster.name}\n"

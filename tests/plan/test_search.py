@@ -152,3 +152,21 @@ def test_a_trillion_parameters_on_3072_devices_take_ten_seconds() -> None:
     found = search(asked)
     assert time.process_time() - begin < 10.0
     assert found.considered > 100_000
+
+
+def test_the_cheapest_part_of_a_cluster() -> None:
+    asked = question(cluster="4x8xa100-80")
+    with pytest.raises(ShunterError, match="has no price"):
+        search(asked, objective="cost")
+    priced = replace(asked, fabric=replace(asked.fabric, price_per_hour=40.0))
+    cheap, quick = (search(priced, objective=what, top=1, finalists=4) for what in ("cost", "time"))
+    assert cheap.question.fabric.world < quick.question.fabric.world == 32
+    assert cheap.question.fabric.price_per_hour == pytest.approx(40 * cheap.question.fabric.world / 32)
+
+    def cost(found: Found) -> float:
+        price = found.question.fabric.price_per_hour
+        assert price is not None
+        return price * found.plans[0].prediction.seconds
+
+    assert cost(cheap) < cost(quick)
+    assert cheap.plans[0].prediction.seconds > quick.plans[0].prediction.seconds
