@@ -95,7 +95,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 def test_a_time_in_place_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
-    ask = ["plan", "--cluster", "8xa100-80", "--time", "2h", "--data", "1B"]
+    ask = ["plan", "--cluster", "2xa100-80", "--time", "20m", "--data", "1B"]
     assert cli.main(ask) == 0
     text = capsys.readouterr().out
     assert "tokens a parameter" in text
