@@ -67,9 +67,9 @@ def _cases() -> dict[str, dict[str, Any]]:
     for message in MESSAGES:
         cases[f"blind {message:g}"] = _case(blind, even, message, 1.0)
         cases[f"aware {message:g}"] = _case(aware, even, message, 1.0)
-    cases["uneven, even cut"] = _case(aware, even, TYPICAL, SLOWER, MANY)
-    cases["uneven, by speed"] = _case(aware, plain, TYPICAL, SLOWER, MANY)
-    cases["uneven, by speed, alpha 1.05"] = _case(aware, paper, TYPICAL, SLOWER, MANY)
+    cases["uneven, even cut"] = _case(aware, even, MESSAGES[0], SLOWER, MANY)
+    cases["uneven, by speed"] = _case(aware, plain, MESSAGES[0], SLOWER, MANY)
+    cases["uneven, by speed, alpha 1.05"] = _case(aware, paper, MESSAGES[0], SLOWER, MANY)
     cases["overlapped"] = _case(aware, even, TYPICAL, 1.0, buckets=8, overlap=True)
     return cases
 

@@ -31,9 +31,9 @@ def features(
 
 @dataclass(frozen=True)
 class MemoryNet:
-    """A trained estimator. low, high: of each feature in training."""
+    """A trained estimator: the mean of some networks. low, high: of each feature in training."""
 
-    net: Any
+    nets: tuple[Any, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
     mean: Any
@@ -53,7 +53,8 @@ class MemoryNet:
         with torch.no_grad():
             x = (torch.tensor([row], dtype=torch.float64).log() - self.mean) / self.scale
             mean, scale = self.target
-            return math.exp(float(self.net(x)) * scale + mean)
+            told = sum(float(net(x)) for net in self.nets) / len(self.nets)
+            return math.exp(told * scale + mean)
 
 
 def train(
@@ -62,44 +63,51 @@ def train(
     *,
     seed: int = 0,
     epochs: int = 600,
-    decay: float = 1e-3,
+    decay: float = 2.0,
+    members: int = 5,
 ) -> MemoryNet:
     """Fit to features and peak bytes. Deterministic for a seed.
 
-    decay: of weights, strong; it was chosen on samples with twice the devices of those trained on.
-    """
+    members: networks whose mean is taken. decay: of weights, strong; it was chosen on samples with twice
+    the devices of those trained on."""
     import torch
-    from torch import nn
 
+    x = torch.tensor(rows, dtype=torch.float64).log()
+    y = torch.tensor(peaks, dtype=torch.float64).log()
+    mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
+    middle, spread = float(y.mean()), float(y.std().clamp_min(1e-6))
+    x, y = (x - mean) / scale, (y - middle) / spread
     before = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
-        x = torch.tensor(rows, dtype=torch.float64).log()
-        y = torch.tensor(peaks, dtype=torch.float64).log()
-        mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
-        middle, spread = float(y.mean()), float(y.std().clamp_min(1e-6))
-        x, y = (x - mean) / scale, (y - middle) / spread
-        net = _Net(len(NAMES)).double()
-        with torch.no_grad():  # the line by least squares; the network learns what is left
-            design = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-            ridge = design.T @ design + 1e-6 * torch.eye(design.shape[1], dtype=x.dtype)
-            solved = torch.linalg.solve(ridge, design.T @ y)
-            net.line.weight.copy_(solved[None, :-1])
-            net.line.bias.copy_(solved[-1:])
-        optimizer = torch.optim.AdamW(net.deep.parameters(), lr=5e-3, weight_decay=decay)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-        for _ in range(epochs):
-            optimizer.zero_grad()
-            loss = nn.functional.mse_loss(net(x).squeeze(-1), y)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        nets = tuple(_fitted(x, y, epochs, decay) for _ in range(members))
     finally:
         torch.set_rng_state(before)
     columns = list(zip(*rows, strict=True))
-    return MemoryNet(
-        net.eval(), tuple(map(min, columns)), tuple(map(max, columns)), mean, scale, (middle, spread)
-    )
+    return MemoryNet(nets, tuple(map(min, columns)), tuple(map(max, columns)), mean, scale, (middle, spread))
+
+
+def _fitted(x: Any, y: Any, epochs: int, decay: float) -> Any:
+    """One network. The line comes from least squares; the rest learns what is left."""
+    import torch
+    from torch import nn
+
+    net = _Net(len(NAMES)).double()
+    with torch.no_grad():
+        design = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+        ridge = design.T @ design + 1e-6 * torch.eye(design.shape[1], dtype=x.dtype)
+        solved = torch.linalg.solve(ridge, design.T @ y)
+        net.line.weight.copy_(solved[None, :-1])
+        net.line.bias.copy_(solved[-1:])
+    optimizer = torch.optim.AdamW(net.deep.parameters(), lr=5e-3, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs))
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(net(x).squeeze(-1), y)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return net.eval()
 
 
 def _Net(inputs: int) -> Any:
