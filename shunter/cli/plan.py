@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from shunter.config.errors import ShunterError
+
 
 class Objective(StrEnum):
     """What is to be least."""
@@ -19,8 +21,10 @@ class Objective(StrEnum):
 
 
 def plan(
-    model: Annotated[str, typer.Option(help="A recipe, a config.json, or a published model's name.")],
     cluster: Annotated[str, typer.Option(help="A cluster's file, or a shipped one, such as 16x8xH100.")],
+    model: Annotated[
+        str | None, typer.Option(help="A recipe, a config.json, or a published model's name.")
+    ] = None,
     global_batch: Annotated[int | None, typer.Option(help="Rows of a step; default: the recipe's.")] = None,
     seq: Annotated[int | None, typer.Option(help="Tokens of a row; default: the recipe's.")] = None,
     budget_memory: Annotated[
@@ -37,6 +41,10 @@ def plan(
     job: Annotated[
         str | None, typer.Option(help="Of a recipe: the job; default: the one that trains.")
     ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Instead of a model: which one, and how many tokens, in 12h or 3d.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="With --time: tokens that there are, such as 20B.")] = None,
     practice: Annotated[
         str, typer.Option(help="Whose program computes: shunter, torchtitan, megatron-2021.")
     ] = "shunter",
@@ -51,6 +59,12 @@ def plan(
     from shunter.plan.plan import Plan, answer
     from shunter.plan.search import search
 
+    if (model is None) == (time is None):
+        raise ShunterError("give either --model or --time", mend="`shunter plan --help` shows both.")
+    if time is not None:
+        _afford(cluster, time, data, seq, practice, calibration, json_)
+        return
+    assert model is not None
     fixed = explain.parse(fix) if fix else {}
     asked = planning.ask(
         model, cluster, global_batch, seq, practice_name=practice, calibration=calibration, job=job
@@ -61,14 +75,14 @@ def plan(
     reason = explain.why(found, explain.parse(why)) if why else None
     helped = explain.what_would_help(found) if what_helps else None
     if out is not None:
-        Plan.of(asked.question, asked.cluster, found.plans[0].prediction).save(out)
+        Plan.of(found.question, asked.cluster, found.plans[0].prediction).save(out)
     if json_:
-        data = answer(found, asked.cluster)
+        told = answer(found, asked.cluster)
         if reason is not None:
-            data["why"] = {"asked": reason.asked, "because": reason.sentence, "terms": reason.terms()}
+            told["why"] = {"asked": reason.asked, "because": reason.sentence, "terms": reason.terms()}
         if helped is not None:
-            data["would_help"] = [{"what": each.what, "times": each.times} for each in helped]
-        typer.echo(json.dumps(data, indent=1))
+            told["would_help"] = [{"what": each.what, "times": each.times} for each in helped]
+        typer.echo(json.dumps(told, indent=1))
         return
     from shunter.cli import plan_tables
 
@@ -79,3 +93,32 @@ def plan(
         plan_tables.show_help(helped)
     if out is not None:
         typer.echo(f"written: {out}")
+
+
+def _afford(
+    cluster: str,
+    time: str,
+    data: str | None,
+    seq: int | None,
+    practice: str,
+    calibration: Path | None,
+    json_: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from shunter.jobs import planning
+    from shunter.plan.afford import LAW, afford, parse_time
+
+    seconds = parse_time(time)
+    tokens = None if data is None else planning.parse_tokens(data)
+    asked = planning.ask(
+        "llama-2-7b", cluster, 1, seq or 2048, practice_name=practice, calibration=calibration
+    )
+    found = afford(asked.question, seconds, tokens)
+    if json_:
+        rows = [{**asdict(each), "spec": each.spec.model_dump(mode="json")} for each in found]
+        typer.echo(json.dumps({"models": rows, "law": LAW}, indent=1))
+        return
+    from shunter.cli import plan_tables
+
+    plan_tables.show_affordable(found, asked, time)

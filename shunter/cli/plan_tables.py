@@ -8,6 +8,7 @@ from rich.text import Text
 
 from shunter.cli.tables import _print, _table
 from shunter.jobs.planning import Asked
+from shunter.plan.afford import LAW, LAWS, Affordable
 from shunter.plan.explain import Help, Reason
 from shunter.plan.plan import Plan
 from shunter.plan.search import Found
@@ -19,7 +20,7 @@ DEGREES = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
 
 def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
     """The plans, best first, where the best one's memory goes, and what the numbers rest on."""
-    question = asked.question
+    question = found.question
     print(
         f"{_count(question.spec.num_parameters)} parameters, {question.batch} rows of {question.row} "
         f"tokens a step, {question.fabric.world} devices of {asked.cluster.name}\n"
@@ -110,3 +111,34 @@ def _count(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.0f}"
+
+
+def show_affordable(found: Sequence[Affordable], asked: Asked, time: str) -> None:
+    """Models that can be trained in a time, the one of least expected loss first."""
+    print(f"in {time} on {asked.question.fabric.world} devices of {asked.cluster.name}:\n")
+    table = _table(
+        "parameters", "layers", "width", "tokens", "tokens a parameter", "epochs", "steps", "rows a step",
+        "step", "layout", *(f"loss by {law}" for law in LAWS),
+    )  # fmt: skip
+    for each in found:
+        parameters = each.spec.num_parameters
+        table.add_row(
+            Text(_count(parameters)),
+            Text(str(each.spec.num_layers)),
+            Text(str(each.spec.dim)),
+            Text(_count(each.tokens)),
+            Text(f"{each.tokens / parameters:.1f}"),
+            Text("" if each.epochs is None else f"{each.epochs:.2f}"),
+            Text(f"{each.steps:,}"),
+            Text(f"{each.batch:,}"),
+            Text(f"{each.step_seconds:.3g} s"),
+            Text(each.layout),
+            *(Text(f"{each.losses[law]:.3f}") for law in LAWS),
+        )
+    _print(table)
+    print(
+        f"\nin order of {LAW}. Losses in nats a token on the laws' own text: they order sizes, and say "
+        "little about the level on other text. Nothing is measured: no ladder of small runs is built yet."
+    )
+    for note in asked.notes:
+        print(f"note: {note}")

@@ -83,6 +83,8 @@ def _run(
 
     graph = load_recipe(recipe, overrides, KINDS)
     place = Store(store if crew is None else str(Path(store).absolute()))
+    if not dry_run:
+        graph = _planned(graph, recipe, overrides)
     if dry_run:
         from shunter.recipe import dryrun
 
@@ -105,6 +107,20 @@ def _run(
         typer.echo(json.dumps(run_data(place, place.run(graph.path)), indent=1))
     else:
         progress.end(made)
+
+
+def _planned(graph: Graph, recipe: Path, overrides: Sequence[str]) -> Graph:
+    """The graph with a plan for this machine where it asks for one."""
+    from shunter.jobs.automatic import planned, to_plan
+    from shunter.jobs.registry import KINDS
+    from shunter.recipe.graph import load_recipe
+
+    if not to_plan(graph):
+        return graph
+    from shunter.plan.probe import cache
+
+    changes = planned(graph, cache() / "plans", lambda line: typer.echo(line, err=True))
+    return load_recipe(recipe, [*overrides, *changes], KINDS)
 
 
 def _examine(crew: Crew, graph: Graph, store: Store, selected: Sequence[str], progress: Progress) -> None:

@@ -124,6 +124,8 @@ def coefficients_of(cluster: Cluster, path: Path | None = None) -> Coefficients:
         if each is None:
             continue
         data = yaml.load(each).data
+        if each == CALIBRATED and any(device.spec.type == "cpu" for device in cluster.devices):
+            found = _with(found, data["cpu"], str(each))
         for kind in sorted(kinds & data.keys()):
             found = _with(found, data[kind], str(each))
         if each == path and not kinds & data.keys():

@@ -46,9 +46,12 @@ def messages(question: Question, choices: Choices, weights: Floats, expert_weigh
         experts = 2 * exchange(question, choices.etp, choices.ep, passing)
         experts = experts + 2 * ring(question, one, choices.etp, passing * choices.etp)
     shards = choices.shards(practice)
-    gather = ring(question, stride, shards, practice.compute * weights)
+    gather = ring(question, stride, shards, practice.gathered * weights)
     gather = gather + ring(
-        question, choices.ep * choices.etp, choices.expert_shards(practice), practice.compute * expert_weights
+        question,
+        choices.ep * choices.etp,
+        choices.expert_shards(practice),
+        practice.gathered * expert_weights,
     )
     cut = choices.tp if practice.sequence or practice.scatter else one
     message = practice.hidden * tokens * spec.dim / cut

@@ -19,6 +19,8 @@ from shunter.plan.choices import Choices, Floats, Question
 
 BOUNDS = (256, 1024, 4096)  # as `shunter.cluster.device.shape_class`
 KERNELS = 14  # of a layer's forward, about
+# Shares of the peak that an H100 reaches by class of shape (shunter/cluster/machines/8xh100.yaml).
+UNMEASURED = {"tiny": 0.25, "small": 0.45, "medium": 0.65, "large": 0.72, "attention": 0.61}
 FAR = 2.0  # times beyond the measured range that a line through the last two points is trusted
 
 
@@ -119,8 +121,15 @@ def rate(device: DeviceKind, format: str, least: Floats) -> Floats:
             f"the device has no rate in {format}",
             mend=f"Add it to the cluster's file, or plan for {formats}.",
         )
-    rates = np.array([device.rate(format, name) for name in CLASSES[:4]])
+    rates = np.array([_reached(device, format, name) for name in CLASSES[:4]])
     return rates[np.searchsorted(BOUNDS, least, side="right")]
+
+
+def _reached(device: DeviceKind, format: str, shape: str) -> float:
+    """As described; of a device of which peaks alone are known, the share that an H100 reaches."""
+    if device.flops[format].achieved:  # type: ignore[index]
+        return device.rate(format, shape)
+    return UNMEASURED[shape] * device.peak(format)
 
 
 def format_on(question: Question, device: DeviceKind) -> str:
@@ -171,8 +180,10 @@ def _attention_rate(question: Question, device: DeviceKind) -> float:
         format = format_on(question, device)
     known = question.coefficients
     if question.practice.fused:
-        return device.rate(format, "attention") * known["products"] * known["attention"]
-    return device.rate(format, "tiny") * known["products"]  # the width of a head is the smallest dimension
+        return _reached(device, format, "attention") * known["products"] * known["attention"]
+    return (
+        _reached(device, format, "tiny") * known["products"]
+    )  # the width of a head is the smallest dimension
 
 
 def _pairs(question: Question) -> float:

@@ -71,20 +71,22 @@ def activations(question: Question, choices: Choices) -> Mapping[str, Floats]:
     heads = spec.num_heads / choices.tp
     keys = np.maximum(spec.num_kv_heads / choices.tp, 1)
     b, inputs = practice.compute, practice.hidden * own * spec.dim
-    narrow = b * own * spec.dim
+    whole = b * tokens * spec.dim if practice.whole_inputs else b * own * spec.dim
     parts = (2 * heads + 2 * keys) * spec.head_dim * tokens * b  # queries, keys, values, result
     inside = spec.ffn_dim / choices.tp * tokens * b
     scores = np.zeros(len(choices))
     if not practice.fused:  # softmax and its dropped form in 2 bytes, the mask in 1
         scores = 5 * heads * question.row**2 * choices.rows / choices.cp
-    # Inputs of both norms, what they hand on, and gate, up, the activation and the product.
-    every = 2 * inputs + 2 * narrow + parts + 4 * inside + scores
-    selective = 2 * inputs + parts + inside + narrow
+    # Inputs of both norms, what they hand on, and gate, up, their product (and the activation's result).
+    every = 2 * inputs + 2 * whole + parts + practice.inner * inside + scores
+    selective = 2 * inputs + parts + inside + whole
     mixture = np.zeros(len(choices))
     if (e := spec.experts) is not None:
-        passing = tokens / choices.tp * e.per_token * b
-        mixture = passing * (2 * spec.dim + 4 * e.ffn_dim)
-        mixture = mixture + 4 * b * tokens * e.shared_ffn_dim / choices.tp - 4 * inside
+        mine = tokens / choices.tp
+        rows = mine * e.per_token * choices.etp
+        mixture = b * rows * (spec.dim + practice.inner * e.ffn_dim / choices.etp) + b * mine * spec.dim
+        mixture = mixture + practice.inner * b * tokens * e.shared_ffn_dim / choices.tp
+        mixture = mixture - whole - practice.inner * inside
     return {"none": every, "selective": selective, "layer": inputs, "stage": inputs * 0, "mixture": mixture}
 
 
@@ -102,7 +104,9 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     whole = plain + expert
     stays = (choices.pp > 1) & practice.stage_gathered
     several = choices.microbatches(question.batch) > 1
-    gathered = np.where(stays, whole, np.minimum(2 * each + stage.ends * shape.end, whole)) * practice.compute
+    gathered = (
+        np.where(stays, whole, np.minimum(2 * each + stage.ends * shape.end, whole)) * practice.gathered
+    )
     waiting = np.where(stays | (several & practice.waits), whole, 0.0) * practice.gradients
     kept = activations(question, choices)
     some = stage.mixtures / np.maximum(layers, 1e-9)
@@ -114,14 +118,21 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     entry = practice.hidden * choices.rows * question.row / choices.cp * question.spec.dim
     entry = entry / np.where(practice.sequence, choices.tp, 1)
     by_stage = choices.recompute == RECOMPUTE.index("stage")
-    per = layers * ((1 - stage.recomputed) * full + stage.recomputed * again)
-    per = np.where(by_stage, entry * choices.chunks + layers * (1 - stage.recomputed) * full, per)
+    # Of all layers: as they are, and those matrices that are kept once more.
+    copies = (stage.dense * shape.dense + stage.mixtures * (shape.mixture + shape.experts)) * practice.compute
+    copies = copies if practice.copies else 0 * copies
+    per = layers * ((1 - stage.recomputed) * full + stage.recomputed * again) + copies
+    held_whole = layers * full + copies
+    by_entry = entry * choices.chunks + (1 - stage.recomputed) * held_whole
+    per = np.where(by_stage, by_entry, per)
     # A rank holds `flight` whole micro-batches; the layers being computed again are there besides.
     inside = np.where(
         by_stage,
-        layers / choices.chunks * full,
+        held_whole / choices.chunks - entry,
         np.where(stage.recomputed > 0, full, 0.0) * (choices.recompute > 0),
     )
+    # The head keeps the hidden states' gradient.
+    last = stage.head * stage.flight * entry if practice.whole_inputs else 0 * entry
     logits = stage.head * practice.logits * choices.rows * question.row / choices.cp
     logits = logits * question.spec.vocab_size / choices.tp
     parts = {
@@ -129,7 +140,7 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
         "gradients": mine * practice.gradients,
         "optimizer": mine * practice.optimizer,
         "gathered": np.where(cut, gathered + waiting, 0.0),
-        "activations": stage.flight * per,
+        "activations": stage.flight * per + last,
         "inside": np.where(stage.recomputed > 0, inside, 0.0),
         "logits": logits,
     }

@@ -40,8 +40,8 @@ FUSED_GELU = Elementwise(12, 3, 0)
 
 @dataclass(frozen=True)
 class Practice:
-    """weights, gradients, optimizer: bytes a parameter that stay. compute: bytes of an element in products
-    and of gathered weights. hidden: bytes of an element between layers and in messages between stages.
+    """weights, gradients, optimizer: bytes a parameter that stay. compute: bytes of an element in products,
+    gathered: of gathered weights, hidden: between layers and in messages between stages.
 
     products:  number format of matrix products, as a cluster's rates name it.
     fused:     attention without its scores in memory, and half the work where the mask is causal.
@@ -53,6 +53,9 @@ class Practice:
     waits: without stages too, where there are several micro-batches, gradients wait whole.
     overlap_tensor: share of tensor messages hidden behind products. overlap_gradients: whether gradients are
     summed while the last backward runs. blocking: stages compute nothing while they exchange.
+    inner: feed-forward widths that a layer keeps for its backward. whole_inputs: whether each tensor rank
+    keeps what products take whole. copies: whether each micro-batch keeps the layers' matrices as products
+    take them.
     logits: bytes a token and word of the vocabulary that the head holds. logit_passes: bytes it moves.
     casts: bytes moved an element of a product's operands to turn them into `products`.
     recompute: which ways it has. offers: whether it can choose them layer by layer. schedules, axes: that it
@@ -65,6 +68,7 @@ class Practice:
     gradients: float
     optimizer: float
     compute: float = 2.0
+    gathered: float = 2.0
     hidden: float = 2.0
     products: str = "bf16"
     fused: bool = True
@@ -78,6 +82,9 @@ class Practice:
     overlap_tensor: float = 0.0
     overlap_gradients: bool = False
     blocking: bool = False
+    inner: float = 4.0
+    whole_inputs: bool = False
+    copies: bool = False
     logits: float = 0.0
     logit_passes: float = 24.0
     casts: float = 0.0
@@ -101,8 +108,12 @@ PRACTICES: dict[str, Practice] = {
             weights=4,
             gradients=4,
             optimizer=8,
+            gathered=4,
             hidden=4,
             waits=True,
+            inner=3,
+            whole_inputs=True,
+            copies=True,
             recompute=("none", "stage"),
             source="this program: shunter.train.layout_describe",
         ),
@@ -112,9 +123,12 @@ PRACTICES: dict[str, Practice] = {
             gradients=4,
             optimizer=8,
             compute=4,
+            gathered=4,
             hidden=4,
             products="fp32",
             waits=True,
+            inner=3,
+            whole_inputs=True,
             recompute=("none", "stage"),
             source="this program on a CPU without fast bfloat16",
         ),

@@ -25,7 +25,7 @@ from shunter.schedule.order import Order
 from shunter.schedule.program import Program
 from shunter.schedule.simulate import simulate
 
-NODES = 24_000  # of a simulated program: longer ones are carried on by their period
+NODES = 8_000  # of a simulated program: longer ones are carried on by their period
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def predict(question: Question, choice: Choices, room: float | None = None) -> P
     extra, updating = _ends(question, choice, each, bounds, placement, backward)
     seconds = elapsed + extra
     inner = busiest[top] + updating
-    sent = work[top] - busiest[top] + extra - updating
+    sent = max(work[top] - busiest[top] + extra - updating, 0.0)
+    sent = sent if sent > 1e-9 * seconds else 0.0
     waiting = seconds - inner - sent
     waiting = waiting if waiting > 1e-9 * seconds else 0.0
     return Prediction(
@@ -165,6 +166,11 @@ def _stage(
     flight = memory.in_flight(
         choice.schedule, choice.pp, choice.chunks, np.array([m]), np.array([rank], dtype=np.int64)
     )
+    counts = tuple(end - begin for begin, end in pairwise(bounds))
+    if len(mine) > 1 and len({counts[stage] for stage in mine}) > 1:
+        name, pp = SCHEDULES[choice.schedule[0]], int(choice.pp[0])
+        few = m if m <= 4 * pp else 3 * pp + m % pp
+        flight = np.array([_held_at_most(name, pp, few, int(choice.chunks[0]), counts)[rank]])
     return memory.Stage(
         np.array([float(len(layers) - mixtures)]),
         np.array([float(mixtures)]),
@@ -309,6 +315,24 @@ def _links(question: Question, choice: Choices, cost: RankCosts) -> Links:
     ranks, pp = int(choice.stage_ranks[0]), int(choice.pp[0])
     latency, occupied = float(cost.messages.hop[0]), float(cost.messages.occupied[0])
     return Links(latency=latency, occupied=occupied, blocking=question.practice.blocking and ranks * pp > 1)
+
+
+@lru_cache(maxsize=64)
+def _held_at_most(name: str, pp: int, m: int, chunks: int, counts: tuple[int, ...]) -> tuple[float, ...]:
+    """Micro-batches of a whole rank that each holds at most, where its stages have unequal layers."""
+    order = schedule(name).build(pp, m, chunks=chunks if name != "zbv" else None)
+    found = []
+    for rank, actions in enumerate(order.actions):
+        layers = sum(counts[stage] for stage, holder in enumerate(order.placement) if holder == rank)
+        held = most = 0
+        for action in actions:
+            if action.op == FORWARD:
+                held += counts[action.stage]
+                most = max(most, held)
+            elif action.op in (BACKWARD, WEIGHT):
+                held -= counts[action.stage]
+        found.append(most / layers)
+    return tuple(found)
 
 
 @lru_cache(maxsize=64)

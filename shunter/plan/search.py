@@ -58,13 +58,16 @@ def search(
     finalists: int = FINALISTS,
 ) -> Found:
     """The `top` best layouts. room: bytes of each rank, by default all that the smallest device has.
-    finalists: most layouts that are simulated.
+    finalists: most layouts that are simulated. objective: `cost` looks at parts of the cluster too, so many
+    whole nodes as divide it, and answers for the one whose step costs least; the others keep all devices.
 
     Raises ShunterError where what is fixed leaves no layout, and where none fits: with the smallest cluster
     of that kind in which one would, and the largest batch and row that fit in this one.
     """
     begin = time.perf_counter()
     fixed = dict(fixed or {})
+    if objective == "cost":
+        return _cheapest(question, fixed, room, top, finalists)
     room = min(room or question.fabric.memory, question.fabric.memory)
     choices, found = _estimated(question, fixed)
     fits = found.bytes <= room
@@ -93,6 +96,44 @@ def search(
     spent = time.perf_counter() - begin
     rejected = int((~fits).sum())
     return Found(question, tuple(plans), len(choices), rejected, spent, room, objective, fixed)
+
+
+def _cheapest(question: Question, fixed: Fixed, room: float | None, top: int, finalists: int) -> Found:
+    """Of all parts of the cluster the one whose best step costs least, with its plans by time."""
+    fabric = question.fabric
+    if fabric.price_per_hour is None:
+        raise ShunterError(
+            f"the cluster {fabric.name} has no price",
+            mend="Give its nodes a price_per_hour in the cluster's file, or ask for the least time.",
+        )
+    begin = time.perf_counter()
+    nodes = fabric.world // fabric.block
+    best: Found | None = None
+    least, problem = float("inf"), None
+    considered = rejected = 0
+    for count in divisors(nodes):
+        part = replace(
+            fabric,
+            world=count * fabric.block,
+            kinds=fabric.kinds[:count],
+            price_per_hour=fabric.price_per_hour * count / nodes,
+        )
+        try:
+            found = search(
+                replace(question, fabric=part), fixed=fixed, room=room, top=top, finalists=finalists
+            )
+        except ShunterError as error:
+            problem = error
+            continue
+        considered, rejected = considered + found.considered, rejected + found.rejected
+        cost = found.plans[0].prediction.seconds * count
+        if cost < least:
+            best, least = found, cost
+    if best is None:
+        assert problem is not None
+        raise problem
+    spent = time.perf_counter() - begin
+    return replace(best, considered=considered, rejected=rejected, seconds=spent, objective="cost")
 
 
 def _estimated(question: Question, fixed: Fixed) -> tuple[Choices, Estimate]:

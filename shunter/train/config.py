@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -85,8 +85,14 @@ class TrainConfig(Config):
         return self
 
 
+AUTO = "auto"  # in place of a plan's file: plan for the machine that the recipe runs on
+
+
 class Parallel(Config):
-    """The model laid out over processes: stages, copies, and parts of weights and rows."""
+    """The model laid out over processes: stages, copies, and parts of weights and rows.
+
+    A recipe may write `auto` or a plan's file in its place.
+    """
 
     pp: int = Field(1, ge=1, description="Stages: ranks that have different layers.")
     dp: int = Field(1, ge=1, description="Copies of the model that see other rows.")
@@ -133,12 +139,19 @@ class Parallel(Config):
         "itself; selective: likewise, but for products and attention; or the numbers of some layers.",
     )
     plan: str | None = Field(
-        None, description="Instead of degrees and schedule: a file of `shunter plan -o`, for this model."
+        None,
+        description="Instead of degrees and schedule: a file of `shunter plan -o`, for this model; or auto, "
+        "a plan for the machine that runs it.",
     )
     timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
     timeline: int | None = Field(
         None, ge=0, description="Step whose timeline is measured, and whose collectives are counted."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plan_alone(cls, data: Any) -> Any:
+        return {"plan": data} if isinstance(data, str) else data
 
     @property
     def grid(self) -> Grid:
@@ -208,6 +221,8 @@ class Parallel(Config):
 
         Raises ShunterError for a program that cannot train, and for choices that either has made already.
         """
+        if self.plan == AUTO:  # `shunter run` has put a file in its place before any job is made
+            return self
         if self.plan is not None:
             return self._planned(base / self.plan)
         if self.program is None:

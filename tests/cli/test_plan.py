@@ -92,3 +92,18 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "fits nowhere" in refused(capsys, *ASK, "--budget-memory", "2GB")
     assert "no practice" in refused(capsys, *ASK, "--practice", "megatron-2020")
     assert "file not found" in refused(capsys, "plan", "--model", "no.json", "--cluster", "8xh100")
+
+
+def test_a_time_in_place_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["plan", "--cluster", "2xa100-80", "--time", "20m", "--data", "1B"]
+    assert cli.main(ask) == 0
+    text = capsys.readouterr().out
+    assert "tokens a parameter" in text
+    assert "no ladder of small runs is built yet" in text
+    assert cli.main([*ask, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    losses = [each["losses"][told["law"]] for each in told["models"]]
+    assert losses == sorted(losses)
+    assert "either --model or --time" in refused(capsys, *ask, "--model", "llama-2-7b")
+    assert "either --model or --time" in refused(capsys, "plan", "--cluster", "8xa100-80")
+    assert "no length of time" in refused(capsys, "plan", "--cluster", "8xa100-80", "--time", "12")

@@ -110,3 +110,22 @@ def test_a_run_is_held_to_its_plan(plan: Plan, tmp_path: Path) -> None:
     told = manifest["metrics"]["account"]
     assert told["step_seconds"] > 0
     assert told["plan_step_seconds"] == plan.step_seconds
+
+
+def test_auto_plans_for_a_machine(tmp_path: Path) -> None:
+    from shunter.cluster import files
+    from shunter.jobs.automatic import planned
+
+    files.save(files.find("cpu").description, tmp_path / "machine.yaml")
+    said: list[str] = []
+    for text in ("auto", "{plan: auto}"):
+        graph = load_recipe(RECIPE, [f"jobs.base.how.parallel={text}"], KINDS)
+        changes = planned(graph, tmp_path / "plans", said.append, tmp_path / "machine.yaml")
+        assert len(changes) == 1
+        again = load_recipe(RECIPE, [f"jobs.base.how.parallel={text}", *changes], KINDS)
+        node = again.nodes["base"]
+        node.job.check(node.config, again.base)
+        node.job.check_graph(node, again)  # type: ignore[attr-defined]
+        assert node.config.how.parallel.located(again.base).grid.size == 2  # type: ignore[attr-defined]
+    assert "a step is to take" in said[0]
+    assert planned(load_recipe(RECIPE, [], KINDS), tmp_path / "none", said.append) == []

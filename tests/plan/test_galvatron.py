@@ -6,18 +6,20 @@ import json
 import time
 from dataclasses import replace
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from math import ceil, inf
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shunter.config import yaml
 from shunter.config.errors import ShunterError
 from shunter.papers.galvatron import PROFILE
-from shunter.plan.galvatron import Result, Task, even, search, uniform
+from shunter.plan.dynamic import programme
+from shunter.plan.galvatron import Result, Task, _stage, even, search, uniform
 from shunter.plan.galvatron_beyond import beyond
-from shunter.plan.galvatron_profile import Model, Profile, strategies
+from shunter.plan.galvatron_profile import Model, Profile, Strategy, strategies
 
 DATA = yaml.load(PROFILE).data
 SIZES = {"hidden": 4096, "layers": 32, "sequence": 2048}
@@ -135,3 +137,27 @@ def test_its_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "time.json").write_text("[")
     with pytest.raises(ShunterError, match="no profile can be read"):
         Profile.read(tmp_path / "time.json", tmp_path / "memory.json", tmp_path, **SIZES)
+
+
+@pytest.mark.parametrize("room", [5_000, 7_000, 9_000])
+def test_strategies_that_are_left_out_are_not_missed(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Changes of layout are made dear, so that a slow strategy may pay because its neighbours have its width.
+    def dear(self: Model, before: Strategy, after: Strategy, world: int) -> float:
+        return 0.5 * abs(before.width - after.width)
+
+    monkeypatch.setattr(Model, "change", dear)
+    task = Task(Model(profile(), 8, 4), 1, "tp_with_sp", 2, 2, room)
+    every = task.allowed()
+    need = np.array([[ceil(task.model.memory(each, 0)) for each in every]] * 5, dtype=np.int64)
+    times = np.array([[task.model.layer(each)[0] for each in every]] * 5)
+    change = np.array([[task.model.change(a, b, 2) for b in every] for a in every])
+    expected, least, _ = programme(need, times, change, room)
+    solve = _stage(task, 0, 5, room)
+    if not expected:
+        assert solve is None or solve(room)[0] == []
+        return
+    assert solve is not None
+    chosen, _ = solve(room)
+    found = sum(task.model.layer(each)[0] for each in chosen)
+    found += sum(task.model.change(a, b, 2) for a, b in pairwise(chosen))
+    assert found == pytest.approx(least)
