@@ -37,6 +37,18 @@ def check(adapter: AdapterConfig | None, train: TrainConfig, how: TrainHow) -> N
     """Raise ShunterError for a training that adapters cannot have."""
     if adapter is None:
         return
+    if how.parallel is not None and how.parallel.recompute == "selective":
+        raise ShunterError(
+            "recompute: selective would keep what a product made, and adapters add to it in place",
+            where="how.parallel",
+            mend="Use recompute: full.",
+        )
+    if how.parallel is not None and how.parallel.gather == "bf16":
+        raise ShunterError(
+            "gather: bf16 would round adapters and the scales of packed weights",
+            where="how.parallel",
+            mend="Leave gather out.",
+        )
     packed = adapter.quantise in ("int8", "nf4")
     if packed and how.parallel is not None and how.parallel.tp > 1:
         raise ShunterError(

@@ -26,6 +26,7 @@ from shunter.parallel.mesh import ProcessGroups
 from shunter.record import points
 from shunter.surgery.config import AdapterConfig
 from shunter.surgery.lora import attach
+from shunter.train.checkpoint.lifecycle import Checkpointer
 from shunter.train.config import Parallel, TrainConfig
 from shunter.train.device import CUBLAS
 from shunter.train.objective import CrossEntropy
@@ -222,3 +223,17 @@ def test_a_training_goes_on_from_a_checkpoint_of_the_gpu(tmp_path: Path, optimiz
         assert torch.equal(ended["again"][key], weight), key
         apart = (ended["moved"][key] - weight).norm() / weight.norm()
         assert apart < (1e-4 if optimizer == "adamw" else 2e-2), key
+
+
+def test_a_save_beside_the_steps_has_the_values_of_its_moment(tmp_path: Path) -> None:
+    """Copies to pinned memory are queued before what changes the values next."""
+    keeper, whole = Checkpointer(tmp_path), torch.arange(1 << 22, dtype=torch.float32)
+    state = {"a": whole.to(CUDA), "turned": whole.view(2048, 2048).to(CUDA).T}
+    keeper.save_later(1, state, {})
+    for tensor in state.values():
+        tensor.zero_()
+    keeper.wait()
+    found = {"a": torch.empty(1 << 22), "turned": torch.empty(2048, 2048)}
+    keeper.load(1, found)
+    assert torch.equal(found["a"], whole)
+    assert torch.equal(found["turned"], whole.view(2048, 2048).T)

@@ -204,6 +204,10 @@ def test_adapters_of_nothing_are_refused(tmp_path: Path) -> None:
     packed = {"adapter": {**ADAPTER, "quantise": "int8"}, "how": {"parallel": {"tp": 2}}}
     with pytest.raises(ShunterError, match="held as int8 are not cut over tensor ranks yet"):
         sft.JOB.check(sft.SftConfig(**BASE, **packed), tmp_path)
+    for key, value in (("recompute", "selective"), ("gather", "bf16")):
+        laid = {"adapter": ADAPTER, "how": {"parallel": {"fsdp": 2, key: value}}}
+        with pytest.raises(ShunterError, match=f"{key}: {value} would"):
+            sft.JOB.check(sft.SftConfig(**BASE, **laid), tmp_path)
 
 
 def test_a_rank_that_does_not_fit_is_refused_before_the_first_step(

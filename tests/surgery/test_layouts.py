@@ -65,6 +65,8 @@ class Tuned:
 @st.composite
 def tuned(draw: st.DrawFn) -> Tuned:
     case = draw(cases(mixtures=False))  # adapters beside experts are refused
+    if case.parallel["recompute"] == "selective":  # refused
+        case = replace(case, parallel={**case.parallel, "recompute": "full"})
     held = ["none", "bf16", *(["nf4", "int8"] if case.parallel["tp"] == 1 else [])]
     besides = ["norms", "embed", *(["head"] if not case.spec["tied"] else [])]
     adapter = {

@@ -1,7 +1,7 @@
 """Saves beside the training: the values of the moment, one at a time, and no failure that nobody hears of.
 
-What this cannot show: pinned memory and a GPU's stream (tests/train/test_device.py has what runs on a GPU),
-and how long a save keeps the training: bench/checkpoint.py.
+What this cannot show: pinned memory and a GPU's stream (tests/cuda, skipped without one), and how long a save
+keeps the training: bench/checkpoint.py.
 """
 
 from __future__ import annotations
