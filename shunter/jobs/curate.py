@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.data import checks
+from shunter.data.curation.decontaminate import Decontaminate
 from shunter.data.curation.kinds import AnyOperator, Preset, preset
 from shunter.data.curation.language import Language
 from shunter.data.curation.operators import Operator
@@ -87,6 +88,11 @@ class CurateConfig(JobConfig):
         published = preset(self.preset, self.languages is not None) if self.preset else []
         return [*published, *self.operators]
 
+    @property
+    def against(self) -> list[SourceConfig]:
+        """Evaluation sets that operators keep out."""
+        return [s for operator in self.chain if isinstance(operator, Decontaminate) for s in operator.against]
+
     @model_validator(mode="after")
     def _names_differ(self) -> CurateConfig:
         twice = [name for name, n in Counter(source.label for source in self.sources).items() if n > 1]
@@ -120,7 +126,7 @@ class CurateJob:
     Config: ClassVar[type[JobConfig]] = CurateConfig
 
     def check(self, config: CurateConfig, base: Path) -> Sequence[str]:
-        for source in config.sources:
+        for source in (*config.sources, *config.against):
             checks.check(source, base)
         missing = [source.label for source in config.sources if source.licence is None]
         warnings = [f"no licence is given for {', '.join(missing)}"] if missing else []
@@ -131,7 +137,8 @@ class CurateJob:
         return warnings
 
     def reads(self, config: CurateConfig, base: Path) -> Sequence[Path]:
-        return list(dict.fromkeys(path for source in config.sources for path in files(source, base)))
+        sources = (*config.sources, *config.against)
+        return list(dict.fromkeys(path for source in sources for path in files(source, base)))
 
     def disk_bytes(self, config: CurateConfig, base: Path) -> int:
         # Archives of text hold about four times their size; Parquet makes it smaller again.

@@ -17,13 +17,15 @@ import numpy as np
 import pyarrow as pa
 
 from shunter.data import corpus
+from shunter.data import sources as places
 from shunter.data.curation import rehydration
 from shunter.data.curation.chain import Documents
+from shunter.data.curation.decontaminate import Decontaminate
 from shunter.data.curation.gopher import GopherQuality
 from shunter.data.curation.language import Language
 from shunter.data.curation.operators import Filter, Operator
 from shunter.data.curation.runner import Done, Runner
-from shunter.data.sources import Document
+from shunter.data.sources import Document, Problem, SourceConfig
 from shunter.jobs.curate import SPLITS, CurateConfig, Output, normalise, read, sections
 from shunter.recipe.job import JobContext, Stopped
 
@@ -86,8 +88,19 @@ def bound(context: JobContext[CurateConfig]) -> list[Operator]:
             update["by_language"] = found["limits"].get(operator.name, {})
         if isinstance(operator, GopherQuality) and not operator.stopwords_by_language:
             update["stopwords_by_language"] = found["stopwords"]
+        if isinstance(operator, Decontaminate):
+            texts = (text for source in operator.against for text in _texts(source, context))
+            operator = operator.keep(texts, context.work / "evaluation")
         operators.append(operator.model_copy(update=update))
     return operators
+
+
+def _texts(source: SourceConfig, context: JobContext[CurateConfig]) -> Iterator[str]:
+    def report(problem: Problem) -> None:
+        context.events.write("problem", **vars(problem))
+
+    for document in places.documents(source, context.base, report):
+        yield document.text
 
 
 class _Reading:
@@ -116,7 +129,7 @@ class _Reading:
     def chunks(self) -> Iterator[Documents]:
         """Cut by characters, wherever files end."""
         config, number = self.context.config, 0
-        places = {label: place for place, label in enumerate(self.labels)}
+        known = {label: place for place, label in enumerate(self.labels)}
         texts: list[str] = []
         numbers: list[int] = []
         urls: list[str] = []
@@ -125,14 +138,14 @@ class _Reading:
             self.documents += 1
             if self.documents % 256 == 0 and self.context.control.stop_requested():
                 raise Stopped
-            if document.source not in places:
-                places[document.source] = len(self.labels)
+            if document.source not in known:
+                known[document.source] = len(self.labels)
                 self.labels.append(document.source)
                 self.licences.setdefault(document.source, None)
             text = normalise(document.text) if config.normalise else document.text
             parts = sections(text, config.section_chars)
             for index, part in enumerate(parts):
-                name = (places[document.source], document.row, part_of if len(parts) == 1 else index)
+                name = (known[document.source], document.row, part_of if len(parts) == 1 else index)
                 self._names.write(np.array(name, NAMES).tobytes())
                 reason, facts = self.output.reason(part, config)
                 if reason is None:

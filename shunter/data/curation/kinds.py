@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shunter.data.curation.c4 import C4Quality
+from shunter.data.curation.decontaminate import Decontaminate
 from shunter.data.curation.fineweb import FineWebQuality
 from shunter.data.curation.gopher import GopherQuality, GopherRepetition
 from shunter.data.curation.language import ConfidenceCut, Language
@@ -25,7 +26,8 @@ AnyOperator = Annotated[
     | MaskPersonal
     | Language
     | ConfidenceCut
-    | PrecisionFilter,
+    | PrecisionFilter
+    | Decontaminate,
     Field(discriminator="kind"),
 ]
 Preset = Literal["gopher", "c4", "fineweb", "fineweb2"]
