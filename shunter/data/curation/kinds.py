@@ -8,6 +8,7 @@ from pydantic import Field
 
 from shunter.data.curation.c4 import C4Quality
 from shunter.data.curation.decontaminate import Decontaminate
+from shunter.data.curation.edits import EditRules
 from shunter.data.curation.fineweb import FineWebQuality
 from shunter.data.curation.gopher import GopherQuality, GopherRepetition
 from shunter.data.curation.language import ConfidenceCut, Language
@@ -27,7 +28,8 @@ AnyOperator = Annotated[
     | Language
     | ConfidenceCut
     | PrecisionFilter
-    | Decontaminate,
+    | Decontaminate
+    | EditRules,
     Field(discriminator="kind"),
 ]
 Preset = Literal["gopher", "c4", "fineweb", "fineweb2"]
