@@ -12,6 +12,7 @@ from shunter.data.curation.edits import EditRules
 from shunter.data.curation.fineweb import FineWebQuality
 from shunter.data.curation.gopher import GopherQuality, GopherRepetition
 from shunter.data.curation.language import ConfidenceCut, Language
+from shunter.data.curation.licences import LicenceTiers
 from shunter.data.curation.minhash import NearDuplicates, RepeatedParagraphs
 from shunter.data.curation.operators import Operator
 from shunter.data.curation.personal import MaskPersonal
@@ -29,7 +30,8 @@ AnyOperator = Annotated[
     | ConfidenceCut
     | PrecisionFilter
     | Decontaminate
-    | EditRules,
+    | EditRules
+    | LicenceTiers,
     Field(discriminator="kind"),
 ]
 Preset = Literal["gopher", "c4", "fineweb", "fineweb2"]
