@@ -1,8 +1,8 @@
 """Labels of languages: our model of letter runs against lingua alone, on paragraphs of one declaration.
 
-The Universal Declaration of Human Rights in languages that both know. Ours learns from a part of its articles
-and is asked the others, so it meets the kind of text that it has learnt; lingua has learnt elsewhere and has 75
-languages to choose from, or, restricted, the same ones as ours. Two accuracies of lingua (low, high).
+The Universal Declaration of Human Rights in languages that both know. Ours learns from two of three of its
+paragraphs and is asked the others, so it meets the kind of text that it has learnt; lingua has learnt
+elsewhere, and is told to choose among the same languages. It has two accuracies, low and high.
 
     peers/bin/pip install lingua-language-detector safetensors
     PYTHONPATH=. peers/bin/python -m bench.languages path/to/udhr2.zip
