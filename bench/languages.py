@@ -19,7 +19,6 @@ import numpy as np
 
 from shunter.data.curation.language import LanguageModel
 
-
 LEAST = 40  # characters of a paragraph that is asked
 
 
