@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.data import checks
+from shunter.data.curation.chain import stages
 from shunter.data.curation.decontaminate import Decontaminate
 from shunter.data.curation.kinds import AnyOperator, Preset, preset
 from shunter.data.curation.language import Language
@@ -141,8 +142,10 @@ class CurateJob:
         return list(dict.fromkeys(path for source in sources for path in files(source, base)))
 
     def disk_bytes(self, config: CurateConfig, base: Path) -> int:
-        # Archives of text hold about four times their size; Parquet makes it smaller again.
-        return 4 * sum(path.stat().st_size for path in self.reads(config, base))
+        # Archives of text hold about four times their size; Parquet makes it smaller again. A chain keeps
+        # what each of its stages left, uncompressed, until the corpus is published.
+        copies = 1 + (len(stages(config.chain)) if config.chain else 0)
+        return 4 * copies * sum(path.stat().st_size for path in self.reads(config, base))
 
     def run(self, context: JobContext[CurateConfig]) -> dict[str, Any]:
         if context.config.chain:
