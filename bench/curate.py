@@ -7,7 +7,7 @@ keep or to drop, and for C4 also the text that stays.
 
 datatrove is no part of shunter. Make an environment with it and run this there:
     python -m venv peers
-    peers/bin/pip install 'datatrove==0.10.1' 'xxhash<4' spacy nltk regex pydantic PyYAML pyarrow
+    peers/bin/pip install 'datatrove==0.10.1' 'xxhash<4' spacy tokenizers regex pydantic PyYAML pyarrow
     PYTHONPATH=. peers/bin/python -m bench.curate            # all, keeps the result
     PYTHONPATH=. peers/bin/python -m bench.curate 1          # one MB of resampled text, keeps nothing
 """

@@ -58,7 +58,13 @@ def sentence(part: dict[str, object]) -> str:
         )
     text = f"{part['id']}: dropped by {part['operator']}: {part['reason']}"
     if "value" in part:
-        text += f"; {part['value']} where the limit is {part['limit']}" if "of" not in part else ""
+        text += (
+            f"; {part['value']} where the limit is {part['limit']}"
+            if "of" not in part and part["value"] != part["limit"]
+            else ""
+        )
+    if "licence_rule" in part:
+        text += f" ({part['licence_rule']})"
     if "of" in part:
         text += f" of {part['of']}, in a cluster of {part['value']:.0f}"
     return text

@@ -15,6 +15,8 @@ from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.data import checks
+from shunter.data.curation.chain import stages
+from shunter.data.curation.decontaminate import Decontaminate
 from shunter.data.curation.kinds import AnyOperator, Preset, preset
 from shunter.data.curation.language import Language
 from shunter.data.curation.operators import Operator
@@ -87,6 +89,11 @@ class CurateConfig(JobConfig):
         published = preset(self.preset, self.languages is not None) if self.preset else []
         return [*published, *self.operators]
 
+    @property
+    def against(self) -> list[SourceConfig]:
+        """Evaluation sets that operators keep out."""
+        return [s for operator in self.chain if isinstance(operator, Decontaminate) for s in operator.against]
+
     @model_validator(mode="after")
     def _names_differ(self) -> CurateConfig:
         twice = [name for name, n in Counter(source.label for source in self.sources).items() if n > 1]
@@ -120,7 +127,7 @@ class CurateJob:
     Config: ClassVar[type[JobConfig]] = CurateConfig
 
     def check(self, config: CurateConfig, base: Path) -> Sequence[str]:
-        for source in config.sources:
+        for source in (*config.sources, *config.against):
             checks.check(source, base)
         missing = [source.label for source in config.sources if source.licence is None]
         warnings = [f"no licence is given for {', '.join(missing)}"] if missing else []
@@ -131,11 +138,14 @@ class CurateJob:
         return warnings
 
     def reads(self, config: CurateConfig, base: Path) -> Sequence[Path]:
-        return list(dict.fromkeys(path for source in config.sources for path in files(source, base)))
+        sources = (*config.sources, *config.against)
+        return list(dict.fromkeys(path for source in sources for path in files(source, base)))
 
     def disk_bytes(self, config: CurateConfig, base: Path) -> int:
-        # Archives of text hold about four times their size; Parquet makes it smaller again.
-        return 4 * sum(path.stat().st_size for path in self.reads(config, base))
+        # Archives of text hold about four times their size; Parquet makes it smaller again. A chain keeps
+        # what each of its stages left, uncompressed, until the corpus is published.
+        copies = 1 + (len(stages(config.chain)) if config.chain else 0)
+        return 4 * copies * sum(path.stat().st_size for path in self.reads(config, base))
 
     def run(self, context: JobContext[CurateConfig]) -> dict[str, Any]:
         if context.config.chain:

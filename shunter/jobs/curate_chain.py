@@ -17,13 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from shunter.data import corpus
+from shunter.data import sources as places
 from shunter.data.curation import rehydration
 from shunter.data.curation.chain import Documents
+from shunter.data.curation.decontaminate import Decontaminate
 from shunter.data.curation.gopher import GopherQuality
 from shunter.data.curation.language import Language
+from shunter.data.curation.licences import LicenceTiers
 from shunter.data.curation.operators import Filter, Operator
 from shunter.data.curation.runner import Done, Runner
-from shunter.data.sources import Document
+from shunter.data.sources import Document, Problem, SourceConfig
 from shunter.jobs.curate import SPLITS, CurateConfig, Output, normalise, read, sections
 from shunter.recipe.job import JobContext, Stopped
 
@@ -50,7 +53,7 @@ def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
     if config.rehydrate:
         facts["copies"] = pa.int32()
     with Output(context.out, facts) as output:
-        with _Reading(folder, context, output, has_url) as reading:
+        with _Reading(folder, context, output, _given(config, operators)) as reading:
             runner.run(reading.chunks())
         labels = reading.labels
         table = _copies(runner, config.rehydrate) if config.rehydrate else {}
@@ -86,8 +89,25 @@ def bound(context: JobContext[CurateConfig]) -> list[Operator]:
             update["by_language"] = found["limits"].get(operator.name, {})
         if isinstance(operator, GopherQuality) and not operator.stopwords_by_language:
             update["stopwords_by_language"] = found["stopwords"]
+        if isinstance(operator, Decontaminate):
+            texts = (text for source in operator.against for text in _texts(source, context))
+            operator = operator.keep(texts, context.work / "evaluation")
         operators.append(operator.model_copy(update=update))
     return operators
+
+
+def _texts(source: SourceConfig, context: JobContext[CurateConfig]) -> Iterator[str]:
+    def report(problem: Problem) -> None:
+        context.events.write("problem", **vars(problem))
+
+    for document in places.documents(source, context.base, report):
+        yield document.text
+
+
+def _given(config: CurateConfig, operators: list[Operator]) -> set[str]:
+    """Facts of documents that operators or the corpus need from the start."""
+    found = {"url"} if any(source.url for source in config.sources) else set()
+    return found | ({"source"} if any(isinstance(o, LicenceTiers) for o in operators) else set())
 
 
 class _Reading:
@@ -97,9 +117,9 @@ class _Reading:
     """
 
     def __init__(
-        self, folder: Path, context: JobContext[CurateConfig], output: Output, has_url: bool
+        self, folder: Path, context: JobContext[CurateConfig], output: Output, given: set[str]
     ) -> None:
-        self.context, self.output, self.folder, self.has_url = context, output, folder, has_url
+        self.context, self.output, self.folder, self.given = context, output, folder, given
         self.documents = 0
         self.licences = {source.label: source.licence for source in context.config.sources}
         self.labels = list(self.licences)
@@ -116,44 +136,44 @@ class _Reading:
     def chunks(self) -> Iterator[Documents]:
         """Cut by characters, wherever files end."""
         config, number = self.context.config, 0
-        places = {label: place for place, label in enumerate(self.labels)}
+        known = {label: place for place, label in enumerate(self.labels)}
         texts: list[str] = []
         numbers: list[int] = []
-        urls: list[str] = []
+        told: list[dict[str, str]] = []
         held = 0
         for document, part_of in self._all():
             self.documents += 1
             if self.documents % 256 == 0 and self.context.control.stop_requested():
                 raise Stopped
-            if document.source not in places:
-                places[document.source] = len(self.labels)
+            if document.source not in known:
+                known[document.source] = len(self.labels)
                 self.labels.append(document.source)
                 self.licences.setdefault(document.source, None)
             text = normalise(document.text) if config.normalise else document.text
             parts = sections(text, config.section_chars)
             for index, part in enumerate(parts):
-                name = (places[document.source], document.row, part_of if len(parts) == 1 else index)
+                name = (known[document.source], document.row, part_of if len(parts) == 1 else index)
                 self._names.write(np.array(name, NAMES).tobytes())
                 reason, facts = self.output.reason(part, config)
                 if reason is None:
                     numbers.append(number)
                     texts.append(part)
-                    urls.append(document.url)
+                    told.append({"url": document.url, "source": document.source})
                     held += len(part)
                 else:
                     record = {"number": number, "operator": "reading", "reason": reason, **facts}
                     self._dropped.write(json.dumps(record) + "\n")
                 number += 1
             if held >= config.how.chunk_chars:
-                yield self._chunk(numbers, texts, urls)
-                texts, numbers, urls, held = [], [], [], 0
+                yield self._chunk(numbers, texts, told)
+                texts, numbers, told, held = [], [], [], 0
         if texts:
-            yield self._chunk(numbers, texts, urls)
+            yield self._chunk(numbers, texts, told)
         self._names.flush()
         self._dropped.flush()
 
-    def _chunk(self, numbers: list[int], texts: list[str], urls: list[str]) -> Documents:
-        facts = {"url": np.array(urls, np.str_)} if self.has_url else {}
+    def _chunk(self, numbers: list[int], texts: list[str], told: list[dict[str, str]]) -> Documents:
+        facts = {name: np.array([each[name] for each in told], np.str_) for name in sorted(self.given)}
         return Documents(np.array(numbers, np.int64), texts, facts)
 
     def _all(self) -> Iterator[tuple[Document, int]]:
@@ -209,7 +229,8 @@ def _copies(runner: Runner, most: int) -> dict[int, int]:
     before: Counter[int] = Counter()
     after: Counter[int] = Counter()
     for stage in range(len(runner.stages)):
-        before.update(record["cluster_size"] for record in runner.dropped(stage) if "cluster_size" in record)
+        dropped = (record for record in runner.dropped(stage) if "of" not in record)
+        before.update(record["cluster_size"] for record in dropped if "cluster_size" in record)
     for documents in runner.left():
         after.update(documents.facts["cluster_size"].tolist() if len(documents) else [])
     return rehydration.copies(before + after, after, most)

@@ -138,7 +138,7 @@ EXPERIMENT = Experiment(
     recipe=RECIPES / "fineweb2.yaml",
     recipes={ENGLISH: RECIPES / "fineweb2-corpus.yaml"},
     arms=_arms,
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
     measure=_measure,
     table={
         "bits": "bits/byte of clean held-out text",

@@ -186,6 +186,7 @@ def _batch(
         else:
             verdicts = operator.judge_with(pages, batch.facts)
         fails = alive & ~verdicts.kept
+        batch.facts.update(verdicts.facts)
         lengths = pages.lengths
         tally.documents += int(alive.sum())
         tally.characters += int(lengths[alive].sum())
@@ -198,7 +199,6 @@ def _batch(
             if stage.excluded:
                 record["text"] = batch.texts[place]
         alive &= ~fails
-        batch.facts.update(verdicts.facts)
         tally.edits.update(verdicts.counts)
         if verdicts.texts is not None:
             chosen = [text for text, keep in zip(verdicts.texts, alive.tolist(), strict=True) if keep]
@@ -224,7 +224,7 @@ def _record(operator: Operator, verdicts: Verdicts, batch: Documents, place: int
     }
     if verdicts.of is not None:
         record["of"] = int(verdicts.of[place])
-    for name in ("language", "cluster_size"):
+    for name in ("language", "cluster_size", "licence_rule"):
         if name in batch.facts:
             record[name] = batch.facts[name][place].item()
     return record

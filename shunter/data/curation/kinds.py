@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shunter.data.curation.c4 import C4Quality
+from shunter.data.curation.decontaminate import Decontaminate
+from shunter.data.curation.edits import EditRules
 from shunter.data.curation.fineweb import FineWebQuality
 from shunter.data.curation.gopher import GopherQuality, GopherRepetition
 from shunter.data.curation.language import ConfidenceCut, Language
+from shunter.data.curation.licences import LicenceTiers
 from shunter.data.curation.minhash import NearDuplicates, RepeatedParagraphs
 from shunter.data.curation.operators import Operator
 from shunter.data.curation.personal import MaskPersonal
@@ -25,7 +28,10 @@ AnyOperator = Annotated[
     | MaskPersonal
     | Language
     | ConfidenceCut
-    | PrecisionFilter,
+    | PrecisionFilter
+    | Decontaminate
+    | EditRules
+    | LicenceTiers,
     Field(discriminator="kind"),
 ]
 Preset = Literal["gopher", "c4", "fineweb", "fineweb2"]

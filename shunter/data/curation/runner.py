@@ -228,12 +228,14 @@ def load(path: Path) -> Documents:
         columns = {name: table.column(name) for name in table.column_names}
         texts = columns.pop("text").to_pylist()
         number = columns.pop("number").to_numpy()
-        facts = {name: np.asarray(column.to_pylist(), _dtype(column)) for name, column in columns.items()}
+        facts = {name: _values(column) for name, column in columns.items()}
     return Documents(np.array(number), texts, facts)
 
 
-def _dtype(column: pa.ChunkedArray) -> Any:
-    return np.str_ if pa.types.is_string(column.type) else column.type.to_pandas_dtype()
+def _values(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_string(column.type):
+        return np.array(column.to_pylist(), np.str_)
+    return np.array(column.to_numpy())  # a copy: the file is closed
 
 
 def _keep(

@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from shunter.data.curation.operators import Filter, Verdicts
+from shunter.data.curation.operators import Operator, Verdicts
 from shunter.data.curation.pages import Pages
 
 
-class Killer(Filter):
+class Killer(Operator):
     """Kills once for each file in a folder."""
 
     kind: Literal["killer"] = "killer"

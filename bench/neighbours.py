@@ -1,0 +1,178 @@
+"""Near-duplicates end to end, from documents in memory to those that stay, against datatrove's four stages.
+
+One core each, in alternating rounds, 14 buckets of 8 hashes, runs of 5 words. The corpus has copies of its
+documents with words changed at several rates; recall and precision of pairs are against exact Jaccard
+similarity of at least 0.8 within families of copies. The baseline runs with its default splitter (spaCy's),
+and with white space as the splitter, the fastest that it can have.
+
+Run it where datatrove is: the head of bench/curate.py says how. `python -m bench.neighbours 1` takes one MB
+and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.curate import clean
+from bench.measure import alternate, machine, save
+from shunter.data.curation.chain import Documents
+from shunter.data.curation.minhash import NearDuplicates
+from shunter.data.curation.pages import Pages
+from shunter.data.curation.runner import Runner
+
+GOAL, SIMILAR = 40.0, 0.8
+CHUNK = 4_000_000
+RATES = (0.002, 0.01, 0.03, 0.08)  # of words changed in a copy
+
+
+def families(megabytes: float, seed: int) -> tuple[list[str], np.ndarray]:
+    """Documents and the number of the original of each, in no order."""
+    draw = np.random.default_rng(seed)
+    paragraphs = [part for text in clean() for part in text.split("\n\n") if len(part) > 200]
+    words = sorted({word for part in paragraphs[:400] for word in part.split()})
+    texts: list[str] = []
+    origin: list[int] = []
+    size, family = 0, 0
+    while size < megabytes * 1e6:
+        first = "\n\n".join(
+            paragraphs[i] for i in draw.integers(0, len(paragraphs), int(draw.integers(2, 7)))
+        )
+        found = [first]
+        if draw.random() < 0.3:
+            for rate in RATES[: int(draw.integers(1, len(RATES) + 1))]:
+                parts = first.split(" ")
+                for place in np.flatnonzero(draw.random(len(parts)) < rate).tolist():
+                    parts[place] = words[int(draw.integers(0, len(words)))]
+                found.append(" ".join(parts))
+        texts += found
+        origin += [family] * len(found)
+        size += sum(map(len, found))
+        family += 1
+    order = draw.permutation(len(texts))
+    return [texts[i] for i in order.tolist()], np.array(origin)[order]
+
+
+def ours(texts: list[str], folder: Path) -> Callable[[], list[int]]:
+    """The job's way, one worker."""
+
+    def work() -> list[int]:
+        shutil.rmtree(folder, ignore_errors=True)
+        chunks, begin, size = [], 0, 0
+        for at, text in enumerate(texts, 1):
+            size += len(text)
+            if size > CHUNK or at == len(texts):
+                chunks.append(Documents(np.arange(begin, at), texts[begin:at]))
+                begin, size = at, 0
+        runner = Runner(folder, [NearDuplicates()], 1, lambda stage, done: None)
+        runner.run(chunks)
+        return [int(number) for left in runner.left() for number in left.number]
+
+    return work
+
+
+def theirs(texts: list[str], folder: Path, words: str) -> Callable[[], list[int]]:
+    """datatrove's four stages, one task."""
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup import minhash
+    from datatrove.utils.hashing import HashConfig
+
+    config = minhash.MinhashConfig(hash_config=HashConfig(precision=64))
+
+    def work() -> list[int]:
+        shutil.rmtree(folder, ignore_errors=True)
+        documents = [Document(text=text, id=str(number)) for number, text in enumerate(texts)]
+        places = [str(folder / name) for name in ("signatures", "buckets", "clusters")]
+        signature = minhash.MinhashDedupSignature(places[0], config=config)
+        if words == "spaces":
+            signature.word_tokenizer = _Spaces()
+        signature.run(documents, 0, 1)
+        for bucket in range(config.num_buckets):
+            minhash.MinhashDedupBuckets(places[0], places[1], config=config).run(
+                None, bucket, config.num_buckets
+            )
+        minhash.MinhashDedupCluster(places[1], places[2], config=config).run(None, 0, 1)
+        left = minhash.MinhashDedupFilter(places[2]).run(iter(documents), 0, 1)
+        return [int(document.id) for document in left]
+
+    return work
+
+
+class _Spaces:
+    def word_tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+
+def pairs(texts: list[str], origin: np.ndarray, kept: list[int]) -> dict[str, float]:
+    """Of documents that have an earlier, similar one: how many left; of those that left: how many have a
+    similar one. Similar: Jaccard similarity of runs of five folded words, at least SIMILAR."""
+    pages = Pages(texts).folded().words
+    grams = pages.sequence.grams(5)
+    sets = [
+        set(grams[low : max(low, high - 4)].tolist())
+        for low, high in itertools.pairwise(pages.first.tolist())
+    ]
+    gone = set(range(len(texts))) - set(kept)
+    near: set[tuple[int, int]] = set()
+    for family in np.unique(origin).tolist():
+        for a, b in itertools.combinations(np.flatnonzero(origin == family).tolist(), 2):
+            if len(sets[a] & sets[b]) / max(len(sets[a] | sets[b]), 1) >= SIMILAR:
+                near.add((a, b))
+    touched = {number for pair in near for number in pair}
+    found = sum(a in gone or b in gone for a, b in near)
+    return {
+        "pairs": len(near),
+        "recall": found / max(len(near), 1),
+        "precision": len(gone & touched) / max(len(gone), 1),
+        "removed": len(gone),
+    }
+
+
+def main() -> int:
+    """Measure, print, keep. Returns 0; what is not reached stands in the table."""
+    try:
+        import datatrove  # noqa: F401
+    except ImportError:
+        print("datatrove is not here: the head of bench/curate.py says how to run this. Skipped.")
+        return 0
+    megabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 4.0
+    texts, origin = families(megabytes, 0)
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    cases: dict[str, Any] = {}
+    print(f"{len(texts)} documents, {size:.2f} MB; similar: Jaccard {SIMILAR}")
+    with tempfile.TemporaryDirectory() as place:
+        mine = ours(texts, Path(place) / "ours")
+        cases["ours"] = pairs(texts, origin, mine())
+        print(f"ours             {cases['ours']}")
+        for words in ("spaCy", "spaces"):
+            peer = theirs(texts, Path(place) / "theirs", words)
+            timed = alternate(mine, peer, 1 if words == "spaCy" else 3, 0, limit=300)
+            cases[words] = {
+                **pairs(texts, origin, peer()),
+                "mb_per_second": {
+                    "ours": size / float(np.median(timed["a"])),
+                    "datatrove": size / float(np.median(timed["b"])),
+                },
+                "ratio": timed["ratio_median"],
+                "cpu_ratio": timed["cpu_ratio_median"],
+                "others": timed["others"],
+            }
+            print(f"datatrove, {words:<6}{cases[words]}", flush=True)
+    if len(sys.argv) > 1:
+        return 0
+    save(
+        "neighbours",
+        {"what": "near-duplicates end to end", "goal": GOAL, "cases": cases, "machine": machine()},
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Licences by positive inclusion: a document stays only for a reason that is named (MixtureVitae, arXiv
+2509.25531, section 3).
+
+The phrases are evidence, no legal advice: a page may quote one that is not its own.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from shunter.data.curation.operators import Facts, Operator, Verdicts
+from shunter.data.curation.pages import Pages
+
+Tier = Literal["1", "2a", "2b", "3"]
+WINDOW = 100  # characters at the head and the tail of a document where notices stand
+GOVERNMENT = (
+    "gov", "mil", "gov.uk", "gov.au", "govt.nz", "gc.ca", "gouv.fr", "gob.es", "gob.mx", "gov.br", "gov.in",
+    "go.jp", "europa.eu", "un.org", "who.int", "oecd.org", "nato.int", "worldbank.org",
+)  # fmt: skip
+# Anywhere in a document: Creative Commons licences that forbid commerce or changes.
+_UNFREE = re.compile(
+    r"\bcc[ -]?by[ -](?:nc|nd)\b|\bby-nc\b|\bby-nd\b|creativecommons\.org/licenses/by-(?:nc|nd)|"
+    r"creative commons[^.\n]{0,60}(?:non-?commercial|no-?deriv)|"
+    r"\bnon-?commercial (?:use|licen[cs]e|purposes)|"
+    r"\bno-?derivat\w+|nicht[ -]?kommerziell|pas d.utilisation commerciale|uso no comercial|não comercial|"
+    r"non commerciale|некоммерческ|非商用|非商业|非營利",
+    re.IGNORECASE,
+)
+# At head or tail: notices that keep all rights.
+_RESERVED = re.compile(
+    r"all rights reserved|©|\(c\) ?(?:19|20)\d\d|copyright (?:19|20)\d\d|alle rechte vorbehalten|"
+    r"tous droits réservés|"
+    r"todos los derechos reservados|todos os direitos reservados|tutti i diritti riservati|"
+    r"все права защищены|"
+    r"版权所有|無断転載|photo(?:graph)? by|image credit|getty images",
+    re.IGNORECASE,
+)
+_FREE = re.compile(
+    r"\bcc[ -]?by(?:-sa)?(?:[ -][1-4]\.\d)?\b(?!-n)|\bcc0\b|"
+    r"creativecommons\.org/(?:licenses/by(?:-sa)?/|publicdomain/)|"
+    r"creative commons (?:attribution|zero)|public domain|\b(?:mit|apache|bsd) licen[cs]e|"
+    r"open government licen[cs]e|"
+    r"domaine public|dominio público|domínio público|gemeinfrei|общественное достояние|公有领域",
+    re.IGNORECASE,
+)
+
+
+class LicenceTiers(Operator):
+    """Gives each document its tier and the rule that it stays by; unknown ones go.
+
+    Tier 1: openly licensed or public domain. 2a: permissive of opaque origin. 2b: synthetic of unknown
+    origin. 3: governments' works. A restrictive notice beats every permission. Of the address a domain alone
+    counts.
+    """
+
+    kind: Literal["licence-tiers"] = Field("licence-tiers", description="Keeps what may be used, by tier.")
+    sources: dict[str, Tier] = Field({}, description="Source -> tier, for sources that were chosen by hand.")
+    domains: list[str] = Field(list(GOVERNMENT), description="Domains of tier 3, with all below them.")
+    tiers: list[Tier] = Field(["1", "2a", "3"], min_length=1, description="Tiers that stay.")
+    window: int = Field(WINDOW, ge=0, description="Characters at head and tail where notices are looked for.")
+
+    def columns(self) -> dict[str, str]:
+        return {"tier": "string", "licence_rule": "string"}
+
+    def judge_with(self, pages: Pages, facts: Facts) -> Verdicts:
+        size = len(pages)
+        blank = np.array([""] * size, np.str_)
+        urls, sources = facts.get("url", blank).tolist(), facts.get("source", blank).tolist()
+        reason = np.full(size, -1, np.int16)
+        tiers, rules = [], []
+        for place, (text, url, source) in enumerate(zip(pages.texts, urls, sources, strict=True)):
+            number, tier, rule = self.tier(text, url, source)
+            if number < 0 and tier not in self.tiers:
+                number = REASONS.index("a tier that is not wanted")
+            reason[place] = number
+            tiers.append(tier)
+            rules.append(rule)
+        told = {"tier": np.array(tiers, np.str_), "licence_rule": np.array(rules, np.str_)}
+        return Verdicts(REASONS, reason, np.zeros(size), np.zeros(size), told)
+
+    def tier(self, text: str, url: str, source: str) -> tuple[int, str, str]:
+        """Number of the reason to go or -1, tier, and the rule that decided."""
+        if found := _UNFREE.search(text):
+            return 0, "", f"text: {found.group()[:60]}"
+        ends = (text[: self.window], text[max(self.window, len(text) - self.window) :])
+        for part in ends:
+            if found := _RESERVED.search(part):
+                return 1, "", f"notice: {found.group()[:60]}"
+        if source in self.sources:
+            return -1, self.sources[source], f"source: {source}"
+        host = re.sub(r"^[a-z]+://", "", url.lower()).split("/", 1)[0].split(":")[0]
+        for domain in self.domains:
+            if host == domain or host.endswith("." + domain):
+                return -1, "3", f"domain: {domain}"
+        if found := _FREE.search(text):
+            if again := _RESERVED.search(text):
+                return 1, "", f"text: {again.group()[:60]}"
+            return -1, "1", f"phrase: {found.group()[:60]}"
+        return 2, "", "none"
+
+
+REASONS = ["unfree licence", "rights reserved", "licence unknown", "a tier that is not wanted"]

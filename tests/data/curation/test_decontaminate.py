@@ -1,0 +1,72 @@
+"""What evaluation sets hold is found again, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shunter.config.errors import ShunterError
+from shunter.data.curation.decontaminate import Decontaminate
+from shunter.data.curation.pages import Pages
+from shunter.data.sources import SourceConfig
+from shunter.jobs import curate
+from tests.jobs.conftest import Work, work  # noqa: F401
+
+AGAINST = [SourceConfig(path="eval.jsonl")]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=4),
+    st.lists(st.integers(0, 3), max_size=9),
+)
+@settings(max_examples=60, deadline=None)
+def test_runs_in_common(documents: list[list[int]], item: list[int]) -> None:
+    """Against sets of tuples, with runs of three words."""
+    operator = Decontaminate(against=AGAINST, words=3, hits=2, least=2)
+
+    def text(numbers: list[int]) -> str:
+        return " ".join("abcd"[number] * 3 for number in numbers)
+
+    def runs(numbers: list[int], size: int) -> set[tuple[int, ...]]:
+        return {tuple(numbers[i : i + size]) for i in range(len(numbers) - size + 1)}
+
+    table = operator.runs([text(item)])
+    size = min(3, len(item))
+    found = operator.common(Pages([text(d).title() + "!" for d in documents]), table)
+    for number, document in enumerate(documents):
+        common = len(runs(document, size) & runs(item, size)) if size >= 2 else 0
+        assert found[number] == common * (1 if size == 3 else 2)
+
+
+def test_planted_items_leave_and_others_stay(tmp_path: Path, work: Work) -> None:  # noqa: F811
+    draw = np.random.default_rng(0)
+    vocabulary = ["".join(draw.choice(list("abcdefghij"), 5)) for _ in range(400)]
+    items = [" ".join(draw.choice(vocabulary, n)) for n in (40, 25, 8)]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps({"text": item}) + "\n" for item in items))
+    plain = [" ".join(draw.choice(vocabulary, 80)) for _ in range(30)]
+    planted = [f"{text[:100]} {items[n % 3].upper()}. {text[100:]}" for n, text in enumerate(plain[:9])]
+    partly = f"{plain[0][:50]} " + " ".join(items[0].split()[:14])  # two runs of 13: one too few
+    rows = [*plain, *planted, partly]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    config: dict[str, Any] = {"sources": [{"path": "web.jsonl"}], "heldout": 0.0, "how": {"workers": 1}}
+    config["operators"] = [{"kind": "decontaminate", "against": [{"path": "eval.jsonl"}]}]
+    out, metrics = work(curate.JOB, config)
+    assert curate.JOB.reads(curate.CurateConfig(kind="curate", **config), tmp_path) == [
+        tmp_path / "web.jsonl",
+        tmp_path / "eval.jsonl",
+    ]
+    dropped = [json.loads(line) for line in (out / "dropped.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in dropped] == [f"web:{30 + n}" for n in range(9)]
+    assert {record["reason"] for record in dropped} == {"in an evaluation set"}
+    assert metrics["documents"] == 31
+
+
+def test_evaluation_sets_without_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ShunterError, match="no text that is long enough"):
+        Decontaminate(against=AGAINST).keep(["too short"], tmp_path)
