@@ -23,6 +23,7 @@ _ENTRIES = {
     "evaluate": "shunter.jobs.evaluate:JOB",
     "report": "shunter.jobs.report:JOB",
     "rehearse": "shunter.jobs.rehearse:JOB",
+    "stream": "shunter.jobs.stream:JOB",
     "traffic": "shunter.jobs.traffic:JOB",
 }
 
