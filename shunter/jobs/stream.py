@@ -1,4 +1,4 @@
-"""The job `stream`: tasks of reinforcement learning that sleep, run in turns, streamed, or with older weights."""
+"""The job `stream`: tasks that sleep, run in turns, streamed, or with weights that are a step older."""
 
 from __future__ import annotations
 

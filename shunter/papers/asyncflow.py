@@ -1,4 +1,4 @@
-"""Tasks of reinforcement learning streamed through a store of samples (arXiv 2507.01663), on tasks that sleep.
+"""Tasks of reinforcement learning streamed through a store (arXiv 2507.01663), on tasks that sleep.
 
 What streaming and older weights gain is a matter of who waits for whom, which sleeping tasks show without
 competing for cores. That training ends as well is not shown by them.
