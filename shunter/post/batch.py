@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shunter.data.tokens import IGNORE, Batch
 
-ROUND_WIDTH = 16  # each new shape makes oneDNN build and keep a kernel
+ROUND_WIDTH = 8  # each new shape makes oneDNN build and keep a kernel
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +91,12 @@ class Reinforcement:
         rewards = [one.total for one in graded]
         asked = [Sample([*d.prompt, *d.ids], [False] * len(d.prompt) + [True] * len(d.ids)) for d in done]
         tokens = self.course.how.micro_tokens
-        reference = of_each(self.reference, asked, tokens)
+        # Without a weight it is only shown: a forward pass for each line of the log is enough.
+        last = number + 1 == self.course.train.steps
+        shown = number == 0 or last or (number + 1) % self.course.how.log_every == 0
+        far = of_each(self.reference, asked, tokens) if self.config.kl or shown else None
         values = None if self.critic is None else of_each(self.critic.scorer, asked, tokens, "value")
-        samples = judge(self.config, done, rewards, groups, reference, values)
+        samples = judge(self.config, done, rewards, groups, far, values)
         stale = _mean([self.engine.version - version for one in done for version in one.versions])
         told = self._learn(number, samples)
         self.rewards.append(float(np.mean(rewards)))
@@ -139,9 +141,9 @@ class Reinforcement:
                 waiting[self.engine.submit(chosen[at // self.group].ids, stream=at)] = at
         while self.engine.waiting or self.engine.running:
             self.engine.step()
-            for one in self.engine.finished:
-                found[waiting[one.number]] = one
-                self.journal.write(number, waiting[one.number], one)
+            fresh = {waiting[one.number]: one for one in self.engine.finished}
+            found |= fresh
+            self.journal.write(number, fresh)
             self.engine.finished.clear()
         self.engine.trace.clear()
         return [found[at] for at in range(len(found))]
@@ -248,10 +250,12 @@ class Journal:
         self.reused = 0
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, step: int, at: int, one: Rollout) -> None:
-        """Append an answer. A number's shortest decimal form is exact."""
-        with (self.folder / f"step-{step:08d}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"at": at, **asdict(one)}) + "\n")
+    def write(self, step: int, answers: Mapping[int, Rollout]) -> None:
+        """Append answers. A number's shortest decimal form is exact."""
+        if answers:
+            lines = [json.dumps({"at": at, **vars(one)}) + "\n" for at, one in answers.items()]
+            with (self.folder / f"step-{step:08d}.jsonl").open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
 
     def read(self, step: int, version: int) -> dict[int, Rollout]:
         """Answers of a step that weights of this version wrote; a torn last line is left out, and cut off."""
