@@ -22,7 +22,7 @@ from shunter.data.tokenizer import Tokenizer
 from shunter.data.tokens import IGNORE
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout, RolloutEngine
-from shunter.post.batch import Answers, Sample, micro_batches
+from shunter.post.batch import Answers, Sample, grouped, micro_batches
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
 from shunter.post.judged import flat_groups, judge, settings
@@ -34,6 +34,7 @@ from shunter.post.step import Scorer
 
 SHOWN = 3  # answers of a step that are kept for people to read
 MOMENTS = 5  # steps whose answers are
+ROW = 512  # tokens of a row that answers to one prompt share
 
 
 class Reinforcement:
@@ -170,7 +171,7 @@ class Reinforcement:
             draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "cut", number, epoch)))
             order = draw.permutation(len(samples)) if config.updates > 1 else np.arange(len(samples))
             for part in np.array_split(order, config.updates):
-                batches = micro_batches([[samples[i]] for i in part], self.course.how.micro_tokens)
+                batches = self._batches([samples[i] for i in part])
                 first = not told
                 if idle:  # the optimizer's momentum would move weights without a reason
                     told |= self._compare(batches) | {"rl/idle": 1.0}
@@ -188,6 +189,27 @@ class Reinforcement:
                     told |= {f"rl/{name}": value for name, value in taught.told.items()}
         self.most_gap = max(self.most_gap, told.get("rl/max_gap", 0.0))
         return told
+
+    def _batches(self, samples: Sequence[Sample]) -> list[Answers]:
+        """Micro-batches. Answers to one prompt share a row, so that the prompt is computed once.
+
+        Not where the model counts what it sees (a window), or shares out tokens (experts): there a prompt
+        that is there once is another thing than one that is there eight times.
+        """
+        tokens = self.course.how.micro_tokens
+        spec = self.policy.decoder.spec
+        if spec.sliding_window is not None or spec.experts is not None or spec.rope.scaling == "dynamic":
+            return micro_batches([[sample] for sample in samples], tokens)
+        rows: dict[tuple[int, ...], list[list[Sample]]] = {}
+        for sample in samples:
+            begin = list(sample.wrote).index(True)
+            parts = rows.setdefault(tuple(sample.ids[:begin]), [[]])
+            used = begin + sum(len(one.ids) - begin for one in parts[-1])
+            # A mask of a row costs its square: answers that are long get rows of their own.
+            if parts[-1] and used + len(sample.ids) - begin > max(ROW, len(sample.ids)):
+                parts.append([])
+            parts[-1].append(sample)
+        return grouped([part for parts in rows.values() for part in parts], tokens)
 
     def _compare(self, batches: Sequence[Answers]) -> dict[str, float]:
         """The gap between trainer and generator of a step from which nothing is learnt."""

@@ -9,7 +9,7 @@ import torch
 
 from shunter.models.decoder import Decoder
 from shunter.models.scores import linear_scores
-from shunter.post.batch import Answers, Sample, lay_out, micro_batches
+from shunter.post.batch import Answers, Sample, grouped, lay_out, micro_batches
 from shunter.post.objective import ScoreObjective, coefficients
 from shunter.post.policy import Policy, PolicySettings
 from shunter.post.preference import DPO
@@ -76,6 +76,30 @@ def test_cutting_and_padding_change_nothing(name: str) -> None:
     loss, grads = gradient(OBJECTIVES[name], ways.pop("one"), decoder)
     assert max(float(grad.abs().max()) for grad in grads) > 1e-6
     for batches in ways.values():
+        other, others = gradient(OBJECTIVES[name], batches, decoder)
+        assert other == pytest.approx(loss, rel=1e-9)
+        for a, b in zip(grads, others, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "with entropy"])
+def test_answers_that_share_a_prompt_learn_the_same(name: str) -> None:
+    """A prompt once for all of its answers, in rows of other widths, against a row for each answer."""
+    decoder = model()
+    groups = []
+    for number, lengths in enumerate(([5, 1, 8], [3, 3], [2])):
+        alone = draw(lengths, number)
+        prompt = [7 + number, 9, 11][: 1 + number]
+        shared = []
+        for sample in alone:
+            ids = [*prompt, *[i for i, wrote in zip(sample.ids, sample.wrote, strict=True) if wrote]]
+            shared.append(Sample(ids, [i >= len(prompt) for i in range(len(ids))], sample.known))
+        groups.append(shared)
+    everyone = [sample for group in groups for sample in group]
+    loss, grads = gradient(OBJECTIVES[name], [lay_out(everyone)], decoder)
+    for tokens in (16, 1000):
+        batches = grouped(groups, tokens)
+        assert sum(batch.num_valid for batch in batches) == 22
         other, others = gradient(OBJECTIVES[name], batches, decoder)
         assert other == pytest.approx(loss, rel=1e-9)
         for a, b in zip(grads, others, strict=True):
