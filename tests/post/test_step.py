@@ -127,7 +127,7 @@ def test_two_passes_give_the_same_gradient(name: str) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_scores_and_their_gradients(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shunter.models import scores
+    from shunter.models import head
 
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(150, 6, generator=draw, dtype=torch.float64, requires_grad=True)
@@ -138,7 +138,7 @@ def test_scores_and_their_gradients(temperature: float, monkeypatch: pytest.Monk
     expected = known.gather(1, targets[:, None]).squeeze(1), -(known.exp() * known).sum(-1)
     want = torch.autograd.grad((factors[0] * expected[0] + factors[1] * expected[1]).sum(), (hidden, weight))
     for size in (1 << 23, 1):
-        monkeypatch.setattr(scores, "CHUNK_BYTES", size)
+        monkeypatch.setattr(head, "CHUNK_BYTES", size)
         got = linear_scores(hidden, weight, targets, temperature=temperature, entropies=True)
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b)
