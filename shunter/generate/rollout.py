@@ -41,7 +41,7 @@ class _Request:
     rollout: Rollout
     limit: int  # tokens to write at most: those asked for, or what the context leaves
     asked: int
-    uniforms: Tensor | None  # the stream that this request draws from
+    uniforms: list[float] | None  # the stream that this request draws from
 
     @property
     def text(self) -> list[int]:
@@ -112,7 +112,7 @@ class RolloutEngine:
         limit = min(asked, self.model.spec.max_positions - len(prompt))
         drawn = None
         if self.config.temperature > 0:
-            drawn = uniforms(self.seed, number if stream is None else stream, limit)
+            drawn = uniforms(self.seed, number if stream is None else stream, limit).tolist()
         rollout = Rollout(number=number, prompt=list(prompt))
         self.waiting.append(_Request(rollout, limit, asked, drawn))
         return number
@@ -196,8 +196,8 @@ class RolloutEngine:
             config = config.model_copy(update={"temperature": 1.0})
         drawn = None
         if config.temperature > 0:
-            streams = [(self.running[row].uniforms, len(self.running[row].rollout.ids)) for row in rows]
-            numbers = [float(stream[at]) for stream, at in streams if stream is not None]
+            running = [self.running[row] for row in rows]
+            numbers = [r.uniforms[len(r.rollout.ids)] for r in running if r.uniforms is not None]
             drawn = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
         tokens, logprobs = choose(logits, drawn, config)
         gone = []

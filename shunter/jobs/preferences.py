@@ -211,6 +211,7 @@ def _sampled(
                     continue
                 yield split, {"id": name, "messages": messages[name], **pair}
             context.events.progress(begin + len(part), len(shared), f"prompts of {split}")
+    grader.close()
 
 
 def _messages(path: Path) -> dict[str, list[dict[str, str]]]:

@@ -29,6 +29,7 @@ _ENTRIES = {
     "rehearse": "shunter.jobs.rehearse:JOB",
     "emulate": "shunter.jobs.emulate:JOB",
     "memory-samples": "shunter.jobs.memory:JOB",
+    "stream": "shunter.jobs.stream:JOB",
     "traffic": "shunter.jobs.traffic:JOB",
 }
 

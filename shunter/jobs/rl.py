@@ -122,7 +122,10 @@ class RlJob:
             seed=config.seed,
             stop_ids=_stops(folder),
         )
-        course.run(lessons)
+        try:
+            course.run(lessons)
+        finally:
+            lessons.grader.close()
         taught.save(decoder, folder, context.out)
         rewards = lessons.rewards
         share = max(1, len(rewards) // 10)

@@ -28,6 +28,11 @@ def check_how(how: PostHow) -> None:
 
 def check_rewards(rewards: Sequence[RewardConfig], reward_model: str | None, base: Path) -> None:
     """Raise ShunterError for rewards that cannot be given here."""
+    for reward in rewards:
+        if reward.kind == "code":
+            from shunter.post.sandbox.languages import language
+
+            language(reward.language, base).check()
     kinds = [reward.kind for reward in rewards]
     if len(set(kinds)) < len(kinds):
         raise ShunterError("two rewards are of one kind", where="rewards", mend="Leave one out.")
@@ -82,6 +87,13 @@ def grader(
             from shunter.post.reward_model import Learnt
 
             made: Rule = Learnt.load(context.one("reward_model").path, device)
+        elif config.kind == "code":
+            from shunter.post.sandbox.box import Sandbox
+            from shunter.post.sandbox.code import Passes
+            from shunter.post.sandbox.languages import language
+
+            spoken = language(config.language, context.base)
+            made = Passes(Sandbox(), spoken, seconds=config.seconds, partial=config.partial)
         else:
             made = rule(config)
         rules.append((made, config.weight))

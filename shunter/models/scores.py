@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shunter.models.head import CHUNK_BYTES, accumulate_outer
+from shunter.models.head import accumulate_outer, chunk_tokens
 
 
 class _LinearScores(torch.autograd.Function):
@@ -81,5 +81,5 @@ def _compute(hidden: Tensor) -> torch.dtype:
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    size = max(64, CHUNK_BYTES // hidden.element_size() // len(weight))
+    size = chunk_tokens(len(weight), hidden.dtype, hidden.device)
     return [slice(begin, begin + size) for begin in range(0, len(hidden), size)]

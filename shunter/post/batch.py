@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shunter.data.tokens import IGNORE, Batch
 
-ROUND_WIDTH = 16  # each new shape makes oneDNN build and keep a kernel
+ROUND_WIDTH = 8  # each new shape makes oneDNN build and keep a kernel
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Answers(Batch):
-    """A batch with what is known of its targets: float64 [B, T] by name, 0 where there is no target."""
+    """A batch with what is known of its targets: float64 [B, T] by name, 0 where there is no target.
+
+    shared: segment 0 of each row is a prompt that the row's other segments, its answers, all see.
+    """
 
     known: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    shared: bool = False
 
 
 def lay_out(samples: Sequence[Sample], pad: int = 0, width: int | None = None) -> Answers:
@@ -66,6 +70,67 @@ def lay_out(samples: Sequence[Sample], pad: int = 0, width: int | None = None) -
         for name in names:
             known[name][row, places] = sample.known[name]
     return Answers(tokens, targets, segments, positions, np.arange(len(samples)), known)
+
+
+def beside(samples: Sequence[Sample], pad: int = 0, width: int | None = None) -> Answers:
+    """Samples that begin with one prompt, in a row of their own: the prompt once, then the answers.
+
+    Each answer begins with the prompt's last token anew, which predicts its first one.
+    """
+    first = list(samples[0].ids)
+    begin = min(list(sample.wrote).index(True) for sample in samples)
+    head = first[: begin - 1]
+    if any(list(sample.ids[:begin]) != first[:begin] for sample in samples):
+        raise ValueError("samples of one row begin with one prompt")
+    length = len(head) + sum(len(sample.ids) - begin for sample in samples)
+    width = width or max(ROUND_WIDTH, -(-length // ROUND_WIDTH) * ROUND_WIDTH)
+    tokens = np.full((1, width), pad, dtype=np.int64)
+    targets = np.full((1, width), IGNORE, dtype=np.int64)
+    segments, positions = np.full((1, width), -1, dtype=np.int32), np.zeros((1, width), dtype=np.int64)
+    known = {name: np.zeros((1, width)) for name in samples[0].known}
+    at = len(head)
+    tokens[0, :at], segments[0, :at], positions[0, :at] = head, 0, np.arange(at)
+    for number, sample in enumerate(samples, 1):
+        ids, wrote = np.asarray(sample.ids)[begin - 1 :], np.asarray(sample.wrote, dtype=bool)[begin:]
+        here = slice(at, at + len(wrote))
+        tokens[0, here], segments[0, here] = ids[:-1], number
+        positions[0, here] = begin - 1 + np.arange(len(wrote))
+        places = at + wrote.nonzero()[0]
+        targets[0, places] = ids[1:][wrote]
+        for name, values in sample.known.items():
+            known[name][0, places] = values
+        at += len(wrote)
+    return Answers(tokens, targets, segments, positions, np.zeros(1, dtype=np.int64), known, shared=True)
+
+
+def grouped(groups: Sequence[Sequence[Sample]], tokens: int, pad: int = 0) -> list[Answers]:
+    """Batches of at most about `tokens` tokens, a row for each group of samples with one prompt."""
+    rows = sorted((beside(group, pad) for group in groups), key=lambda row: row.tokens.shape[1])
+    found: list[Answers] = []
+    begin = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or rows[end].tokens.shape[1] * (end + 1 - begin) > tokens:
+            found.append(_stacked(rows[begin:end], pad))
+            begin = end
+    return found
+
+
+def _stacked(rows: Sequence[Answers], pad: int) -> Answers:
+    width = max(row.tokens.shape[1] for row in rows)
+
+    def wide(values: NDArray, fill: float) -> NDArray:
+        return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=fill)
+
+    names = rows[0].known
+    return Answers(
+        np.concatenate([wide(row.tokens, pad) for row in rows]),
+        np.concatenate([wide(row.targets, IGNORE) for row in rows]),
+        np.concatenate([wide(row.segments, -1) for row in rows]),
+        np.concatenate([wide(row.positions, 0) for row in rows]),
+        np.arange(len(rows), dtype=np.int64),
+        {name: np.concatenate([wide(row.known[name], 0.0) for row in rows]) for name in names},
+        shared=True,
+    )
 
 
 def micro_batches(units: Sequence[Sequence[Sample]], tokens: int, pad: int = 0) -> list[Answers]:
@@ -97,7 +162,8 @@ class Sequences:
 
     def __init__(self, batch: Batch, device: torch.device | str = "cpu") -> None:
         self.batch = batch
-        real = batch.segments >= 0
+        # A prompt that answers share is no sequence of its own.
+        real = batch.segments >= (1 if isinstance(batch, Answers) and batch.shared else 0)
         rows, length = batch.segments.shape
         keys = np.arange(rows, dtype=np.int64)[:, None] * (length + 1) + batch.segments
         found, number = np.unique(keys[real], return_inverse=True)

@@ -50,15 +50,20 @@ def judge(
     done: Sequence[Rollout],
     rewards: Sequence[float],
     groups: Sequence[int],
-    reference: Sequence[Array],
+    reference: Sequence[Array] | None,
     values: Sequence[Array] | None = None,
 ) -> list[Sample]:
-    """A sample a rollout, with `old`, `reference` and `advantage` of each token, and for ppo `value` and
-    `return`. reference: its log-probability of each token written; values: the value model's."""
+    """A sample a rollout, with `old` and `advantage` of each token, and for ppo `value` and `return`.
+
+    reference: its log-probability of each token written, which the samples then hold; None where it is not
+    asked, which needs a `kl` of 0. values: the value model's.
+    """
+    assert reference is not None or config.kl == 0
     old = [np.asarray(one.logprobs, dtype=np.float64) for one in done]
     more: list[dict[str, Array]] = [{} for _ in done]
+    apart = reference or old
     if config.algorithm in ("ppo", "reinforce++"):
-        each = [token_rewards(r, o, f, config.kl) for r, o, f in zip(rewards, old, reference, strict=True)]
+        each = [token_rewards(r, o, f, config.kl) for r, o, f in zip(rewards, old, apart, strict=True)]
         if config.algorithm == "ppo":
             assert values is not None
             raw = [gae(r, v, config.gamma, config.lam) for r, v in zip(each, values, strict=True)]
@@ -68,20 +73,22 @@ def judge(
         advantages = whitened(raw)
     else:
         if config.algorithm == "rloo":
-            apart = [float((o - f).sum()) for o, f in zip(old, reference, strict=True)]
-            rewards = [r - config.kl * d for r, d in zip(rewards, apart, strict=True)]
+            far = [float((o - f).sum()) for o, f in zip(old, apart, strict=True)]
+            rewards = [r - config.kl * d for r, d in zip(rewards, far, strict=True)]
             sums = leave_one_out(rewards, groups)
         else:
             scale: Scale = "none" if config.algorithm == "dr_grpo" else "group"
             sums = group_relative(rewards, groups, scale=scale)
         advantages = [np.full(len(o), a) for o, a in zip(old, sums, strict=True)]
+    if reference is not None:
+        more = [{**known, "reference": f} for known, f in zip(more, reference, strict=True)]
     return [
         Sample(
             [*one.prompt, *one.ids],
             [False] * len(one.prompt) + [True] * len(one.ids),
-            {"old": o, "reference": f, "advantage": a, **known},
+            {"old": o, "advantage": a, **known},
         )
-        for one, o, f, a, known in zip(done, old, reference, advantages, more, strict=True)
+        for one, o, a, known in zip(done, old, advantages, more, strict=True)
     ]
 
 

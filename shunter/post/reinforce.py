@@ -10,7 +10,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from shunter.data.tokenizer import Tokenizer
 from shunter.data.tokens import IGNORE
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout, RolloutEngine
-from shunter.post.batch import Answers, Sample, micro_batches
+from shunter.post.batch import Answers, Sample, grouped, micro_batches
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
 from shunter.post.judged import flat_groups, judge, settings
@@ -35,6 +34,7 @@ from shunter.post.step import Scorer
 
 SHOWN = 3  # answers of a step that are kept for people to read
 MOMENTS = 5  # steps whose answers are
+ROW = 512  # tokens of a row that answers to one prompt share
 
 
 class Reinforcement:
@@ -92,9 +92,12 @@ class Reinforcement:
         rewards = [one.total for one in graded]
         asked = [Sample([*d.prompt, *d.ids], [False] * len(d.prompt) + [True] * len(d.ids)) for d in done]
         tokens = self.course.how.micro_tokens
-        reference = of_each(self.reference, asked, tokens)
+        # Without a weight it is only shown: a forward pass for each line of the log is enough.
+        last = number + 1 == self.course.train.steps
+        shown = number == 0 or last or (number + 1) % self.course.how.log_every == 0
+        far = of_each(self.reference, asked, tokens) if self.config.kl or shown else None
         values = None if self.critic is None else of_each(self.critic.scorer, asked, tokens, "value")
-        samples = judge(self.config, done, rewards, groups, reference, values)
+        samples = judge(self.config, done, rewards, groups, far, values)
         stale = _mean([self.engine.version - version for one in done for version in one.versions])
         told = self._learn(number, samples)
         self.rewards.append(float(np.mean(rewards)))
@@ -139,9 +142,9 @@ class Reinforcement:
                 waiting[self.engine.submit(chosen[at // self.group].ids, stream=at)] = at
         while self.engine.waiting or self.engine.running:
             self.engine.step()
-            for one in self.engine.finished:
-                found[waiting[one.number]] = one
-                self.journal.write(number, waiting[one.number], one)
+            fresh = {waiting[one.number]: one for one in self.engine.finished}
+            found |= fresh
+            self.journal.write(number, fresh)
             self.engine.finished.clear()
         self.engine.trace.clear()
         return [found[at] for at in range(len(found))]
@@ -168,7 +171,7 @@ class Reinforcement:
             draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "cut", number, epoch)))
             order = draw.permutation(len(samples)) if config.updates > 1 else np.arange(len(samples))
             for part in np.array_split(order, config.updates):
-                batches = micro_batches([[samples[i]] for i in part], self.course.how.micro_tokens)
+                batches = self._batches([samples[i] for i in part])
                 first = not told
                 if idle:  # the optimizer's momentum would move weights without a reason
                     told |= self._compare(batches) | {"rl/idle": 1.0}
@@ -186,6 +189,27 @@ class Reinforcement:
                     told |= {f"rl/{name}": value for name, value in taught.told.items()}
         self.most_gap = max(self.most_gap, told.get("rl/max_gap", 0.0))
         return told
+
+    def _batches(self, samples: Sequence[Sample]) -> list[Answers]:
+        """Micro-batches. Answers to one prompt share a row, so that the prompt is computed once.
+
+        Not where the model counts what it sees (a window), or shares out tokens (experts): there a prompt
+        that is there once is another thing than one that is there eight times.
+        """
+        tokens = self.course.how.micro_tokens
+        spec = self.policy.decoder.spec
+        if spec.sliding_window is not None or spec.experts is not None or spec.rope.scaling == "dynamic":
+            return micro_batches([[sample] for sample in samples], tokens)
+        rows: dict[tuple[int, ...], list[list[Sample]]] = {}
+        for sample in samples:
+            begin = list(sample.wrote).index(True)
+            parts = rows.setdefault(tuple(sample.ids[:begin]), [[]])
+            used = begin + sum(len(one.ids) - begin for one in parts[-1])
+            # A mask of a row costs its square: answers that are long get rows of their own.
+            if parts[-1] and used + len(sample.ids) - begin > max(ROW, len(sample.ids)):
+                parts.append([])
+            parts[-1].append(sample)
+        return grouped([part for parts in rows.values() for part in parts], tokens)
 
     def _compare(self, batches: Sequence[Answers]) -> dict[str, float]:
         """The gap between trainer and generator of a step from which nothing is learnt."""
@@ -248,10 +272,12 @@ class Journal:
         self.reused = 0
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, step: int, at: int, one: Rollout) -> None:
-        """Append an answer. A number's shortest decimal form is exact."""
-        with (self.folder / f"step-{step:08d}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"at": at, **asdict(one)}) + "\n")
+    def write(self, step: int, answers: Mapping[int, Rollout]) -> None:
+        """Append answers. A number's shortest decimal form is exact."""
+        if answers:
+            lines = [json.dumps({"at": at, **vars(one)}) + "\n" for at, one in answers.items()]
+            with (self.folder / f"step-{step:08d}.jsonl").open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
 
     def read(self, step: int, version: int) -> dict[int, Rollout]:
         """Answers of a step that weights of this version wrote; a torn last line is left out, and cut off."""

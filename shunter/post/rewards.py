@@ -89,6 +89,12 @@ class Grader:
         self.failures: dict[str, int] = {}
         self.canaries = 0
 
+    def close(self) -> None:
+        """Give back what rules hold besides memory."""
+        for rule, _ in self.rules:
+            if callable(close := getattr(rule, "close", None)):
+                close()
+
     def grade(self, items: Sequence[Item]) -> list[Graded]:
         """Raises ShunterError when a canary is graded wrongly, or a rule can grade nothing at all."""
         if not items:

@@ -48,7 +48,11 @@ class Scorer:
             torch.from_numpy(array).to(self.device)
             for array in (batch.tokens, batch.positions, batch.targets)
         )
-        plan = SegmentPlan.build(torch.from_numpy(batch.segments).to(self.device))
+        segments = torch.from_numpy(batch.segments).to(self.device)
+        if isinstance(batch, Answers) and batch.shared:
+            plan = _sharing(segments)
+        else:
+            plan = SegmentPlan.build(segments)
         logprob = entropy = value = None
         with autocast(self.device, self.precision):
             hidden = self.decoder(tokens, positions, plan)
@@ -138,6 +142,12 @@ def scored_step(
         optimizers.step(rate)
     optimizers.zero_grad()
     return ScoredResult(total, terms, told, norm, updated)
+
+
+def _sharing(segments: Tensor) -> SegmentPlan:
+    """Every token sees those before it in its own segment and in the row's first one."""
+    asks, seen = segments[:, None, :, None], segments[:, None, None, :]
+    return SegmentPlan((), mask=((asks == seen) | ((seen == 0) & (asks >= 0))).tril(), real=segments >= 0)
 
 
 def _trained(scorer: Scorer) -> list[Tensor]:

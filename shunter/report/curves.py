@@ -19,6 +19,13 @@ SMOOTH_FROM = 60  # fewer points than this are shown as they are
 
 # metric, title, unit, whether the axis begins at zero
 PANELS: list[tuple[str, str, str, bool]] = [
+    ("rl/reward", "Reward of a step's answers", "", False),
+    ("rl/kl", "Divergence from the model at the start", "nats per token", True),
+    ("rl/length", "Length of answers", "tokens", True),
+    ("rl/max_gap", "Largest gap of log-probabilities between trainer and generator", "nats", True),
+    ("rl/staleness", "Age of the weights that wrote", "updates", True),
+    ("pairs/accuracy", "Pairs whose better answer is preferred", "fraction", False),
+    ("heldout/accuracy", "Held-out pairs whose better answer is preferred", "fraction", False),
     ("valid/bits_per_byte", "Held-out bits per byte", "", False),
     ("train/tokens_per_second", "Throughput", "tokens/s", True),
     ("train/lr", "Learning rate", "", True),

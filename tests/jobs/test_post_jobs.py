@@ -399,3 +399,32 @@ def test_forms_of_pairs(fields: dict[str, Any], chosen: str | None) -> None:
         return
     messages, better, worse = preferences.recognise(fields)
     assert ([m["content"] for m in messages], better, worse) == (["a"], chosen, "c")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_ten_random_kills(work: Work, model: Path, talks: Path, seed: int) -> None:
+    """At points drawn at random, one after the other; the end is that of a run that nobody disturbed."""
+    how, train = {**HOW, "deterministic": True}, {"steps": 8, "lr": 1e-3}
+    whole, _ = reinforce(work, model, talks, name="whole", how=how, train=train)
+    draw = np.random.default_rng(seed)
+    for _ in range(10):
+        left = int(draw.integers(1, 14))  # passages of any point until the kill
+
+        def hook(name: str, facts: dict[str, Any]) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+
+        points.install(hook)
+        try:
+            out, _ = reinforce(work, model, talks, name="cut", how=how, train=train)
+            break  # it came through
+        except Killed:
+            continue
+        finally:
+            points.install(None)
+    out, _ = reinforce(work, model, talks, name="cut", how=how, train=train)
+    assert weights(out) == weights(whole)
+    assert (out / "rewards.json").read_text() == (whole / "rewards.json").read_text()

@@ -9,7 +9,7 @@ import torch
 
 from shunter.models.decoder import Decoder
 from shunter.models.scores import linear_scores
-from shunter.post.batch import Answers, Sample, lay_out, micro_batches
+from shunter.post.batch import Answers, Sample, grouped, lay_out, micro_batches
 from shunter.post.objective import ScoreObjective, coefficients
 from shunter.post.policy import Policy, PolicySettings
 from shunter.post.preference import DPO
@@ -82,6 +82,30 @@ def test_cutting_and_padding_change_nothing(name: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["grpo", "gspo", "with entropy"])
+def test_answers_that_share_a_prompt_learn_the_same(name: str) -> None:
+    """A prompt once for all of its answers, in rows of other widths, against a row for each answer."""
+    decoder = model()
+    groups = []
+    for number, lengths in enumerate(([5, 1, 8], [3, 3], [2])):
+        alone = draw(lengths, number)
+        prompt = [7 + number, 9, 11][: 1 + number]
+        shared = []
+        for sample in alone:
+            ids = [*prompt, *[i for i, wrote in zip(sample.ids, sample.wrote, strict=True) if wrote]]
+            shared.append(Sample(ids, [i >= len(prompt) for i in range(len(ids))], sample.known))
+        groups.append(shared)
+    everyone = [sample for group in groups for sample in group]
+    loss, grads = gradient(OBJECTIVES[name], [lay_out(everyone)], decoder)
+    for tokens in (16, 1000):
+        batches = grouped(groups, tokens)
+        assert sum(batch.num_valid for batch in batches) == 22
+        other, others = gradient(OBJECTIVES[name], batches, decoder)
+        assert other == pytest.approx(loss, rel=1e-9)
+        for a, b in zip(grads, others, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", ["dpo", "grpo", "gspo"])
 def test_two_passes_give_the_same_gradient(name: str) -> None:
     """What lays an objective of log-probabilities out: coefficients first, then any `Passes`."""
@@ -103,7 +127,7 @@ def test_two_passes_give_the_same_gradient(name: str) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_scores_and_their_gradients(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shunter.models import scores
+    from shunter.models import head
 
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(150, 6, generator=draw, dtype=torch.float64, requires_grad=True)
@@ -114,7 +138,7 @@ def test_scores_and_their_gradients(temperature: float, monkeypatch: pytest.Monk
     expected = known.gather(1, targets[:, None]).squeeze(1), -(known.exp() * known).sum(-1)
     want = torch.autograd.grad((factors[0] * expected[0] + factors[1] * expected[1]).sum(), (hidden, weight))
     for size in (1 << 23, 1):
-        monkeypatch.setattr(scores, "CHUNK_BYTES", size)
+        monkeypatch.setattr(head, "CHUNK_BYTES", size)
         got = linear_scores(hidden, weight, targets, temperature=temperature, entropies=True)
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b)

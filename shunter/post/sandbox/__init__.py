@@ -1,0 +1,1 @@
+"""Programs that nobody vouches for, each in a fresh fork that can reach nothing."""

@@ -1,0 +1,190 @@
+"""Runs programs that nobody vouches for, from a zygote that stays clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shunter.config.errors import ShunterError
+from shunter.post.sandbox.languages import TOYS, Language
+
+ZYGOTE = Path(__file__).parent / "zygote.py"
+COMPILE_SECONDS = 30.0
+START = 60.0  # seconds within which the zygote must be ready
+# A program that waits uses no CPU seconds: it ends after so many times of them by the clock.
+WALL = 10.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run, and what to give it, case by case. seconds: CPU time of each case."""
+
+    language: Language
+    code: str
+    inputs: Sequence[str]
+    seconds: float = 2.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """How one case ended: ok, error, timeout, output (too much of it), or one of these after `compile-`."""
+
+    status: str
+    output: str
+    code: int
+    errors: str
+
+
+class Sandbox:
+    """A zygote and the programs forked from it. Use it as a context, or `close` it.
+
+    A program runs in a fork that is used once, as a user id of its own, in namespaces of its own (processes,
+    IPC), without network, in a file system that holds the system's programs, read-only, and its own folder,
+    with limits on CPU time, memory, processes, files and output. Programs that run side by side share the
+    cores: a greedy one may slow others down, which CPU time does not count.
+    Raises ShunterError where the machine does not allow that: then nothing untrusted is run at all.
+    """
+
+    def __init__(self, *, slots: int = 0, memory: int = 1 << 29, output: int = 1 << 20) -> None:
+        """slots: programs that run side by side; 0: one a core. memory, output: bytes."""
+        self.slots = slots or len(os.sched_getaffinity(0))
+        self.memory, self.output = memory, output
+        self.starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._start()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the zygote. What still runs ends by its limits."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def run(self, programs: Sequence[Program]) -> list[list[Case]]:
+        """The cases of each program in order; those after one that did not end well are not run.
+
+        Raises ShunterError when the zygote died twice.
+        """
+        found: dict[int, list[Case]] = {}
+        for _ in range(2):
+            waiting = [i for i in range(len(programs)) if i not in found]
+            if not waiting:
+                break
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            self._run(waiting, programs, found)
+        if len(found) < len(programs):
+            raise ShunterError(
+                "the sandbox died twice while programs ran in it",
+                mend="Look at the memory of this machine: something may have been killed for lack of it.",
+            )
+        return [found[i] for i in range(len(programs))]
+
+    def _run(self, waiting: list[int], programs: Sequence[Program], found: dict[int, list[Case]]) -> None:
+        """As many side by side as there are slots."""
+        active: dict[socket.socket, tuple[int, list[bytes], float]] = {}
+        chosen = selectors.DefaultSelector()
+        try:
+            while waiting or active:
+                while waiting and len(active) < self.slots:
+                    number = waiting.pop(0)
+                    request = self._request(programs[number])
+                    ours = self._send(request)
+                    active[ours] = (number, [], time.monotonic() + request["wall"] + 60.0)
+                    chosen.register(ours, selectors.EVENT_READ)
+                for key, _ in chosen.select(timeout=1.0):
+                    ours = key.fileobj  # type: ignore[assignment]
+                    number, said, _ = active[ours]
+                    if part := ours.recv(1 << 16):
+                        said.append(part)
+                        continue
+                    chosen.unregister(ours)
+                    ours.close()
+                    del active[ours]
+                    if said:  # else its supervisor was killed: once more
+                        cases = json.loads(b"".join(said))
+                        found[number] = [
+                            Case(c["status"], c["output"], c["code"], c["errors"]) for c in cases
+                        ]
+                if any(time.monotonic() > limit for _, _, limit in active.values()):
+                    self.close()  # a supervisor that says nothing: all is begun anew
+                    return
+        except OSError:
+            self.close()  # the zygote is gone
+        finally:
+            for ours in active:
+                ours.close()
+
+    def _send(self, request: dict[str, Any]) -> socket.socket:
+        """Hand a request to a new supervisor; returns where its reply comes."""
+        assert self._control is not None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._control, [b"r"], [theirs.fileno()])
+        ours.sendall(json.dumps(request).encode())
+        ours.shutdown(socket.SHUT_WR)
+        return ours
+
+    def _request(self, program: Program) -> dict[str, Any]:
+        language, wall = program.language, max(5.0, WALL * program.seconds)
+        command = None if language.compile is None else language.words(language.compile)
+        limits = {"seconds": program.seconds, "wall": wall, "memory": self.memory, "output": self.output}
+        compiling = {"seconds": COMPILE_SECONDS, "wall": 10 * COMPILE_SECONDS, "memory": 4 * self.memory}
+        return {
+            "filename": language.filename,
+            "code": program.code,
+            "compile": command,
+            "compiling": compiling,
+            "execute": language.words(language.execute),
+            "inputs": list(program.inputs),
+            "limits": limits,
+            "wall": wall * len(program.inputs) + (10 * COMPILE_SECONDS if command else 0),
+        }
+
+    def _start(self) -> None:
+        self.close()
+        self.starts += 1
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            # -I and -S: neither the environment nor an installed package has a say in what the zygote is.
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(ZYGOTE), str(theirs.fileno()), str(TOYS)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+                start_new_session=True,
+            )
+        self._control.settimeout(START)
+        try:
+            line = self._control.recv(1 << 12)
+        except OSError:
+            line = b""
+        told = json.loads(line) if line else {"refused": "the process that forks them does not start"}
+        if "refused" in told:
+            self.close()
+            raise ShunterError(
+                f"untrusted programs cannot be run here: {told['refused']}",
+                mend="Run as root in a container that may make namespaces, or leave out rewards of code.",
+            )
+        self._control.settimeout(None)

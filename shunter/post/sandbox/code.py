@@ -1,0 +1,92 @@
+"""A reward for programs: those that print what they should for every input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from shunter.post.rewards import Item
+from shunter.post.sandbox.box import Program, Sandbox
+from shunter.post.sandbox.languages import LANGUAGES, Language, last_program
+
+
+class Passes:
+    """The rule `code`. A target is JSON: a list of {"input", "output"}.
+
+    1 where the program in the answer's last fenced block prints the output of every case, but for white space
+    at the ends of lines and of the whole; else 0, also without a block. Form alone is worth nothing. partial:
+    for a program that ran all cases without an error and printed something else; a model learns to print
+    anything then, which is why it is 0 unless asked for.
+    """
+
+    name = "code"
+
+    def __init__(
+        self, box: Sandbox, language: Language, *, seconds: float = 2.0, partial: float = 0.0
+    ) -> None:
+        self.box, self.language, self.seconds, self.partial = box, language, seconds, partial
+        self.told: dict[str, int] = {}  # how programs ended, by status
+
+    def grade(self, items: Sequence[Item]) -> list[float | str]:
+        found: list[float | str] = [0.0] * len(items)
+        asked: list[tuple[int, list[tuple[str, str]]]] = []
+        programs = []
+        for i, item in enumerate(items):
+            try:
+                tests = cases(item.target)
+            except ValueError as error:
+                found[i] = str(error)
+                continue
+            code = last_program(item.answer)
+            if code is None:
+                self._count("no block")
+                continue
+            language = LANGUAGES["python"] if item.prompt == _CANARY else self.language
+            asked.append((i, tests))
+            programs.append(Program(language, code, [given for given, _ in tests], self.seconds))
+        for (i, tests), ended in zip(asked, self.box.run(programs), strict=True):
+            bad = next((case.status for case in ended if case.status != "ok"), None)
+            if bad is None:
+                right = all(same(case.output, out) for case, (_, out) in zip(ended, tests, strict=True))
+                bad = "pass" if right else "wrong output"
+                found[i] = 1.0 if right else self.partial
+            self._count(bad)
+        return found
+
+    def close(self) -> None:
+        """End the sandbox."""
+        self.box.close()
+
+    def canaries(self, like: Item) -> list[tuple[Item, float]]:
+        """Two programs, one right and one that ends before it prints; neither depends on the data."""
+        target = json.dumps([{"input": "20 3", "output": "23"}])
+        right = "```\nprint(sum(map(int, input().split())))\n```"
+        return [
+            (Item(_CANARY, right, target), 1.0),
+            (Item(_CANARY, "```\nimport os\nos._exit(0)\n```", target), self.partial),
+            (Item(_CANARY, "print(23)", target), 0.0),
+        ]
+
+    def _count(self, how: str) -> None:
+        self.told[how] = self.told.get(how, 0) + 1
+
+
+_CANARY = "\x00canary"
+
+
+def cases(target: str) -> list[tuple[str, str]]:
+    """Inputs and outputs of a target. Raises ValueError for one that has none."""
+    found: Any = json.loads(target)
+    if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):
+        raise ValueError("the target is no list of cases")
+    try:
+        return [(str(each["input"]), str(each["output"])) for each in found]
+    except KeyError as error:
+        raise ValueError(f"a case has no {error}") from None
+
+
+def same(printed: str, wanted: str) -> bool:
+    """Whether two outputs are the same but for white space at the ends of lines and of the whole."""
+    a, b = ([line.rstrip() for line in text.rstrip().split("\n")] for text in (printed, wanted))
+    return a == b

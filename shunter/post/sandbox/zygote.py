@@ -1,0 +1,327 @@
+"""The process from which every untrusted program is forked. Standard library alone; it imports no shunter.
+
+It builds a jail once (the system's programs read-only, no network, no /proc), preloads what programs usually
+import, and then only forks. A program runs as the first process of a pid namespace, with memory, IPC and a
+file system of its own, as a user id that nothing else has, with limits, without any descriptor of ours. All
+its descendants end with it. No answer comes here: outputs are compared elsewhere.
+
+    zygote                    clean; takes descriptors and forks, reads nothing
+      supervisor              one a request: writes the file, compiles, runs each case
+        runner                one a case: new pid namespace; reads the output, kills
+          program             user id of its own, limits
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import resource
+import runpy
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from typing import Any, NoReturn
+
+NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+SET_DEATH_SIGNAL, SET_NO_NEW_PRIVS = 1, 38
+DETACH = 2
+FIRST_USER, USERS = 61000, 4000
+PROCESSES, FILES = 8, 64
+PRELOADED = (
+    "array bisect collections copy dataclasses datetime decimal enum fractions functools heapq io itertools "
+    "json math operator random re statistics string textwrap typing"
+)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+
+
+def check(result: int, what: str) -> None:
+    """Raise OSError when a call of the C library failed."""
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def mount(source: str, target: str, flags: int, kind: str | None = None, data: str = "") -> None:
+    """mount(2)."""
+    made = libc.mount(source.encode(), target.encode(), kind.encode() if kind else None, flags, data.encode())
+    check(made, f"mount {target}")
+
+
+def bind(path: str, root: str, inside: str = "") -> None:
+    """Show a folder or file of the system in the jail, read-only."""
+    target = root + (inside or path)
+    if os.path.isdir(path):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "a"):
+            pass
+    mount(path, target, MS_BIND | MS_REC)
+    mount(path, target, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
+
+
+def build_jail(toys: str) -> None:
+    """Move into a file system of our own, out of everybody's sight. Raises OSError where that cannot be."""
+    check(libc.unshare(NEWNS | NEWNET | NEWUTS | NEWIPC), "unshare")
+    mount("none", "/", MS_REC | MS_PRIVATE)
+    root = tempfile.mkdtemp(prefix="jail-")
+    mount("tmpfs", root, MS_NOSUID | MS_NODEV, "tmpfs", "size=128m,mode=755")
+    for path in ("/bin", "/lib", "/lib64", "/sbin"):
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), root + path)
+        elif os.path.isdir(path):
+            bind(path, root)
+    bind("/usr", root)
+    prefix = os.path.realpath(sys.base_prefix)
+    if not prefix.startswith("/usr"):
+        bind(prefix, root)
+    for path in ("/etc/ld.so.cache", "/etc/alternatives", "/dev/null", "/dev/zero", "/dev/urandom"):
+        if os.path.exists(path):
+            bind(path, root)
+    bind(toys, root, "/toys")
+    os.mkdir(root + "/box", 0o711)
+    os.chroot(root)
+    os.chdir("/")
+
+
+def serve(control: socket.socket) -> None:
+    """Fork a supervisor for each descriptor that comes, until the other side is gone.
+
+    Requests are read in the fork: what one program was given is never in the memory that others come from.
+    """
+    number = 0
+    while True:
+        said, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not said:
+            return
+        number += 1
+        if os.fork() == 0:
+            control.close()
+            supervise(socket.socket(fileno=descriptors[0]), number)
+        os.close(descriptors[0])
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def supervise(asker: socket.socket, number: int) -> NoReturn:
+    """Do one request and end."""
+    said = []
+    while part := asker.recv(1 << 16):
+        said.append(part)
+    asked = json.loads(b"".join(said))
+    user, folder = FIRST_USER + number % USERS, f"/box/{number}"
+    try:
+        found = attempt(asked, folder, user)
+    except OSError as error:
+        found = [{"status": "error", "code": -1, "output": "", "errors": str(error)}]
+    with suppress(OSError):
+        libc.umount2(folder.encode(), DETACH)
+        os.rmdir(folder)
+    asker.sendall(json.dumps(found).encode())
+    os._exit(0)
+
+
+def attempt(asked: dict[str, Any], folder: str, user: int) -> list[dict[str, Any]]:
+    """Write the program, compile it, run each case; nothing runs after one that did not end well."""
+    os.mkdir(folder, 0o711)
+    # A file system of its own: what one program writes takes no space from another.
+    mount(
+        "tmpfs",
+        folder,
+        MS_NOSUID | MS_NODEV,
+        "tmpfs",
+        f"size=32m,nr_inodes=2k,mode=700,uid={user},gid={user}",
+    )
+    with open(f"{folder}/{asked['filename']}", "w", encoding="utf-8") as file:
+        file.write(asked["code"])
+    os.chown(f"{folder}/{asked['filename']}", user, user)
+    if asked["compile"]:
+        limits = {**asked["limits"], **asked["compiling"]}
+        made = case(asked["compile"], "", folder, user, limits)
+        if made["status"] != "ok":
+            return [{**made, "status": f"compile-{made['status']}"}]
+    found = []
+    for text in asked["inputs"]:
+        found.append(case(asked["execute"], text, folder, user, asked["limits"]))
+        if found[-1]["status"] != "ok":
+            break
+    return found
+
+
+def case(command: list[str], text: str, folder: str, user: int, limits: dict[str, Any]) -> dict[str, Any]:
+    """Run a command once; what it wrote, how it ended. `warm` as its first word is this very interpreter."""
+    read, write = os.pipe()
+    runner = os.fork()
+    if runner == 0:
+        os.close(read)
+        status = run(command, text, folder, user, limits)
+        line = json.dumps(status).encode()
+        while line:
+            line = line[os.write(write, line) :]
+        os._exit(0)
+    os.close(write)
+    said = []
+    while part := os.read(read, 1 << 16):
+        said.append(part)
+    os.close(read)
+    os.waitpid(runner, 0)
+    found: dict[str, Any] = json.loads(b"".join(said))
+    return found
+
+
+def run(command: list[str], text: str, folder: str, user: int, limits: dict[str, Any]) -> dict[str, Any]:
+    """In the runner: a new pid namespace with the program as its first process."""
+    check(libc.unshare(NEWPID | NEWIPC), "unshare")
+    given = os.memfd_create("input", 0)
+    os.write(given, text.encode())
+    os.lseek(given, 0, os.SEEK_SET)
+    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    program = os.fork()
+    if program == 0:
+        try:
+            become(command, folder, user, limits, (given, out_end, err_end))
+        finally:
+            os._exit(127)
+    for fd in (given, out_end, err_end):
+        os.close(fd)
+    said: dict[int, bytes] = {out: b"", err: b""}
+    status = None
+    deadline = time.monotonic() + limits["wall"]
+    chosen = selectors.DefaultSelector()
+    for fd in said:
+        chosen.register(fd, selectors.EVENT_READ)
+    while chosen.get_map() and status is None:
+        ready = chosen.select(timeout=max(0.0, deadline - time.monotonic()))
+        if time.monotonic() > deadline:
+            status = "timeout"
+        for key, _ in ready:
+            part = os.read(key.fd, 1 << 16)
+            said[key.fd] += part
+            if not part:
+                chosen.unregister(key.fd)
+            if len(said[out]) + len(said[err]) > limits["output"]:
+                status = "output"
+    while status is None:  # it has closed its outputs and may still be there
+        gone, ended = os.waitpid(program, os.WNOHANG)
+        if gone:
+            return result(ended, said[out], said[err], limits)
+        if time.monotonic() > deadline:
+            status = "timeout"
+        time.sleep(0.002)
+    os.kill(program, signal.SIGKILL)
+    os.waitpid(program, 0)  # returns when all of the namespace are gone
+    return {"status": status, "code": -9, "output": "", "errors": tail(said[err])}
+
+
+def result(ended: int, out: bytes, err: bytes, limits: dict[str, Any]) -> dict[str, Any]:
+    """How a program ended that was not killed by us."""
+    code = os.waitstatus_to_exitcode(ended)
+    status = "ok" if code == 0 else "error"
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        status = "timeout"
+    return {"status": status, "code": code, "output": out.decode("utf-8", "replace"), "errors": tail(err)}
+
+
+def tail(text: bytes) -> str:
+    """The end of what was said on standard error."""
+    return text[-2000:].decode("utf-8", "replace")
+
+
+def become(
+    command: list[str], folder: str, user: int, limits: dict[str, Any], streams: tuple[int, int, int]
+) -> None:
+    """In the program's process: give up everything, then run."""
+    os.setsid()
+    for target, fd in enumerate(streams):
+        os.dup2(fd, target)
+    os.closerange(3, 4096)
+    os.chdir(folder)
+    seconds = max(1, round(limits["seconds"] + 0.499))
+    for what, soft, hard in (
+        (resource.RLIMIT_CPU, seconds, seconds + 1),
+        (resource.RLIMIT_AS, limits["memory"], limits["memory"]),
+        (resource.RLIMIT_FSIZE, 1 << 24, 1 << 24),
+        (resource.RLIMIT_NOFILE, FILES, FILES),
+        (resource.RLIMIT_NPROC, PROCESSES, PROCESSES),
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
+        resource.setrlimit(what, (soft, hard))
+    libc.prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    check(libc.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+    # Capabilities go with the user id; the process cannot become anybody else from here on.
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    os.environ.clear()
+    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=folder, LANG="C.UTF-8")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    if command[0] != "warm":
+        os.execvpe(command[0], command, os.environ)
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
+    sys.argv = command[1:]
+    sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)]
+    code = 0
+    try:
+        # What it runs stands in data. That is what all of this is for.
+        runpy.run_path(command[1], run_name="__main__")
+    except SystemExit as asked:
+        code = asked.code if isinstance(asked.code, int) else 0 if asked.code is None else 1
+    except BaseException as error:
+        code = 1
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 255)
+
+
+def main() -> None:
+    """Build the jail, say so, serve. argv: descriptor of the control socket, folder of the toys."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+
+    def tell(**facts: str) -> None:
+        control.sendall(json.dumps(facts).encode() + b"\n")
+
+    if os.getuid() != 0:
+        tell(refused="only the superuser can give programs a user id of their own")
+        return
+    for name in PRELOADED.split():
+        importlib.import_module(name)
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # where memory ends, what we run goes first
+        build_jail(sys.argv[2])
+        trial()
+    except OSError as error:
+        tell(refused=f"the system does not allow it ({error})")
+        return
+    tell(ready=sys.version.split()[0])
+    serve(control)
+
+
+def trial() -> None:
+    """Raise OSError unless a program runs in a namespace of its own, as nobody, and sees no network."""
+    os.mkdir("/box/trial", 0o700)
+    with open("/box/trial/main.py", "w", encoding="utf-8") as file:
+        file.write("import os\nprint(os.getpid(), os.getuid(), os.path.exists('/proc/self'))\n")
+    os.chown("/box/trial", FIRST_USER, FIRST_USER)
+    os.chown("/box/trial/main.py", FIRST_USER, FIRST_USER)
+    limits = {"seconds": 5, "wall": 60, "memory": 1 << 30, "output": 1 << 16}
+    found = case(["warm", "main.py"], "", "/box/trial", FIRST_USER, limits)
+    shutil.rmtree("/box/trial")
+    if found["output"].split() != ["1", str(FIRST_USER), "False"]:
+        raise OSError(f"a trial gave {found}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Attacks on the sandbox: each program gets what it deserves, and no other program's result changes.
+
+What is not shown: that the kernel keeps its promises, and that programs side by side do not slow each other
+down (they share the cores; CPU seconds are counted, not the clock's).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shunter.config.errors import ShunterError
+from shunter.post.rewards import Grader, Item
+from shunter.post.sandbox import box as boxes
+from shunter.post.sandbox.box import Case, Program, Sandbox
+from shunter.post.sandbox.code import Passes, cases, same
+from shunter.post.sandbox.languages import LANGUAGES, Language, language, last_program
+
+PYTHON = LANGUAGES["python"]
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Sandbox]:
+    try:
+        made = Sandbox(slots=2)
+    except ShunterError as refused:
+        pytest.skip(str(refused))
+    with made:
+        yield made
+
+
+def run(box: Sandbox, code: str, *inputs: str, lang: Language = PYTHON, seconds: float = 1.0) -> list[Case]:
+    return box.run([Program(lang, code, inputs or ("",), seconds)])[0]
+
+
+def test_a_program_reads_and_prints(box: Sandbox) -> None:
+    found = run(box, "import math\nprint(math.isqrt(int(input())))", "16", "26")
+    assert [(case.status, case.output) for case in found] == [("ok", "4\n"), ("ok", "5\n")]
+
+
+ATTACKS = {
+    "infinite loop": ("while True: pass", "timeout"),
+    "fork bomb": ("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", "timeout"),
+    "huge output": ("while True: print('x' * 100000)", "output"),
+    "memory": ("x = bytearray(1 << 40)", "error"),
+    "os._exit": ("import os\nos._exit(0)", "ok"),
+    "signal to all": ("import os, signal\nos.kill(-1, signal.SIGKILL)\nos.kill(os.getppid(), 9)", "error"),
+    "crash": ("import ctypes\nctypes.string_at(0)", "error"),
+    "closes its outputs and stays": (
+        "import os\nfor fd in range(3): os.close(fd)\nwhile True: pass",
+        "timeout",
+    ),
+    "a child that outlives it": (
+        "import os, sys\nif os.fork() == 0:\n  os.setsid()\n  while True: pass\nsys.exit(0)",
+        "ok",
+    ),
+    "fills its folder": ("for n in range(999):\n  open(str(n), 'w').write('x' * 10**6)", "error"),
+    "network": ("import socket\nsocket.create_connection(('127.0.0.1', 22), timeout=1)", "error"),
+    "becomes root": ("import os\nos.setuid(0)", "error"),
+    "/proc": ("open('/proc/self/mem', 'r+b')", "error"),
+    "mount": ("import ctypes\nctypes.CDLL(None).mount(b'x', b'/box', b'tmpfs', 0, b'') and exit(9)", "error"),
+    "leaves its folder": ("import os\nos.listdir('/box')", "error"),
+    "changes the system": ("open('/usr/bin/python', 'a')", "error"),
+    "reads a descriptor of ours": ("import os\nfor fd in range(3, 500):\n  os.read(fd, 1)\n", "error"),
+}  # fmt: skip
+
+
+# A second of CPU time each, three times over: the rest takes milliseconds.
+SLOW = [name for name, (_, expected) in ATTACKS.items() if expected == "timeout"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n not in SLOW[1:] else pytest.param(n, marks=pytest.mark.long) for n in ATTACKS],
+)
+def test_an_attack_ends_and_its_neighbours_are_as_before(box: Sandbox, name: str) -> None:
+    code, expected = ATTACKS[name]
+    good = Program(PYTHON, "print(sum(map(int, input().split())))", ["1 2"], 5.0)
+    found = box.run([good, Program(PYTHON, code, [""], 1.0), good])
+    assert found[1][0].status == expected
+    assert [(case.status, case.output) for case in (found[0][0], found[2][0])] == [("ok", "3\n")] * 2
+    assert box.starts == 1, "the zygote lives on"
+
+
+def test_programs_leave_no_processes_behind(box: Sandbox) -> None:
+    run(box, ATTACKS["a child that outlives it"][0])
+    run(box, ATTACKS["fork bomb"][0])
+    users = range(61000, 65000)
+    left = [
+        path
+        for path in Path("/proc").glob("[0-9]*")
+        if path.exists() and path.stat().st_uid in users and "(zygote" not in path.name
+    ]
+    assert left == []
+
+
+def test_nothing_passes_from_one_program_to_the_next(box: Sandbox) -> None:
+    """Monkey-patching, modules, files, memory of IPC: each fork comes from the clean zygote."""
+    spoil = (
+        "import builtins, sys, math, json\n"
+        "builtins.print = lambda *a: None\nmath.sqrt = lambda x: 42\njson.dumps = None\n"
+        "open('note', 'w').write('mine')\n"
+        "import ctypes\nctypes.CDLL(None).shmget(1234, 4096, 0o1666)\n"
+    )
+    look = (
+        "import math, os, json, ctypes\n"
+        "print(math.sqrt(4), os.listdir('.'), json.dumps(1), ctypes.CDLL(None).shmget(1234, 4096, 0))"
+    )
+    run(box, spoil)
+    (found,) = run(box, look)
+    assert found.output == "2.0 ['main.py'] 1 -1\n"
+
+
+def test_no_file_of_ours_can_be_read_and_no_secret_is_in_the_environment(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    answers = tmp_path / "answers.json"
+    answers.write_text("secret")
+    answers.chmod(0o644)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder != Path("/") and folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    (found,) = run(box, f"print(open({str(answers)!r}).read())")
+    assert found.status == "error"
+    assert "No such file" in found.errors
+    (found,) = run(box, "import os\nprint(sorted(os.environ))")
+    assert found.output == "['HOME', 'LANG', 'PATH']\n"
+
+
+def test_one_programs_request_is_not_in_another_ones_memory(box: Sandbox) -> None:
+    """Requests are read in the fork: what a neighbour was given is nowhere in the zygote that is copied."""
+    secret = "shibboleth-of-my-neighbour"
+    half = len(secret) // 2
+    search = (
+        "import gc\n"
+        f"needle = {secret[:half]!r} + {secret[half:]!r}\n"
+        "mine = globals()\n"
+        "seen = [o for o in gc.get_objects() if isinstance(o, (list, dict)) and o is not mine]\n"
+        "print(any(needle in repr(v) for o in seen for v in (o.values() if isinstance(o, dict) else o)\n"
+        "  if isinstance(v, (str, bytes)) and v is not needle))"
+    )
+    programs = [Program(PYTHON, f"print({secret!r})", [""]), Program(PYTHON, search, [""], 5.0)] * 2
+    found = box.run(programs)
+    assert [each[0].output for each in found] == [f"{secret}\n", "False\n"] * 2
+
+
+def test_compiling_has_limits_of_its_own_and_the_first_failure_ends(box: Sandbox) -> None:
+    lang = Language(name="checked", filename="main.py", compile="warm {file} --check", execute="warm {file}")
+    code = "import sys\nif '--check' in sys.argv: sys.exit(3)\n"
+    assert [case.status for case in run(box, code, lang=lang)] == ["compile-error"]
+    found = run(box, "print(1 // int(input()))", "1", "0", "1")
+    assert [case.status for case in found] == ["ok", "error"]
+
+
+def test_a_new_language_is_configuration_only(box: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "shout.yaml").write_text("name: shout\nfilename: main.sed\nexecute: sed -f {file}\n")
+    made = language("shout.yaml", tmp_path)
+    made.check()
+    assert run(box, "y/abc/ABC/", "cab", lang=made)[0].output.strip() == "CAB"
+    assert run(box, "read read + print", "2 5", lang=LANGUAGES["stack"])[0].output == "7\n"
+    assert run(box, "+ in * in 2", "3 4", lang=LANGUAGES["prefix"])[0].output == "11\n"
+    with pytest.raises(ShunterError, match="no language is called"):
+        language("shouting", tmp_path)
+    with pytest.raises(ShunterError, match="needs 'no-such-program'"):
+        Language(name="x", filename="x", execute="no-such-program").check()
+
+
+def test_the_reward_of_programs(box: Sandbox) -> None:
+    rule = Passes(box, PYTHON, seconds=1.0)
+    target = json.dumps([{"input": "1 2", "output": "3"}, {"input": "4 5", "output": "9"}])
+    answers = {
+        "```python\nprint(sum(map(int, input().split())))\n```": 1.0,
+        "first\n```\nprint(0)\n```\nthen\n```\nprint(sum(map(int, input().split())), ' ')\n```": 1.0,
+        "```\nprint(3)\n```": 0.0,
+        "print(sum(map(int, input().split())))": 0.0,
+        "```\nwhile True: pass\n```": 0.0,
+        "```\nimport os\nos._exit(0)\n```": 0.0,
+    }
+    graded = Grader([(rule, 1.0)]).grade([Item("q", answer, target) for answer in answers])
+    assert [one.total for one in graded] == list(answers.values())
+    assert rule.told["no block"] == 2
+    broken = Grader([(rule, 1.0)]).grade([Item("q", "a", target), Item("q", "a", "[]")])
+    assert [len(one.failed) for one in broken] == [0, 1]
+    partly = Passes(box, PYTHON, partial=0.2)
+    graded = Grader([(partly, 1.0)]).grade([Item("q", answer, target) for answer in list(answers)[2:5]])
+    assert [one.total for one in graded] == [0.2, 0.0, 0.0]
+
+
+def test_a_dead_zygote_is_replaced(box: Sandbox) -> None:
+    with Sandbox(slots=1) as other:
+        assert other._process is not None
+        other._process.kill()
+        other._process.wait()
+        assert run(other, "print(1)")[0].output == "1\n"
+        assert other.starts == 2
+
+
+def test_where_programs_cannot_be_shut_in_nothing_is_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A zygote without the rights that it needs refuses with a sentence."""
+    import socket
+
+    ours, theirs = socket.socketpair()
+    code = (
+        "import os, sys, runpy\nos.getuid = lambda: 1000\n"
+        f"sys.argv = ['zygote', '{theirs.fileno()}', '/toys']\n"
+        f"runpy.run_path({str(boxes.ZYGOTE)!r}, run_name='__main__')"
+    )
+    text = boxes.ZYGOTE.read_text()
+    copy = tmp_path / "zygote.py"
+    copy.write_text(text)
+    if os.getuid() == 0:
+        subprocess.run([sys.executable, "-c", code], pass_fds=[theirs.fileno()], check=False, timeout=60)
+        theirs.close()
+        assert b"refused" in ours.recv(1000)
+    copy.write_text(text.replace("    build_jail(sys.argv[2])", "    raise OSError('no')").replace(
+        "        build_jail(sys.argv[2])", "        raise OSError('no')"
+    ))  # fmt: skip
+    monkeypatch.setattr(boxes, "ZYGOTE", copy)
+    with pytest.raises(ShunterError, match="untrusted programs cannot be run here"):
+        Sandbox()
+
+
+def test_blocks_outputs_and_targets() -> None:
+    assert last_program("a\n```py\nx\n```\nb\n```\ny\n```") == "y\n"
+    assert last_program("```\nunfinished") is None
+    assert same("a  \nb\n\n", "a\nb")
+    assert not same("a b", "a  b")
+    for bad in ("{}", "[]", "[1]", '[{"input": 1}]', "no json"):
+        with pytest.raises(ValueError):
+            cases(bad)

@@ -1,0 +1,211 @@
+"""The store of samples and the tasks around it: each row once to each task, in groups, within bounds."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shunter.config.errors import ShunterError
+from shunter.post.store import Closed, SampleStore, balanced, by_group
+from shunter.post.stream import Mode, Task, Versions, run
+
+COLUMNS = ("prompt", "answer", "reward")
+
+
+def store(capacity: int = 100) -> SampleStore:
+    return SampleStore(COLUMNS, ["reward", "update"], capacity=capacity)
+
+
+def test_many_readers_get_each_row_once_for_each_task() -> None:
+    made = store(1000)
+    got: dict[str, Counter[int]] = {"reward": Counter(), "update": Counter()}
+    lock = threading.Lock()
+
+    def read(task: str) -> None:
+        while True:
+            try:
+                taken = made.take(task, ["prompt"], 3, timeout=30)
+            except Closed:
+                return
+            with lock:
+                got[task].update(list(taken))
+
+    readers = [threading.Thread(target=read, args=(task,)) for task in got for _ in range(6)]
+    for reader in readers:
+        reader.start()
+    for begin in range(0, 300, 10):
+        made.insert([{"prompt": n} for n in range(begin, begin + 10)])
+    while sum(map(Counter.total, got.values())) < 600:
+        time.sleep(0.005)
+    made.close()
+    for reader in readers:
+        reader.join()
+    for counts in got.values():
+        assert counts == Counter(range(300))
+
+
+def test_a_row_is_ready_when_all_its_columns_are_written() -> None:
+    made = store()
+    a, b = made.insert([{"prompt": 1}, {"prompt": 2}])
+    made.write(b, answer="x", reward=1.0)
+    made.write(a, answer="y")
+    assert list(made.take("update", ["answer", "reward"], 1)) == [b]
+    with pytest.raises(ShunterError, match="could not give update 1 rows within"):
+        made.take("update", ["answer", "reward"], 1, timeout=0.05)
+    with pytest.raises(ValueError, match="answer of row 0 is written already"):
+        made.write(a, answer="z")
+    with pytest.raises(ShunterError, match="no column 'rewards'"):
+        made.write(a, rewards=1.0)
+    with pytest.raises(ShunterError, match="no column 'rewards'"):
+        made.take("update", ["rewards"], 1)
+
+
+def test_groups_are_never_split() -> None:
+    made = store()
+    made.insert([{"prompt": n // 4} for n in range(12)])
+    for row in (4, 5, 6, 7, 0, 1, 2, 8, 9, 10, 11):
+        made.write(row, answer="a")
+    taken = made.take("update", ["prompt", "answer"], 8, by_group(4))
+    assert sorted(taken) == [4, 5, 6, 7, 8, 9, 10, 11]
+    with pytest.raises(ValueError, match="no whole groups of 4"):
+        made.take("update", ["answer"], 6, by_group(4))
+
+
+@given(st.lists(st.floats(1, 100), min_size=1, max_size=30), st.integers(1, 5))
+def test_lengths_are_balanced(lengths: list[float], parts: int) -> None:
+    found = balanced(dict(enumerate(lengths)), parts)
+    assert sorted(row for part in found for row in part) == list(range(len(lengths)))
+    assert max(map(len, found)) <= -(-len(lengths) // parts)
+    totals = [sum(lengths[row] for row in part) for part in found]
+    if len(lengths) % parts == 0:
+        assert max(totals) - min(totals) <= max(lengths) * len(found[0])
+
+
+def test_a_full_store_holds_its_producer_and_clearing_makes_room() -> None:
+    made = store(capacity=4)
+    rows = made.insert([{"prompt": n} for n in range(4)])
+    with pytest.raises(ShunterError, match="could not insert rows"):
+        made.insert([{"prompt": 5}], timeout=0.05)
+    made.clear(rows[:2])
+    assert made.insert([{"prompt": 5}]) == [4], "numbers are not reused"
+    assert (made.live, made.most_live) == (3, 4)
+    with pytest.raises(ShunterError, match="do not fit a store of 4"):
+        made.insert([{"prompt": n} for n in range(5)])
+
+
+def test_its_state_survives() -> None:
+    made = store()
+    made.insert([{"prompt": n} for n in range(4)])
+    made.write(1, answer="a")
+    made.take("reward", ["prompt"], 3)
+    again = store()
+    again.restore(json.loads(json.dumps(made.state())))
+    assert list(again.take("reward", ["prompt"], 1)) == [3]
+    assert again.take("update", ["answer"], 1) == {1: {"answer": "a"}}
+    assert again.insert([{"prompt": 9}]) == [4]
+
+
+class Work:
+    """Tasks that sleep, and note what they saw."""
+
+    def __init__(self) -> None:
+        self.learnt: list[tuple[int, int, int]] = []
+        self.inside = threading.Lock()
+        self.sent: list[int] = []
+
+    def rollout(self, step: int, number: int, version: int) -> dict[str, Any]:
+        time.sleep(0.001 + 0.001 * (number % 3))
+        return {"answer": f"{step}.{number}"}
+
+    def reward(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+        time.sleep(0.001 * len(rows))
+        return [{"reward": len(row["answer"])} for row in rows]
+
+    def update(self, step: int, rows: Sequence[Any]) -> None:
+        time.sleep(0.001 * len(rows))
+        self.learnt += [(row["step"], row["number"], row["version"]) for row in rows]
+
+    def go(self, mode: Mode, steps: int = 4, rows: int = 6, **more: Any) -> Any:
+        return run(
+            mode, steps, rows, self.rollout, [Task("reward", ["answer"], ["reward"], self.reward, 2)],
+            self.update, workers=2, update_reads=["number", "version", "answer", "reward"], update_batch=3,
+            send=self.sent.append, timeout=20.0, **more,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "most"), [("sequential", 0), ("queue", 0), ("delayed", 1)])
+def test_every_row_is_learnt_from_once_and_no_row_is_too_old(mode: Mode, most: int) -> None:
+    work = Work()
+    told = work.go(mode)
+    assert Counter((step, number) for step, number, _ in work.learnt) == Counter(
+        (step, number) for step in range(4) for number in range(6)
+    )
+    assert [step for step, _, _ in work.learnt] == sorted(step for step, _, _ in work.learnt)
+    assert max(step - version for step, _, version in work.learnt) == max(told.staleness) == most
+    assert work.sent == [1, 2, 3, 4]
+    assert told.most_live <= 18
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 3))
+def test_the_bound_on_staleness_is_kept(bound: int) -> None:
+    told = Work().go("delayed", staleness=bound)
+    assert max(told.staleness) <= bound
+
+
+def test_downstream_begins_before_upstream_has_finished_its_batch() -> None:
+    told = Work().go("queue", steps=1, rows=12)
+    order = sorted(told.order)
+    first = next(at for at, task, event, _ in order if (task, event) == ("reward", "batch begins"))
+    last = max(at for at, task, event, _ in order if (task, event) == ("rollout", "row ends"))
+    assert first < last
+    turns = sorted(Work().go("sequential", steps=1, rows=12).order)
+    first = next(at for at, task, event, _ in turns if (task, event) == ("reward", "batch begins"))
+    last = max(at for at, task, event, _ in turns if (task, event) == ("rollout", "row ends"))
+    assert first > last
+
+
+def test_a_row_has_one_version_of_the_weights() -> None:
+    """Weights are taken between two rows: the version is chosen before a row is begun and never inside."""
+    versions = Versions(1)
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(versions.wait(2, 5.0)))
+    thread.start()
+    time.sleep(0.02)
+    assert seen == [], "version 0 may not write step 2"
+    versions.publish(1)
+    thread.join()
+    assert seen == [1]
+    with pytest.raises(ShunterError, match="no weights came"):
+        versions.wait(9, 0.02)
+
+
+@pytest.mark.parametrize("who", ["rollout", "reward", "update"])
+@pytest.mark.parametrize("mode", ["sequential", "delayed"])
+def test_a_task_that_dies_ends_all(who: str, mode: Mode) -> None:
+    work = Work()
+
+    def die(*given: Any) -> Any:
+        raise RuntimeError("dead")
+
+    setattr(work, who, die)
+    begin = time.monotonic()
+    with pytest.raises(ShunterError, match="dead"):
+        work.go(mode)
+    assert time.monotonic() - begin < 10
+
+
+def test_a_task_that_is_stuck_is_told_and_nothing_hangs() -> None:
+    work = Work()
+    work.reward = lambda rows: [{} for _ in rows]  # type: ignore[method-assign]
+    with pytest.raises(ShunterError, match="could not give update 3 rows"):
+        run("queue", 1, 3, work.rollout, [Task("reward", ["answer"], ["reward"], work.reward)],
+            work.update, update_reads=["reward"], update_batch=3, timeout=0.3)  # fmt: skip
