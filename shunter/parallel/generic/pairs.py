@@ -36,6 +36,7 @@ class Pair:
     peers: Peers
     tables: Sequence[Table] = ()
     heads: int = 0
+    numbers: dict[str, Any] = field(default_factory=dict)  # with which it was switched on last
     _undo: list[Any] = field(default_factory=list)
 
     @property
@@ -76,6 +77,7 @@ class Pair:
     def switch_on(self, numbers: Mapping[str, Any]) -> None:
         """Compute as a pair, with these numbers in the place of the module's own."""
         self.switch_off()
+        self.numbers = dict(numbers)
         entrance = Entrance(self.peers)
         for product in (*self.firsts.values(), self.second):
             product.entrance = entrance

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.parallel.counted import counted
 from shunter.parallel.generic.laid import Laid, lay_out, rounding
+from shunter.parallel.generic.stored import reader, without_values
 from shunter.parallel.told import told_by_all
 from shunter.recipe.job import Control, Stopped
 from shunter.record.events import EventLog
 from shunter.record.points import reach
+from shunter.record.track import open_trackers
 from shunter.train.checkpoint.shared import SharedCheckpointer
 from shunter.train.config import TrainHow
-from shunter.train.device import autocast
+from shunter.train.device import autocast, prepare_determinism, set_determinism
 from shunter.train.schedule import rate
 from shunter.train.task.config import TaskConfig
 from shunter.train.task.draws import Shapes, cut_dims
@@ -35,6 +38,7 @@ from shunter.train.world import World
 
 MODEL = "model.safetensors"
 PROBED = 2  # examples whose loss is computed before and after the model is laid out
+MAX_SKIPPED = 10  # steps with a non-finite loss or gradient to endure
 APART = 8  # examples whose losses are computed together and one by one
 
 
@@ -63,12 +67,18 @@ class TaskRun:
             world,
             seed,
         )
+        if how.deterministic:
+            prepare_determinism(world.device)
         torch.manual_seed(derive_seed(seed, "model"))
-        module = task.model()
+        with without_values() if task.weights is not None else nullcontext():
+            module = task.model()
         if not isinstance(module, nn.Module):
             raise ShunterError(f"`model` returns {type(module).__name__}, not a torch module")
-        module.to(world.device).train()
+        module.train()
+        if task.weights is None:
+            module.to(world.device)
         self.step = self.epoch = self.within = 0  # steps done; epochs done; examples of this one done
+        self.skipped = 0
         self.best: dict[str, float] | None = None  # value, step
         self.examples: Examples = task.train if not task.drawn_anew else ()  # type: ignore[assignment]
         self.laid, dropouts = self._lay_out(module)
@@ -77,11 +87,27 @@ class TaskRun:
         self.optimizer = _adamw(self.laid, config)
         checkpoints = place.work / "checkpoints"
         self.checkpointer = SharedCheckpointer(checkpoints, how.keep, world, self.laid.held)
+        settings = {"train": config.model_dump(mode="json"), "how": how.model_dump(mode="json")}
+        names = how.track if world.rank == 0 else []
+        self.tracker = open_trackers(names, place.log / "track", place.log.parent.name, settings)
         self.kept = SharedCheckpointer(place.work / "best", 1, world, self.laid.held)
 
     def run(self) -> dict[str, Any]:
         """Train. Returns headline metrics. Raises Stopped after a stop on request."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.how.threads or threads)
+        set_determinism(self.how.deterministic)
+        try:
+            return self._run()
+        finally:
+            self.tracker.close()
+            torch.set_num_threads(threads)
+            set_determinism(False)
+
+    def _run(self) -> dict[str, Any]:
         newest = self.checkpointer.latest()
+        for problem in self.checkpointer.problems:
+            self.place.events.write("problem", problem=problem)
         if newest is not None:
             self._load(newest)
             self.place.events.write("resume", step=self.step)
@@ -155,7 +181,7 @@ class TaskRun:
                 result = ordinary(self.engine, examples, numbers, self.step, speed, self._update)
                 values = {"loss": result.loss, "grad_norm": result.norm}
                 if not result.updated:
-                    self.place.events.write("skip", step=self.step, loss=result.loss, numbers=list(numbers))
+                    self._skipped(result.loss, numbers)
         if sent is not None and self.engine.forward is not None:
             calls: Counter[str] = Counter()
             for (kind, _), count in sent.calls.items():
@@ -166,9 +192,23 @@ class TaskRun:
             self.place.events.write("traffic", step=self.step, ranks=every)
         self.step += 1
         if self.step % self.how.log_every == 0 or self.step == steps:
-            self.place.events.metrics(self.step, **{f"train/{k}": v for k, v in values.items()}, lr=speed)
+            self._record({f"train/{k}": v for k, v in values.items()} | {"lr": speed})
         self.place.events.write("step", step=self.step, numbers=list(numbers), **values)
         self.place.events.progress(self.step, steps, "steps", **values)
+
+    def _skipped(self, loss: float, numbers: Sequence[int]) -> None:
+        self.skipped += 1
+        self.place.events.write("skip", step=self.step, loss=loss, numbers=list(numbers))
+        if self.skipped > MAX_SKIPPED:
+            raise ShunterError(
+                f"loss or gradient was not finite in {self.skipped} steps, last in step {self.step} "
+                f"(examples {', '.join(map(str, numbers[:8]))})",
+                mend="Look at these examples, or lower train.lr.",
+            )
+
+    def _record(self, values: Mapping[str, float]) -> None:
+        self.place.events.metrics(self.step, **values)
+        self.tracker.metrics(self.step, values)
 
     def _update(self, speed: float) -> None:
         for group in self.optimizer.param_groups:
@@ -233,7 +273,7 @@ class TaskRun:
         if not len(self.task.heldout):
             return
         found = self.evaluate(self.task.heldout)
-        self.place.events.metrics(self.step, **{f"valid/{k}": v for k, v in found.items()})
+        self._record({f"valid/{k}": v for k, v in found.items()})
         value, best = self._metric(found), self.config.best
         sign = 1 if best.mode == "min" else -1
         if math.isfinite(value) and (self.best is None or sign * value < sign * self.best["value"]):
@@ -271,7 +311,8 @@ class TaskRun:
     def _save(self) -> None:
         extra = {
             "step": self.step, "epoch": self.epoch, "within": self.within, "best": self.best,
-            "config": self.config.model_dump(mode="json"), "examples": len(self.examples),
+            "skipped": self.skipped, "config": self.config.model_dump(mode="json"),
+            "examples": len(self.examples),
         }  # fmt: skip
         self.checkpointer.save(self.step, self._state(), extra)
 
@@ -287,7 +328,7 @@ class TaskRun:
 
         extra = self.checkpointer.load(step, self._state(), check)
         self.step, self.epoch, self.within = extra["step"], extra["epoch"], extra["within"]
-        self.best = extra["best"]
+        self.best, self.skipped = extra["best"], extra["skipped"]
 
     def _listen(self) -> None:
         if self.place.control.stop_requested():
@@ -357,14 +398,16 @@ class TaskRun:
 
     def _lay_out(self, module: nn.Module) -> tuple[Laid, Sequence[int | None]]:
         few = list(self.examples[:PROBED]) or list(self.task.heldout[:PROBED])
+        fill = None if self.task.weights is None else reader(Path(self.task.weights))
+        lay = partial(
+            lay_out, module, self.world.mesh, overrides=self.config.rules, fill=fill, device=self.world.device
+        )
         if self.task.loss is None or not few:
-            return lay_out(module, self.world.mesh, overrides=self.config.rules), ()
+            return lay(), ()
         part = Pass(few, list(range(len(few))))
         uncut = Laid(module, self.world.mesh, None, dict(module.named_parameters()), {})
         trying = Engine(self.task, uncut, self.world, self.config, seed=self.seed, micro_batch=len(few))
         trying.precision = "fp32"  # what is compared shall differ by mistakes, not by rounding
-        if self.task.step is None:
-            self._can_be_cut(trying, list(self.examples[:APART]) or few)
 
         def probe() -> Tensor:
             total, count = trying.loss(part, 0)
@@ -376,10 +419,14 @@ class TaskRun:
             seen, trying.noting = trying.noting.seen, None
             return seen
 
-        cut = self.world.mesh.grid.tp > 1
-        before = dropped() if cut else []
-        found = lay_out(module, self.world.mesh, overrides=self.config.rules, probe=probe)
-        return found, cut_dims(before, dropped(), self.world.mesh.grid.tp) if cut else ()
+        trying.laid = laid = lay(probe=probe)
+        if self.task.step is None:
+            self._can_be_cut(trying, list(self.examples[:APART]) or few)
+        if self.world.mesh.grid.tp == 1:
+            return laid, ()
+        with laid.without_pairs():
+            whole = dropped()
+        return laid, cut_dims(whole, dropped(), self.world.mesh.grid.tp)
 
 
 class _Curve:
