@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.parallel.counted import counted
-from shunter.parallel.generic.laid import Laid, lay_out, rounding
-from shunter.parallel.generic.stored import reader, without_values
+from shunter.parallel.generic.laid import Laid
+from shunter.parallel.generic.stored import without_values
 from shunter.parallel.told import told_by_all
 from shunter.recipe.job import Control, Stopped
 from shunter.record.events import EventLog
@@ -28,18 +27,16 @@ from shunter.record.points import reach
 from shunter.record.track import open_trackers
 from shunter.train.checkpoint.shared import SharedCheckpointer
 from shunter.train.config import TrainHow
-from shunter.train.device import autocast, prepare_determinism, set_determinism
+from shunter.train.device import prepare_determinism, set_determinism
 from shunter.train.schedule import rate
 from shunter.train.task.config import TaskConfig
-from shunter.train.task.draws import Shapes, cut_dims
 from shunter.train.task.face import Examples, Task, moved
-from shunter.train.task.step import Engine, Pass, Step, ordinary
+from shunter.train.task.lay import APART, Looking, laid_out
+from shunter.train.task.step import Engine, Step, ordinary
 from shunter.train.world import World
 
 MODEL = "model.safetensors"
-PROBED = 2  # examples whose loss is computed before and after the model is laid out
 MAX_SKIPPED = 10  # steps with a non-finite loss or gradient to endure
-APART = 8  # examples whose losses are computed together and one by one
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,9 @@ class TaskRun:
         self.skipped = 0
         self.best: dict[str, float] | None = None  # value, step
         self.examples: Examples = task.train if not task.drawn_anew else ()  # type: ignore[assignment]
-        self.laid, dropouts = self._lay_out(module)
+        few, apart = list(self.examples[:APART]), world.data.size > 1 or how.micro_batch < config.batch
+        examples = few or list(task.heldout[:APART])
+        self.laid, dropouts = laid_out(task, module, world, config, examples, seed=seed, cut=apart)
         self.engine = Engine(task, self.laid, world, config, seed=seed, micro_batch=how.micro_batch)
         self.engine.dropouts = dropouts
         self.optimizer = _adamw(self.laid, config)
@@ -369,65 +368,6 @@ class TaskRun:
             lines = "".join(json.dumps(each) + "\n" for each in outputs)
             (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
 
-    # --- the layout
-
-    def _can_be_cut(self, trying: Engine, few: Sequence[Any]) -> None:
-        """Raise ShunterError where another cut of a batch would be another loss, and batches are cut."""
-        if self.world.data.size == 1 and self.how.micro_batch >= self.config.batch:
-            return
-        for name, each in trying.model.named_modules():
-            if isinstance(each, nn.modules.batchnorm._BatchNorm) and each.training:
-                raise ShunterError(
-                    f"{name} normalises over a batch, so the loss depends on how batches are cut",
-                    mend="Use one process with how.micro_batch=train.batch, or another norm (nn.GroupNorm).",
-                )
-        if len(few) < 2:
-            return
-        with Looking(trying.model, trying.precision, self.world.device):
-            everything = Pass(list(few), list(range(len(few))))
-            together = [x.detach() for x in trying.loss(everything, 0)]
-            apart = [trying.loss(Pass([e], [n]), 0) for n, e in enumerate(few)]
-        for name, whole, parts in zip(("sum", "count"), together, zip(*apart, strict=True), strict=True):
-            added = float(sum(parts).detach())
-            if abs(float(whole) - added) > rounding(trying.laid) * abs(added) + 1e-6:
-                raise ShunterError(
-                    f"`loss` gives {len(few)} the {name} {float(whole):.6g}, and one by one {added:.6g}",
-                    mend="Return (sum, count) without what fills a batch up; or leave batches whole: one "
-                    "process, how.micro_batch=train.batch.",
-                )
-
-    def _lay_out(self, module: nn.Module) -> tuple[Laid, Sequence[int | None]]:
-        few = list(self.examples[:PROBED]) or list(self.task.heldout[:PROBED])
-        fill = None if self.task.weights is None else reader(Path(self.task.weights))
-        lay = partial(
-            lay_out, module, self.world.mesh, overrides=self.config.rules, fill=fill, device=self.world.device
-        )
-        if self.task.loss is None or not few:
-            return lay(), ()
-        part = Pass(few, list(range(len(few))))
-        uncut = Laid(module, self.world.mesh, None, dict(module.named_parameters()), {})
-        trying = Engine(self.task, uncut, self.world, self.config, seed=self.seed, micro_batch=len(few))
-        trying.precision = "fp32"  # what is compared shall differ by mistakes, not by rounding
-
-        def probe() -> Tensor:
-            total, count = trying.loss(part, 0)
-            return total / count
-
-        def dropped() -> list[tuple[int, ...]]:
-            trying.noting = Shapes()
-            trying.loss(part, 0)
-            seen, trying.noting = trying.noting.seen, None
-            return seen
-
-        trying.laid = laid = lay(probe=probe)
-        if self.task.step is None:
-            self._can_be_cut(trying, list(self.examples[:APART]) or few)
-        if self.world.mesh.grid.tp == 1:
-            return laid, ()
-        with laid.without_pairs():
-            whole = dropped()
-        return laid, cut_dims(whole, dropped(), self.world.mesh.grid.tp)
-
 
 class _Curve:
     """What `rate` asks for."""
@@ -436,25 +376,6 @@ class _Curve:
         self.steps = steps
         self.lr, self.warmup, self.schedule = config.lr, config.warmup, config.schedule
         self.decay, self.final = config.decay, config.final
-
-
-class Looking:
-    """Without dropout and without gradients."""
-
-    def __init__(self, module: nn.Module, precision: str, device: torch.device) -> None:
-        self.module, self.grad, self.cast = module, torch.no_grad(), autocast(device, precision)
-
-    def __enter__(self) -> None:
-        self.modes = [(each, each.training) for each in self.module.modules()]
-        self.module.eval()
-        self.grad.__enter__()
-        self.cast.__enter__()
-
-    def __exit__(self, *raised: Any) -> None:
-        self.cast.__exit__(*raised)
-        self.grad.__exit__(*raised)
-        for each, training in self.modes:
-            each.training = training
 
 
 def _adamw(laid: Laid, config: TaskConfig) -> torch.optim.AdamW:
