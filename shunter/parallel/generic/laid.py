@@ -95,7 +95,9 @@ def weights_of(module: nn.Module) -> dict[str, Weight]:
     found = {}
     for name, parameter in module.named_parameters():
         owner, _, leaf = name.rpartition(".")
-        kind = kind_of(module.get_submodule(owner)) if leaf == "weight" else "other"
+        # Numbers that are no floats are packed: their shape says nothing of what they stand for.
+        known = leaf == "weight" and parameter.is_floating_point()
+        kind = kind_of(module.get_submodule(owner)) if known else "other"
         found[name] = Weight(name, tuple(parameter.shape), kind)
     return found
 

@@ -95,6 +95,11 @@ def load(path: Path, settings: Mapping[str, Any] | None = None) -> Task:
         raise ShunterError(error.what, where=str(path), mend=error.mend) from None
 
 
+def first(examples: Examples, count: int) -> list[Any]:
+    """The first few, of anything that has a length and gives its n-th example."""
+    return [examples[number] for number in range(min(count, len(examples)))]
+
+
 def summed(found: Any, examples: int) -> tuple[Tensor, Tensor]:
     """What `loss` returned, as sum and count; float64 scalars, the first with its gradient."""
     if isinstance(found, Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -30,12 +31,13 @@ from shunter.train.config import TrainHow
 from shunter.train.device import prepare_determinism, set_determinism
 from shunter.train.schedule import rate
 from shunter.train.task.config import TaskConfig
-from shunter.train.task.face import Examples, Task, moved
+from shunter.train.task.face import Examples, Task, first, moved
 from shunter.train.task.lay import APART, Looking, laid_out
 from shunter.train.task.step import Engine, Step, ordinary
 from shunter.train.world import World
 
 MODEL = "model.safetensors"
+LISTED = 64  # examples of a step whose numbers stand in the log, beside their checksum
 MAX_SKIPPED = 10  # steps with a non-finite loss or gradient to endure
 
 
@@ -78,8 +80,8 @@ class TaskRun:
         self.skipped = 0
         self.best: dict[str, float] | None = None  # value, step
         self.examples: Examples = task.train if not task.drawn_anew else ()  # type: ignore[assignment]
-        few, apart = list(self.examples[:APART]), world.data.size > 1 or how.micro_batch < config.batch
-        examples = few or list(task.heldout[:APART])
+        few, apart = first(self.examples, APART), world.data.size > 1 or how.micro_batch < config.batch
+        examples = few or first(task.heldout, APART)
         self.laid, dropouts = laid_out(task, module, world, config, examples, seed=seed, cut=apart)
         self.engine = Engine(task, self.laid, world, config, seed=seed, micro_batch=how.micro_batch)
         self.engine.dropouts = dropouts
@@ -192,7 +194,9 @@ class TaskRun:
         self.step += 1
         if self.step % self.how.log_every == 0 or self.step == steps:
             self._record({f"train/{k}": v for k, v in values.items()} | {"lr": speed})
-        self.place.events.write("step", step=self.step, numbers=list(numbers), **values)
+        told = {"numbers": list(numbers)} if len(numbers) <= LISTED else {}
+        check = zlib.crc32(np.asarray(numbers, dtype=np.int64).tobytes())
+        self.place.events.write("step", step=self.step, rows=f"{check:08x}", **told, **values)
         self.place.events.progress(self.step, steps, "steps", **values)
 
     def _skipped(self, loss: float, numbers: Sequence[int]) -> None:
@@ -263,7 +267,7 @@ class TaskRun:
 
     def _first_try(self) -> None:
         """One batch through all that evaluation does: better now than after an epoch."""
-        few = list(self.task.heldout[: self.how.micro_batch * self.world.data.size])
+        few = first(self.task.heldout, self.how.micro_batch * self.world.data.size)
         found = self.evaluate(few)
         self._metric(found)
         self.place.events.write("tried", examples=len(few), **found)
