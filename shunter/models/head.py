@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 ROUND = 128  # active tokens are filled up to a multiple of this
-CHUNK_BYTES = 1 << 23  # logits of a chunk
+# Logits of a chunk. A GPU has no cache that holds them: there, few long loops are what is fast.
+CHUNK_BYTES, GPU_CHUNK_BYTES = 1 << 23, 1 << 28
 BLOCK_ELEMENTS = 1 << 20  # of those that the softmax takes at a time: 4 MiB, which stays in a CPU's cache
 
 
@@ -28,6 +29,12 @@ class Others(Protocol):
     def largest(self, values: Tensor) -> Tensor: ...
 
     def total(self, values: Tensor) -> Tensor: ...
+
+
+def chunk_tokens(rows: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Tokens whose logits, of `rows` words of the vocabulary, exist at a time."""
+    size = CHUNK_BYTES if device.type == "cpu" else GPU_CHUNK_BYTES
+    return max(64, size // dtype.itemsize // max(rows, 1))
 
 
 def active_tokens(coefficients: Tensor) -> Tensor:
@@ -105,6 +112,9 @@ def accumulate_outer(total: Tensor, grad: Tensor, hidden: Tensor, first: bool) -
     if first:
         total.copy_(product)
         return
+    if total.device.type != "cpu":
+        total.add_(product)
+        return
     # A sum of two dtypes converts the whole of one beforehand: by parts, that stays in cache.
     size = max(1, (BLOCK_ELEMENTS // 4) // total.shape[1])
     for into, part in zip(total.split(size), product.split(size), strict=True):
@@ -143,7 +153,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = torch.empty_like(weight)
         active = active_tokens(coefficients)
         whole = len(active) == count
-        chunk = max(64, CHUNK_BYTES // compute.itemsize // weight.shape[0])
+        chunk = chunk_tokens(weight.shape[0], compute, hidden.device)
         # A meeting for each chunk is enough: one for each block would wait too often.
         in_blocks = hidden.device.type == "cpu" and others is None
         block = max(16, BLOCK_ELEMENTS // weight.shape[0]) if in_blocks else chunk

@@ -13,10 +13,11 @@ from torch.autograd.function import once_differentiable
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension (arXiv 1910.07467), in x's dtype.
 
-    The mean is taken in float32 at least. Of torch's own, autograd keeps x / rms(x) beside x, and walks
-    twice as often over memory. The compiler fuses such chains by itself, so it is given torch's own.
+    The mean is taken in float32 at least. Of torch's own on a CPU, autograd keeps x / rms(x) beside x, and
+    walks twice as often over memory. The compiler fuses such chains by itself, and on a GPU torch has one
+    kernel for them, so these are given torch's own.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or x.is_cuda:
         return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
     found: Tensor = _RMSNorm.apply(x, weight, eps)
     return found

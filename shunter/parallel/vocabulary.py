@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from shunter.models.head import BLOCK_ELEMENTS, CHUNK_BYTES, accumulate_outer, active_tokens
+from shunter.models.head import BLOCK_ELEMENTS, accumulate_outer, active_tokens, chunk_tokens
 from shunter.parallel.decoder import Rows
 from shunter.parallel.executor import Handler
 from shunter.parallel.mesh import Groups
@@ -191,7 +191,7 @@ class VocabularyPart:
         if ahead:
             flight.near = torch.empty_like(hidden)
             flight.aim = weight[flight.target] * flight.own[:, None]
-        chunk = max(64, CHUNK_BYTES // weight.itemsize // max(size, 1))
+        chunk = chunk_tokens(size, weight.dtype, weight.device)
         block = max(16, BLOCK_ELEMENTS // max(size, 1)) if self.device.type == "cpu" else chunk
         for begin in range(0, count, chunk):
             piece = slice(begin, begin + chunk)
@@ -286,7 +286,7 @@ class VocabularyPart:
             self.head.grad = torch.empty_like(self.head)
         if self.algorithm == 1:
             flight.grad = torch.empty_like(flight.hidden, dtype=flight.scale.dtype)
-        chunk = max(64, CHUNK_BYTES // weight.itemsize // max(len(weight), 1))
+        chunk = chunk_tokens(len(weight), weight.dtype, weight.device)
         for begin in range(0, len(flight.hidden), chunk):
             piece = slice(begin, begin + chunk)
             logits = flight.softmax[piece].mul_(flight.scale[piece, None])
