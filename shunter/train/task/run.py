@@ -91,7 +91,7 @@ class TaskRun:
         settings = {"train": config.model_dump(mode="json"), "how": how.model_dump(mode="json")}
         names = how.track if world.rank == 0 else []
         self.tracker = open_trackers(names, place.log / "track", place.log.parent.name, settings)
-        self.kept = SharedCheckpointer(place.work / "best", 1, world, self.laid.held)
+        self.kept = SharedCheckpointer(place.work / "best", 2, world, self.laid.held)
 
     def run(self) -> dict[str, Any]:
         """Train. Returns headline metrics. Raises Stopped after a stop on request."""
@@ -345,6 +345,9 @@ class TaskRun:
         metrics: dict[str, Any] = {"steps": self.step}
         if self.best is not None:
             step = int(self.best["step"])
+            if step not in self.kept.steps():
+                # A killed attempt was further, and had found a better one, which has taken its place.
+                step = self.kept.latest() or step
             state = {"model": self._weights()}
             found = self.kept.load(step, state)
             metrics |= {f"heldout_{k}": v for k, v in found["metrics"].items()} | {"best_step": step}
