@@ -32,8 +32,9 @@ def laid_out(
     *,
     seed: int,
     cut: bool,
-) -> tuple[Laid, Sequence[int | None]]:
-    """The module in parts, and for each dropout of a pass the dim along which this rank has a part.
+) -> tuple[Laid, Sequence[int | None] | None]:
+    """The module in parts, and for each dropout of a pass the dim along which this rank has a part; None for
+    a model that drops nothing.
 
     examples: the first few. cut: whether batches will be cut, over ranks or into micro-batches. Raises
     ShunterError where the model in parts, or a batch in parts, is not the whole one.
@@ -63,11 +64,22 @@ def laid_out(
     )
     if cut and task.step is None:
         _can_be_cut(trying, examples)
-    if world.mesh.grid.tp == 1:
-        return laid, ()
     with laid.without_pairs():
         whole = dropped()
-    return laid, cut_dims(whole, dropped(), world.mesh.grid.tp)
+    if not whole and not _may_drop(module):
+        return laid, None
+    return laid, cut_dims(whole, dropped(), world.mesh.grid.tp) if world.mesh.grid.tp > 1 else ()
+
+
+def _may_drop(module: nn.Module) -> bool:
+    """Whether a number of any part of it, under a name with `drop`, is above zero. A rate that is written
+    into the code alone is seen in the pass before this."""
+    for each in module.modules():
+        named = vars(each) | {type(each).__name__: getattr(each, "p", 0)}
+        for name, value in named.items():
+            if "drop" in name.lower() and isinstance(value, int | float) and value > 0:
+                return True
+    return False
 
 
 def _can_be_cut(trying: Engine, examples: Sequence[Any]) -> None:
