@@ -61,8 +61,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
         raise ShunterError(f"this is no configuration ({error})", where=str(path)) from None
     if not isinstance(told, dict):
         raise ShunterError("this is no configuration", where=str(path))
-    inner = told.get("text_config")
-    return inner if isinstance(inner, dict) else told
+    return told
 
 
 def _kinds(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Kind]:

@@ -37,6 +37,9 @@ class Heads:
     def of_config(cls, config: Mapping[str, Any]) -> Heads:
         """From the `config.json` of a Hugging Face folder, or the like."""
 
+        inner = config.get("text_config")  # of models that see and hear
+        config = inner if isinstance(inner, Mapping) else config
+
         def first(*names: str) -> int:
             for name in names:
                 value = config.get(name)

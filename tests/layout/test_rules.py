@@ -278,7 +278,7 @@ def test_a_folder_is_read_by_its_headers(tmp_path: Path) -> None:
         "h.0.mlp.c_fc.weight": [8, 32], "h.0.mlp.c_fc.bias": [32], "h.0.mlp.c_proj.weight": [32, 8],
         "h.0.mlp.c_proj.bias": [8], "lm_head.weight": [63, 8],
     }  # fmt: skip
-    _write(tmp_path, shapes, {"model_type": "gpt2", "n_head": 4})
+    _write(tmp_path, shapes, {"model_type": "seer", "text_config": {"n_head": 4}})
     weights, heads = weights_of(tmp_path)
     kinds = {weight.name: weight.kind for weight in weights}
     assert (heads.queries, heads.keys) == (4, 4)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from shunter.papers import harness
-from shunter.papers.redco import EXPERIMENT, PAIRS, TASKS
+from shunter.papers.redco import EXPERIMENT, PAIRS, TABLES, TASKS
 from shunter.recipe.graph import load_recipe
 
 
@@ -21,7 +21,11 @@ def logged(folder: Path, name: str, *, sums: int, gap: float = 0.0) -> Any:
     if not name.endswith("one process"):
         bytes_ = {"all-reduce": 5000 if name.endswith("sharded") else 1000}
         told.append(
-            {"event": "traffic", "ranks": [{"bytes": bytes_, "forward": {"all-reduce": sums + 1}}] * 4}
+            {
+                "event": "traffic",
+                "ranks": [{"bytes": bytes_, "forward": {"all-reduce": sums + TABLES[name.partition(",")[0]]}}]
+                * 4,
+            }
         )
     (folder / "log").mkdir(parents=True)
     (folder / "log" / "events.jsonl").write_text("".join(json.dumps(each) + "\n" for each in told))

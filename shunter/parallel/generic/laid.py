@@ -10,6 +10,7 @@ dp: copies that see other rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from shunter.parallel.generic import pairs, trial
 from shunter.parallel.generic.collectives import bring
 from shunter.parallel.generic.products import Product, Table, computable, install, is_conv1d, kind_of
 from shunter.parallel.generic.shards import Shard, hold
+from shunter.parallel.generic.stored import Fill
 from shunter.parallel.mesh import Mesh
 
 Probe = Callable[[], Tensor]
@@ -70,6 +72,18 @@ class Laid:
             found[box.slices(box.part)] = whole[box.slices(box.whole)]
         return found
 
+    @contextmanager
+    def without_pairs(self) -> Iterator[None]:
+        """Within, each product is computed by itself, so that every activation is whole."""
+        on = [(pair, pair.numbers) for pair in self._pairs if pair.on]
+        for pair, _ in on:
+            pair.switch_off()
+        try:
+            yield
+        finally:
+            for pair, numbers in on:
+                pair.switch_on(numbers)
+
     @property
     def bytes(self) -> int:
         """Of the parameters on this rank."""
@@ -81,7 +95,9 @@ def weights_of(module: nn.Module) -> dict[str, Weight]:
     found = {}
     for name, parameter in module.named_parameters():
         owner, _, leaf = name.rpartition(".")
-        kind = kind_of(module.get_submodule(owner)) if leaf == "weight" else "other"
+        # Numbers that are no floats are packed: their shape says nothing of what they stand for.
+        known = leaf == "weight" and parameter.is_floating_point()
+        kind = kind_of(module.get_submodule(owner)) if known else "other"
         found[name] = Weight(name, tuple(parameter.shape), kind)
     return found
 
@@ -103,8 +119,12 @@ def lay_out(
     overrides: Iterable[str] = (),
     published: bool = False,
     probe: Probe | None = None,
+    fill: Fill | None = None,
+    device: torch.device | None = None,
 ) -> Laid:
     """Cut a module, whose weights are the same on all ranks, in place. All ranks of the mesh call it.
+
+    fill: gives the values of a module without (see `stored`): only this rank's part is made, on `device`.
 
     probe: computes the loss of a few examples, the same on all ranks, in the module's present state. With it,
     products come in pairs, and what comes out is compared with what came out before. Raises ShunterError for
@@ -112,13 +132,17 @@ def lay_out(
     parts (one that reads its parameters beside its layers, for instance).
     """
     _allowed(mesh)
-    expected = None if probe is None else _probed(module, probe)
+    expected = None if probe is None or fill is not None else _probed(module, probe)
     weights = weights_of(module)
     names = {id(p): name for name, p in module.named_parameters()}
     if mesh.grid.fsdp > 1:
-        laid = _sharded(module, mesh, weights)
+        laid = _sharded(module, mesh)
     else:
         laid = _tensor(module, mesh, weights, names, overrides, published)
+    if fill is not None:
+        _filled(laid, fill, device or torch.device("cpu"))
+        if probe is not None:  # each product by itself, which is right
+            expected = _probed(module, probe)
     if probe is not None and expected is not None and mesh.grid.size > 1:
         _proven(laid, probe, expected)
     return laid
@@ -213,7 +237,7 @@ def _computed(laid: Laid, owner: nn.Module, how: str) -> None:
             laid.computed[names[id(parameter)]] = how
 
 
-def _sharded(module: nn.Module, mesh: Mesh, weights: Mapping[str, Weight]) -> Laid:
+def _sharded(module: nn.Module, mesh: Mesh) -> Laid:
     peers = mesh.peers("fsdp")
     names = {id(p): name for name, p in module.named_parameters()}
     parameters = dict(module.named_parameters())
@@ -235,6 +259,20 @@ def _sharded(module: nn.Module, mesh: Mesh, weights: Mapping[str, Weight]) -> La
         if name in dims:
             hold(owner, leaf, Shard(dims[name], peers, (), summed=True))
     return laid
+
+
+@torch.no_grad()
+def _filled(laid: Laid, fill: Fill, device: torch.device) -> None:
+    """Give the parts their values. A parameter without values cannot get some, so others take its place."""
+    names = {id(p): name for name, p in laid.parameters.items()}
+    places = list(_places(laid.module, names))
+    for name, bare in laid.parameters.items():
+        made = nn.Parameter(torch.empty_like(bare, device=device), requires_grad=bare.requires_grad)
+        fill(name, laid.held[name].piece, made.data)
+        laid.parameters[name] = made
+    for owner, leaf, name in places:
+        owner._parameters[leaf] = laid.parameters[name]
+    laid.module.to(device)
 
 
 def _shrink(parameter: nn.Parameter, piece: Piece) -> None:

@@ -36,6 +36,7 @@ class Pair:
     peers: Peers
     tables: Sequence[Table] = ()
     heads: int = 0
+    numbers: dict[str, Any] = field(default_factory=dict)  # with which it was switched on last
     _undo: list[Any] = field(default_factory=list)
 
     @property
@@ -76,6 +77,7 @@ class Pair:
     def switch_on(self, numbers: Mapping[str, Any]) -> None:
         """Compute as a pair, with these numbers in the place of the module's own."""
         self.switch_off()
+        self.numbers = dict(numbers)
         entrance = Entrance(self.peers)
         for product in (*self.firsts.values(), self.second):
             product.entrance = entrance
@@ -118,6 +120,11 @@ def find(module: nn.Module, peers: Peers) -> list[Pair]:
     """Pairs that could be, by their sizes and where they stand; deepest first, none shares a product."""
     products = {name: each for name, each in installed(module) if isinstance(each, Product)}
     order = {name: place for place, name in enumerate(products)}
+    inside: dict[str, list[str]] = {"": list(products)}  # path -> products at or below it
+    for name in products:
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            inside.setdefault(".".join(parts[:end]), []).append(name)
     seconds = [name for name, each in products.items() if not each.cut.output]
     taken: set[str] = set()
     found: list[Pair] = []
@@ -127,9 +134,7 @@ def find(module: nn.Module, peers: Peers) -> list[Pair]:
             if second in taken or len(parts) < depth:
                 continue
             path = ".".join(parts[:depth])
-            below = [
-                name for name in products if name not in taken and (not path or name.startswith(f"{path}."))
-            ]
+            below = [name for name in inside[path] if name not in taken]
             # Where several could take what comes out, each takes what stands before it.
             rivals = any(name != second and not products[name].cut.output for name in below)
             firsts = [

@@ -53,7 +53,9 @@ def settle(pairs: Sequence[Pair], run: Callable[[], Any], everyone: Peers) -> di
 
 
 def _kind(pair: Pair) -> Any:
-    return pair.kind, pair.path.rpartition(".")[2]
+    """With the last name of its path: T5's attention of itself and of another are of one class."""
+    names = [part for part in pair.path.split(".") if not part.isdigit()]
+    return pair.kind, tuple(names[-1:])
 
 
 @dataclass(frozen=True)

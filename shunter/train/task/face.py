@@ -29,6 +29,7 @@ class Task:
               of all sums over the sum of all counts, however the batch is cut. A scalar alone is a mean over
               the batch's examples. draws: random numbers of each example.
     predict(model, batch, draws) -> one output for each example: a tensor [B, ..], or a list.
+    weights:  a Hugging Face folder, instead of the values that `model` gives: each process reads its part.
     heldout:  examples to evaluate on. metrics(examples, outputs) -> numbers by name.
     step(step) -> numbers by name: in the place of gradient and update; see `task.step.Step`.
     """
@@ -41,6 +42,7 @@ class Task:
     heldout: Examples = ()
     metrics: Callable[[Examples, list[Any]], Mapping[str, float]] | None = None
     step: Callable[[Any], Mapping[str, float]] | None = None
+    weights: Path | str | None = None
 
     def __post_init__(self) -> None:
         if self.loss is None and self.step is None:
@@ -86,9 +88,16 @@ def load(path: Path, settings: Mapping[str, Any] | None = None) -> Task:
             mend=f"Is it {near!r}?" if near else "A task has model, train, collate, and loss or step.",
         )
     try:
+        if given.get("weights") is not None:
+            given["weights"] = path.parent / given["weights"]
         return Task(**given)
     except ShunterError as error:
         raise ShunterError(error.what, where=str(path), mend=error.mend) from None
+
+
+def first(examples: Examples, count: int) -> list[Any]:
+    """The first few, of anything that has a length and gives its n-th example."""
+    return [examples[number] for number in range(min(count, len(examples)))]
 
 
 def summed(found: Any, examples: int) -> tuple[Tensor, Tensor]:

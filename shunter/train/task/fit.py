@@ -29,13 +29,16 @@ from shunter.train.world import World, join
 class Fitted:
     """What became of it. metrics: of the best state, where there are held-out examples, else of the last.
 
-    `predict(examples)` gives one output for each, in order; `whole()` gives the weights by name, on rank 0.
-    Every process calls both.
+    `predict(examples)` gives one output for each, in order. Every process calls it, and `whole`.
     """
 
     def __init__(self, run: TaskRun, metrics: Mapping[str, Any], folder: Path) -> None:
         self.run, self.metrics, self.folder = run, dict(metrics), folder
         self.predict = run.predict
+
+    def whole(self) -> dict[str, torch.Tensor]:
+        """The parameters as one process has them; on every process."""
+        return {name: self.run.laid.whole(name) for name in self.run.laid.parameters}
 
     @property
     def model(self) -> torch.nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -18,24 +19,26 @@ from torch import Tensor, nn
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.parallel.counted import counted
-from shunter.parallel.generic.laid import Laid, lay_out, rounding
+from shunter.parallel.generic.laid import Laid
+from shunter.parallel.generic.stored import without_values
 from shunter.parallel.told import told_by_all
 from shunter.recipe.job import Control, Stopped
 from shunter.record.events import EventLog
 from shunter.record.points import reach
+from shunter.record.track import open_trackers
 from shunter.train.checkpoint.shared import SharedCheckpointer
 from shunter.train.config import TrainHow
-from shunter.train.device import autocast
+from shunter.train.device import prepare_determinism, set_determinism
 from shunter.train.schedule import rate
 from shunter.train.task.config import TaskConfig
-from shunter.train.task.draws import Shapes, cut_dims
-from shunter.train.task.face import Examples, Task, moved
-from shunter.train.task.step import Engine, Pass, Step, ordinary
+from shunter.train.task.face import Examples, Task, first, moved
+from shunter.train.task.lay import APART, Looking, laid_out
+from shunter.train.task.step import Engine, Step, ordinary
 from shunter.train.world import World
 
 MODEL = "model.safetensors"
-PROBED = 2  # examples whose loss is computed before and after the model is laid out
-APART = 8  # examples whose losses are computed together and one by one
+LISTED = 64  # examples of a step whose numbers stand in the log, beside their checksum
+MAX_SKIPPED = 10  # steps with a non-finite loss or gradient to endure
 
 
 @dataclass(frozen=True)
@@ -63,25 +66,49 @@ class TaskRun:
             world,
             seed,
         )
+        if how.deterministic:
+            prepare_determinism(world.device)
         torch.manual_seed(derive_seed(seed, "model"))
-        module = task.model()
+        with without_values() if task.weights is not None else nullcontext():
+            module = task.model()
         if not isinstance(module, nn.Module):
             raise ShunterError(f"`model` returns {type(module).__name__}, not a torch module")
-        module.to(world.device).train()
+        module.train()
+        if task.weights is None:
+            module.to(world.device)
         self.step = self.epoch = self.within = 0  # steps done; epochs done; examples of this one done
+        self.skipped = 0
         self.best: dict[str, float] | None = None  # value, step
         self.examples: Examples = task.train if not task.drawn_anew else ()  # type: ignore[assignment]
-        self.laid, dropouts = self._lay_out(module)
+        few, apart = first(self.examples, APART), world.data.size > 1 or how.micro_batch < config.batch
+        examples = few or first(task.heldout, APART)
+        self.laid, dropouts = laid_out(task, module, world, config, examples, seed=seed, cut=apart)
         self.engine = Engine(task, self.laid, world, config, seed=seed, micro_batch=how.micro_batch)
         self.engine.dropouts = dropouts
         self.optimizer = _adamw(self.laid, config)
         checkpoints = place.work / "checkpoints"
         self.checkpointer = SharedCheckpointer(checkpoints, how.keep, world, self.laid.held)
-        self.kept = SharedCheckpointer(place.work / "best", 1, world, self.laid.held)
+        settings = {"train": config.model_dump(mode="json"), "how": how.model_dump(mode="json")}
+        names = how.track if world.rank == 0 else []
+        self.tracker = open_trackers(names, place.log / "track", place.log.parent.name, settings)
+        self.kept = SharedCheckpointer(place.work / "best", 2, world, self.laid.held)
 
     def run(self) -> dict[str, Any]:
         """Train. Returns headline metrics. Raises Stopped after a stop on request."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.how.threads or threads)
+        set_determinism(self.how.deterministic)
+        try:
+            return self._run()
+        finally:
+            self.tracker.close()
+            torch.set_num_threads(threads)
+            set_determinism(False)
+
+    def _run(self) -> dict[str, Any]:
         newest = self.checkpointer.latest()
+        for problem in self.checkpointer.problems:
+            self.place.events.write("problem", problem=problem)
         if newest is not None:
             self._load(newest)
             self.place.events.write("resume", step=self.step)
@@ -155,7 +182,7 @@ class TaskRun:
                 result = ordinary(self.engine, examples, numbers, self.step, speed, self._update)
                 values = {"loss": result.loss, "grad_norm": result.norm}
                 if not result.updated:
-                    self.place.events.write("skip", step=self.step, loss=result.loss, numbers=list(numbers))
+                    self._skipped(result.loss, numbers)
         if sent is not None and self.engine.forward is not None:
             calls: Counter[str] = Counter()
             for (kind, _), count in sent.calls.items():
@@ -166,9 +193,25 @@ class TaskRun:
             self.place.events.write("traffic", step=self.step, ranks=every)
         self.step += 1
         if self.step % self.how.log_every == 0 or self.step == steps:
-            self.place.events.metrics(self.step, **{f"train/{k}": v for k, v in values.items()}, lr=speed)
-        self.place.events.write("step", step=self.step, numbers=list(numbers), **values)
+            self._record({f"train/{k}": v for k, v in values.items()} | {"lr": speed})
+        told = {"numbers": list(numbers)} if len(numbers) <= LISTED else {}
+        check = zlib.crc32(np.asarray(numbers, dtype=np.int64).tobytes())
+        self.place.events.write("step", step=self.step, rows=f"{check:08x}", **told, **values)
         self.place.events.progress(self.step, steps, "steps", **values)
+
+    def _skipped(self, loss: float, numbers: Sequence[int]) -> None:
+        self.skipped += 1
+        self.place.events.write("skip", step=self.step, loss=loss, numbers=list(numbers))
+        if self.skipped > MAX_SKIPPED:
+            raise ShunterError(
+                f"loss or gradient was not finite in {self.skipped} steps, last in step {self.step} "
+                f"(examples {', '.join(map(str, numbers[:8]))})",
+                mend="Look at these examples, or lower train.lr.",
+            )
+
+    def _record(self, values: Mapping[str, float]) -> None:
+        self.place.events.metrics(self.step, **values)
+        self.tracker.metrics(self.step, values)
 
     def _update(self, speed: float) -> None:
         for group in self.optimizer.param_groups:
@@ -224,7 +267,7 @@ class TaskRun:
 
     def _first_try(self) -> None:
         """One batch through all that evaluation does: better now than after an epoch."""
-        few = list(self.task.heldout[: self.how.micro_batch * self.world.data.size])
+        few = first(self.task.heldout, self.how.micro_batch * self.world.data.size)
         found = self.evaluate(few)
         self._metric(found)
         self.place.events.write("tried", examples=len(few), **found)
@@ -233,7 +276,7 @@ class TaskRun:
         if not len(self.task.heldout):
             return
         found = self.evaluate(self.task.heldout)
-        self.place.events.metrics(self.step, **{f"valid/{k}": v for k, v in found.items()})
+        self._record({f"valid/{k}": v for k, v in found.items()})
         value, best = self._metric(found), self.config.best
         sign = 1 if best.mode == "min" else -1
         if math.isfinite(value) and (self.best is None or sign * value < sign * self.best["value"]):
@@ -271,7 +314,8 @@ class TaskRun:
     def _save(self) -> None:
         extra = {
             "step": self.step, "epoch": self.epoch, "within": self.within, "best": self.best,
-            "config": self.config.model_dump(mode="json"), "examples": len(self.examples),
+            "skipped": self.skipped, "config": self.config.model_dump(mode="json"),
+            "examples": len(self.examples),
         }  # fmt: skip
         self.checkpointer.save(self.step, self._state(), extra)
 
@@ -287,7 +331,7 @@ class TaskRun:
 
         extra = self.checkpointer.load(step, self._state(), check)
         self.step, self.epoch, self.within = extra["step"], extra["epoch"], extra["within"]
-        self.best = extra["best"]
+        self.best, self.skipped = extra["best"], extra["skipped"]
 
     def _listen(self) -> None:
         if self.place.control.stop_requested():
@@ -301,6 +345,9 @@ class TaskRun:
         metrics: dict[str, Any] = {"steps": self.step}
         if self.best is not None:
             step = int(self.best["step"])
+            if step not in self.kept.steps():
+                # A killed attempt was further, and had found a better one, which has taken its place.
+                step = self.kept.latest() or step
             state = {"model": self._weights()}
             found = self.kept.load(step, state)
             metrics |= {f"heldout_{k}": v for k, v in found["metrics"].items()} | {"best_step": step}
@@ -328,59 +375,6 @@ class TaskRun:
             lines = "".join(json.dumps(each) + "\n" for each in outputs)
             (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
 
-    # --- the layout
-
-    def _can_be_cut(self, trying: Engine, few: Sequence[Any]) -> None:
-        """Raise ShunterError where another cut of a batch would be another loss, and batches are cut."""
-        if self.world.data.size == 1 and self.how.micro_batch >= self.config.batch:
-            return
-        for name, each in trying.model.named_modules():
-            if isinstance(each, nn.modules.batchnorm._BatchNorm) and each.training:
-                raise ShunterError(
-                    f"{name} normalises over a batch, so the loss depends on how batches are cut",
-                    mend="Use one process with how.micro_batch=train.batch, or another norm (nn.GroupNorm).",
-                )
-        if len(few) < 2:
-            return
-        with Looking(trying.model, trying.precision, self.world.device):
-            everything = Pass(list(few), list(range(len(few))))
-            together = [x.detach() for x in trying.loss(everything, 0)]
-            apart = [trying.loss(Pass([e], [n]), 0) for n, e in enumerate(few)]
-        for name, whole, parts in zip(("sum", "count"), together, zip(*apart, strict=True), strict=True):
-            added = float(sum(parts).detach())
-            if abs(float(whole) - added) > rounding(trying.laid) * abs(added) + 1e-6:
-                raise ShunterError(
-                    f"`loss` gives {len(few)} the {name} {float(whole):.6g}, and one by one {added:.6g}",
-                    mend="Return (sum, count) without what fills a batch up; or leave batches whole: one "
-                    "process, how.micro_batch=train.batch.",
-                )
-
-    def _lay_out(self, module: nn.Module) -> tuple[Laid, Sequence[int | None]]:
-        few = list(self.examples[:PROBED]) or list(self.task.heldout[:PROBED])
-        if self.task.loss is None or not few:
-            return lay_out(module, self.world.mesh, overrides=self.config.rules), ()
-        part = Pass(few, list(range(len(few))))
-        uncut = Laid(module, self.world.mesh, None, dict(module.named_parameters()), {})
-        trying = Engine(self.task, uncut, self.world, self.config, seed=self.seed, micro_batch=len(few))
-        trying.precision = "fp32"  # what is compared shall differ by mistakes, not by rounding
-        if self.task.step is None:
-            self._can_be_cut(trying, list(self.examples[:APART]) or few)
-
-        def probe() -> Tensor:
-            total, count = trying.loss(part, 0)
-            return total / count
-
-        def dropped() -> list[tuple[int, ...]]:
-            trying.noting = Shapes()
-            trying.loss(part, 0)
-            seen, trying.noting = trying.noting.seen, None
-            return seen
-
-        cut = self.world.mesh.grid.tp > 1
-        before = dropped() if cut else []
-        found = lay_out(module, self.world.mesh, overrides=self.config.rules, probe=probe)
-        return found, cut_dims(before, dropped(), self.world.mesh.grid.tp) if cut else ()
-
 
 class _Curve:
     """What `rate` asks for."""
@@ -389,25 +383,6 @@ class _Curve:
         self.steps = steps
         self.lr, self.warmup, self.schedule = config.lr, config.warmup, config.schedule
         self.decay, self.final = config.decay, config.final
-
-
-class Looking:
-    """Without dropout and without gradients."""
-
-    def __init__(self, module: nn.Module, precision: str, device: torch.device) -> None:
-        self.module, self.grad, self.cast = module, torch.no_grad(), autocast(device, precision)
-
-    def __enter__(self) -> None:
-        self.modes = [(each, each.training) for each in self.module.modules()]
-        self.module.eval()
-        self.grad.__enter__()
-        self.cast.__enter__()
-
-    def __exit__(self, *raised: Any) -> None:
-        self.cast.__exit__(*raised)
-        self.grad.__exit__(*raised)
-        for each, training in self.modes:
-            each.training = training
 
 
 def _adamw(laid: Laid, config: TaskConfig) -> torch.optim.AdamW:

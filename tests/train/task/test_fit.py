@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -31,13 +32,18 @@ def _run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_the_pages_script_runs_and_goes_on(tmp_path: Path) -> None:
+def test_the_pages_script_runs_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "task.py").write_text(PAGE["task.py"])
     (tmp_path / "script.py").write_text(PAGE["script.py"])
-    first = _run(tmp_path, "script.py")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("script.py")
+    first = capsys.readouterr().out
     assert "heldout_accuracy" in first
     # A second start finds it finished, and predicts the same.
-    again = _run(tmp_path, "script.py")
+    runpy.run_path("script.py")
+    again = capsys.readouterr().out
     assert "resume: step 30" in again
     assert again.splitlines()[-1] == first.splitlines()[-1]
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
@@ -68,4 +74,5 @@ def test_mistakes_are_refused(tmp_path: Path) -> None:
     fitted = fit(small(), tmp_path, epochs=1, batch=8, how={"device": "cpu"})
     assert len(fitted.predict(examples(5))) == 5
     assert fitted.metrics["steps"] == 3
+    assert fitted.whole().keys() == dict(fitted.model.named_parameters()).keys()
     assert fitted.model is fitted.run.laid.module

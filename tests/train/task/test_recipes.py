@@ -22,8 +22,8 @@ from tests.train.task.tasks import losses, started
 
 TASKS = Path(__file__).parents[3] / "recipes" / "tasks"
 SETTINGS: dict[str, dict[str, Any]] = {
-    "sft": {"batch": 40, "lr": 0.004}, "dp_sgd": {"batch": 16, "weight_decay": 0.0}, "maml": {"batch": 8},
-    "ppo": {"batch": 64},
+    "sft": {"batch": 40, "lr": 0.004, "epochs": 1}, "dp_sgd": {"batch": 16, "weight_decay": 0.0, "epochs": 1},
+    "maml": {"batch": 8, "epochs": 1}, "ppo": {"batch": 64, "epochs": 2},
 }  # fmt: skip
 
 

@@ -1,0 +1,125 @@
+"""A task's model laid out, and what can be found out about it with a few examples before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shunter.config.errors import ShunterError
+from shunter.parallel.generic.laid import Laid, lay_out, rounding
+from shunter.parallel.generic.stored import reader
+from shunter.train.device import autocast
+from shunter.train.task.config import TaskConfig
+from shunter.train.task.draws import Shapes, cut_dims
+from shunter.train.task.face import Task
+from shunter.train.task.step import Engine, Pass
+from shunter.train.world import World
+
+PROBED = 2  # examples whose loss is computed before and after the model is laid out
+APART = 8  # examples whose losses are computed together and one by one
+
+
+def laid_out(
+    task: Task,
+    module: nn.Module,
+    world: World,
+    config: TaskConfig,
+    examples: Sequence[Any],
+    *,
+    seed: int,
+    cut: bool,
+) -> tuple[Laid, Sequence[int | None] | None]:
+    """The module in parts, and for each dropout of a pass the dim along which this rank has a part; None for
+    a model that drops nothing.
+
+    examples: the first few. cut: whether batches will be cut, over ranks or into micro-batches. Raises
+    ShunterError where the model in parts, or a batch in parts, is not the whole one.
+    """
+    fill = None if task.weights is None else reader(Path(task.weights))
+    few = list(examples[:PROBED])
+    if task.loss is None or not few:
+        found = lay_out(module, world.mesh, overrides=config.rules, fill=fill, device=world.device)
+        return found, ()
+    part = Pass(few, list(range(len(few))))
+    uncut = Laid(module, world.mesh, None, dict(module.named_parameters()), {})
+    trying = Engine(task, uncut, world, config, seed=seed, micro_batch=len(examples))
+    trying.precision = "fp32"  # what is compared shall differ by mistakes, not by rounding
+
+    def probe() -> Tensor:
+        total, count = trying.loss(part, 0)
+        return total / count
+
+    def dropped() -> list[tuple[int, ...]]:
+        trying.noting = Shapes()
+        trying.loss(part, 0)
+        seen, trying.noting = trying.noting.seen, None
+        return seen
+
+    trying.laid = laid = lay_out(
+        module, world.mesh, overrides=config.rules, probe=probe, fill=fill, device=world.device
+    )
+    if cut and task.step is None:
+        _can_be_cut(trying, examples)
+    with laid.without_pairs():
+        whole = dropped()
+    if not whole and not _may_drop(module):
+        return laid, None
+    return laid, cut_dims(whole, dropped(), world.mesh.grid.tp) if world.mesh.grid.tp > 1 else ()
+
+
+def _may_drop(module: nn.Module) -> bool:
+    """Whether a number of any part of it, under a name with `drop`, is above zero. A rate that is written
+    into the code alone is seen in the pass before this."""
+    for each in module.modules():
+        named = vars(each) | {type(each).__name__: getattr(each, "p", 0)}
+        for name, value in named.items():
+            if "drop" in name.lower() and isinstance(value, int | float) and value > 0:
+                return True
+    return False
+
+
+def _can_be_cut(trying: Engine, examples: Sequence[Any]) -> None:
+    """Raise ShunterError where another cut of a batch would be another loss."""
+    for name, each in trying.model.named_modules():
+        if isinstance(each, nn.modules.batchnorm._BatchNorm) and each.training:
+            raise ShunterError(
+                f"{name} normalises over a batch, so the loss depends on how batches are cut",
+                mend="Use one process with how.micro_batch=train.batch, or another norm (nn.GroupNorm).",
+            )
+    if len(examples) < 2:
+        return
+    with Looking(trying.model, trying.precision, trying.world.device):
+        together = trying.loss(Pass(list(examples), list(range(len(examples)))), 0)
+        apart = [trying.loss(Pass([e], [n]), 0) for n, e in enumerate(examples)]
+    for name, whole, parts in zip(("sum", "count"), together, zip(*apart, strict=True), strict=True):
+        added = float(sum(parts).detach())
+        if abs(float(whole.detach()) - added) > rounding(trying.laid) * abs(added) + 1e-6:
+            raise ShunterError(
+                f"`loss` gives {len(examples)} examples the {name} {float(whole):.6g}, "
+                f"and one by one {added:.6g}",
+                mend="Return (sum, count) without what fills a batch up; or leave batches whole: one "
+                "process, how.micro_batch=train.batch.",
+            )
+
+
+class Looking:
+    """Without dropout and without gradients."""
+
+    def __init__(self, module: nn.Module, precision: str, device: torch.device) -> None:
+        self.module, self.grad, self.cast = module, torch.no_grad(), autocast(device, precision)
+
+    def __enter__(self) -> None:
+        self.modes = [(each, each.training) for each in self.module.modules()]
+        self.module.eval()
+        self.grad.__enter__()
+        self.cast.__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self.cast.__exit__(*raised)
+        self.grad.__exit__(*raised)
+        for each, training in self.modes:
+            each.training = training
