@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Arguments of a test run: make test ARGS="tests/config -x"
 ARGS ?=
+# Test files run side by side in so many processes; 0: all in one, as a debugger wants it.
+WORKERS ?= 2
 
 .PHONY: install quickstart test test-all lint bench clean
 
@@ -17,10 +19,10 @@ quickstart: install
 	@echo "Talk to the model: $(VENV)/bin/shunter chat chat"
 
 test: lint
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-all: lint
-	$(PY) -m pytest -m "long or not long" $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "long or not long" $(ARGS)
 
 lint: install
 	$(PY) -m ruff check .

@@ -9,6 +9,8 @@ from typing import Any
 
 # Before torch is loaded, as the command line does it: spinning workers starve whoever shares the machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+if "PYTEST_XDIST_WORKER" in os.environ:  # others have the other cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
