@@ -90,7 +90,8 @@ def ask(
     """The question. Raises ShunterError for what is not there, and where batch or sequence are not told."""
     found = model(model_name, job)
     where = files.find(cluster)
-    rows, row = batch or found.batch, sequence or found.row
+    rows = found.batch if batch is None else batch
+    row = found.row if sequence is None else sequence
     for name, value in (("--global-batch", rows), ("--seq", row)):
         if value is None:
             raise ShunterError(f"{model_name} does not tell {name}", mend=f"Give {name}.")

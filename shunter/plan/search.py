@@ -68,19 +68,22 @@ def search(
     fixed = dict(fixed or {})
     if objective == "cost":
         return _cheapest(question, fixed, room, top, finalists)
-    room = min(room or question.fabric.memory, question.fabric.memory)
+    room = question.fabric.memory if room is None else min(room, question.fabric.memory)
     choices, found = _estimated(question, fixed)
     fits = found.bytes <= room
     if not fits.any():
         raise _fits_nowhere(question, fixed, room, float(found.bytes.min()))
     order = _order(found, fits, objective)
-    scored = []
+    scored, tried = [], set()
     for index in _finalists(question, choices, found, order, objective, finalists):
+        tried.add(index)
         prediction = predict(question, choices.take([index]), room)
         if prediction.fullest <= room:
             scored.append(prediction)
     if not scored:  # whole layers need a little more room than parts of them: go on until one fits
-        for index in order[finalists:]:
+        for index in order:
+            if int(index) in tried:
+                continue
             prediction = predict(question, choices.take([index]), room)
             if prediction.fullest <= room:
                 scored.append(prediction)
