@@ -133,10 +133,11 @@ def differences(
     for record in manifest.inputs:
         before.setdefault(record.field, []).append((record.name, record.content))
     for field_name, names in node.inputs.items():
-        if before.get(field_name) != [(name, contents[name]) for name in names] and (
-            [name for name, _ in before.get(field_name, [])] == list(names)
+        earlier = before.get(field_name, [])  # of an older version there may be no such field
+        if earlier != [(name, contents[name]) for name in names] and [name for name, _ in earlier] == list(
+            names
         ):
-            old = dict(before[field_name])
+            old = dict(earlier)
             other = [name for name in names if old[name] != contents[name]]
             found.append(f"{', '.join(other)} has another content")
     changed = reads.changed(manifest.reads, files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from shunter.config.errors import ShunterError
 from shunter.recipe import dryrun
 from shunter.recipe.artefact import Artefact
 from shunter.recipe.graph import Graph, load_recipe
-from shunter.recipe.plan import Planner, Step
+from shunter.recipe.plan import Planner, Step, differences
 from shunter.recipe.progress import Progress
 from shunter.recipe.runner import run_graph
 from shunter.recipe.store import Store
@@ -54,6 +55,18 @@ def test_a_change_is_named(tmp_path: Path, made: dict[str, Artefact]) -> None:
     assert why(tmp_path, "jobs.base.how.threads=4")["base"][0] == "finished"
     found = why(tmp_path, text=CHAIN.replace("text: corpus", "text: other") + "  other: {kind: source}\n")
     assert found["base"] == ("waits", "depends on other")
+
+
+def test_an_input_that_older_versions_did_not_have_is_no_change(
+    tmp_path: Path, made: dict[str, Artefact]
+) -> None:
+    graph = load_recipe(tmp_path / "recipe.yaml", [], KINDS)
+    node = replace(graph.nodes["base"], inputs={**graph.nodes["base"].inputs, "also": ()})
+    newest = Store(tmp_path / "store").newest("base")
+    assert newest is not None
+    manifest = newest.manifest
+    contents = {record.name: record.content for record in manifest.inputs}
+    assert differences(manifest, node, contents, []) == []
 
 
 def test_changed_upstream_content_is_named(tmp_path: Path, made: dict[str, Artefact]) -> None:
