@@ -3,14 +3,15 @@
 tp: each weight is cut along the dim that `layout.anymodel` chooses; ranks see the same rows. Products of
 known kinds are computed in parts, in pairs where a trial has shown that this is right. Weights of other
 modules are brought together where they are used, which is right for any module.
-fsdp: each weight is cut along some dim, and brought together where it is used; ranks see other rows.
+fsdp: each weight is cut along some dim; ranks see other rows. All weights are brought together before the
+model computes, within `Laid.gathered`, for what is read and when may depend on the rows.
 dp: copies that see other rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from shunter.layout.piece import Piece
 from shunter.layout.rules import Weight
 from shunter.parallel.generic import pairs, trial
 from shunter.parallel.generic.collectives import bring
+from shunter.parallel.generic.gathered import Gathered
 from shunter.parallel.generic.products import Product, Table, computable, install, is_conv1d, kind_of
 from shunter.parallel.generic.shards import Shard, hold
 from shunter.parallel.generic.stored import Fill
@@ -49,6 +51,17 @@ class Laid:
     computed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _pairs: list[pairs.Pair] = field(default_factory=list)
+    _gathered: Gathered | None = None
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """The module computes within, and only there, where weights are cut over ranks that see other rows.
+        All ranks enter together, then each runs its own code for as long as it likes."""
+        return nullcontext() if self._gathered is None else self._gathered.whole()
+
+    def add_up_gathered(self) -> None:
+        """After the last backward of a step, still within `gathered`: give the parts their gradients."""
+        if self._gathered is not None:
+            self._gathered.add_up()
 
     def whole(self, name: str) -> Tensor:
         """A parameter as one process has it, on all ranks, which must all call it."""
@@ -142,9 +155,11 @@ def lay_out(
     if fill is not None:
         _filled(laid, fill, device or torch.device("cpu"))
         if probe is not None:  # each product by itself, which is right
-            expected = _probed(module, probe)
+            with laid.gathered():
+                expected = _probed(module, probe)
     if probe is not None and expected is not None and mesh.grid.size > 1:
-        _proven(laid, probe, expected)
+        with laid.gathered():
+            _proven(laid, probe, expected)
     return laid
 
 
@@ -255,9 +270,7 @@ def _sharded(module: nn.Module, mesh: Mesh) -> Laid:
         laid.held[name] = Holding(piece, ("dp",), ("fsdp",))
         laid.computed[name] = "brought together"
         _shrink(parameter, piece)
-    for owner, leaf, name in _places(module, names):
-        if name in dims:
-            hold(owner, leaf, Shard(dims[name], peers, (), summed=True))
+    laid._gathered = Gathered(list(_places(module, names)), parameters, dims, peers)
     return laid
 
 

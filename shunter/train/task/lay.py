@@ -80,7 +80,7 @@ def _can_be_cut(trying: Engine, examples: Sequence[Any]) -> None:
             )
     if len(examples) < 2:
         return
-    with Looking(trying.model, trying.precision, trying.world.device):
+    with trying.laid.gathered(), Looking(trying.model, trying.precision, trying.world.device):
         together = trying.loss(Pass(list(examples), list(range(len(examples)))), 0)
         apart = [trying.loss(Pass([e], [n]), 0) for n, e in enumerate(examples)]
     for name, whole, parts in zip(("sum", "count"), together, zip(*apart, strict=True), strict=True):

@@ -228,6 +228,19 @@ class TaskRun:
         examples = list(examples)
         if not examples:
             return []
+        with self.laid.gathered():
+            mine = self._predicted(examples)
+        try:
+            every = told_by_all(mine, self.world.data, self.world.device)
+        except TypeError as error:
+            raise ShunterError(
+                f"an output of `predict` is no number, text, list or mapping ({error})"
+            ) from None
+        return [output for each in every for output in each]
+
+    def _predicted(self, examples: Examples) -> list[Any]:
+        """Outputs of this rank's share."""
+        assert self.task.predict is not None
         size, mine = self.how.micro_batch, []
         for part in self.engine.passes(examples, range(len(examples))):
             filled = part.examples + [part.examples[0]] * (size - len(part.examples))
@@ -242,23 +255,18 @@ class TaskRun:
                     mend="Return one for each: a tensor [B, ..], or a list.",
                 )
             mine += outputs[: len(part.examples)] if part.counts else []
-        try:
-            every = told_by_all(mine, self.world.data, self.world.device)
-        except TypeError as error:
-            raise ShunterError(
-                f"an output of `predict` is no number, text, list or mapping ({error})"
-            ) from None
-        return [output for each in every for output in each]
+        return mine
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """The loss on these examples, and what `metrics` makes of the outputs."""
         found: dict[str, float] = {}
         if self.task.loss is not None:
             told = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-            for part in self.engine.passes(examples, range(len(examples))):
-                with self._looking():
-                    total, count = self.engine.loss(part, -1)
-                told += torch.stack([total.detach(), count])
+            with self.laid.gathered():
+                for part in self.engine.passes(examples, range(len(examples))):
+                    with self._looking():
+                        total, count = self.engine.loss(part, -1)
+                    told += torch.stack([total.detach(), count])
             total, count = self.world.sum(told, self.world.data).tolist()
             found["loss"] = total / count if count else math.nan
         if self.task.metrics is not None:

@@ -91,15 +91,17 @@ class Engine:
         rank."""
         whole = torch.zeros((), dtype=torch.float64, device=self.world.device)
         count = torch.zeros_like(whole)
-        for part in passes:
-            with parts_kept(), counted() if self.forward is not None else nullcontext() as sent:
-                total, count_here = self.loss(part, step)
-            if self.forward is not None and sent is not None:
-                for (kind, _), calls in sent.calls.items():
-                    self.forward[kind] += calls
-            total.backward()
-            whole += total.detach()
-            count += count_here
+        with self.laid.gathered():
+            for part in passes:
+                with parts_kept(), counted() if self.forward is not None else nullcontext() as sent:
+                    total, count_here = self.loss(part, step)
+                if self.forward is not None and sent is not None:
+                    for (kind, _), calls in sent.calls.items():
+                        self.forward[kind] += calls
+                total.backward()
+                whole += total.detach()
+                count += count_here
+            self.laid.add_up_gathered()
         return whole, count
 
     def norm(self) -> Tensor:

@@ -18,6 +18,7 @@ from shunter.layout.fused import Heads
 from shunter.layout.grid import Grid
 from shunter.parallel.generic import laid as laying
 from shunter.parallel.generic import products, shards, trial
+from shunter.parallel.generic.gathered import Gathered
 from shunter.parallel.generic.products import Entrance, Product, Table
 from shunter.parallel.mesh import Groups
 from tests.parallel.generic.test_laid import _spec, compare
@@ -42,6 +43,12 @@ def believed(wanted: Any, got: Any, peers: Any) -> frozenset[str]:
     return frozenset()
 
 
+def used_alone(self: Gathered) -> None:
+    """What this rank made, without what the others did."""
+    for name, whole in self.wholes.items():
+        self.parts[name].grad = whole.grad.chunk(self.peers.size, self.dims[name])[self.peers.index].clone()  # type: ignore[union-attr]
+
+
 def never_parted(original: Any) -> Callable[..., Any]:
     return lambda *given: None if original(*given) is None else frozenset()
 
@@ -53,6 +60,7 @@ def first_rows(self: Table, ids: Tensor) -> Tensor:
 
 
 MUTANTS: dict[str, tuple[Any, str, Any, dict[str, Any]]] = {
+    "gathered weights' gradients not added up": (Gathered, "add_up", used_alone, {"grid": Grid(fsdp=2)}),
     "every rank adds the bias": (Product, "__call__", bias_of_every_rank, {}),
     "no sum behind the second product": (products, "leave", lambda x, peers: x, {}),
     "no sum of gradients before the first": (products, "enter", lambda x, peers: x, {}),
@@ -72,6 +80,7 @@ HARMLESS = {"q, k and v cut as one block", "gathered weights without their block
 def broken(rank: int, groups: Groups, given: tuple[str, Grid]) -> str:
     """What the comparison says of a mutant: "" when it sees nothing."""
     where, attribute, instead, changes = MUTANTS[given[0]]
+    changes = {name: value for name, value in changes.items() if name != "grid"}
     # Without the last check of the loss, which would stop most of them before the comparison.
     with mock.patch.object(where, attribute, instead), mock.patch.object(laying, "_agree", return_value=True):
         found = compare(rank, groups, (_spec(**changes), given[1], ()))
@@ -81,7 +90,7 @@ def broken(rank: int, groups: Groups, given: tuple[str, Grid]) -> str:
 
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name not in HARMLESS])
 def test_mutants_are_seen(pool: Any, name: str) -> None:
-    grid = Grid(tp=2)
+    grid = MUTANTS[name][3].get("grid", Grid(tp=2))
     assert "seen" in pool.run(broken, 2, (name, grid), grid)
 
 

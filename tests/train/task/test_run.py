@@ -126,6 +126,30 @@ def test_predictions_of_several_processes_are_in_order(pool: Any, tmp_path: Path
     assert pool.run(_echo, 2, (str(tmp_path), Grid(dp=2)), Grid(dp=2)) == [wanted, wanted]
 
 
+def _until_all_end(model: nn.Module, batch: dict[str, Tensor], draws: Draws) -> list[float]:
+    """As generation does: as many passes as the longest row of this batch has words."""
+    found = torch.zeros(len(batch["ids"]), dtype=torch.float64)
+    for turn in range(int(batch["mask"].sum(1).max())):
+        logits = model(batch["ids"][:, turn : turn + 1])[:, 0]
+        found = found + logits.max(-1).values * batch["mask"][:, turn]
+    return found.tolist()
+
+
+def _generated(rank: int, groups: Groups, given: Any) -> list[float]:
+    folder, grid = given
+    run = started(
+        small(predict=_until_all_end), Path(folder), grid=grid, rank=rank, groups=pools.GROUPS, micro_batch=2
+    )
+    return run.predict(examples(9))
+
+
+def test_predict_may_take_another_time_on_each_rank(pool: Any, tmp_path: Path) -> None:
+    grid = Grid(fsdp=2)
+    wanted = started(small(predict=_until_all_end), tmp_path / "one", micro_batch=2).predict(examples(9))
+    for told in pool.run(_generated, 2, (str(tmp_path), grid), grid):
+        assert told == pytest.approx(wanted, rel=1e-12)
+
+
 def test_the_best_state_is_kept(tmp_path: Path) -> None:
     """The rate is so high that the model gets worse again."""
     run = started(small(), tmp_path, epochs=6, lr=0.3, best={"metric": "accuracy", "mode": "max"})
