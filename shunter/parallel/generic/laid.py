@@ -301,11 +301,12 @@ def _shrink(parameter: nn.Parameter, piece: Piece) -> None:
 def _proven(laid: Laid, probe: Probe, expected: Tensor) -> None:
     """Try pairs, and compare the loss with that of the module before it was cut."""
     on = trial.settle(laid._pairs, probe_with_gradient(laid.module, probe), laid.mesh.everyone)
+    parted = _in_parts(laid, on)
     got = _probed_or_none(laid.module, probe)
-    if on and not _agree(got, expected, laid):
+    if on and not (_agree(got, expected, laid) and _same_gradients(laid, probe, parted)):
         for pair in laid._pairs:
             pair.switch_off()
-        on = {}
+        on, parted = {}, set()
         laid.notes.append("Pairs of products did not fit together: each product is computed by itself.")
         got = _probed(laid.module, probe)
     if not _agree(got, expected, laid):
@@ -314,25 +315,79 @@ def _proven(laid: Laid, probe: Probe, expected: Tensor) -> None:
             where=type(laid.module).__name__,
             mend="Let the loss use the model's outputs, not its parameters; or use dp alone.",
         )
-    names = {id(p): name for name, p in laid.parameters.items()}
     for pair in laid._pairs:
-        if pair.second_path not in on:
-            continue
-        for product in (*pair.firsts.values(), pair.second):
-            _computed(laid, product.module, "in a pair")
+        if pair.second_path in on:
+            for product in (*pair.firsts.values(), pair.second):
+                _computed(laid, product.module, "in a pair")
+    for name in parted:
+        held = laid.held[name]
+        laid.held[name] = Holding(held.piece, (*held.partial, "tp"), held.cut)
+
+
+def _in_parts(laid: Laid, on: Mapping[str, frozenset[str]]) -> set[str]:
+    """Names of parameters of whose gradient each tensor rank has a part."""
+    names = {id(p): name for name, p in laid.parameters.items()}
+    found = set()
+    for pair in laid._pairs:
         inner = dict(pair.inside.named_parameters())
-        for part in on[pair.second_path]:
-            name = names[id(inner[part])]
-            held = laid.held[name]
-            laid.held[name] = Holding(held.piece, (*held.partial, "tp"), held.cut)
+        found |= {names[id(inner[part])] for part in on.get(pair.second_path, ())}
+    return found
+
+
+def _same_gradients(laid: Laid, probe: Probe, parted: set[str]) -> bool:
+    """Whether all pairs together give each gradient that products by themselves give, in training, with all
+    weights moved at random: what begins at zero hides what stands before it."""
+    peers = laid.mesh.peers("tp")
+    cut = {name for name, held in laid.held.items() if "tp" in held.cut}
+    with trial.moved(laid.parameters, cut, peers), trial.Quiet(), torch.random.fork_rng(devices=[]):
+        with laid.without_pairs():
+            wanted = _gradients(laid, probe)
+        try:
+            got = _gradients(laid, probe)
+        except Exception:  # the person's code on sizes that it was not written for; all ranks alike
+            got = None
+        if not trial.all_say(got is not None, laid.mesh.everyone, wanted[0].device):
+            return False
+        assert got is not None
+        for name in sorted(parted):
+            torch.distributed.all_reduce(got[1].get(name, torch.zeros(())), group=peers.group)
+    return trial.all_say(_close(wanted, got, rounding(laid)), laid.mesh.everyone, wanted[0].device)
+
+
+def _gradients(laid: Laid, probe: Probe) -> tuple[Tensor, dict[str, Tensor]]:
+    learning = {name: p for name, p in laid.parameters.items() if p.requires_grad}
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        loss = probe()
+    found = torch.autograd.grad(loss, list(learning.values()), allow_unused=True) if learning else ()
+    return loss.detach(), {
+        name: torch.zeros_like(p) if grad is None else grad.contiguous().clone()
+        for (name, p), grad in zip(learning.items(), found, strict=True)
+    }
+
+
+def _close(
+    wanted: tuple[Tensor, dict[str, Tensor]], got: tuple[Tensor, dict[str, Tensor]], rough: float
+) -> bool:
+    """Relative to each gradient, and a little to the largest: some are zero but for rounding."""
+    norms = {name: float(torch.linalg.vector_norm(grad.double())) for name, grad in wanted[1].items()}
+    largest = max(norms.values(), default=0.0)
+    good = abs(float(got[0] - wanted[0])) <= 100 * rough * (abs(float(wanted[0])) + 1e-6)
+    for name, grad in wanted[1].items():
+        gap = float(torch.linalg.vector_norm((got[1][name] - grad).double()))
+        good = good and gap <= min(100 * rough, 0.1) * norms[name] + rough * largest
+    return good
 
 
 def probe_with_gradient(module: nn.Module, probe: Probe) -> Callable[[], Any]:
-    """The probe without dropout, but with gradients, so that it is seen what has one."""
+    """The probe in training and in evaluation, without dropout, but with gradients, so that it is seen what
+    has one."""
 
-    def run() -> Tensor:
-        with _still(module), torch.enable_grad():
-            return probe()
+    def run() -> None:
+        with trial.Quiet(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+            probe()
+            with _still(module):
+                probe()
 
     return run
 

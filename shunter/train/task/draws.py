@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from shunter.config.seed import derive_seed
+from shunter.parallel.generic.trial import undropped
 from shunter.parallel.mesh import Peers
 
 
@@ -102,12 +103,11 @@ class Shapes(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is not torch.nn.functional.dropout:
-            return func(*args, **(kwargs or {}))
-        x, p, training = _called(args, kwargs or {})
-        if training and p:
-            self.seen.append(tuple(x.shape))
-        return x
+        if func is torch.nn.functional.dropout:
+            x, p, training = _called(args, kwargs or {})
+            if training and p:
+                self.seen.append(tuple(x.shape))
+        return undropped(func, args, kwargs)
 
 
 def cut_dims(

@@ -29,7 +29,7 @@ from shunter.parallel.generic.laid import lay_out
 from shunter.parallel.gradients import add_up_gradients, squared_norm
 from shunter.parallel.mesh import Groups, Mesh
 from tests.parallel import pool as pools
-from tests.parallel.generic.models import WIDTH, build, loss
+from tests.parallel.generic.models import WIDTH, Stack, build, loss
 
 GRIDS = [Grid(tp=2), Grid(tp=4), Grid(tp=2, dp=2), Grid(fsdp=2), Grid(fsdp=2, dp=2)]
 NAMES = (("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2"), ("wi", "wo"), ("alpha", "beta"), ("zz", "aa"))
@@ -210,6 +210,65 @@ def test_a_loss_that_reads_parameters_is_refused(pool: Any) -> None:
     for told in pool.run(_reads_parameters, 2, Grid(tp=2), Grid(tp=2)):
         assert "in one piece" in told
         assert "not its parameters" in told
+
+
+def _stacked(rank: int, groups: Groups, given: tuple[str, Grid]) -> dict[str, Any]:
+    """Three steps of descent: what begins at zero shows in the second. What training refuses is said."""
+    torch.manual_seed(0)
+    model = Stack(given[0]).double()
+    whole, x = copy.deepcopy(model), torch.randn(4, 8, dtype=torch.float64)
+    mesh = Mesh(given[1], rank, pools.GROUPS)
+    laid = lay_out(model, mesh, probe=lambda: model(x).square().sum())
+    ours = torch.optim.SGD(laid.parameters.values(), 0.05)
+    theirs = torch.optim.SGD(whole.parameters(), 0.05)
+    gap, calls = 0.0, [False, False, False]
+    for call in calls:
+        ours.zero_grad()
+        theirs.zero_grad()
+        a, b = model(x, call).square().sum(), whole(x, call).square().sum()
+        a.backward()
+        b.backward()
+        add_up_gradients(laid.parameters, laid.held, mesh)
+        for name, p in whole.named_parameters():
+            mine, right = laid.parameters[name].grad, p.grad
+            assert right is not None
+            assert mine is not None
+            far = (laid.assembled(name, mine) - right).abs().max() / max(float(right.abs().max()), 1e-6)
+            gap = max(gap, float(far), abs(float(a.detach() - b.detach())))
+        ours.step()
+        theirs.step()
+    with torch.no_grad():  # another form of call than was tried
+        other = float((model(x, True) - whole(x, True)).abs().max())
+        model.eval()
+        whole.eval()
+        other = max(other, float((model(x) - whole(x)).abs().max()))
+    model.train()
+    whole.train()
+    return {
+        "gap": gap,
+        "other": other,
+        "how": [laid.computed[f"layers.{n}.up_proj.weight"] for n in (0, 1)],
+        "notes": laid.notes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("how", "second"),
+    [
+        ("", "in a pair"),
+        ("flag", "in parts"),
+        ("act", "in parts"),
+        ("function", "in parts"),
+        ("train", "in parts"),
+        ("call", "in a pair"),
+    ],
+)
+def test_what_a_block_does_is_not_told_by_another(pool: Any, how: str, second: str) -> None:
+    grid = Grid(tp=2)
+    for told in pool.run(_stacked, 2, (how, grid), grid):
+        assert max(told["gap"], told["other"]) < 1e-9, told
+        assert told["how"] == ["in parts" if how == "train" else "in a pair", second], told
+        assert not told["notes"]
 
 
 class Hit(nn.Module):

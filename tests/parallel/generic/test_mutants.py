@@ -17,11 +17,11 @@ from torch import Tensor
 from shunter.layout.fused import Heads
 from shunter.layout.grid import Grid
 from shunter.parallel.generic import laid as laying
-from shunter.parallel.generic import products, shards, trial
+from shunter.parallel.generic import pairs, products, shards, trial
 from shunter.parallel.generic.gathered import Gathered
 from shunter.parallel.generic.products import Entrance, Product, Table
 from shunter.parallel.mesh import Groups
-from tests.parallel.generic.test_laid import _spec, compare
+from tests.parallel.generic.test_laid import _spec, _stacked, compare
 
 
 def bias_of_every_rank(self: Product, x: Tensor) -> Tensor:
@@ -81,8 +81,12 @@ def broken(rank: int, groups: Groups, given: tuple[str, Grid]) -> str:
     """What the comparison says of a mutant: "" when it sees nothing."""
     where, attribute, instead, changes = MUTANTS[given[0]]
     changes = {name: value for name, value in changes.items() if name != "grid"}
-    # Without the last check of the loss, which would stop most of them before the comparison.
-    with mock.patch.object(where, attribute, instead), mock.patch.object(laying, "_agree", return_value=True):
+    # Without the last checks of loss and gradients, which would stop most of them before the comparison.
+    with (
+        mock.patch.object(where, attribute, instead),
+        mock.patch.object(laying, "_agree", return_value=True),
+        mock.patch.object(laying, "_same_gradients", return_value=True),
+    ):
         found = compare(rank, groups, (_spec(**changes), given[1], ()))
     gap = max(found["loss"], found["gradient"], found["norm"])
     return "seen" if not gap < 1e-9 else ""
@@ -110,6 +114,17 @@ def _refused(rank: int, groups: Groups, grid: Grid) -> bool:
 
 def test_the_loss_is_the_second_net(pool: Any) -> None:
     assert pool.run(_refused, 2, Grid(tp=2), Grid(tp=2)) == [True, True]
+
+
+def _by_class(rank: int, groups: Groups, grid: Grid) -> bool:
+    """One verdict for all blocks of a class; the loss sees nothing, because their outputs begin at zero."""
+    with mock.patch.object(pairs, "described", lambda module: type(module).__name__):
+        found = _stacked(rank, groups, ("act", grid))
+    return bool(found["notes"]) and found["gap"] < 1e-9
+
+
+def test_gradients_are_the_third_net(pool: Any) -> None:
+    assert pool.run(_by_class, 2, Grid(tp=2), Grid(tp=2)) == [True, True]
 
 
 def test_a_share_is_computed_once(pool: Any) -> None:
