@@ -19,9 +19,13 @@ class Draws:
     after any resume.
 
     examples: numbers of the batch's examples, in order. The n-th call for one batch is a stream of its own.
+    purpose: such as which rollout of the step it is; "" in training and evaluation.
     """
 
-    def __init__(self, seed: int, step: int, examples: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, seed: int, step: int, examples: Sequence[int], device: torch.device, purpose: str = ""
+    ) -> None:
+        self.purpose = [purpose] if purpose else []
         self.seed, self.step, self.examples, self.device = seed, step, list(examples), device
         self.calls = 0
 
@@ -43,7 +47,7 @@ class Draws:
 
     def generator(self, *keys: int | str) -> torch.Generator:
         """A stream of one's own under this step."""
-        seed = derive_seed(self.seed, "task", self.step, *keys)
+        seed = derive_seed(self.seed, "task", self.step, *self.purpose, *keys)
         return torch.Generator(self.device).manual_seed(seed)
 
 

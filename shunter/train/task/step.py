@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,16 +75,20 @@ class Engine:
         """Sum and count of one micro-batch."""
         if self.task.loss is None:
             raise ShunterError("the task has no function `loss`")
-        batch = moved(self.task.collate(part.examples), self.world.device)
         with self.drawing(part.numbers, step) as draws, autocast(self.world.device, self.precision):
+            batch = moved(self.task.collate(part.examples), self.world.device)
             total, count = summed(self.task.loss(self.model, batch, draws), len(part.examples))
         return (total, count) if part.counts else (total * 0, count * 0)
 
     @contextmanager
-    def drawing(self, numbers: Sequence[int], step: int) -> Iterator[Draws]:
-        """Random numbers for a pass: the examples' own, and torch's, which ranks with one batch share."""
-        draws = Draws(self.seed, step, numbers, self.world.device)
-        torch.manual_seed(derive_seed(self.seed, "torch", step, *numbers[:1]))
+    def drawing(self, numbers: Sequence[int], step: int, purpose: str = "") -> Iterator[Draws]:
+        """Random numbers for a pass: the examples' own; and those of torch, numpy and python, which ranks
+        with one batch share."""
+        draws = Draws(self.seed, step, numbers, self.world.device, purpose)
+        seed = derive_seed(self.seed, "torch", step, *numbers[:1], *([purpose] if purpose else []))
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         with self.noting or Dropout(draws, self.world.mesh.peers("tp"), self.dropouts):
             yield draws
 
