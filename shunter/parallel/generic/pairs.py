@@ -110,7 +110,7 @@ class Pair:
         """A call of another form than was tried: for as long as it takes, each product by itself."""
         if not self.on:
             return None
-        if self.forms is None or form((args, named), self.heads) in self.forms:
+        if self.forms is None or form((args, named)) in self.forms:
             return self._take_heads(args, named)
         if self.parted and torch.is_grad_enabled():
             raise ShunterError(
@@ -139,16 +139,15 @@ class Pair:
         return tuple(map(own, args)), {name: own(value) for name, value in named.items()}
 
 
-def form(tree: Any, heads: int) -> Any:
+def form(tree: Any) -> Any:
     """What code may tell one call from another by: containers, flags, numbers, which tensors there are; not
-    their sizes, but whether they have all heads."""
+    their sizes, for a pair before may leave heads in parts."""
     if isinstance(tree, Tensor):
-        whole = tree.ndim == 4 and bool(heads) and tree.shape[1] == heads
-        return "tensor", tree.ndim, tree.is_floating_point(), whole
+        return "tensor", tree.ndim, tree.is_floating_point()
     if isinstance(tree, Mapping):
-        return tuple((str(key), form(value, heads)) for key, value in tree.items())
+        return tuple((str(key), form(value)) for key, value in tree.items())
     if isinstance(tree, list | tuple):
-        return type(tree), tuple(form(value, heads) for value in tree)
+        return type(tree), tuple(form(value) for value in tree)
     plain = isinstance(tree, int | float | str | bool | None)
     return (type(tree), tree) if plain else type(tree)
 

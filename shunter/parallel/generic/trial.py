@@ -85,7 +85,7 @@ def _captured(pairs: Sequence[Pair], kinds: Sequence[Any], run: Callable[[], Any
 
     def watch(pair: Pair, kind: Any) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, named: Any) -> None:
-            shape, form_ = _shape((args, named)), form((args, named), pair.heads)
+            shape, form_ = _shape((args, named)), form((args, named))
             if (kind, shape) not in seen:
                 seen[kind, shape] = _copied(args, named, shape, form_)
             found.setdefault(pair.second_path, {}).setdefault(form_, seen[kind, shape])
