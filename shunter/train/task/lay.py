@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from shunter.config.errors import ShunterError
-from shunter.parallel.generic.laid import Laid, lay_out, rounding
+from shunter.layout.anymodel import check_useful, plan
+from shunter.parallel.generic.laid import Laid, heads_of, lay_out, rounding, weights_of
 from shunter.parallel.generic.stored import reader
 from shunter.train.device import autocast
 from shunter.train.task.config import TaskConfig
@@ -38,6 +39,9 @@ def laid_out(
     examples: the first few. cut: whether batches will be cut, over ranks or into micro-batches. Raises
     ShunterError where the model in parts, or a batch in parts, is not the whole one.
     """
+    if world.mesh.grid.tp > 1 and not config.rules:  # a person's own rules may leave whole what they like
+        weights, heads = list(weights_of(module).values()), heads_of(module)
+        check_useful(plan(weights, world.mesh.grid.tp, heads), lambda parts: plan(weights, parts, heads))
     fill = None if task.weights is None else reader(Path(task.weights))
     few = list(examples[:PROBED])
     if task.loss is None or not few:

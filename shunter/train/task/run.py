@@ -129,6 +129,8 @@ class TaskRun:
             },
             notes=self.laid.notes,
         )
+        for note in self.laid.notes:
+            self.place.events.write("note", note=note)
         while self.epoch < self.config.epochs:
             self._epoch()
         return self._finish()
