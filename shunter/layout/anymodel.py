@@ -126,8 +126,8 @@ def check_useful(found: Plan, other: Callable[[int], Plan]) -> None:
     near = sorted(range(2, 4 * found.parts), key=lambda parts: (abs(parts - found.parts), parts))
     good = next((parts for parts in near if _share(other(parts)) >= USEFUL), None)
     raise ShunterError(
-        f"tp={found.parts} cuts {100 * _share(found):.0f} % of the weights: every process would do most of the "
-        "same work",
+        f"tp={found.parts} cuts {100 * _share(found):.0f} % of the weights: "
+        "every process would do most of the same work",
         mend=f"Use tp={good}, or dp."
         if good is not None
         else "Use dp: the sizes of this model do not divide.",

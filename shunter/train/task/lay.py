@@ -15,7 +15,7 @@ from shunter.parallel.generic.laid import Laid, heads_of, lay_out, rounding, wei
 from shunter.parallel.generic.stored import reader
 from shunter.train.device import autocast
 from shunter.train.task.config import TaskConfig
-from shunter.train.task.draws import Shapes, cut_dims
+from shunter.train.task.draws import Shapes, cut_dims, example_dims
 from shunter.train.task.face import Task
 from shunter.train.task.step import Engine, Pass
 from shunter.train.world import World
@@ -33,8 +33,9 @@ def laid_out(
     *,
     seed: int,
     cut: bool,
-) -> tuple[Laid, Sequence[int | None]]:
-    """The module in parts, and for each dropout of a pass the dim along which this rank has a part.
+) -> tuple[Laid, Sequence[int | None], Sequence[int | None]]:
+    """The module in parts, and for each dropout of a pass the dim along which this rank has a part, and the
+    dim that examples are along.
 
     examples: the first few. cut: whether batches will be cut, over ranks or into micro-batches. Raises
     ShunterError where the model in parts, or a batch in parts, is not the whole one.
@@ -46,7 +47,7 @@ def laid_out(
     few = list(examples[:PROBED])
     if task.loss is None or not few:
         found = lay_out(module, world.mesh, overrides=config.rules, fill=fill, device=world.device)
-        return found, ()
+        return found, (), ()
     part = Pass(few, list(range(len(few))))
     uncut = Laid(module, world.mesh, None, dict(module.named_parameters()), {})
     trying = Engine(task, uncut, world, config, seed=seed, micro_batch=len(examples))
@@ -58,22 +59,42 @@ def laid_out(
         trying.noting = None
         return total / count
 
-    def dropped() -> list[tuple[int, ...]]:
-        trying.noting = Shapes()
-        trying.loss(part, 0)
-        seen, trying.noting = trying.noting.seen, None
-        return seen
+    def dropped(found: Pass = part) -> list[tuple[int, ...]]:
+        trying.noting = noted
+        noted.seen = []
+        with trying.laid.gathered():
+            trying.loss(found, 0)
+        trying.noting = None
+        return noted.seen
 
+    noted = Shapes()
     trying.laid = laid = lay_out(
         module, world.mesh, overrides=config.rules, probe=probe, fill=fill, device=world.device
     )
     if cut and task.step is None:
         _can_be_cut(trying, examples)
+    two, three = (dropped(Pass(few[:1] * count, [0] * count)) for count in (2, 3))
+    rows = example_dims(two, three, (2, 3))
+    _told(laid, noted, two, rows)
     if world.mesh.grid.tp == 1:
-        return laid, ()
+        return laid, (), rows
     with laid.without_pairs():
         whole = dropped()
-    return laid, cut_dims(whole, dropped(), world.mesh.grid.tp)
+    return laid, cut_dims(whole, dropped(), world.mesh.grid.tp), rows
+
+
+def _told(laid: Laid, noted: Shapes, shapes: Sequence[tuple[int, ...]], rows: Sequence[int | None]) -> None:
+    """Draws that belong to a batch: they are others when batches are cut otherwise."""
+    if noted.others:
+        laid.notes.append(
+            f"{', '.join(sorted(noted.others))}: drawn for a batch, not for each example, so another layout "
+            "or micro_batch draws otherwise. `draws` has numbers of each example."
+        )
+    if alone := [shape for shape, dim in zip(shapes, rows, strict=False) if dim is None]:
+        laid.notes.append(
+            f"Dropout of a tensor of shape {list(alone[0])}, in which no dim is that of examples, draws "
+            "for a batch: another layout or micro_batch draws otherwise."
+        )
 
 
 def _can_be_cut(trying: Engine, examples: Sequence[Any]) -> None:

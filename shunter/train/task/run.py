@@ -83,9 +83,9 @@ class TaskRun:
         self.examples: Examples = task.train if not task.drawn_anew else ()  # type: ignore[assignment]
         few, apart = first(self.examples, APART), world.data.size > 1 or how.micro_batch < config.batch
         examples = few or first(task.heldout, APART)
-        self.laid, dropouts = laid_out(task, module, world, config, examples, seed=seed, cut=apart)
+        self.laid, dropouts, rows = laid_out(task, module, world, config, examples, seed=seed, cut=apart)
         self.engine = Engine(task, self.laid, world, config, seed=seed, micro_batch=how.micro_batch)
-        self.engine.dropouts = dropouts
+        self.engine.dropouts, self.engine.rows = dropouts, rows
         self.optimizer = _adamw(self.laid, config)
         checkpoints = place.work / "checkpoints"
         self.checkpointer = SharedCheckpointer(checkpoints, how.keep, world, self.laid.held)

@@ -49,6 +49,7 @@ class Engine:
         self.task, self.laid, self.world, self.config = task, laid, world, config
         self.seed, self.micro_batch = seed, micro_batch
         self.dropouts: Sequence[int | None] = ()
+        self.rows: Sequence[int | None] = ()  # for each dropout of a pass the dim of examples
         self.noting: Shapes | None = None  # in the place of dropout
         self.precision: str = config.precision
         self.forward: Counter[str] | None = None  # collectives of forward passes, where they are counted
@@ -89,7 +90,7 @@ class Engine:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        with self.noting or Dropout(draws, self.world.mesh.peers("tp"), self.dropouts):
+        with self.noting or Dropout(draws, self.world.mesh.peers("tp"), self.dropouts, self.rows):
             yield draws
 
     def gradient(self, passes: Sequence[Pass], step: int) -> tuple[Tensor, Tensor]:

@@ -296,6 +296,41 @@ def test_examples_may_be_made_anew(tmp_path: Path) -> None:
     assert (run.step, seen) == (3, [0, 1, 2])
 
 
+class ByTime(Net):
+    """[T, B, D], torch's own order, with dropout."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = nn.functional.dropout(self.embed(ids).transpose(0, 1), 0.4, self.training)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.transpose(0, 1))
+
+
+def test_masks_belong_to_examples_along_any_dim(tmp_path: Path) -> None:
+    for micro_batch in (8, 4, 1):
+        run = started(
+            small(model=lambda: ByTime(0.2).double()), tmp_path / str(micro_batch), micro_batch=micro_batch
+        )
+        run.run()
+        assert not run.laid.notes
+    for micro_batch in ("4", "1"):
+        assert losses(tmp_path / micro_batch) == pytest.approx(losses(tmp_path / "8"), rel=1e-9)
+
+
+class Alpha(Net):
+    def forward(self, ids: Tensor) -> Tensor:
+        found = super().forward(ids)
+        return nn.functional.alpha_dropout(found, 0.1, self.training) + nn.functional.dropout(
+            self.head.bias, 0.1, self.training
+        )
+
+
+def test_draws_of_a_batch_are_told(tmp_path: Path) -> None:
+    run = started(small(model=lambda: Alpha().double()), tmp_path)
+    assert "alpha_dropout: drawn for a batch" in run.laid.notes[0]
+    assert "no dim is that of examples" in run.laid.notes[1]
+
+
 def test_rollouts_draw_anew(tmp_path: Path) -> None:
     seen: list[float] = []
 
