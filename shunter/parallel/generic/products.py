@@ -123,6 +123,7 @@ Computing = Product | Table
 
 
 def install(module: nn.Module, computing: Computing) -> None:
+    """Let the module compute so from now on."""
     module.forward = computing
 
 

@@ -33,9 +33,9 @@ def laid_out(
     *,
     seed: int,
     cut: bool,
-) -> tuple[Laid, Sequence[int | None], Sequence[int | None]]:
-    """The module in parts, and for each dropout of a pass the dim along which this rank has a part, and the
-    dim that examples are along.
+) -> tuple[Laid, Sequence[int | None] | None, Sequence[int | None]]:
+    """The module in parts; for each dropout of a pass the dim along which this rank has a part, None for a
+    model that drops nothing; and for each the dim that examples are along.
 
     examples: the first few. cut: whether batches will be cut, over ranks or into micro-batches. Raises
     ShunterError where the model in parts, or a batch in parts, is not the whole one.
@@ -76,11 +76,11 @@ def laid_out(
     two, three = (dropped(Pass(few[:1] * count, [0] * count)) for count in (2, 3))
     rows = example_dims(two, three, (2, 3))
     _told(laid, noted, two, rows)
-    if world.mesh.grid.tp == 1:
-        return laid, (), rows
     with laid.without_pairs():
         whole = dropped()
-    return laid, cut_dims(whole, dropped(), world.mesh.grid.tp), rows
+    if not whole and not two and not _may_drop(module):
+        return laid, None, rows
+    return laid, cut_dims(whole, dropped(), world.mesh.grid.tp) if world.mesh.grid.tp > 1 else (), rows
 
 
 def _told(laid: Laid, noted: Shapes, shapes: Sequence[tuple[int, ...]], rows: Sequence[int | None]) -> None:
@@ -95,6 +95,17 @@ def _told(laid: Laid, noted: Shapes, shapes: Sequence[tuple[int, ...]], rows: Se
             f"Dropout of a tensor of shape {list(alone[0])}, in which no dim is that of examples, draws "
             "for a batch: another layout or micro_batch draws otherwise."
         )
+
+
+def _may_drop(module: nn.Module) -> bool:
+    """Whether a number of any part of it, under a name with `drop`, is above zero. A rate that is written
+    into the code alone is seen in the pass before this."""
+    for each in module.modules():
+        named = vars(each) | {type(each).__name__: getattr(each, "p", 0)}
+        for name, value in named.items():
+            if "drop" in name.lower() and isinstance(value, int | float) and value > 0:
+                return True
+    return False
 
 
 def _can_be_cut(trying: Engine, examples: Sequence[Any]) -> None:

@@ -379,6 +379,9 @@ class TaskRun:
         metrics: dict[str, Any] = {"steps": self.step}
         if self.best is not None:
             step = int(self.best["step"])
+            if step not in self.kept.steps():
+                # A killed attempt was further, and had found a better one, which has taken its place.
+                step = self.kept.latest() or step
             state = {"model": self._weights()}
             found = self.kept.load(step, state)
             metrics |= {f"heldout_{k}": v for k, v in found["metrics"].items()} | {"best_step": step}

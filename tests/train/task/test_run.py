@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -235,6 +236,16 @@ def test_random_numbers_belong_to_examples() -> None:
 def test_the_cut_dim_of_a_dropped_tensor_is_found() -> None:
     whole, part = [(2, 4, 6, 6), (2, 6, 32), (2, 6, 16)], [(2, 2, 6, 6), (2, 6, 16), (2, 6, 16)]
     assert cut_dims(whole, part, 2) == [-3, -1, None]
+
+
+def test_what_drops_is_found(tmp_path: Path) -> None:
+    class Written(Net):
+        def forward(self, ids: Tensor) -> Tensor:
+            return F.dropout(super().forward(ids), 0.3, self.training)
+
+    assert started(small(), tmp_path / "none").engine.dropouts is None
+    assert started(small(0.1), tmp_path / "module").engine.dropouts == ()
+    assert started(small(model=lambda: Written().double()), tmp_path / "code").engine.dropouts == ()
 
 
 FILE = """
