@@ -105,6 +105,8 @@ class Engine:
         count = torch.zeros_like(whole)
         with self.laid.gathered():
             for part in passes:
+                if not part.counts:  # nobody waits for this rank within a pass
+                    continue
                 with parts_kept(), counted() if self.forward is not None else nullcontext() as sent:
                     total, count_here = self.loss(part, step)
                 if self.forward is not None and sent is not None:
