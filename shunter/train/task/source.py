@@ -41,6 +41,7 @@ def check(path: Path) -> None:
 
 
 def undefined(path: Path, name: str, names: set[str]) -> ShunterError:
+    """For a name that a task needs and the file, which has `names`, does not define."""
     near = nearest(name, [each for each in names if not each.startswith("_")])
     return ShunterError(
         f"the file defines no {name!r}",
