@@ -14,6 +14,7 @@ from shunter.jobs import ranks
 from shunter.recipe.job import JobConfig, JobContext
 from shunter.record.track import check_trackers
 from shunter.train.config import TrainHow
+from shunter.train.task import source
 from shunter.train.task.config import TaskConfig, check_parallel
 
 
@@ -22,7 +23,8 @@ class CustomConfig(JobConfig):
 
     file: str = Field(description="The Python file: model, train, collate, loss, predict, ...; it is run.")
     files: list[str] = Field(
-        default_factory=list, description="Files that it reads: a change makes another job."
+        default_factory=list,
+        description="Files that it reads, beside the modules it imports: a change makes another job.",
     )
     settings: dict[str, Any] = Field(
         default_factory=dict, description="What the file finds under the name `settings`."
@@ -43,6 +45,7 @@ class CustomJob:
         check_trackers(config.how.track)
         check_parallel(config.how)
         self.reads(config, base)
+        source.check(base / config.file)
         return []
 
     def reads(self, config: CustomConfig, base: Path) -> Sequence[Path]:
@@ -52,7 +55,7 @@ class CustomJob:
                 raise ShunterError(
                     "there is no such file", where=str(path), mend="Name it from the recipe's folder."
                 )
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys([*found, *source.beside(base / config.file)]))
 
     def run(self, context: JobContext[CustomConfig]) -> dict[str, Any]:
         parallel = context.config.how.parallel
@@ -71,11 +74,13 @@ class CustomJob:
             world = World.create(Grid(), 0, choose_device(config.how.device), ProcessGroups())
         assert isinstance(world, World)
         place = Place(context.work, context.log, context.events, context.control)
-        task = load(context.base / config.file, config.settings)
-        run = TaskRun(task, config.train, config.how, place, world, seed=config.seed)
-        metrics = run.run()
-        run.write(context.out)
-        run.write_outputs(context.out)
+        file = context.base / config.file
+        task = load(file, config.settings)
+        with source.told(file):
+            run = TaskRun(task, config.train, config.how, place, world, seed=config.seed)
+            metrics = run.run()
+            run.write(context.out)
+            run.write_outputs(context.out)
         if world.rank == 0:
             (context.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         return metrics

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shunter.config.errors import ShunterError
-from shunter.layout.anymodel import Plan, plan
+from shunter.layout.anymodel import Plan, check_useful, plan
 from shunter.layout.folder import weights_of
 from shunter.recipe import disk
 from shunter.recipe.graph import Graph, Node
@@ -20,6 +20,8 @@ def of_folder(folder: Path, tp: int, rules: Sequence[str], room: int | None = No
     weights, gradients and AdamW's state must fit into. Raises ShunterError otherwise."""
     weights, heads = weights_of(folder)
     found = plan(weights, tp, heads, rules)
+    if not rules:
+        check_useful(found, lambda parts: plan(weights, parts, heads))
     _must_fit(found, room, lambda parts: plan(weights, parts, heads))
     return found
 
@@ -46,6 +48,8 @@ def of_job(graph: Graph, node: Node, room: int | None = None) -> Plan:
             mend="Look at the layout with tp.",
         )
     found = plan(weights, 1 if parallel is None else parallel.tp, heads, config.train.rules)
+    if not config.train.rules:
+        check_useful(found, lambda parts: plan(weights, parts, heads))
     _must_fit(found, room, lambda parts: plan(weights, parts, heads))
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -29,6 +29,7 @@ class Cut:
 
 
 WHOLE = Cut(None)
+USEFUL = 0.5  # of the elements: what tp has to cut at least
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,28 @@ def plan(
             f"{heads.nearest(parts)} parts would keep heads whole."
         )
     return Plan(parts, named, cuts, found, heads, list(dict.fromkeys(notes)), placed)
+
+
+def check_useful(found: Plan, other: Callable[[int], Plan]) -> None:
+    """Raise ShunterError for parts that leave more than half of the elements whole on every rank. other: the
+    plan of another number of parts."""
+    if found.parts == 1 or _share(found) >= USEFUL:
+        return
+    near = sorted(range(2, 4 * found.parts), key=lambda parts: (abs(parts - found.parts), parts))
+    good = next((parts for parts in near if _share(other(parts)) >= USEFUL), None)
+    raise ShunterError(
+        f"tp={found.parts} cuts {100 * _share(found):.0f} % of the weights: "
+        "every process would do most of the same work",
+        mend=f"Use tp={good}, or dp."
+        if good is not None
+        else "Use dp: the sizes of this model do not divide.",
+    )
+
+
+def _share(found: Plan) -> float:
+    """Of the elements, those that are cut."""
+    cut = sum(prod(w.shape) for name, w in found.weights.items() if found.cuts[name].dim is not None)
+    return cut / max(found.elements, 1)
 
 
 def _cut(weight: Weight, rule: Rule, parts: int, heads: Heads, notes: list[str]) -> Cut:

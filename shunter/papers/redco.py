@@ -149,7 +149,7 @@ def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     return [
         "sums: all-reduces of a forward pass on one rank, without those of tables. bytes: handed over "
         "in one step by all ranks, with what the gradient's norm and the loss need.",
-        "sharded: each weight is brought together where it is used, forward and backward.",
+        "sharded: all weights are brought together once a step, and all gradients added up once.",
         "memory: without activations. 24 parts of OPT-66B leave its 72 heads whole; 16 do not.",
         "lines: with what each needs for tensor and data parallelism, resume, evaluation, the best state; "
         "plain torch's learning to learn has no tensor parallelism.",

@@ -193,6 +193,7 @@ TOLD: dict[str, tuple[str, ...]] = {
     "spike": ("step", "z", "causes"),
     "hardware": ("step", "changed"),
     "problem": ("problem",),
+    "note": ("note",),
     "saved": ("step", "why"),
 }
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shunter.config.errors import ShunterError
-from shunter.layout.anymodel import plan
+from shunter.layout.anymodel import check_useful, plan
 from shunter.layout.folder import weights_of
 from shunter.layout.fused import Heads
 from shunter.layout.rules import Kind, Rule, Weight, chosen, overridden, rules
@@ -299,3 +299,13 @@ def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(ShunterError, match="no safetensors file"):
         weights_of(tmp_path)
+
+
+def test_a_layout_that_does_nothing_is_refused_with_one_that_does_something() -> None:
+    weights = [Weight(f"{name}.weight", (8, 8), "linear") for name in ("up", "down")]
+    check_useful(plan(weights, 2), lambda parts: plan(weights, parts))
+    with pytest.raises(ShunterError, match=r"tp=3 cuts 0 % of the weights.*Use tp=[24]"):
+        check_useful(plan(weights, 3), lambda parts: plan(weights, parts))
+    odd = [Weight("up.weight", (13, 17), "linear")]
+    with pytest.raises(ShunterError, match="Use dp"):
+        check_useful(plan(odd, 2), lambda parts: plan(odd, parts))

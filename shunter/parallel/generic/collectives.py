@@ -2,8 +2,7 @@
 
 Outside what is cut, each of the `peers` has the same activation and the same gradient of it. `enter` and
 `leave` are f and g of arXiv 1909.08053; `take` and `bring` go from the whole to a part and back. Each is the
-other's backward, so that a gradient may be differentiated again (second-order meta-learning does). `collect`
-is for ranks that see different rows: the gradient of what it brings together is added up.
+other's backward, so that a gradient may be differentiated again (second-order meta-learning does).
 
 blocks: sizes, in the whole, of the projections along `dim`, each of which is cut by itself; () for one.
 """
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shunter.parallel.collective import all_gather, reduce_scatter
+from shunter.parallel.collective import all_gather
 from shunter.parallel.mesh import Peers
 
 Blocks = Sequence[int]
@@ -41,11 +40,6 @@ def take(x: Tensor, dim: int, peers: Peers, blocks: Blocks = ()) -> Tensor:
 def bring(x: Tensor, dim: int, peers: Peers, blocks: Blocks = ()) -> Tensor:
     """All ranks' parts as the whole, on all; the gradient, the same on all, is cut."""
     return x if peers.size == 1 else _Bring.apply(x, dim, peers, tuple(blocks))
-
-
-def collect(x: Tensor, dim: int, peers: Peers) -> Tensor:
-    """All ranks' parts as the whole; the gradients of all ranks are added up and cut."""
-    return x if peers.size == 1 else _Collect.apply(x, dim, peers)
 
 
 def _joined(x: Tensor, dim: int, peers: Peers, blocks: Blocks) -> Tensor:
@@ -112,25 +106,3 @@ class _Bring(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return _Take.apply(grads[0], ctx.dim, ctx.peers, ctx.blocks), None, None, None
-
-
-class _Collect(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, peers: Peers) -> Tensor:
-        ctx.dim, ctx.peers = dim, peers
-        return all_gather(x, dim, peers)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _Scatter.apply(grads[0], ctx.dim, ctx.peers), None, None
-
-
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, peers: Peers) -> Tensor:
-        ctx.dim, ctx.peers = dim, peers
-        return reduce_scatter(x, dim, peers)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _Collect.apply(grads[0], ctx.dim, ctx.peers), None, None

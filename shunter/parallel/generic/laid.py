@@ -3,14 +3,15 @@
 tp: each weight is cut along the dim that `layout.anymodel` chooses; ranks see the same rows. Products of
 known kinds are computed in parts, in pairs where a trial has shown that this is right. Weights of other
 modules are brought together where they are used, which is right for any module.
-fsdp: each weight is cut along some dim, and brought together where it is used; ranks see other rows.
+fsdp: each weight is cut along some dim; ranks see other rows. All weights are brought together before the
+model computes, within `Laid.gathered`, for what is read and when may depend on the rows.
 dp: copies that see other rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from shunter.layout.piece import Piece
 from shunter.layout.rules import Weight
 from shunter.parallel.generic import pairs, trial
 from shunter.parallel.generic.collectives import bring
+from shunter.parallel.generic.gathered import Gathered
 from shunter.parallel.generic.products import Product, Table, computable, install, is_conv1d, kind_of
 from shunter.parallel.generic.shards import Shard, hold
 from shunter.parallel.generic.stored import Fill
@@ -49,6 +51,17 @@ class Laid:
     computed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _pairs: list[pairs.Pair] = field(default_factory=list)
+    _gathered: Gathered | None = None
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """The module computes within, and only there, where weights are cut over ranks that see other rows.
+        All ranks enter together, then each runs its own code for as long as it likes."""
+        return nullcontext() if self._gathered is None else self._gathered.whole()
+
+    def add_up_gathered(self) -> None:
+        """After the last backward of a step, still within `gathered`: give the parts their gradients."""
+        if self._gathered is not None:
+            self._gathered.add_up()
 
     def whole(self, name: str) -> Tensor:
         """A parameter as one process has it, on all ranks, which must all call it."""
@@ -142,9 +155,11 @@ def lay_out(
     if fill is not None:
         _filled(laid, fill, device or torch.device("cpu"))
         if probe is not None:  # each product by itself, which is right
-            expected = _probed(module, probe)
+            with laid.gathered():
+                expected = _probed(module, probe)
     if probe is not None and expected is not None and mesh.grid.size > 1:
-        _proven(laid, probe, expected)
+        with laid.gathered():
+            _proven(laid, probe, expected)
     return laid
 
 
@@ -255,9 +270,7 @@ def _sharded(module: nn.Module, mesh: Mesh) -> Laid:
         laid.held[name] = Holding(piece, ("dp",), ("fsdp",))
         laid.computed[name] = "brought together"
         _shrink(parameter, piece)
-    for owner, leaf, name in _places(module, names):
-        if name in dims:
-            hold(owner, leaf, Shard(dims[name], peers, (), summed=True))
+    laid._gathered = Gathered(list(_places(module, names)), parameters, dims, peers)
     return laid
 
 
@@ -288,11 +301,12 @@ def _shrink(parameter: nn.Parameter, piece: Piece) -> None:
 def _proven(laid: Laid, probe: Probe, expected: Tensor) -> None:
     """Try pairs, and compare the loss with that of the module before it was cut."""
     on = trial.settle(laid._pairs, probe_with_gradient(laid.module, probe), laid.mesh.everyone)
+    parted = _in_parts(laid, on)
     got = _probed_or_none(laid.module, probe)
-    if on and not _agree(got, expected, laid):
+    if on and not (_agree(got, expected, laid) and _same_gradients(laid, probe, parted)):
         for pair in laid._pairs:
             pair.switch_off()
-        on = {}
+        on, parted = {}, set()
         laid.notes.append("Pairs of products did not fit together: each product is computed by itself.")
         got = _probed(laid.module, probe)
     if not _agree(got, expected, laid):
@@ -301,25 +315,79 @@ def _proven(laid: Laid, probe: Probe, expected: Tensor) -> None:
             where=type(laid.module).__name__,
             mend="Let the loss use the model's outputs, not its parameters; or use dp alone.",
         )
-    names = {id(p): name for name, p in laid.parameters.items()}
     for pair in laid._pairs:
-        if pair.second_path not in on:
-            continue
-        for product in (*pair.firsts.values(), pair.second):
-            _computed(laid, product.module, "in a pair")
+        if pair.second_path in on:
+            for product in (*pair.firsts.values(), pair.second):
+                _computed(laid, product.module, "in a pair")
+    for name in parted:
+        held = laid.held[name]
+        laid.held[name] = Holding(held.piece, (*held.partial, "tp"), held.cut)
+
+
+def _in_parts(laid: Laid, on: Mapping[str, frozenset[str]]) -> set[str]:
+    """Names of parameters of whose gradient each tensor rank has a part."""
+    names = {id(p): name for name, p in laid.parameters.items()}
+    found = set()
+    for pair in laid._pairs:
         inner = dict(pair.inside.named_parameters())
-        for part in on[pair.second_path]:
-            name = names[id(inner[part])]
-            held = laid.held[name]
-            laid.held[name] = Holding(held.piece, (*held.partial, "tp"), held.cut)
+        found |= {names[id(inner[part])] for part in on.get(pair.second_path, ())}
+    return found
+
+
+def _same_gradients(laid: Laid, probe: Probe, parted: set[str]) -> bool:
+    """Whether all pairs together give each gradient that products by themselves give, in training, with all
+    weights moved at random: what begins at zero hides what stands before it."""
+    peers = laid.mesh.peers("tp")
+    cut = {name for name, held in laid.held.items() if "tp" in held.cut}
+    with trial.moved(laid.parameters, cut, peers), trial.Quiet(), torch.random.fork_rng(devices=[]):
+        with laid.without_pairs():
+            wanted = _gradients(laid, probe)
+        try:
+            got = _gradients(laid, probe)
+        except Exception:  # the person's code on sizes that it was not written for; all ranks alike
+            got = None
+        if not trial.all_say(got is not None, laid.mesh.everyone, wanted[0].device):
+            return False
+        assert got is not None
+        for name in sorted(parted):
+            torch.distributed.all_reduce(got[1].get(name, torch.zeros(())), group=peers.group)
+    return trial.all_say(_close(wanted, got, rounding(laid)), laid.mesh.everyone, wanted[0].device)
+
+
+def _gradients(laid: Laid, probe: Probe) -> tuple[Tensor, dict[str, Tensor]]:
+    learning = {name: p for name, p in laid.parameters.items() if p.requires_grad}
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        loss = probe()
+    found = torch.autograd.grad(loss, list(learning.values()), allow_unused=True) if learning else ()
+    return loss.detach(), {
+        name: torch.zeros_like(p) if grad is None else grad.contiguous().clone()
+        for (name, p), grad in zip(learning.items(), found, strict=True)
+    }
+
+
+def _close(
+    wanted: tuple[Tensor, dict[str, Tensor]], got: tuple[Tensor, dict[str, Tensor]], rough: float
+) -> bool:
+    """Relative to each gradient, and a little to the largest: some are zero but for rounding."""
+    norms = {name: float(torch.linalg.vector_norm(grad.double())) for name, grad in wanted[1].items()}
+    largest = max(norms.values(), default=0.0)
+    good = abs(float(got[0] - wanted[0])) <= 100 * rough * (abs(float(wanted[0])) + 1e-6)
+    for name, grad in wanted[1].items():
+        gap = float(torch.linalg.vector_norm((got[1][name] - grad).double()))
+        good = good and gap <= min(100 * rough, 0.1) * norms[name] + rough * largest
+    return good
 
 
 def probe_with_gradient(module: nn.Module, probe: Probe) -> Callable[[], Any]:
-    """The probe without dropout, but with gradients, so that it is seen what has one."""
+    """The probe in training and in evaluation, without dropout, but with gradients, so that it is seen what
+    has one."""
 
-    def run() -> Tensor:
-        with _still(module), torch.enable_grad():
-            return probe()
+    def run() -> None:
+        with trial.Quiet(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+            probe()
+            with _still(module):
+                probe()
 
     return run
 

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from shunter.config.errors import ShunterError
+from shunter.parallel.generic.alike import described
 from shunter.parallel.generic.collectives import take
 from shunter.parallel.generic.products import Entrance, Product, Table, installed
-from shunter.parallel.generic.shards import plain_class
 from shunter.parallel.mesh import Peers
 
 # Whole numbers that code divides its activations by: how many heads, and how wide all heads are together.
 _NO_COUNT = ("dim", "size", "group", "index", "idx", "mask")
-
-_PLACE = ("layer", "idx", "index")  # words in the names of numbers that tell layers of one kind apart
 
 
 @dataclass
@@ -37,15 +37,16 @@ class Pair:
     tables: Sequence[Table] = ()
     heads: int = 0
     numbers: dict[str, Any] = field(default_factory=dict)  # with which it was switched on last
+    forms: frozenset[Any] | None = None  # of calls for which it was tried; None: of any
+    parted: bool = False  # whether a parameter's gradient is in parts only while it is on
     _undo: list[Any] = field(default_factory=list)
+    _watched: bool = False
+    _paused: bool = False
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Equal for pairs that compute the same with other weights."""
-        parameters = tuple((name, tuple(p.shape)) for name, p in self.inside.named_parameters())
-        here = self.second_path.removeprefix(self.path)
-        numbers = tuple(each for each in _numbers(self.inside) if not any(word in each[0] for word in _PLACE))
-        return plain_class(self.inside), parameters, tuple(self.firsts), here, numbers
+        return described(self.inside), tuple(self.firsts), self.second_path.removeprefix(self.path)
 
     @property
     def on(self) -> bool:
@@ -86,15 +87,17 @@ class Pair:
         before = {name: getattr(self.inside, name) for name in numbers}
         for name, value in numbers.items():
             setattr(self.inside, name, value)
-        hook = self.inside.register_forward_pre_hook(self._take_heads, with_kwargs=True)
-        self._undo = [hook, before]
+        self._undo = [before]
+        if not self._watched:  # for good: a hook that goes while hooks run takes others with it
+            self._watched = True
+            self.inside.register_forward_pre_hook(self._enter, with_kwargs=True)
+            self.inside.register_forward_hook(self._again, always_call=True)
 
     def switch_off(self) -> None:
         """Compute each product by itself."""
         if not self._undo:
             return
-        hook, before = self._undo
-        hook.remove()
+        (before,) = self._undo
         for name, value in before.items():
             setattr(self.inside, name, value)
         for product in (*self.firsts.values(), self.second):
@@ -103,8 +106,28 @@ class Pair:
             table.sliced = False
         self._undo = []
 
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """A call of another form than was tried: for as long as it takes, each product by itself."""
+        if not self.on:
+            return None
+        if self.forms is None or form((args, named)) in self.forms:
+            return self._take_heads(args, named)
+        if self.parted and torch.is_grad_enabled():
+            raise ShunterError(
+                f"{self.path or 'the model'} is called in training in a way that was not tried before it",
+                mend=f"Keep it whole: train.rules=['{self.second_path}=whole'], and what stands before it.",
+            )
+        self._paused = True
+        self.switch_off()
+        return None
+
+    def _again(self, module: nn.Module, args: Any, out: Any) -> None:
+        if self._paused:
+            self._paused = False
+            self.switch_on(self.numbers)
+
     def _take_heads(
-        self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+        self, args: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What is given for all heads, [B, heads, ..], such as T5's bias of positions: those of this rank."""
 
@@ -114,6 +137,19 @@ class Pair:
             return value
 
         return tuple(map(own, args)), {name: own(value) for name, value in named.items()}
+
+
+def form(tree: Any) -> Any:
+    """What code may tell one call from another by: containers, flags, numbers, which tensors there are; not
+    their sizes, for a pair before may leave heads in parts."""
+    if isinstance(tree, Tensor):
+        return "tensor", tree.ndim, tree.is_floating_point()
+    if isinstance(tree, Mapping):
+        return tuple((str(key), form(value)) for key, value in tree.items())
+    if isinstance(tree, list | tuple):
+        return type(tree), tuple(form(value) for value in tree)
+    plain = isinstance(tree, int | float | str | bool | None)
+    return (type(tree), tree) if plain else type(tree)
 
 
 def find(module: nn.Module, peers: Peers) -> list[Pair]:

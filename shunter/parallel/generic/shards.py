@@ -1,4 +1,6 @@
-"""Parameters kept in parts. Whoever reads one gets the whole, brought together at that moment.
+"""Parameters kept in parts by ranks that see the same rows, and so read the same in the same order.
+
+Whoever reads one gets the whole, brought together at that moment.
 
 The parameter itself stays where it was, under its name, and holds this rank's part only: an optimizer, a
 checkpoint and `torch.func.functional_call` see the part. Reading `module.weight` goes through a property of
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shunter.parallel.generic.collectives import bring, collect
+from shunter.parallel.generic.collectives import bring
 from shunter.parallel.mesh import Peers
 
 _HELD = "_shunter_shards"
@@ -24,17 +26,14 @@ _ORIGIN = "_shunter_origin"
 
 @dataclass(frozen=True)
 class Shard:
-    """How a parameter lies over `peers`. summed: the peers see different rows, so gradients are added up."""
+    """How a parameter lies over `peers`, which see the same rows, and so read the same."""
 
     dim: int
     peers: Peers
     blocks: tuple[int, ...] = ()
-    summed: bool = False
 
     def whole(self, part: Tensor) -> Tensor:
         """On all ranks, which must all call it."""
-        if self.summed:
-            return collect(part, self.dim, self.peers)
         return bring(part, self.dim, self.peers, self.blocks)
 
 

@@ -1,16 +1,16 @@
 """Pairs are proposed by names and sizes, and decided by a trial: the module's own code, computed both ways.
 
 What a module does between its products cannot be seen from outside: how it finds its heads, whether it
-normalises over all of them, whether it splits a fused output. So each kind of pair is run once on the inputs
-that the model itself gives it, with weights moved at random (else zeros would hide a mistake), by itself
-and as a pair, and everything that comes out is compared: outputs, gradients of inputs, gradients of each
-parameter. What differs stays by itself, which is always right.
+normalises over all of them, whether it splits a fused output. So each kind of pair is run on the inputs that
+the model itself gives it, with weights moved at random (else zeros would hide a mistake), in training and in
+evaluation, by itself and as a pair, and everything that comes out is compared: outputs, gradients of inputs,
+gradients of each parameter. What differs stays by itself, which is always right.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +18,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from shunter.config.seed import derive_seed
-from shunter.parallel.generic.pairs import Pair
+from shunter.parallel.generic.pairs import Pair, form
 from shunter.parallel.mesh import Peers
 
 # Largest difference, relative to the largest number, that rounding can explain. A wrong head is off by 1.
@@ -37,18 +38,23 @@ def settle(pairs: Sequence[Pair], run: Callable[[], Any], everyone: Peers) -> di
     run: passes an example through the model, the same one on all ranks. All ranks of `everyone` call it.
     """
     verdicts: dict[Any, Verdict | None] = {}
-    given = _captured(pairs, run)
     kinds = [_kind(pair) for pair in pairs]  # before any is switched on, which changes numbers
+    given = _captured(pairs, kinds, run)
     on = {}
     for pair, kind in zip(pairs, kinds, strict=True):
-        if (call := given.get(pair.second_path)) is None:
+        found: list[Verdict | None] = []
+        for call in given.get(pair.second_path, []):
+            key = kind, call.shape
+            if key not in verdicts:
+                verdicts[key] = _judge(pair, call, everyone)
+            found.append(verdicts[key])
+        first = found[0] if found else None
+        if first is None or any(other != first for other in found):
             continue
-        kind = kind, call.shape
-        if kind not in verdicts:
-            verdicts[kind] = _judge(pair, call, everyone)
-        if (verdict := verdicts[kind]) is not None:
-            pair.switch_on(verdict[0])
-            on[pair.second_path] = verdict[1]
+        pair.forms = frozenset(call.form for call in given[pair.second_path])
+        pair.parted = bool(first[1])
+        pair.switch_on(first[0])
+        on[pair.second_path] = first[1]
     return on
 
 
@@ -61,40 +67,40 @@ def _kind(pair: Pair) -> Any:
 @dataclass(frozen=True)
 class _Given:
     """A call's arguments. learns: of each tensor of numbers among them, whether it has a gradient. shape: of
-    the whole call, for comparison."""
+    the whole call, for comparison. form: the same without sizes."""
 
     args: Any
     named: Any
     learns: list[bool]
     shape: Any
+    form: Any
 
 
-def _captured(pairs: Sequence[Pair], run: Callable[[], Any]) -> dict[str, _Given]:
-    """What each pair's module is given at first. Calls that look alike share one copy."""
+def _captured(pairs: Sequence[Pair], kinds: Sequence[Any], run: Callable[[], Any]) -> dict[str, list[_Given]]:
+    """What each pair's module is given: the first call of each form. Calls that look alike share one copy. A
+    module that is given something that cannot be copied has none."""
     seen: dict[Any, _Given | None] = {}
-    found: dict[str, _Given] = {}
+    found: dict[str, dict[Any, _Given | None]] = {}
     hooks = []
 
-    def watch(pair: Pair) -> Callable[..., None]:
-        kind = _kind(pair)
-
+    def watch(pair: Pair, kind: Any) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, named: Any) -> None:
-            shape = _shape((args, named))
+            shape, form_ = _shape((args, named)), form((args, named))
             if (kind, shape) not in seen:
-                seen[kind, shape] = _copied(args, named, shape)
-            if (given := seen[kind, shape]) is not None:
-                found.setdefault(pair.second_path, given)
+                seen[kind, shape] = _copied(args, named, shape, form_)
+            found.setdefault(pair.second_path, {}).setdefault(form_, seen[kind, shape])
 
         return hook
 
-    for pair in pairs:
-        hooks.append(pair.inside.register_forward_pre_hook(watch(pair), with_kwargs=True))
+    for pair, kind in zip(pairs, kinds, strict=True):
+        hooks.append(pair.inside.register_forward_pre_hook(watch(pair, kind), with_kwargs=True))
     try:
         run()
     finally:
         for each in hooks:
             each.remove()
-    return found
+    whole = {path: list(calls.values()) for path, calls in found.items()}
+    return {path: calls for path, calls in whole.items() if None not in calls}  # type: ignore[misc]
 
 
 def _shape(tree: Any) -> Any:
@@ -108,7 +114,7 @@ def _shape(tree: Any) -> Any:
     return tree if isinstance(tree, int | float | str | bool | None) else type(tree)
 
 
-def _copied(args: Any, named: Any, shape: Any) -> _Given | None:
+def _copied(args: Any, named: Any, shape: Any, form_: Any) -> _Given | None:
     """Copies, because caches among the arguments are written into."""
     try:
         learns = [x.requires_grad for x in _floats((args, named))]
@@ -117,47 +123,109 @@ def _copied(args: Any, named: Any, shape: Any) -> _Given | None:
         args, named = copy.deepcopy((args, named), memo)
     except Exception:  # arguments may be anything
         return None
-    return _Given(args, named, learns, shape)
+    return _Given(args, named, learns, shape, form_)
 
 
 def _judge(pair: Pair, given: _Given, everyone: Peers) -> Verdict | None:
-    found: Verdict | None = None
-    with _moved(pair):
+    """In training and in evaluation: code may do something else in each."""
+    with moved(dict(pair.inside.named_parameters()), _cut(pair), pair.peers):
+        for numbers in pair.ways():
+            parted = [_parted(pair, given, numbers, training) for training in (True, False)]
+            first = parted[0] if parted[0] == parted[1] else None
+            if all_say(first is not None, everyone, _device(pair)):
+                assert first is not None
+                return dict(numbers), first
+    return None
+
+
+def _parted(pair: Pair, given: _Given, numbers: Mapping[str, Any], training: bool) -> frozenset[str] | None:
+    with _mode(pair.inside, training):
         try:
             wanted = _outcome(pair, given, None)
         except Exception:  # such as outputs without a gradient; on all ranks alike
             return None
-        for numbers in pair.ways():
-            pair.switch_on(numbers)
-            try:
-                got = _outcome(pair, given, wanted[0])
-            except Exception:  # it is the person's code, on sizes that it was not written for
-                parted = None
-            else:
-                parted = _compared(wanted, got, pair.peers)
+        pair.switch_on(numbers)
+        try:
+            got = _outcome(pair, given, wanted[0])
+        except Exception:  # it is the person's code, on sizes that it was not written for
+            return None
+        finally:
             pair.switch_off()
-            if all_say(parted is not None, everyone, wanted[0][0].device if wanted[0] else None):
-                assert parted is not None
-                found = dict(numbers), parted
-                break
-    return found
+        return _compared(wanted, got, pair.peers)
+
+
+def _device(pair: Pair) -> torch.device | None:
+    return next((p.device for p in pair.inside.parameters()), None)
 
 
 @contextmanager
-def _moved(pair: Pair) -> Iterator[None]:
-    """Parameters of a module moved at random: parts by rank, wholes alike on all; and without dropout."""
-    was = [(module, module.training) for module in pair.inside.modules()]
-    pair.inside.eval()
-    parameters = dict(pair.inside.named_parameters())
-    before = {name: p.detach().clone() for name, p in parameters.items()}
+def _mode(inside: nn.Module, training: bool) -> Iterator[None]:
+    """Nothing is dropped, what is drawn is the same each time, and buffers are left as they were."""
+    was = [(module, module.training) for module in inside.modules()]
+    buffers = {name: buffer.clone() for name, buffer in inside.named_buffers()}
+    if training:  # those that a person keeps out of training stay out of it
+        for module, before in was:
+            module.training = before
+    else:
+        inside.eval()
+    try:
+        with Quiet(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, before in was:
+            module.training = before
+        with torch.no_grad():
+            for name, buffer in inside.named_buffers():
+                if name in buffers and buffer.shape == buffers[name].shape:
+                    buffer.copy_(buffers[name])
+
+
+class Quiet(TorchFunctionMode):
+    """Within, nothing is dropped."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return undropped(func, args, kwargs)
+
+
+def undropped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    """A function's value without dropout."""
+    named = dict(kwargs or {})
+    if func is torch.nn.functional.dropout:
+        return args[0] if args else named["input"]
+    if func is torch.nn.functional.scaled_dot_product_attention:
+        args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+        if "dropout_p" in named:
+            named["dropout_p"] = 0.0
+    return func(*args, **named)
+
+
+def _cut(pair: Pair) -> set[str]:
+    """Names of parameters of which each rank has a part."""
+    bias = pair.second.module._parameters["bias"]
     cut = {
         id(p) for product in (*pair.firsts.values(), pair.second) for p in product.module._parameters.values()
-    }
+    } - {id(bias)}
+    return {name for name, p in pair.inside.named_parameters() if id(p) in cut}
+
+
+@contextmanager
+def moved(parameters: Mapping[str, nn.Parameter], cut: Container[str], peers: Peers) -> Iterator[None]:
+    """Parameters moved at random, else zeros would hide a mistake: parts by rank, wholes alike on all."""
+    before = {name: p.detach().clone() for name, p in parameters.items()}
     with torch.no_grad():
         for name, p in parameters.items():
-            part = pair.peers.index if id(p) in cut and p is not pair.second.module._parameters["bias"] else 0
-            draw = torch.Generator().manual_seed(derive_seed(part, "trial", name))
-            scale = 0.5 * float(p.float().square().mean().sqrt()) or 0.1
+            if not p.is_floating_point():
+                continue
+            draw = torch.Generator().manual_seed(
+                derive_seed(peers.index if name in cut else 0, "trial", name)
+            )
+            size = p.float().square().sum()
+            if name in cut:  # of the whole: parts of zeros and others must not be taken for each other
+                dist.all_reduce(size, group=peers.group)
+                size = size / peers.size
+            scale = 0.5 * float((size / max(p.numel(), 1)).sqrt()) or 0.1
             p.add_((torch.randn(p.shape, generator=draw) * scale).to(p))
     try:
         yield
@@ -165,8 +233,6 @@ def _moved(pair: Pair) -> Iterator[None]:
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(before[name])
-        for module, training in was:
-            module.training = training
 
 
 _Outcome = tuple[list[Tensor], list[Tensor | None], dict[str, Tensor | None]]
@@ -175,6 +241,7 @@ _Outcome = tuple[list[Tensor], list[Tensor | None], dict[str, Tensor | None]]
 def _outcome(pair: Pair, given: _Given, like: Sequence[Tensor] | None) -> _Outcome:
     """Outputs, gradients of inputs and of parameters. like: outputs of all ranks together."""
     args, named = copy.deepcopy((given.args, given.named))
+    torch.manual_seed(0)  # of the process's own, which the caller puts back
     inputs = [x for x, learns in zip(_floats((args, named)), given.learns, strict=True) if learns]
     with torch.enable_grad():
         for x in inputs:

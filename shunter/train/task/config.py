@@ -63,6 +63,10 @@ def check_parallel(how: TrainHow) -> None:
         raise ShunterError(
             "a model of your own is not compiled here", where="how.compile", mend="Leave it out."
         )
+    if getattr(how, "checkpoint_async", False):
+        raise ShunterError(
+            "a task of your own waits for its checkpoints", where="how.checkpoint_async", mend="Leave it out."
+        )
     if how.parallel is None:
         return
     check_axes(how.parallel)

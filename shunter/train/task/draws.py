@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from shunter.config.seed import derive_seed
+from shunter.parallel.generic.trial import undropped
 from shunter.parallel.mesh import Peers
 
 
@@ -18,9 +19,13 @@ class Draws:
     after any resume.
 
     examples: numbers of the batch's examples, in order. The n-th call for one batch is a stream of its own.
+    purpose: such as which rollout of the step it is; "" in training and evaluation.
     """
 
-    def __init__(self, seed: int, step: int, examples: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, seed: int, step: int, examples: Sequence[int], device: torch.device, purpose: str = ""
+    ) -> None:
+        self.purpose = [purpose] if purpose else []
         self.seed, self.step, self.examples, self.device = seed, step, list(examples), device
         self.calls = 0
 
@@ -42,7 +47,7 @@ class Draws:
 
     def generator(self, *keys: int | str) -> torch.Generator:
         """A stream of one's own under this step."""
-        seed = derive_seed(self.seed, "task", self.step, *keys)
+        seed = derive_seed(self.seed, "task", self.step, *self.purpose, *keys)
         return torch.Generator(self.device).manual_seed(seed)
 
 
@@ -50,13 +55,20 @@ class Dropout(TorchFunctionMode):
     """Within, dropout takes its masks from `draws`, example by example.
 
     peers: among which a dropped tensor may be a part of what one process has; cuts: for the n-th dropout of a
-    pass the dim that is cut, counted from the end, as `Shapes` found it. Dropout inside a fused attention
+    pass the dim that is cut, counted from the end, as `Shapes` found it; rows: the dim that examples are
+    along, None where there is none; 0 where it is not known. Dropout inside a fused attention
     kernel (`scaled_dot_product_attention`) draws from torch's own generator: a draw for each batch.
     """
 
-    def __init__(self, draws: Draws, peers: Peers | None = None, cuts: Sequence[int | None] = ()) -> None:
+    def __init__(
+        self,
+        draws: Draws,
+        peers: Peers | None = None,
+        cuts: Sequence[int | None] = (),
+        rows: Sequence[int | None] = (),
+    ) -> None:
         super().__init__()
-        self.draws, self.peers, self.cuts = draws, peers or Peers.alone(), cuts
+        self.draws, self.peers, self.cuts, self.rows = draws, peers or Peers.alone(), cuts, rows
         self.count = 0
 
     def __torch_function__(
@@ -73,11 +85,13 @@ class Dropout(TorchFunctionMode):
         return x * mask if mask is not None else func(*args, **named)
 
     def _mask(self, x: Tensor, p: float, place: int) -> Tensor | None:
-        """Scaled, of x's shape; None where the first dim is not examples, nor examples times something."""
+        """Scaled, of x's shape; None where no dim is examples, nor examples times something."""
         rows = len(self.draws.examples)
-        if not x.ndim or x.shape[0] % rows:
+        along = self.rows[place] if place < len(self.rows) else 0
+        if along is None or along >= x.ndim or x.shape[along] % rows:
             return None
-        shape = [x.shape[0] // rows, *x.shape[1:]]
+        shape = list(x.shape)
+        shape[along] //= rows
         cut = self.cuts[place] if place < len(self.cuts) else None
         whole = list(shape)
         if cut is not None:
@@ -89,25 +103,58 @@ class Dropout(TorchFunctionMode):
             if cut is not None:
                 mask = mask.chunk(self.peers.size, cut)[self.peers.index]
             kept.append(mask)
-        return torch.cat(kept).view(x.shape).to(x.dtype) / (1 - p)
+        return torch.cat(kept, along).view(x.shape).to(x.dtype) / (1 - p)
 
 
 class Shapes(TorchFunctionMode):
-    """Within, the shapes that go through dropout are noted, and nothing is dropped."""
+    """Within, the shapes that go through dropout are noted, and nothing is dropped. others: names of
+    functions that draw for a whole batch."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.others: set[str] = set()
         self.seen: list[tuple[int, ...]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is not torch.nn.functional.dropout:
-            return func(*args, **(kwargs or {}))
-        x, p, training = _called(args, kwargs or {})
-        if training and p:
-            self.seen.append(tuple(x.shape))
-        return x
+        if func is torch.nn.functional.dropout:
+            x, p, training = _called(args, kwargs or {})
+            if training and p:
+                self.seen.append(tuple(x.shape))
+        else:
+            self._other(func, args, kwargs or {})
+        return undropped(func, args, kwargs)
+
+    def _other(self, func: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        name = getattr(func, "__name__", "")
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            if named.get("dropout_p", args[4] if len(args) > 4 else 0.0):
+                self.others.add(name)
+        elif name in DRAWING and named.get("generator") is None and named.get("training", True) is not False:
+            self.others.add(name)
+
+
+# Of torch's functions those whose numbers belong to a batch, not to its examples.
+DRAWING = frozenset(
+    {
+        "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d",
+        "bernoulli", "bernoulli_", "multinomial", "normal", "normal_", "uniform_", "exponential_", "rand",
+        "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "gumbel_softmax",
+    }
+)  # fmt: skip
+
+
+def example_dims(
+    few: Sequence[tuple[int, ...]], more: Sequence[tuple[int, ...]], rows: tuple[int, int]
+) -> list[int | None]:
+    """For each dropout of a pass the dim that grows with the number of examples, `rows[0]` and `rows[1]`."""
+    found: list[int | None] = []
+    for a, b in zip(few, more, strict=False):
+        grown = [dim for dim, (x, y) in enumerate(zip(a, b, strict=False)) if x * rows[1] == y * rows[0]]
+        differ = [dim for dim in range(min(len(a), len(b))) if a[dim] != b[dim]]
+        found.append(differ[0] if len(a) == len(b) and len(differ) == 1 and differ[0] in grown else None)
+    return found
 
 
 def cut_dims(

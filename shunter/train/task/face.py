@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from shunter.config.errors import ShunterError
-from shunter.config.nearest import nearest
 from shunter.train.task.draws import Draws
+from shunter.train.task.source import NEEDED, told, undefined
 
 Batch = Any  # tensors, or lists, tuples and mappings of them
 Examples = Sequence[Any]
@@ -76,17 +77,20 @@ def load(path: Path, settings: Mapping[str, Any] | None = None) -> Task:
         raise ShunterError("this is no Python file", where=str(path), mend="Give it a name that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     module.__dict__["settings"] = dict(settings or {})
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # dataclasses and pickle look for it there
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.insert(0, folder)  # as for a script: what stands beside it can be imported
+    try:
+        with told(path):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     if isinstance(found := getattr(module, "task", None), Task):
         return found
     given = {name: getattr(module, name) for name in NAMES if hasattr(module, name)}
-    if missing := [name for name in ("model", "train", "collate") if name not in given]:
-        near = nearest(missing[0], [name for name in vars(module) if not name.startswith("_")])
-        raise ShunterError(
-            f"the file defines no {missing[0]!r}",
-            where=str(path),
-            mend=f"Is it {near!r}?" if near else "A task has model, train, collate, and loss or step.",
-        )
+    if missing := [name for name in NEEDED if name not in given]:
+        raise undefined(path, missing[0], set(vars(module)))
     try:
         if given.get("weights") is not None:
             given["weights"] = path.parent / given["weights"]

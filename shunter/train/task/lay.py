@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from shunter.config.errors import ShunterError
-from shunter.parallel.generic.laid import Laid, lay_out, rounding
+from shunter.layout.anymodel import check_useful, plan
+from shunter.parallel.generic.laid import Laid, heads_of, lay_out, rounding, weights_of
 from shunter.parallel.generic.stored import reader
 from shunter.train.device import autocast
 from shunter.train.task.config import TaskConfig
-from shunter.train.task.draws import Shapes, cut_dims
+from shunter.train.task.draws import Shapes, cut_dims, example_dims
 from shunter.train.task.face import Task
 from shunter.train.task.step import Engine, Pass
 from shunter.train.world import World
@@ -32,43 +33,68 @@ def laid_out(
     *,
     seed: int,
     cut: bool,
-) -> tuple[Laid, Sequence[int | None] | None]:
-    """The module in parts, and for each dropout of a pass the dim along which this rank has a part; None for
-    a model that drops nothing.
+) -> tuple[Laid, Sequence[int | None] | None, Sequence[int | None]]:
+    """The module in parts; for each dropout of a pass the dim along which this rank has a part, None for a
+    model that drops nothing; and for each the dim that examples are along.
 
     examples: the first few. cut: whether batches will be cut, over ranks or into micro-batches. Raises
     ShunterError where the model in parts, or a batch in parts, is not the whole one.
     """
+    if world.mesh.grid.tp > 1 and not config.rules:  # a person's own rules may leave whole what they like
+        weights, heads = list(weights_of(module).values()), heads_of(module)
+        check_useful(plan(weights, world.mesh.grid.tp, heads), lambda parts: plan(weights, parts, heads))
     fill = None if task.weights is None else reader(Path(task.weights))
     few = list(examples[:PROBED])
     if task.loss is None or not few:
         found = lay_out(module, world.mesh, overrides=config.rules, fill=fill, device=world.device)
-        return found, ()
+        return found, (), ()
     part = Pass(few, list(range(len(few))))
     uncut = Laid(module, world.mesh, None, dict(module.named_parameters()), {})
     trying = Engine(task, uncut, world, config, seed=seed, micro_batch=len(examples))
     trying.precision = "fp32"  # what is compared shall differ by mistakes, not by rounding
 
     def probe() -> Tensor:
+        trying.noting = Shapes()  # nothing is dropped
         total, count = trying.loss(part, 0)
+        trying.noting = None
         return total / count
 
-    def dropped() -> list[tuple[int, ...]]:
-        trying.noting = Shapes()
-        trying.loss(part, 0)
-        seen, trying.noting = trying.noting.seen, None
-        return seen
+    def dropped(found: Pass = part) -> list[tuple[int, ...]]:
+        trying.noting = noted
+        noted.seen = []
+        with trying.laid.gathered():
+            trying.loss(found, 0)
+        trying.noting = None
+        return noted.seen
 
+    noted = Shapes()
     trying.laid = laid = lay_out(
         module, world.mesh, overrides=config.rules, probe=probe, fill=fill, device=world.device
     )
     if cut and task.step is None:
         _can_be_cut(trying, examples)
+    two, three = (dropped(Pass(few[:1] * count, [0] * count)) for count in (2, 3))
+    rows = example_dims(two, three, (2, 3))
+    _told(laid, noted, two, rows)
     with laid.without_pairs():
         whole = dropped()
-    if not whole and not _may_drop(module):
-        return laid, None
-    return laid, cut_dims(whole, dropped(), world.mesh.grid.tp) if world.mesh.grid.tp > 1 else ()
+    if not whole and not two and not _may_drop(module):
+        return laid, None, rows
+    return laid, cut_dims(whole, dropped(), world.mesh.grid.tp) if world.mesh.grid.tp > 1 else (), rows
+
+
+def _told(laid: Laid, noted: Shapes, shapes: Sequence[tuple[int, ...]], rows: Sequence[int | None]) -> None:
+    """Draws that belong to a batch: they are others when batches are cut otherwise."""
+    if noted.others:
+        laid.notes.append(
+            f"{', '.join(sorted(noted.others))}: drawn for a batch, not for each example, so another layout "
+            "or micro_batch draws otherwise. `draws` has numbers of each example."
+        )
+    if alone := [shape for shape, dim in zip(shapes, rows, strict=False) if dim is None]:
+        laid.notes.append(
+            f"Dropout of a tensor of shape {list(alone[0])}, in which no dim is that of examples, draws "
+            "for a batch: another layout or micro_batch draws otherwise."
+        )
 
 
 def _may_drop(module: nn.Module) -> bool:
@@ -92,7 +118,7 @@ def _can_be_cut(trying: Engine, examples: Sequence[Any]) -> None:
             )
     if len(examples) < 2:
         return
-    with Looking(trying.model, trying.precision, trying.world.device):
+    with trying.laid.gathered(), Looking(trying.model, trying.precision, trying.world.device):
         together = trying.loss(Pass(list(examples), list(range(len(examples)))), 0)
         apart = [trying.loss(Pass([e], [n]), 0) for n, e in enumerate(examples)]
     for name, whole, parts in zip(("sum", "count"), together, zip(*apart, strict=True), strict=True):

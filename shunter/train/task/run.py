@@ -30,6 +30,7 @@ from shunter.train.checkpoint.shared import SharedCheckpointer
 from shunter.train.config import TrainHow
 from shunter.train.device import prepare_determinism, set_determinism
 from shunter.train.schedule import rate
+from shunter.train.task.best import Bests
 from shunter.train.task.config import TaskConfig
 from shunter.train.task.face import Examples, Task, first, moved
 from shunter.train.task.lay import APART, Looking, laid_out
@@ -82,16 +83,19 @@ class TaskRun:
         self.examples: Examples = task.train if not task.drawn_anew else ()  # type: ignore[assignment]
         few, apart = first(self.examples, APART), world.data.size > 1 or how.micro_batch < config.batch
         examples = few or first(task.heldout, APART)
-        self.laid, dropouts = laid_out(task, module, world, config, examples, seed=seed, cut=apart)
+        self.laid, dropouts, rows = laid_out(task, module, world, config, examples, seed=seed, cut=apart)
         self.engine = Engine(task, self.laid, world, config, seed=seed, micro_batch=how.micro_batch)
-        self.engine.dropouts = dropouts
+        self.engine.dropouts, self.engine.rows = dropouts, rows
         self.optimizer = _adamw(self.laid, config)
         checkpoints = place.work / "checkpoints"
         self.checkpointer = SharedCheckpointer(checkpoints, how.keep, world, self.laid.held)
         settings = {"train": config.model_dump(mode="json"), "how": how.model_dump(mode="json")}
         names = how.track if world.rank == 0 else []
         self.tracker = open_trackers(names, place.log / "track", place.log.parent.name, settings)
-        self.kept = SharedCheckpointer(place.work / "best", 2, world, self.laid.held)
+        self.kept = Bests(place.work / "best", 1, world, self.laid.held)
+        self.named: list[int] = []  # best steps that the last checkpoints name
+        self.saved = 0  # step of the last checkpoint
+        self.rollouts = 0  # calls of `predict` for the examples of this epoch
 
     def run(self) -> dict[str, Any]:
         """Train. Returns headline metrics. Raises Stopped after a stop on request."""
@@ -125,6 +129,8 @@ class TaskRun:
             },
             notes=self.laid.notes,
         )
+        for note in self.laid.notes:
+            self.place.events.write("note", note=note)
         while self.epoch < self.config.epochs:
             self._epoch()
         return self._finish()
@@ -133,7 +139,8 @@ class TaskRun:
 
     def _epoch(self) -> None:
         if self.task.drawn_anew:
-            self.examples = list(self.task.train(self.epoch, self.predict))  # type: ignore[operator]
+            self.rollouts = 0
+            self.examples = list(self.task.train(self.epoch, self._rollout))  # type: ignore[operator]
         if not len(self.examples):
             raise ShunterError("there are no examples to train on")
         order = self._order()
@@ -151,7 +158,9 @@ class TaskRun:
             # A checkpoint within an epoch that was drawn anew could not be continued: the model has moved.
             here = last or not self.task.drawn_anew
             done = last and self.epoch == self.config.epochs
-            if here and (self.step % self.how.checkpoint_every == 0 or done):
+            every = self.how.checkpoint_every
+            due = self.step - self.saved >= every if self.task.drawn_anew else self.step % every == 0
+            if here and (due or done):
                 self._save()
             if here:
                 self._listen()
@@ -220,7 +229,12 @@ class TaskRun:
 
     # --- evaluation
 
-    def predict(self, examples: Examples) -> list[Any]:
+    def _rollout(self, examples: Examples) -> list[Any]:
+        """`predict` with random numbers of this moment, for examples of an epoch to come."""
+        self.rollouts += 1
+        return self.predict(examples, step=self.step, purpose=f"rollout {self.rollouts}")
+
+    def predict(self, examples: Examples, *, step: int = -1, purpose: str = "") -> list[Any]:
         """One output for each example, in their order, on every rank. The last batch is filled up, so that
         batches are of one size, and what fills it is dropped."""
         if self.task.predict is None:
@@ -228,20 +242,8 @@ class TaskRun:
         examples = list(examples)
         if not examples:
             return []
-        size, mine = self.how.micro_batch, []
-        for part in self.engine.passes(examples, range(len(examples))):
-            filled = part.examples + [part.examples[0]] * (size - len(part.examples))
-            numbers = part.numbers + [part.numbers[0]] * (size - len(part.numbers))
-            batch = moved(self.task.collate(filled), self.world.device)
-            with self._looking(), self.engine.drawing(numbers, -1) as draws:
-                outputs = self.task.predict(self.laid.module, batch, draws)
-            outputs = outputs.tolist() if isinstance(outputs, Tensor) else list(outputs)
-            if len(outputs) != size:
-                raise ShunterError(
-                    f"`predict` returns {len(outputs)} outputs for {size} examples",
-                    mend="Return one for each: a tensor [B, ..], or a list.",
-                )
-            mine += outputs[: len(part.examples)] if part.counts else []
+        with self.laid.gathered():
+            mine = self._predicted(examples, step, purpose)
         try:
             every = told_by_all(mine, self.world.data, self.world.device)
         except TypeError as error:
@@ -250,15 +252,35 @@ class TaskRun:
             ) from None
         return [output for each in every for output in each]
 
+    def _predicted(self, examples: Examples, step: int, purpose: str) -> list[Any]:
+        """Outputs of this rank's share."""
+        assert self.task.predict is not None
+        size, mine = self.how.micro_batch, []
+        for part in self.engine.passes(examples, range(len(examples))):
+            filled = part.examples + [part.examples[0]] * (size - len(part.examples))
+            numbers = part.numbers + [part.numbers[0]] * (size - len(part.numbers))
+            with self._looking(), self.engine.drawing(numbers, step, purpose) as draws:
+                batch = moved(self.task.collate(filled), self.world.device)
+                outputs = self.task.predict(self.laid.module, batch, draws)
+            outputs = outputs.tolist() if isinstance(outputs, Tensor) else list(outputs)
+            if len(outputs) != size:
+                raise ShunterError(
+                    f"`predict` returns {len(outputs)} outputs for {size} examples",
+                    mend="Return one for each: a tensor [B, ..], or a list.",
+                )
+            mine += outputs[: len(part.examples)] if part.counts else []
+        return mine
+
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """The loss on these examples, and what `metrics` makes of the outputs."""
         found: dict[str, float] = {}
         if self.task.loss is not None:
             told = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-            for part in self.engine.passes(examples, range(len(examples))):
-                with self._looking():
-                    total, count = self.engine.loss(part, -1)
-                told += torch.stack([total.detach(), count])
+            with self.laid.gathered():
+                for part in self.engine.passes(examples, range(len(examples))):
+                    with self._looking():
+                        total, count = self.engine.loss(part, -1)
+                    told += torch.stack([total.detach(), count])
             total, count = self.world.sum(told, self.world.data).tolist()
             found["loss"] = total / count if count else math.nan
         if self.task.metrics is not None:
@@ -318,6 +340,14 @@ class TaskRun:
             "examples": len(self.examples),
         }  # fmt: skip
         self.checkpointer.save(self.step, self._state(), extra)
+        self._named()
+
+    def _named(self) -> None:
+        """A checkpoint names the best state as it is now."""
+        self.saved = self.step
+        self.named = [*self.named, int(self.best["step"])] if self.best is not None else self.named
+        self.named = self.named[-self.how.keep :]
+        self.kept.spare(self.named)
 
     def _load(self, step: int) -> None:
         def check(extra: dict[str, Any], where: str) -> None:
@@ -332,6 +362,10 @@ class TaskRun:
         extra = self.checkpointer.load(step, self._state(), check)
         self.step, self.epoch, self.within = extra["step"], extra["epoch"], extra["within"]
         self.best, self.skipped = extra["best"], extra["skipped"]
+        if self.best is not None and not self.kept.there(int(self.best["step"])):
+            self.place.events.write("problem", problem=f"the best state (step {self.best['step']:g}) is gone")
+            self.best = None
+        self._named()
 
     def _listen(self) -> None:
         if self.place.control.stop_requested():

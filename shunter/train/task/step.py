@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,7 @@ class Engine:
         self.task, self.laid, self.world, self.config = task, laid, world, config
         self.seed, self.micro_batch = seed, micro_batch
         self.dropouts: Sequence[int | None] | None = ()  # None: the model drops nothing
+        self.rows: Sequence[int | None] = ()  # for each dropout of a pass the dim of examples
         self.noting: Shapes | None = None  # in the place of dropout
         self.precision: str = config.precision
         self.forward: Counter[str] | None = None  # collectives of forward passes, where they are counted
@@ -73,21 +76,25 @@ class Engine:
         """Sum and count of one micro-batch."""
         if self.task.loss is None:
             raise ShunterError("the task has no function `loss`")
-        batch = moved(self.task.collate(part.examples), self.world.device)
         with self.drawing(part.numbers, step) as draws, autocast(self.world.device, self.precision):
+            batch = moved(self.task.collate(part.examples), self.world.device)
             total, count = summed(self.task.loss(self.model, batch, draws), len(part.examples))
         return (total, count) if part.counts else (total * 0, count * 0)
 
     @contextmanager
-    def drawing(self, numbers: Sequence[int], step: int) -> Iterator[Draws]:
-        """Random numbers for a pass: the examples' own, and torch's, which ranks with one batch share."""
-        draws = Draws(self.seed, step, numbers, self.world.device)
-        torch.manual_seed(derive_seed(self.seed, "torch", step, *numbers[:1]))
+    def drawing(self, numbers: Sequence[int], step: int, purpose: str = "") -> Iterator[Draws]:
+        """Random numbers for a pass: the examples' own; and those of torch, numpy and python, which ranks
+        with one batch share."""
+        draws = Draws(self.seed, step, numbers, self.world.device, purpose)
+        seed = derive_seed(self.seed, "torch", step, *numbers[:1], *([purpose] if purpose else []))
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         mode: AbstractContextManager[Any] = nullcontext()
         if self.noting is not None:
             mode = self.noting
         elif self.dropouts is not None:  # it costs a few percent of a small model's step
-            mode = Dropout(draws, self.world.mesh.peers("tp"), self.dropouts)
+            mode = Dropout(draws, self.world.mesh.peers("tp"), self.dropouts, self.rows)
         with mode:
             yield draws
 
@@ -96,15 +103,19 @@ class Engine:
         rank."""
         whole = torch.zeros((), dtype=torch.float64, device=self.world.device)
         count = torch.zeros_like(whole)
-        for part in passes:
-            with parts_kept(), counted() if self.forward is not None else nullcontext() as sent:
-                total, count_here = self.loss(part, step)
-            if self.forward is not None and sent is not None:
-                for (kind, _), calls in sent.calls.items():
-                    self.forward[kind] += calls
-            total.backward()
-            whole += total.detach()
-            count += count_here
+        with self.laid.gathered():
+            for part in passes:
+                if not part.counts:  # nobody waits for this rank within a pass
+                    continue
+                with parts_kept(), counted() if self.forward is not None else nullcontext() as sent:
+                    total, count_here = self.loss(part, step)
+                if self.forward is not None and sent is not None:
+                    for (kind, _), calls in sent.calls.items():
+                        self.forward[kind] += calls
+                total.backward()
+                whole += total.detach()
+                count += count_here
+            self.laid.add_up_gathered()
         return whole, count
 
     def norm(self) -> Tensor:

@@ -205,3 +205,44 @@ def loss(model: nn.Module, ids: Tensor) -> Tensor:
     """Summed over tokens."""
     logits = model(ids)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+
+
+class Flagged(nn.Module):
+    """A feed-forward block that begins at zero, with one thing between its products that looks at the whole
+    width in some cases only. how: "" never, "flag" by the module's own flag, "act" by a module without
+    parameters, "train" in training, "call" when it is called so, "function" by a function that it keeps."""
+
+    def __init__(self, how: str, wide: bool) -> None:
+        super().__init__()
+        self.up_proj, self.down_proj = nn.Linear(8, 16), nn.Linear(16, 8)
+        nn.init.zeros_(self.down_proj.weight)
+        nn.init.zeros_(self.down_proj.bias)
+        self.how, self.normed = how, wide and how == "flag"
+        self.act = nn.Softmax(-1) if wide and how == "act" else nn.GELU()
+        self.function = _over_width if wide and how == "function" else F.relu
+
+    def forward(self, x: Tensor, normed: bool = False) -> Tensor:
+        h = self.function(self.act(self.up_proj(x)))
+        if self.normed or normed or (self.how == "train" and self.training):
+            h = F.normalize(h, dim=-1)
+        return x + self.down_proj(h)
+
+
+def _over_width(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1)
+
+
+class Stack(nn.Module):
+    """The first block never looks at the width, the second may; both are of one class and one size."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Flagged(how, False), Flagged(how, True)])
+        self.enter, self.out, self.how = nn.Linear(8, 8), nn.Linear(8, 3), how
+
+    def forward(self, x: Tensor, call: bool = False) -> Tensor:
+        x = self.enter(x)
+        for layer in self.layers:
+            x = layer(x, call and self.how == "call")
+        found: Tensor = self.out(x)
+        return found

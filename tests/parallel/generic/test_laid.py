@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from shunter.config.errors import ShunterError
 from shunter.layout.grid import Grid
@@ -29,7 +29,7 @@ from shunter.parallel.generic.laid import lay_out
 from shunter.parallel.gradients import add_up_gradients, squared_norm
 from shunter.parallel.mesh import Groups, Mesh
 from tests.parallel import pool as pools
-from tests.parallel.generic.models import WIDTH, build, loss
+from tests.parallel.generic.models import WIDTH, Stack, build, loss
 
 GRIDS = [Grid(tp=2), Grid(tp=4), Grid(tp=2, dp=2), Grid(fsdp=2), Grid(fsdp=2, dp=2)]
 NAMES = (("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2"), ("wi", "wo"), ("alpha", "beta"), ("zz", "aa"))
@@ -83,9 +83,11 @@ def compare(rank: int, groups: Groups, given_: Any) -> dict[str, Any]:
     mesh = Mesh(grid, rank, pools.GROUPS)
     laid = lay_out(model, mesh, overrides=overrides, probe=lambda: loss(model, ids[:2]))
     data = mesh.peers("dp", "fsdp")
-    with counted() as sent:
-        got = loss(model, ids.chunk(data.size)[data.index])
-    got.backward()
+    with laid.gathered():
+        with counted() as sent:
+            got = loss(model, ids.chunk(data.size)[data.index])
+        got.backward()
+        laid.add_up_gathered()
     add_up_gradients(laid.parameters, laid.held, mesh)
     worst = 0.0
     for name, p in laid.parameters.items():
@@ -208,6 +210,139 @@ def test_a_loss_that_reads_parameters_is_refused(pool: Any) -> None:
     for told in pool.run(_reads_parameters, 2, Grid(tp=2), Grid(tp=2)):
         assert "in one piece" in told
         assert "not its parameters" in told
+
+
+def _stacked(rank: int, groups: Groups, given: tuple[str, Grid]) -> dict[str, Any]:
+    """Three steps of descent: what begins at zero shows in the second. What training refuses is said."""
+    torch.manual_seed(0)
+    model = Stack(given[0]).double()
+    whole, x = copy.deepcopy(model), torch.randn(4, 8, dtype=torch.float64)
+    mesh = Mesh(given[1], rank, pools.GROUPS)
+    laid = lay_out(model, mesh, probe=lambda: model(x).square().sum())
+    ours = torch.optim.SGD(laid.parameters.values(), 0.05)
+    theirs = torch.optim.SGD(whole.parameters(), 0.05)
+    gap, calls = 0.0, [False, False, False]
+    for call in calls:
+        ours.zero_grad()
+        theirs.zero_grad()
+        a, b = model(x, call).square().sum(), whole(x, call).square().sum()
+        a.backward()
+        b.backward()
+        add_up_gradients(laid.parameters, laid.held, mesh)
+        for name, p in whole.named_parameters():
+            mine, right = laid.parameters[name].grad, p.grad
+            assert right is not None
+            assert mine is not None
+            far = (laid.assembled(name, mine) - right).abs().max() / max(float(right.abs().max()), 1e-6)
+            gap = max(gap, float(far), abs(float(a.detach() - b.detach())))
+        ours.step()
+        theirs.step()
+    with torch.no_grad():  # another form of call than was tried
+        other = float((model(x, True) - whole(x, True)).abs().max())
+        model.eval()
+        whole.eval()
+        other = max(other, float((model(x) - whole(x)).abs().max()))
+    model.train()
+    whole.train()
+    return {
+        "gap": gap,
+        "other": other,
+        "how": [laid.computed[f"layers.{n}.up_proj.weight"] for n in (0, 1)],
+        "notes": laid.notes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("how", "second"),
+    [
+        ("", "in a pair"),
+        ("flag", "in parts"),
+        ("act", "in parts"),
+        ("function", "in parts"),
+        ("train", "in parts"),
+        ("call", "in a pair"),
+    ],
+)
+def test_what_a_block_does_is_not_told_by_another(pool: Any, how: str, second: str) -> None:
+    grid = Grid(tp=2)
+    for told in pool.run(_stacked, 2, (how, grid), grid):
+        assert max(told["gap"], told["other"]) < 1e-9, told
+        assert told["how"] == ["in parts" if how == "train" else "in a pair", second], told
+        assert not told["notes"]
+
+
+class Hit(nn.Module):
+    """A mixture whose experts are computed where a token chose them, a loop as long as the longest row, and a
+    layer left out where the rows say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.gate = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.cell, self.seldom = nn.GRUCell(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, turns: int) -> Tensor:
+        x = self.enter(x)
+        chosen, found = self.gate(x).argmax(-1), torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            if (hit := chosen == number).any():
+                found = found.index_put((hit,), expert(x[hit]))
+        for _ in range(turns):
+            x = self.cell(x, found)
+        return x + self.seldom(x) if turns % 2 else x
+
+
+def _by_rows(rank: int, groups: Groups, grid: Grid) -> dict[str, float]:
+    """Two micro-batches, of other rows on each rank. The gaps to one process, and what was sent."""
+    torch.manual_seed(0)
+    model = Hit().double()
+    whole = copy.deepcopy(model)
+    x = torch.randn(16, 8, dtype=torch.float64)
+    x = x[whole.gate(whole.enter(x)).argmax(-1).argsort(stable=True)]  # ranks' rows choose other experts
+    rows = [(x[at : at + 4], 1 + at // 4) for at in range(0, 16, 4)]
+    each = [whole(*row).square().sum() for row in rows]
+    sum(each).backward()  # type: ignore[union-attr]
+    mesh = Mesh(grid, rank, pools.GROUPS)
+    laid = lay_out(model, mesh, probe=lambda: model(*rows[0]).square().sum())
+    gaps = {"loss": 0.0, "gradient": 0.0}
+    with counted() as sent, laid.gathered():
+        for row, right in list(zip(rows, each, strict=True))[2 * rank : 2 * rank + 2]:
+            got = model(*row).square().sum()
+            gaps["loss"] = max(gaps["loss"], abs(float(got.detach() - right.detach())))
+            got.backward()
+        laid.add_up_gathered()
+    add_up_gradients(laid.parameters, laid.held, mesh)
+    for name, p in whole.named_parameters():
+        right = torch.zeros_like(p) if p.grad is None else p.grad
+        mine = laid.parameters[name].grad
+        assert mine is not None
+        gaps["gradient"] = max(gaps["gradient"], float((laid.assembled(name, mine) - right).abs().max()))
+    return gaps | {"sent": sum(sent.calls.values())}
+
+
+@pytest.mark.parametrize("grid", [Grid(fsdp=2), Grid(dp=2)], ids=["fsdp2", "dp2"])
+def test_what_is_computed_may_depend_on_the_rows(pool: Any, grid: Grid) -> None:
+    for told in pool.run(_by_rows, 2, grid, grid):
+        assert max(told["loss"], told["gradient"]) < 1e-9, told
+        # Once to bring together, once to add up, however many micro-batches.
+        assert told["sent"] == (2 if grid.fsdp > 1 else 0)
+
+
+def _outside(rank: int, groups: Groups, grid: Grid) -> str:
+    model = Hit()
+    laid = lay_out(model, Mesh(grid, rank, pools.GROUPS))
+    with laid.gathered():
+        model(torch.zeros(2, 8), 1)
+    try:
+        model(torch.zeros(2, 8), 1)
+    except ShunterError as error:
+        return str(error)
+    return ""
+
+
+def test_a_part_is_not_taken_for_the_weight(pool: Any) -> None:
+    grid = Grid(fsdp=2)
+    assert all("within `laid.gathered()`" in told for told in pool.run(_outside, 2, grid, grid))
 
 
 def _second(rank: int, groups: Groups, grid: Grid) -> float:

@@ -17,10 +17,11 @@ from torch import Tensor
 from shunter.layout.fused import Heads
 from shunter.layout.grid import Grid
 from shunter.parallel.generic import laid as laying
-from shunter.parallel.generic import products, shards, trial
+from shunter.parallel.generic import pairs, products, shards, trial
+from shunter.parallel.generic.gathered import Gathered
 from shunter.parallel.generic.products import Entrance, Product, Table
 from shunter.parallel.mesh import Groups
-from tests.parallel.generic.test_laid import _spec, compare
+from tests.parallel.generic.test_laid import _spec, _stacked, compare
 
 
 def bias_of_every_rank(self: Product, x: Tensor) -> Tensor:
@@ -42,6 +43,12 @@ def believed(wanted: Any, got: Any, peers: Any) -> frozenset[str]:
     return frozenset()
 
 
+def used_alone(self: Gathered) -> None:
+    """What this rank made, without what the others did."""
+    for name, whole in self.wholes.items():
+        self.parts[name].grad = whole.grad.chunk(self.peers.size, self.dims[name])[self.peers.index].clone()  # type: ignore[union-attr]
+
+
 def never_parted(original: Any) -> Callable[..., Any]:
     return lambda *given: None if original(*given) is None else frozenset()
 
@@ -53,6 +60,7 @@ def first_rows(self: Table, ids: Tensor) -> Tensor:
 
 
 MUTANTS: dict[str, tuple[Any, str, Any, dict[str, Any]]] = {
+    "gathered weights' gradients not added up": (Gathered, "add_up", used_alone, {"grid": Grid(fsdp=2)}),
     "every rank adds the bias": (Product, "__call__", bias_of_every_rank, {}),
     "no sum behind the second product": (products, "leave", lambda x, peers: x, {}),
     "no sum of gradients before the first": (products, "enter", lambda x, peers: x, {}),
@@ -72,8 +80,13 @@ HARMLESS = {"q, k and v cut as one block", "gathered weights without their block
 def broken(rank: int, groups: Groups, given: tuple[str, Grid]) -> str:
     """What the comparison says of a mutant: "" when it sees nothing."""
     where, attribute, instead, changes = MUTANTS[given[0]]
-    # Without the last check of the loss, which would stop most of them before the comparison.
-    with mock.patch.object(where, attribute, instead), mock.patch.object(laying, "_agree", return_value=True):
+    changes = {name: value for name, value in changes.items() if name != "grid"}
+    # Without the last checks of loss and gradients, which would stop most of them before the comparison.
+    with (
+        mock.patch.object(where, attribute, instead),
+        mock.patch.object(laying, "_agree", return_value=True),
+        mock.patch.object(laying, "_same_gradients", return_value=True),
+    ):
         found = compare(rank, groups, (_spec(**changes), given[1], ()))
     gap = max(found["loss"], found["gradient"], found["norm"])
     return "seen" if not gap < 1e-9 else ""
@@ -81,7 +94,7 @@ def broken(rank: int, groups: Groups, given: tuple[str, Grid]) -> str:
 
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name not in HARMLESS])
 def test_mutants_are_seen(pool: Any, name: str) -> None:
-    grid = Grid(tp=2)
+    grid = MUTANTS[name][3].get("grid", Grid(tp=2))
     assert "seen" in pool.run(broken, 2, (name, grid), grid)
 
 
@@ -101,6 +114,17 @@ def _refused(rank: int, groups: Groups, grid: Grid) -> bool:
 
 def test_the_loss_is_the_second_net(pool: Any) -> None:
     assert pool.run(_refused, 2, Grid(tp=2), Grid(tp=2)) == [True, True]
+
+
+def _by_class(rank: int, groups: Groups, grid: Grid) -> bool:
+    """One verdict for all blocks of a class; the loss sees nothing, because their outputs begin at zero."""
+    with mock.patch.object(pairs, "described", lambda module: type(module).__name__):
+        found = _stacked(rank, groups, ("act", grid))
+    return bool(found["notes"]) and found["gap"] < 1e-9
+
+
+def test_gradients_are_the_third_net(pool: Any) -> None:
+    assert pool.run(_by_class, 2, Grid(tp=2), Grid(tp=2)) == [True, True]
 
 
 def test_a_share_is_computed_once(pool: Any) -> None:

@@ -41,8 +41,10 @@ def _read(rank: int, groups: Groups, given: Any) -> dict[str, Any]:
     mesh = Mesh(grid, rank, pools.GROUPS)
     laid = lay_out(model, mesh, probe=lambda: loss(model, ids[:2]), fill=reader(Path(folder)))
     wanted = loss(build(spec), ids)
+    with laid.gathered():
+        got = loss(model, ids).detach()
     return {
-        "gap": abs(float(loss(model, ids).detach() / wanted.detach()) - 1),
+        "gap": abs(float(got / wanted.detach()) - 1),
         "same": all(torch.equal(laid.whole(name), p) for name, p in build(spec).named_parameters()),
         "computed": set(laid.computed.values()),
         "tied": model.lm_head._parameters["weight"] is model.embed._parameters["weight"],

@@ -8,9 +8,12 @@ attention kernel, whose draws belong to a batch; other processes than gloo's.
 from __future__ import annotations
 
 import json
+import random
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -125,6 +128,30 @@ def _echo(rank: int, groups: Groups, given: Any) -> list[list[int]]:
 def test_predictions_of_several_processes_are_in_order(pool: Any, tmp_path: Path) -> None:
     wanted = [[example[0] for example in examples(count)] for count in (1, 2, 5, 9)]
     assert pool.run(_echo, 2, (str(tmp_path), Grid(dp=2)), Grid(dp=2)) == [wanted, wanted]
+
+
+def _until_all_end(model: nn.Module, batch: dict[str, Tensor], draws: Draws) -> list[float]:
+    """As generation does: as many passes as the longest row of this batch has words."""
+    found = torch.zeros(len(batch["ids"]), dtype=torch.float64)
+    for turn in range(int(batch["mask"].sum(1).max())):
+        logits = model(batch["ids"][:, turn : turn + 1])[:, 0]
+        found = found + logits.max(-1).values * batch["mask"][:, turn]
+    return found.tolist()
+
+
+def _generated(rank: int, groups: Groups, given: Any) -> list[float]:
+    folder, grid = given
+    run = started(
+        small(predict=_until_all_end), Path(folder), grid=grid, rank=rank, groups=pools.GROUPS, micro_batch=2
+    )
+    return run.predict(examples(9))
+
+
+def test_predict_may_take_another_time_on_each_rank(pool: Any, tmp_path: Path) -> None:
+    grid = Grid(fsdp=2)
+    wanted = started(small(predict=_until_all_end), tmp_path / "one", micro_batch=2).predict(examples(9))
+    for told in pool.run(_generated, 2, (str(tmp_path), grid), grid):
+        assert told == pytest.approx(wanted, rel=1e-12)
 
 
 def test_the_best_state_is_kept(tmp_path: Path) -> None:
@@ -278,6 +305,123 @@ def test_examples_may_be_made_anew(tmp_path: Path) -> None:
     run = started(small(train=train), tmp_path, epochs=3)
     run.run()
     assert (run.step, seen) == (3, [0, 1, 2])
+
+
+class ByTime(Net):
+    """[T, B, D], torch's own order, with dropout."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = nn.functional.dropout(self.embed(ids).transpose(0, 1), 0.4, self.training)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.transpose(0, 1))
+
+
+def test_masks_belong_to_examples_along_any_dim(tmp_path: Path) -> None:
+    for micro_batch in (8, 4, 1):
+        run = started(
+            small(model=lambda: ByTime(0.2).double()), tmp_path / str(micro_batch), micro_batch=micro_batch
+        )
+        run.run()
+        assert not run.laid.notes
+    for micro_batch in ("4", "1"):
+        assert losses(tmp_path / micro_batch) == pytest.approx(losses(tmp_path / "8"), rel=1e-9)
+
+
+class Alpha(Net):
+    def forward(self, ids: Tensor) -> Tensor:
+        found = super().forward(ids)
+        return nn.functional.alpha_dropout(found, 0.1, self.training) + nn.functional.dropout(
+            self.head.bias, 0.1, self.training
+        )
+
+
+def test_draws_of_a_batch_are_told(tmp_path: Path) -> None:
+    run = started(small(model=lambda: Alpha().double()), tmp_path)
+    assert "alpha_dropout: drawn for a batch" in run.laid.notes[0]
+    assert "no dim is that of examples" in run.laid.notes[1]
+
+
+def test_rollouts_draw_anew(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def noise(model: nn.Module, batch: dict[str, Tensor], draws: Draws) -> Tensor:
+        seen.append(float(draws.uniform(1)[0]))
+        seen.append(float(torch.rand(())))
+        return draws.uniform(1)[:, 0]
+
+    def train(epoch: int, predict_: Any) -> list[list[int]]:
+        predict_(examples(4))
+        predict_(examples(4))
+        return examples(8)
+
+    started(small(train=train, predict=noise, metrics=None, heldout=()), tmp_path, epochs=2).run()
+    assert len(seen) == len(set(seen)) == 8
+    run = started(small(predict=noise), tmp_path / "other")
+    assert run.predict(examples(4)) == run.predict(examples(4))  # evaluation stays as it is
+
+
+def test_what_is_drawn_elsewhere_is_seeded(tmp_path: Path) -> None:
+    def noise(model: nn.Module, batch: dict[str, Tensor], draws: Draws) -> list[float]:
+        return [random.random() + float(np.random.rand())] * len(batch["ids"])
+
+    run = started(small(predict=noise), tmp_path)
+    assert run.predict(examples(4)) == run.predict(examples(4))
+
+
+def test_checkpoints_of_drawn_epochs_are_not_longer_apart_than_told(tmp_path: Path) -> None:
+    """Three steps an epoch, a checkpoint every two: at each epoch's end."""
+    run = started(small(train=lambda e, p: examples(12)), tmp_path, epochs=3, batch=4, checkpoint_every=2)
+    saved: list[int] = []
+    save = run.checkpointer.save
+
+    def noted(step: int, *given: Any) -> Path:
+        saved.append(step)
+        return save(step, *given)
+
+    run.checkpointer.save = noted  # type: ignore[method-assign]
+    run.run()
+    assert saved == [3, 6, 9]
+
+
+@pytest.mark.parametrize("again", [[0.4, 0.3], [0.7, 0.3], [0.4, 0.7]])
+def test_a_best_state_that_no_checkpoint_names_does_not_replace_one(
+    tmp_path: Path, again: list[float]
+) -> None:
+    """Step 1 is best, and step 2's checkpoint says so; step 3 is better, and the process dies."""
+    settings_: dict[str, Any] = {
+        "epochs": 4, "batch": 21, "checkpoint_every": 2, "evaluate_first": False,
+        "best": {"metric": "accuracy", "mode": "max"},
+    }  # fmt: skip
+
+    def scored(values: list[float]) -> Task:
+        found = iter(values)
+        return small(metrics=lambda examples_, outputs: {"accuracy": next(found)})
+
+    run = started(scored([0.5, 0.4, 0.6]), tmp_path, **settings_)
+    step = run._step
+
+    def dies(numbers: Any, steps: int) -> None:
+        if run.step == 3:
+            raise KeyboardInterrupt
+        step(numbers, steps)
+
+    run._step = dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    found = started(scored(again), tmp_path, **settings_).run()
+    assert found["heldout_accuracy"] == max(0.5, *again)
+    assert found["best_step"] == (1 if max(again) < 0.5 else 3 + again.index(max(again)))
+    assert len(list((tmp_path / "best").glob("step-*"))) <= 2
+
+
+def test_a_best_state_that_is_gone_does_not_end_a_run(tmp_path: Path) -> None:
+    settings_: dict[str, Any] = {"epochs": 4, "batch": 21, "checkpoint_every": 2}
+    with pytest.raises(Stopped):
+        started(small(), tmp_path, stop=2, **settings_).run()
+    for path in (tmp_path / "best").glob("step-*"):
+        shutil.rmtree(path)
+    assert started(small(), tmp_path, **settings_).run()["steps"] == 4
 
 
 def test_a_changed_run_is_not_continued(tmp_path: Path) -> None:
