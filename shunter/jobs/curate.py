@@ -18,7 +18,8 @@ from shunter.data import checks
 from shunter.data.curation.chain import stages
 from shunter.data.curation.decontaminate import Decontaminate
 from shunter.data.curation.kinds import AnyOperator, Preset, preset
-from shunter.data.curation.language import Language
+from shunter.data.curation.language import FILES as MODEL_FILES
+from shunter.data.curation.language import Language, LanguageModel
 from shunter.data.curation.operators import Operator
 from shunter.data.sources import Document, Problem, SourceConfig, documents, files, left_out
 from shunter.recipe.job import How, Input, JobConfig, JobContext, Stopped
@@ -106,6 +107,9 @@ class CurateConfig(JobConfig):
             raise ValueError("rehydrate needs near-duplicates among the operators: it counts their clusters")
         if "confidence-cut" in kinds and "language" not in kinds[: kinds.index("confidence-cut")]:
             raise ValueError("confidence-cut needs language before it")
+        if (self.limits or self.languages) and "language" not in kinds:
+            given = "limits" if self.limits else "languages"
+            raise ValueError(f"{given} serve documents whose language is known; add the operator language")
         if self.corpora and self.section_chars:
             raise ValueError("documents of corpora are not taken apart again; leave section_chars out")
         if self.corpora and not self.chain:
@@ -129,6 +133,9 @@ class CurateJob:
     def check(self, config: CurateConfig, base: Path) -> Sequence[str]:
         for source in (*config.sources, *config.against):
             checks.check(source, base)
+        for operator in config.chain:
+            if isinstance(operator, Language) and operator.model:
+                LanguageModel.load(base / operator.model)
         missing = [source.label for source in config.sources if source.licence is None]
         warnings = [f"no licence is given for {', '.join(missing)}"] if missing else []
         for source in config.sources:
@@ -139,7 +146,11 @@ class CurateJob:
 
     def reads(self, config: CurateConfig, base: Path) -> Sequence[Path]:
         sources = (*config.sources, *config.against)
-        return list(dict.fromkeys(path for source in sources for path in files(source, base)))
+        models = [base / operator.model for operator in config.chain if isinstance(operator, Language)]
+        return [
+            *dict.fromkeys(path for source in sources for path in files(source, base)),
+            *(folder / name for folder in models if folder != base for name in MODEL_FILES),
+        ]
 
     def disk_bytes(self, config: CurateConfig, base: Path) -> int:
         # Archives of text hold about four times their size; Parquet makes it smaller again. A chain keeps

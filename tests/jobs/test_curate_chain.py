@@ -14,6 +14,7 @@ import pytest
 from shunter.cli.corpus import sentence
 from shunter.config.errors import ShunterError
 from shunter.data import corpus
+from shunter.data.curation import language
 from shunter.data.curation.why import why
 from shunter.jobs import curate, limits, tokens
 from shunter.jobs import languages as languages_job
@@ -243,8 +244,23 @@ def test_copies_are_shown_as_often(tmp_path: Path) -> None:
         ({"rehydrate": 3}, "rehydrate needs near-duplicates"),
         ({"operators": [{"kind": "language"}]}, "needs `languages`"),
         ({"operators": [{"kind": "confidence-cut"}]}, "needs language before it"),
+        ({"preset": "gopher", "limits": "f"}, "limits serve documents whose language is known"),
+        ({"preset": "gopher", "languages": "l"}, "languages serve documents whose language is known"),
     ],
 )
 def test_what_does_not_go_together_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         curate.CurateConfig(kind="curate", **{"sources": CONFIG["sources"], **config})
+
+
+def test_a_named_model_is_part_of_what_a_corpus_is_made_of(tmp_path: Path) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "0.jsonl").write_text('{"text": "words"}\n')
+    config = curate.CurateConfig(
+        kind="curate",
+        sources=CONFIG["sources"],
+        operators=[{"kind": "language", "model": "labels"}],  # type: ignore[list-item]
+    )
+    assert [path.name for path in curate.JOB.reads(config, tmp_path)][-2:] == [*language.FILES]
+    with pytest.raises(ShunterError, match="no language model is here"):
+        curate.JOB.check(config, tmp_path)

@@ -23,6 +23,7 @@ from shunter.data.curation.thresholds import confidence_cut
 LENGTHS = (1, 2, 3, 4)
 SEEN = 1000  # characters of a document that are looked at
 SMOOTHING = 0.5
+FILES = ("languages.json", "languages.safetensors")
 FORMAT = 1
 HELD = 5  # one text in so many fits the confidence, while the others teach
 
@@ -63,16 +64,17 @@ class LanguageModel:
         """Two files: languages.json and languages.safetensors."""
         from safetensors.numpy import save_file
 
-        save_file({"weights": self.weights}, folder / "languages.safetensors")
+        facts_file, weights_file = (folder / name for name in FILES)
+        save_file({"weights": self.weights}, weights_file)
         facts = {"format": FORMAT, "labels": self.labels, "sharpness": self.sharpness}
-        (folder / "languages.json").write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
+        facts_file.write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @staticmethod
     def load(folder: Path) -> LanguageModel:
         """What `save` wrote. Raises ShunterError when it is not there."""
         from safetensors.numpy import load_file
 
-        path = folder / "languages.json"
+        path, weights_file = (folder / name for name in FILES)
         if not path.is_file():
             raise ShunterError(
                 "no language model is here", where=str(folder), mend="Make one: kind: languages."
@@ -80,7 +82,7 @@ class LanguageModel:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts.get("format") != FORMAT:
             raise ShunterError(f"a language model of format {facts.get('format')}", where=str(path))
-        weights = load_file(folder / "languages.safetensors")["weights"]
+        weights = load_file(weights_file)["weights"]
         return LanguageModel(facts["labels"], weights, facts["sharpness"])
 
     def _fitted(self, texts: Sequence[str], known: np.ndarray) -> float:
