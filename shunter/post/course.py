@@ -92,7 +92,10 @@ class Lessons(Protocol):
         """Do step `number`; returns its metrics. Raises ShunterError for what cannot go on."""
 
     def state(self) -> dict[str, Any]:
-        """All that is not in the pupils, as JSON values."""
+        """All that is not in the pupils, as JSON values. Changes nothing: the checkpoint is not there yet."""
+
+    def saved(self, oldest: int) -> None:
+        """A checkpoint is there, and the oldest that is kept is after `oldest` steps."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
@@ -187,6 +190,7 @@ class Course:
             "generator": generator_state(self.device),
         }
         self.checkpointer.save(self.done, state, extra)
+        lessons.saved(min(self.checkpointer.steps(), default=0))
 
     def _resume(self, lessons: Lessons) -> None:
         latest = self.checkpointer.latest()

@@ -7,6 +7,7 @@ score is broken, or was tampered with, and the run stops before anything is lear
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -127,7 +128,8 @@ class Grader:
         found: list[float | str] = []
         for (item, expected), score in zip(mixed, graded, strict=True):
             if expected is None:
-                found.append(score)
+                lost = isinstance(score, float) and not math.isfinite(score)
+                found.append(f"the score is {score}, which is not a number" if lost else score)
             elif score != expected:
                 raise ShunterError(
                     f"the reward {rule.name} gave {score!r} to the answer {item.answer[:60]!r}, "

@@ -217,6 +217,48 @@ def test_answers_that_were_written_before_a_kill_are_not_written_again(
     assert len(written) == 2 * 12, "the third step's answers were in the journal"
 
 
+@pytest.mark.parametrize("point", ["checkpoint.reserve", "checkpoint.rename"])
+def test_the_journal_outlives_a_checkpoint_that_is_not_there_yet(
+    work: Work, model: Path, talks: Path, tmp_path: Path, point: str
+) -> None:
+    def hook(name: str, facts: dict[str, Any]) -> None:
+        if name == point:
+            raise Killed
+
+    points.install(hook)
+    try:
+        with pytest.raises(Killed):
+            reinforce(work, model, talks)
+    finally:
+        points.install(None)
+    assert len(list(tmp_path.rglob("rollouts/step-*.jsonl"))) == 2
+    reinforce(work, model, talks)
+    left = [path.stem for path in tmp_path.rglob("rollouts/step-*.jsonl")]
+    assert sorted(left) == ["step-00000004"], "steps that the two kept checkpoints, 4 and 5, do not both hold"
+
+
+def test_killed_in_the_middle_of_writing_the_weights_are_the_same(
+    work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shunter.post.reinforce import Journal
+
+    how = {**HOW, "deterministic": True}
+    train = {"steps": 3, "lr": 1e-3}
+    whole, _ = reinforce(work, model, talks, name="whole", how=how, train=train)
+    write = Journal.write
+
+    def cut(self: Journal, step: int, answers: Any) -> None:
+        write(self, step, dict(list(answers.items())[:5]))
+        if step == 1:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Journal, "write", cut)
+        reinforce(work, model, talks, name="cut", how=how, train=train)
+    out, _ = reinforce(work, model, talks, name="cut", how=how, train=train)
+    assert weights(out) == weights(whole)
+
+
 def test_a_request_to_stop_saves(work: Work, model: Path, talks: Path) -> None:
     whole, _ = reinforce(work, model, talks, name="whole")
     with pytest.raises(Stopped):
