@@ -81,8 +81,8 @@ def gae(rewards: Array, values: Array, gamma: float = 1.0, lam: float = 0.95) ->
 
 
 def whitened(parts: Sequence[Array], eps: float = 1e-8) -> list[Array]:
-    """Mean 0 and variance 1 over all tokens of all sequences together; exact zeros where all are equal but for
-    the rounding of a sum."""
+    """Mean 0 and variance 1 over all tokens of all sequences together; exact zeros where all are equal but
+    for the rounding of a sum."""
     together = np.concatenate(parts) if parts else np.zeros(0)
     if not len(together):
         return list(parts)

@@ -110,7 +110,9 @@ class _Tally:
 
     def add(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if not math.isfinite(value):
+            if not math.isfinite(value):  # in no mean, but seen
+                self.sums["train/not_finite"] = self.sums.get("train/not_finite", 0.0) + 1
+                self.counts["train/not_finite"] = 1
                 continue
             if "/max_" in name:
                 self.sums[name] = max(self.sums.get(name, -math.inf), value)

@@ -185,14 +185,16 @@ class Reinforcement:
                 first = not told
                 if idle:  # the optimizer's momentum would move weights without a reason
                     told |= self._compare(batches) | {"rl/idle": 1.0}
-                    continue
-                result = self.policy.learn(self.objective, batches, number, self._guard if first else None)
-                self.course.learnt(result, number)
-                self.engine.new_weights(self.engine.version + 1)
-                if first:
-                    told |= {f"rl/{n.replace('max/', 'max_')}": v for n, v in result.told.items()}
-                    told |= {f"rl/{name}_loss": v for name, v in result.terms.items()}
-                    told |= {"train/grad_norm": result.grad_norm, "rl/idle": 0.0}
+                else:
+                    guard = self._guard if first else None
+                    result = self.policy.learn(self.objective, batches, number, guard)
+                    self.course.learnt(result, number)
+                    self.engine.new_weights(self.engine.version + 1)
+                    if first:
+                        told |= {f"rl/{n.replace('max/', 'max_')}": v for n, v in result.told.items()}
+                        told |= {f"rl/{name}_loss": v for name, v in result.terms.items()}
+                        told |= {"train/grad_norm": result.grad_norm, "rl/idle": 0.0}
+                # Equal rewards are what a critic has to learn too.
                 if self.critic is not None:
                     taught = self.critic.learn(self.value, batches, number)
                     self.course.learnt(taught, number)

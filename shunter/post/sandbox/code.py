@@ -77,13 +77,19 @@ _CANARY = "\x00canary"
 
 def cases(target: str) -> list[tuple[str, str]]:
     """Inputs and outputs of a target. Raises ValueError for one that has none."""
-    found: Any = json.loads(target)
+    try:
+        found: Any = json.loads(target)
+    except RecursionError:
+        raise ValueError("the target is nested too deeply") from None
     if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):
         raise ValueError("the target is no list of cases")
     try:
-        return [(str(each["input"]), str(each["output"])) for each in found]
+        made = [(str(each["input"]), str(each["output"])) for each in found]
     except KeyError as error:
         raise ValueError(f"a case has no {error}") from None
+    for text in (text for pair in made for text in pair):
+        text.encode()  # half of a pair of surrogates is a ValueError
+    return made
 
 
 def same(printed: str, wanted: str) -> bool:

@@ -122,7 +122,7 @@ def supervise(asker: socket.socket, number: int) -> NoReturn:
     user, folder = FIRST_USER + number % USERS, f"/box/{number}"
     try:
         found = attempt(asked, folder, user)
-    except OSError as error:
+    except Exception as error:  # whatever a request holds, it is answered
         found = [{"status": "error", "code": -1, "output": "", "errors": str(error)}]
     with suppress(OSError):
         libc.umount2(folder.encode(), DETACH)
@@ -142,7 +142,7 @@ def attempt(asked: dict[str, Any], folder: str, user: int) -> list[dict[str, Any
         "tmpfs",
         f"size=32m,nr_inodes=2k,mode=700,uid={user},gid={user}",
     )
-    with open(f"{folder}/{asked['filename']}", "w", encoding="utf-8") as file:
+    with open(f"{folder}/{asked['filename']}", "w", encoding="utf-8", errors="replace") as file:
         file.write(asked["code"])
     os.chown(f"{folder}/{asked['filename']}", user, user)
     if asked["compile"]:
@@ -164,7 +164,10 @@ def case(command: list[str], text: str, folder: str, user: int, limits: dict[str
     runner = os.fork()
     if runner == 0:
         os.close(read)
-        status = run(command, text, folder, user, limits)
+        try:
+            status = run(command, text, folder, user, limits)
+        except Exception as error:  # the reply is the supervisor's to give, never a fork's of it
+            status = {"status": "error", "code": -1, "output": "", "errors": str(error)}
         line = json.dumps(status).encode()
         while line:
             line = line[os.write(write, line) :]
@@ -183,7 +186,7 @@ def run(command: list[str], text: str, folder: str, user: int, limits: dict[str,
     """In the runner: a new pid namespace with the program as its first process."""
     check(libc.unshare(NEWPID | NEWIPC), "unshare")
     given = os.memfd_create("input", 0)
-    os.write(given, text.encode())
+    os.write(given, text.encode("utf-8", "replace"))
     os.lseek(given, 0, os.SEEK_SET)
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     program = os.fork()

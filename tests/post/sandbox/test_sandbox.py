@@ -201,6 +201,24 @@ def test_a_dead_zygote_is_replaced(box: Sandbox) -> None:
         assert other.starts == 2
 
 
+def test_no_request_and_no_lost_supervisor_ends_a_run(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, half = Program(PYTHON, "print(1)", [""]), Program(PYTHON, "print(input())", ["\ud800"])
+    found = box.run([half, good])
+    assert [found[0][0].output, found[1][0].output] == ["?\n", "1\n"]
+    assert box.starts == 1
+    request = box._request
+
+    def spoilt(program: Program) -> dict[str, object]:
+        asked = request(program)
+        return {**asked, "limits": None} if program is half else asked
+
+    monkeypatch.setattr(box, "_request", spoilt)
+    assert [each[0].status for each in box.run([half, good])] == ["error", "ok"]
+    send = box._send
+    monkeypatch.setattr(box, "_send", lambda asked: send({} if asked["limits"] is None else asked))
+    assert [each[0].status for each in box.run([half, good])] == ["error", "ok"]
+
+
 def test_where_programs_cannot_be_shut_in_nothing_is_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -233,6 +251,7 @@ def test_blocks_outputs_and_targets() -> None:
     assert last_program("```\nunfinished") is None
     assert same("a  \nb\n\n", "a\nb")
     assert not same("a b", "a  b")
-    for bad in ("{}", "[]", "[1]", '[{"input": 1}]', "no json"):
+    deep, half = "[" * 100000, '[{"input": "\\ud800", "output": ""}]'
+    for bad in ("{}", "[]", "[1]", '[{"input": 1}]', "no json", deep, half):
         with pytest.raises(ValueError):
             cases(bad)
