@@ -102,6 +102,7 @@ class Reinforcement:
         told = self._learn(number, samples)
         self.rewards.append(float(np.mean(rewards)))
         self._keep(number, chosen, done, graded)
+        ends = self.grader.ends()
         parts = {f"rl/{name}": _mean([g.parts[name] for g in graded]) for name in graded[0].parts}
         return {
             "rl/reward": self.rewards[-1],
@@ -110,6 +111,7 @@ class Reinforcement:
             "rl/finished": _mean([one.stop_reason == "stop" for one in done]),
             "rl/flat_groups": flat_groups(rewards, groups),
             "rl/staleness": stale,
+            **{f"rl/{name}": float(count) for name, count in ends.items()},
             **told,
         }
 

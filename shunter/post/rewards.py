@@ -100,12 +100,24 @@ class Grader:
         self.patient = patient
         self.failures: dict[str, int] = {}
         self.canaries = 0
+        self._ends: dict[str, int] = {}
 
     def close(self) -> None:
         """Give back what rules hold besides memory."""
         for rule, _ in self.rules:
             if callable(close := getattr(rule, "close", None)):
                 close()
+
+    def ends(self) -> dict[str, int]:
+        """How answers ended since the last call, by rule and end, of rules that tell (`told`)."""
+        now = {
+            f"{rule.name}_{how.replace(' ', '_')}": count
+            for rule, _ in self.rules
+            for how, count in getattr(rule, "told", {}).items()
+        }
+        since = {name: count - self._ends.get(name, 0) for name, count in now.items()}
+        self._ends = now
+        return since
 
     def grade(self, items: Sequence[Item]) -> list[Graded]:
         """Raises ShunterError when a canary is graded wrongly, or a rule can grade nothing at all."""

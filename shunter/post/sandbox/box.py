@@ -70,7 +70,7 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End the zygote. What still runs ends by its limits."""
+        """End the zygote, and what runs with it."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
