@@ -215,6 +215,14 @@ def test_a_dead_zygote_is_replaced(box: Sandbox) -> None:
         assert other.starts == 2
 
 
+def test_a_program_dies_with_its_runner_and_sees_the_system_read_only(box: Sandbox) -> None:
+    code = (
+        "import ctypes, os\nx = ctypes.c_int()\nctypes.CDLL(None).prctl(2, ctypes.byref(x), 0, 0, 0)\n"
+        "flags = os.statvfs('/usr').f_flag\nprint(x.value, flags & os.ST_RDONLY, flags & os.ST_NOSUID)"
+    )
+    assert run(box, code)[0].output == "9 1 2\n", "the death signal is SIGKILL"
+
+
 HIDDEN = {
     "System V": "c.shmget(0, 1 << 20, 0o1600)",
     "a file in memory": "c.memfd_create(b'x', 0)",
