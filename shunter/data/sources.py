@@ -125,7 +125,8 @@ def documents(source: SourceConfig, base: Path, report: Report) -> Iterator[Docu
             text = to_text(item, report)
             if text is None:
                 continue
-            url = str(item.fields.get(source.url) or "") if source.url else ""
+            found = str(item.fields.get(source.url) or "") if source.url else ""
+            url = found.encode("utf-8", "replace").decode()  # half a surrogate pair could not be written
         else:
             text, url = item, ""
         yield Document(source.label, row, text, url)

@@ -26,7 +26,7 @@ from shunter.recipe.job import How, Input, JobConfig, JobContext, Stopped
 SPLITS = ("train", "heldout")
 # Characters that no text needs: controls but tab and line feed, and the byte order mark.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
-_SPACES = re.compile(r"[ \t]+(?=\n|$)")
+_SPACES = re.compile(r"(?<![ \t])[ \t]+(?=\n|$)")  # begun anywhere in a run, each of its ends would be tried
 _BLANKS = re.compile(r"\n{3,}")
 
 

@@ -77,6 +77,12 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
     assert curate.normalise(once) == once
 
 
+def test_a_long_run_of_blanks_takes_no_long_time() -> None:
+    """A million of them inside a line; tried from each place on, they would take hours."""
+    text = "a" + " " * 10**6 + "b"
+    assert curate.normalise(text) == text
+
+
 def test_normalise() -> None:
     assert curate.normalise("\ufeffa\u0301b  \r\nc\x00\r\rd\n\n\n\ne\t\n") == "\u00e1b\nc\n\nd\n\ne"
 

@@ -65,14 +65,18 @@ def folded() -> np.ndarray:
     """uint32 per code point: lower case without diacritics, "0" for digits, a space for punctuation and
     spaces, 0 for marks, which vanish. Read only. (FineWeb2, section 3.3: what MinHash compares.)
 
-    One code point becomes one: a letter whose lower case or decomposition is longer keeps its first.
+    One code point becomes one: a letter whose lower case is longer keeps its first, and one that is
+    more than a letter and its diacritics stays whole.
     """
     table = np.arange(LIMIT, dtype=np.uint32)
     kinds = flags()
     for code in range(0x41, _ASSIGNED):
         if kinds[code] & ALPHA:
             first = chr(code).lower()[0]
-            table[code] = ord(unicodedata.normalize("NFD", first)[0])
+            parts = unicodedata.normalize("NFD", first)
+            # Of a Hangul syllable what follows is no diacritic: it is the vowel.
+            bare = all(unicodedata.category(part) == "Mn" for part in parts[1:])
+            table[code] = ord(parts[0] if bare else first)
         elif unicodedata.category(chr(code)) == "Mn":
             table[code] = 0
     table[(kinds & DIGIT) != 0] = ord("0")

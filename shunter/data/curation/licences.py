@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import Field
@@ -42,7 +43,8 @@ _RESERVED = re.compile(
 _FREE = re.compile(
     r"\bcc[ -]?by(?:-sa)?(?:[ -][1-4]\.\d)?\b(?!-n)|\bcc0\b|"
     r"creativecommons\.org/(?:licenses/by(?:-sa)?/|publicdomain/)|"
-    r"creative commons (?:attribution|zero)|public domain|\b(?:mit|apache|bsd) licen[cs]e|"
+    r"creative commons (?:attribution|zero)|(?<!not in the )(?<!not )public domain|"
+    r"\b(?:mit|apache|bsd) licen[cs]e|"
     r"open government licen[cs]e|"
     r"domaine public|dominio público|domínio público|gemeinfrei|общественное достояние|公有领域",
     re.IGNORECASE,
@@ -92,7 +94,7 @@ class LicenceTiers(Operator):
                 return 1, "", f"notice: {found.group()[:60]}"
         if source in self.sources:
             return -1, self.sources[source], f"source: {source}"
-        host = re.sub(r"^[a-z]+://", "", url.lower()).split("/", 1)[0].split(":")[0]
+        host = hostname(url)
         for domain in self.domains:
             if host == domain or host.endswith("." + domain):
                 return -1, "3", f"domain: {domain}"
@@ -101,6 +103,14 @@ class LicenceTiers(Operator):
                 return 1, "", f"text: {again.group()[:60]}"
             return -1, "1", f"phrase: {found.group()[:60]}"
         return 2, "", "none"
+
+
+def hostname(url: str) -> str:
+    """The host of an address, also of one without a scheme; "" for what is no address."""
+    try:
+        return urlsplit(url if "://" in url else f"//{url}").hostname or ""
+    except ValueError:
+        return ""
 
 
 REASONS = ["unfree licence", "rights reserved", "licence unknown", "a tier that is not wanted"]

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -189,25 +189,26 @@ class _Columns:
         self._folder, self._chunks = folder, chunks
 
     def __getitem__(self, name: str) -> Any:
-        parts = []
-        for number in range(self._chunks):
-            path = self._folder / f"{number:06}.{name}.npy"
-            parts.append(np.load(path, mmap_mode="r" if path.stat().st_size > 4096 else None))
-        return _Stacked(parts)
+        return _Stacked([self._folder / f"{number:06}.{name}.npy" for number in range(self._chunks)])
 
 
 class _Stacked:
-    """Arrays one after another; a column or all of them is read when asked for."""
+    """Arrays one after another; a column or all of them is read when asked for. One file is open at a time: a
+    corpus may have more chunks than a process may have files."""
 
-    def __init__(self, parts: list[np.ndarray]) -> None:
-        self._parts = parts
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """`[:, n]` of two dims, else rows of everything."""
-        return np.concatenate([part[key] for part in self._parts]) if self._parts else np.zeros(0)
+        parts = []
+        for path in self._paths:
+            mapped: Literal["r"] | None = "r" if path.stat().st_size > 4096 else None
+            parts.append(np.array(np.load(path, mmap_mode=mapped)[key]))
+        return np.concatenate(parts) if parts else np.zeros(0)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        whole = np.concatenate(self._parts) if self._parts else np.zeros(0)
+        whole = np.concatenate([np.load(path) for path in self._paths]) if self._paths else np.zeros(0)
         return whole if dtype is None else whole.astype(dtype)
 
 

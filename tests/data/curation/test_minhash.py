@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shunter.data.curation.glyphs import folded
 from shunter.data.curation.minhash import NearDuplicates, RepeatedParagraphs, clusters
 from shunter.data.curation.pages import Pages
 from tests.data.curation import reference
@@ -16,6 +17,18 @@ from tests.data.curation import reference
 
 def name(number: int) -> str:
     return "w" + "".join(chr(97 + int(digit)) for digit in str(number))
+
+
+def test_folding_takes_diacritics_and_no_letters() -> None:
+    """A Hangul syllable decomposes into consonants and vowels, none of which is a diacritic."""
+    table = folded()
+    assert [chr(table[ord(c)]) for c in "ÀéÑ한국각"] == list("aen한국각")
+    korean = [
+        "모든 사람은 자유로운 존재로 태어났고 존엄하다",
+        "밀던 소름은 지우려은 전재리 토아났구 전움호단",
+    ]
+    digests = NearDuplicates(words=2).minima(Pages(korean))
+    assert not (digests[0] == digests[1]).any()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])
