@@ -82,9 +82,15 @@ class PreferencesJob:
                 counts[split] += 1
                 out[split].write(json.dumps(pair, ensure_ascii=False) + "\n")
             if context.config.sampled is not None:
-                for split, pair in _sampled(context, context.config.sampled, counts):
-                    counts[split] += 1
-                    out[split].write(json.dumps(pair, ensure_ascii=False) + "\n")
+                from shunter.post.rewards import Grader
+
+                grader: Grader = _grader(context, context.config.sampled)
+                try:
+                    for split, pair in _sampled(context, context.config.sampled, grader, counts, report):
+                        counts[split] += 1
+                        out[split].write(json.dumps(pair, ensure_ascii=False) + "\n")
+                finally:
+                    grader.close()
         finally:
             for file in (*out.values(), bad):
                 file.close()
@@ -94,7 +100,7 @@ class PreferencesJob:
                 where=context.name,
                 mend="See problems.jsonl; where models answer, let them differ more (temperature).",
             )
-        found = {name: counts[name] for name in (*SPLITS, "problems", "ties", "too_long")}
+        found = {name: counts[name] for name in (*SPLITS, "problems", "ties", "unfinished", "too_long")}
         (context.out / "summary.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
         return found
 
@@ -152,8 +158,19 @@ def recognise(fields: Mapping[str, Any]) -> tuple[list[dict[str, str]], str, str
     return messages, answers[0], answers[1]
 
 
+def _grader(context: JobContext[PreferencesConfig], config: SampledConfig) -> Any:
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return taught.grader(config.rewards, context, device, patient=True)
+
+
 def _sampled(
-    context: JobContext[PreferencesConfig], config: SampledConfig, counts: Counter[str]
+    context: JobContext[PreferencesConfig],
+    config: SampledConfig,
+    grader: Any,
+    counts: Counter[str],
+    report: Any,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     import torch
 
@@ -165,7 +182,6 @@ def _sampled(
     from shunter.post.rewards import Item
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    grader = taught.grader(config.rewards, context, device)
     folders = [artefact.path for artefact in context.many("sampled.models")]
     talks = context.one("sampled.prompts").path
     loaded = [(load_model(folder).to(device), taught.opened(folder), folder) for folder in folders]
@@ -204,14 +220,20 @@ def _sampled(
                     ids = one.ids[:-1] if one.stop_reason == "stop" else one.ids
                     item = Item(prompt.text, tokenizer.decode(ids), prompt.target, one.stop_reason == "stop")
                     answers[name].append((context.many("sampled.models")[number].name, item))
+            flat = [item for name in part for _, item in answers[name]]
+            graded = iter(grader.grade(flat))
             for name in part:
-                pair = _judged(name, answers[name], grader, context.config.seed)
-                if pair is None:
-                    counts["ties"] += 1
+                mine = [next(graded) for _ in answers[name]]
+                failed = [one.failed[0] for one in mine if one.failed]
+                if failed and len(failed) == len(mine):  # its target is at fault, not the answers
+                    report(Problem(str(talks / f"{split}.jsonl"), None, f"{name}: {failed[0]}", "skipped"))
+                    continue
+                pair = _judged(name, answers[name], [one.total for one in mine], context.config.seed)
+                if isinstance(pair, str):
+                    counts[pair] += 1
                     continue
                 yield split, {"id": name, "messages": messages[name], **pair}
             context.events.progress(begin + len(part), len(shared), f"prompts of {split}")
-    grader.close()
 
 
 def _messages(path: Path) -> dict[str, list[dict[str, str]]]:
@@ -225,13 +247,19 @@ def _messages(path: Path) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def _judged(name: str, answers: list[tuple[str, Any]], grader: Any, seed: int) -> dict[str, Any] | None:
-    """The best answer and one that is worth less, drawn by the seed; None when all are worth the same."""
-    scores = [graded.total for graded in grader.grade([item for _, item in answers])]
-    best = max(range(len(scores)), key=lambda i: scores[i])
-    worse = [i for i, score in enumerate(scores) if score < scores[best]]
+def _judged(
+    name: str, answers: list[tuple[str, Any]], scores: Sequence[float], seed: int
+) -> dict[str, Any] | str:
+    """The best answer that ended by itself and one that is worth less, each drawn by the seed among equals;
+    `ties` when all are worth the same, `unfinished` when only one that was cut off is worth more: an end
+    would be learnt there, in the middle of a sentence."""
+    ended = [i for i, (_, item) in enumerate(answers) if item.finished]
+    top = max((scores[i] for i in ended), default=min(scores))
+    worse = [i for i, score in enumerate(scores) if score < top]
     if not worse:
-        return None
+        return "ties" if min(scores) == max(scores) else "unfinished"
+    equals = [i for i in ended if scores[i] == top]
+    best = equals[derive_seed(seed, "best", name) % len(equals)]
     other = worse[derive_seed(seed, "worse", name) % len(worse)]
     return {
         "chosen": answers[best][1].answer,

@@ -51,6 +51,9 @@ class RlConfig(JobConfig):
             raise ValueError(
                 f"{self.policy.algorithm} compares answers to one prompt: group must be 2 or more"
             )
+        answers = self.group * self.prompts_per_step
+        if self.policy.updates > answers:
+            raise ValueError(f"a step's {answers} answers cannot be cut into {self.policy.updates} updates")
         return self
 
 
@@ -76,6 +79,7 @@ class RlJob:
         from shunter.post.reinforce import Reinforcement
         from shunter.post.reward_model import new_head
         from shunter.post.step import Scorer
+        from shunter.train.device import choose_precision
 
         config = context.config
         folder = context.one("model").path
@@ -95,7 +99,9 @@ class RlJob:
         course = Course(config.train, config.how, taught.place(context), "rl/reward")
         device = course.device
         policy = Pupil(decoder, config.train, device, temperature=config.temperature)
-        before = Scorer(load_model(folder).to(device), device, temperature=config.temperature)
+        # In the policy's precision: the divergence begins at 0, not at what rounding makes of it.
+        precision = choose_precision(config.train.precision, device)
+        before = Scorer(load_model(folder).to(device), device, precision, temperature=config.temperature)
         critic = None
         if config.policy.algorithm == "ppo":
             body = load_model(folder)

@@ -77,6 +77,7 @@ def grader(
     device: torch.device,
     *,
     unfinished: float | None = None,
+    patient: bool = False,
 ) -> Grader:
     """All rules with their weights. A reward model is the artefact of the field `reward_model`."""
     from shunter.post.rewards import Grader, Rule, rule
@@ -97,4 +98,4 @@ def grader(
         else:
             made = rule(config)
         rules.append((made, config.weight))
-    return Grader(rules, unfinished=unfinished, seed=context.config.seed)
+    return Grader(rules, unfinished=unfinished, seed=context.config.seed, patient=patient)

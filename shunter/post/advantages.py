@@ -25,6 +25,8 @@ def group_relative(
     found = np.zeros(len(given))
     for group in np.unique(of):
         mine = of == group
+        if _equal(given[mine]):  # its mean is rounded: differences would be 1e-17, which Adam makes a step of
+            continue
         apart = given[mine] - given[mine].mean()
         if scale == "group" and mine.sum() > 1:
             apart /= given[mine].std(ddof=1) + eps
@@ -39,7 +41,7 @@ def leave_one_out(rewards: Sequence[float], groups: Sequence[int]) -> Array:
     for group in np.unique(of):
         mine = of == group
         count = int(mine.sum())
-        if count > 1:
+        if count > 1 and not _equal(given[mine]):
             found[mine] = (given[mine] - given[mine].mean()) * count / (count - 1)
     return found
 
@@ -79,9 +81,16 @@ def gae(rewards: Array, values: Array, gamma: float = 1.0, lam: float = 0.95) ->
 
 
 def whitened(parts: Sequence[Array], eps: float = 1e-8) -> list[Array]:
-    """Mean 0 and variance 1 over all tokens of all sequences together."""
+    """Mean 0 and variance 1 over all tokens of all sequences together; exact zeros where all are equal but
+    for the rounding of a sum."""
     together = np.concatenate(parts) if parts else np.zeros(0)
     if not len(together):
         return list(parts)
     mean, deviation = together.mean(), together.std()
+    if together.max() - together.min() <= 1e-12 * np.abs(together).max():
+        return [np.zeros_like(part) for part in parts]
     return [(part - mean) / (deviation + eps) for part in parts]
+
+
+def _equal(rewards: Array) -> bool:
+    return bool((rewards == rewards[0]).all())

@@ -92,7 +92,10 @@ class Lessons(Protocol):
         """Do step `number`; returns its metrics. Raises ShunterError for what cannot go on."""
 
     def state(self) -> dict[str, Any]:
-        """All that is not in the pupils, as JSON values."""
+        """All that is not in the pupils, as JSON values. Changes nothing: the checkpoint is not there yet."""
+
+    def saved(self, oldest: int) -> None:
+        """A checkpoint is there, and the oldest that is kept is after `oldest` steps."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
@@ -107,7 +110,9 @@ class _Tally:
 
     def add(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if not math.isfinite(value):
+            if not math.isfinite(value):  # in no mean, but seen
+                self.sums["train/not_finite"] = self.sums.get("train/not_finite", 0.0) + 1
+                self.counts["train/not_finite"] = 1
                 continue
             if "/max_" in name:
                 self.sums[name] = max(self.sums.get(name, -math.inf), value)
@@ -187,6 +192,7 @@ class Course:
             "generator": generator_state(self.device),
         }
         self.checkpointer.save(self.done, state, extra)
+        lessons.saved(min(self.checkpointer.steps(), default=0))
 
     def _resume(self, lessons: Lessons) -> None:
         latest = self.checkpointer.latest()

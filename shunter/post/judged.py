@@ -29,7 +29,7 @@ _SETTINGS = {
     "grpo": PolicySettings(),
     "dapo": PolicySettings(average="token", clip_high=0.28),
     "dr_grpo": PolicySettings(average="constant"),
-    "rloo": PolicySettings(),
+    "rloo": PolicySettings(ratio="sum"),
     "reinforce++": PolicySettings(average="token"),
     "gspo": PolicySettings(ratio="sequence", clip_low=3e-4, clip_high=4e-4),
 }

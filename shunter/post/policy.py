@@ -6,7 +6,8 @@ GRPO        the same, mean over a sequence's tokens, then over sequences, plus b
             (arXiv 2402.03300, equation 3)
 DAPO        clip(r, 1 - e_low, 1 + e_high), mean over all tokens of the batch (arXiv 2503.14476, equation 8)
 Dr. GRPO    sum over tokens, divided by sequences times a constant length (arXiv 2503.20783, section 3)
-RLOO        A against the other samples' mean reward; REINFORCE, here with a ratio (arXiv 2402.14740)
+RLOO        A against the other samples' mean reward, r = pi(y) / pi_old(y): a sequence is one action, and
+            the first gradient the mean over sequences of A x grad log pi(y) (arXiv 2402.14740)
 REINFORCE++ A of token rewards with KL inside, whitened over the batch (arXiv 2501.03262)
 GSPO        r = (pi(y) / pi_old(y)) ^ (1 / |y|), one for all tokens of y (arXiv 2507.18071, equation 7)
 value       max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2, mean over tokens (arXiv 1707.06347's
@@ -36,7 +37,7 @@ class PolicySettings:
     """What distinguishes the algorithms.
 
     clip_low, clip_high: how far below and above 1 the ratio counts.
-    ratio:    of each token, or one for a sequence.
+    ratio:    of each token, or one for a sequence: the geometric mean of its tokens', or their product (sum).
     average:  over a sequence's tokens and then over sequences; over all tokens; or the sum over tokens
               divided by sequences times `length`.
     kl:       weight of the divergence from the reference, in the loss, by `estimator`.
@@ -45,7 +46,7 @@ class PolicySettings:
 
     clip_low: float = 0.2
     clip_high: float = 0.2
-    ratio: Literal["token", "sequence"] = "token"
+    ratio: Literal["token", "sequence", "sum"] = "token"
     average: Average = "sequence"
     length: int = 1
     kl: float = 0.0
@@ -67,7 +68,7 @@ class Policy:
     def __init__(self, settings: PolicySettings) -> None:
         self.settings = settings
         self.needs = frozenset({"logprob", "entropy"} if settings.entropy else {"logprob"})
-        whole = settings.ratio == "sequence" or settings.average == "sequence"
+        whole = settings.ratio != "token" or settings.average == "sequence"
         self.scope: Scope = "sequence" if whole else "token"
 
     def weights(self, batch: Batch) -> dict[str, float]:
@@ -117,6 +118,8 @@ class Policy:
         change = torch.where(seen.valid, logprob - seen.known("old"), 0.0)
         if self.settings.ratio == "sequence":
             change = seen.spread(seen.means(change))
+        elif self.settings.ratio == "sum":
+            change = seen.spread(seen.sums(change))
         return change.exp()
 
     def _averaged(self, values: Tensor, seen: Sequences, counts: Counts) -> Tensor:

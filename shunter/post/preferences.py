@@ -86,6 +86,9 @@ class Preferences:
     def state(self) -> dict[str, Any]:
         return {"loader": self.loader.state(), "final": self.final}
 
+    def saved(self, oldest: int) -> None:
+        """Nothing is held between checkpoints."""
+
     def restore(self, state: dict[str, Any]) -> None:
         self.loader.restore(state["loader"])
         self.final = dict(state["final"])

@@ -48,7 +48,8 @@ class Read:
     def closed(self) -> Read:
         """Pairs with one more token after each answer, so that its last one has a place in the batch.
 
-        A batch leaves out a text's last token, because it predicts nothing; a reward is read there.
+        A batch leaves out a text's last token, because it predicts nothing; a reward is read there. What a
+        template writes after the token that ends an answer is cut off: no model writes it.
         """
         self.items = [Pair(pair.id, _closed(pair.chosen), _closed(pair.rejected)) for pair in self.items]
         return self
@@ -111,7 +112,8 @@ def answered(tokenizer: Tokenizer, messages: Sequence[Any], prompt: Sequence[int
 
 
 def _closed(sample: Sample) -> Sample:
-    return Sample([*sample.ids, 0], [*sample.wrote, False])
+    end = max((i + 1 for i, wrote in enumerate(sample.wrote) if wrote), default=len(sample.ids))
+    return Sample([*sample.ids[:end], 0], [*sample.wrote[:end], False])
 
 
 def _lines(path: Path, needed: str) -> list[dict[str, Any]]:

@@ -102,6 +102,7 @@ class Reinforcement:
         told = self._learn(number, samples)
         self.rewards.append(float(np.mean(rewards)))
         self._keep(number, chosen, done, graded)
+        ends = self.grader.ends()
         parts = {f"rl/{name}": _mean([g.parts[name] for g in graded]) for name in graded[0].parts}
         return {
             "rl/reward": self.rewards[-1],
@@ -110,11 +111,11 @@ class Reinforcement:
             "rl/finished": _mean([one.stop_reason == "stop" for one in done]),
             "rl/flat_groups": flat_groups(rewards, groups),
             "rl/staleness": stale,
+            **{f"rl/{name}": float(count) for name, count in ends.items()},
             **told,
         }
 
     def state(self) -> dict[str, Any]:
-        self.journal.forget(len(self.rewards))
         return {
             "loader": self.loader.state(),
             "rewards": self.rewards,
@@ -125,6 +126,9 @@ class Reinforcement:
             "most_gap": self.most_gap,
         }
 
+    def saved(self, oldest: int) -> None:
+        self.journal.forget(oldest)
+
     def restore(self, state: dict[str, Any]) -> None:
         self.loader.restore(state["loader"])
         self.rewards, self.samples = list(state["rewards"]), list(state["samples"])
@@ -133,11 +137,19 @@ class Reinforcement:
         self.most_gap = float(state["most_gap"])
 
     def _write(self, number: int, chosen: Sequence[Prompt]) -> list[Rollout]:
-        """`group` answers to each prompt, in order. Those that a killed attempt had finished are read."""
+        """`group` answers to each prompt, in order. Those that a killed attempt had finished are read.
+
+        Fewer answers side by side round otherwise: where bits must be the same, a step is read whole or
+        written whole.
+        """
         self.engine.seed = derive_seed(self.seed, "rollout", number)
+        wanted = len(chosen) * self.group
         found = self.journal.read(number, self.engine.version)
+        if self.course.how.deterministic and len(found) < wanted:
+            found = {}
+        self.journal.reused += len(found)
         waiting: dict[int, int] = {}  # request -> which of the step's answers it is
-        for at in range(len(chosen) * self.group):
+        for at in range(wanted):
             if at not in found:
                 waiting[self.engine.submit(chosen[at // self.group].ids, stream=at)] = at
         while self.engine.waiting or self.engine.running:
@@ -175,14 +187,16 @@ class Reinforcement:
                 first = not told
                 if idle:  # the optimizer's momentum would move weights without a reason
                     told |= self._compare(batches) | {"rl/idle": 1.0}
-                    continue
-                result = self.policy.learn(self.objective, batches, number, self._guard if first else None)
-                self.course.learnt(result, number)
-                self.engine.new_weights(self.engine.version + 1)
-                if first:
-                    told |= {f"rl/{n.replace('max/', 'max_')}": v for n, v in result.told.items()}
-                    told |= {f"rl/{name}_loss": v for name, v in result.terms.items()}
-                    told |= {"train/grad_norm": result.grad_norm, "rl/idle": 0.0}
+                else:
+                    guard = self._guard if first else None
+                    result = self.policy.learn(self.objective, batches, number, guard)
+                    self.course.learnt(result, number)
+                    self.engine.new_weights(self.engine.version + 1)
+                    if first:
+                        told |= {f"rl/{n.replace('max/', 'max_')}": v for n, v in result.told.items()}
+                        told |= {f"rl/{name}_loss": v for name, v in result.terms.items()}
+                        told |= {"train/grad_norm": result.grad_norm, "rl/idle": 0.0}
+                # Equal rewards are what a critic has to learn too.
                 if self.critic is not None:
                     taught = self.critic.learn(self.value, batches, number)
                     self.course.learnt(taught, number)
@@ -265,7 +279,7 @@ class Reinforcement:
 
 
 class Journal:
-    """Finished answers of the steps since the last checkpoint, so that a crash loses none of them."""
+    """Finished answers of the steps since the oldest checkpoint that is kept: a crash loses none of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -298,11 +312,10 @@ class Journal:
             if set(values["versions"]) == {version}:
                 found[at] = Rollout(**values)
         os.truncate(path, whole)
-        self.reused += len(found)
         return found
 
     def forget(self, step: int) -> None:
-        """Remove those of steps before `step`, which a checkpoint now holds."""
+        """Remove those of steps before `step`, which every checkpoint that is kept holds."""
         for path in self.folder.glob("step-*.jsonl"):
             if int(path.stem.removeprefix("step-")) < step:
                 path.unlink()

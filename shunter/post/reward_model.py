@@ -60,9 +60,13 @@ class Learnt:
         return cls(load_model(folder), load_head(folder), device)
 
     def grade(self, items: Sequence[Item]) -> list[float | str]:
-        limit = self.scorer.decoder.spec.vocab_size
+        spec = self.scorer.decoder.spec
         found: list[float | str] = ["the answer has tokens that the reward model does not know"] * len(items)
-        able = [i for i, item in enumerate(items) if item.ids and max(item.ids) < limit]
+        able = [i for i, item in enumerate(items) if item.ids and max(item.ids) < spec.vocab_size]
+        for i in able:
+            if len(items[i].ids) > spec.max_positions:
+                found[i] = f"the answer is longer than the reward model's context of {spec.max_positions}"
+        able = [i for i in able if len(items[i].ids) <= spec.max_positions]
         able.sort(key=lambda i: len(items[i].ids))
         for begin in range(0, len(able), BATCH):
             part = able[begin : begin + BATCH]

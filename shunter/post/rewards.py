@@ -7,13 +7,14 @@ score is broken, or was tampered with, and the run stops before anything is lear
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
-from shunter.data.answers import last_boxed, last_number
+from shunter.data.answers import last_number
 from shunter.post import verifiers
 from shunter.post.config import RewardConfig
 
@@ -51,6 +52,9 @@ class Rule(Protocol):
         """Answers with known scores; `like` shows what targets look like."""
 
 
+Known = tuple[str, str, float]  # an answer, a target, and the score of the one for the other
+
+
 class Verified:
     """A function of answer and target, applied one by one."""
 
@@ -58,8 +62,9 @@ class Verified:
         self,
         name: str,
         verify: Callable[[str, str], float],
-        known: Callable[[str], list[tuple[str, float]]] | None = None,
+        known: Callable[[str], list[Known]] | None = None,
     ) -> None:
+        """known: canaries, from the target of some answer; they hold whatever that is."""
         self.name, self.verify, self.known = name, verify, known
 
     def grade(self, items: Sequence[Item]) -> list[float | str]:
@@ -73,27 +78,46 @@ class Verified:
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
         known = [] if self.known is None else self.known(like.target)
-        return [(Item(like.prompt, answer, like.target), score) for answer, score in known]
+        return [(Item(like.prompt, answer, target), score) for answer, target, score in known]
 
 
 class Grader:
     """All rules of a reward. failures: answers that a rule could not grade, by rule; they count as 0."""
 
     def __init__(
-        self, rules: Sequence[tuple[Rule, float]], *, unfinished: float | None = None, seed: int = 0
+        self,
+        rules: Sequence[tuple[Rule, float]],
+        *,
+        unfinished: float | None = None,
+        seed: int = 0,
+        patient: bool = False,
     ) -> None:
-        """rules: with weights. unfinished: the reward of an answer that was cut off, whatever it says."""
+        """rules: with weights. unfinished: the reward of an answer that was cut off, whatever it says.
+        patient: a batch of which a rule can grade nothing is counted like others, and ends nothing."""
         if not rules:
             raise ShunterError("there is no reward", mend="Give at least one.")
         self.rules, self.unfinished, self.seed = rules, unfinished, seed
+        self.patient = patient
         self.failures: dict[str, int] = {}
         self.canaries = 0
+        self._ends: dict[str, int] = {}
 
     def close(self) -> None:
         """Give back what rules hold besides memory."""
         for rule, _ in self.rules:
             if callable(close := getattr(rule, "close", None)):
                 close()
+
+    def ends(self) -> dict[str, int]:
+        """How answers ended since the last call, by rule and end, of rules that tell (`told`)."""
+        now = {
+            f"{rule.name}_{how.replace(' ', '_')}": count
+            for rule, _ in self.rules
+            for how, count in getattr(rule, "told", {}).items()
+        }
+        since = {name: count - self._ends.get(name, 0) for name, count in now.items()}
+        self._ends = now
+        return since
 
     def grade(self, items: Sequence[Item]) -> list[Graded]:
         """Raises ShunterError when a canary is graded wrongly, or a rule can grade nothing at all."""
@@ -127,7 +151,8 @@ class Grader:
         found: list[float | str] = []
         for (item, expected), score in zip(mixed, graded, strict=True):
             if expected is None:
-                found.append(score)
+                lost = isinstance(score, float) and not math.isfinite(score)
+                found.append(f"the score is {score}, which is not a number" if lost else score)
             elif score != expected:
                 raise ShunterError(
                     f"the reward {rule.name} gave {score!r} to the answer {item.answer[:60]!r}, "
@@ -135,7 +160,7 @@ class Grader:
                     mend="Its rule is broken, or was changed while it ran; nothing was learnt from it.",
                 )
         failed = [score for score in found if isinstance(score, str)]
-        if len(failed) == len(found):
+        if len(failed) == len(found) and not self.patient:
             raise ShunterError(
                 f"the reward {rule.name} could grade no answer of a step ({failed[0]})",
                 mend="Look at the targets in the conversations that the job reads.",
@@ -149,12 +174,12 @@ def rule(config: RewardConfig) -> Rule:
     """The rule of a configuration that needs nothing but answer and target."""
     kind = config.kind
     if kind == "number":
-        return Verified("number", verifiers.number, _known_numbers)
+        return Verified("number", _number, _known_numbers)
     if kind == "boxed":
         return Verified("boxed", verifiers.boxed, _known_boxed)
     if kind in ("exact", "contains"):
         verify = verifiers.exact if kind == "exact" else verifiers.contains
-        return Verified(kind, verify, lambda target: [(target, 1.0)] + [("", 0.0)] * bool(target.split()))
+        return Verified(kind, verify, lambda t: [(t, t, 1.0)] + [("", t, 0.0)] * bool(t.split()))
     if kind == "format":
         pattern = config.pattern or ""
         return Verified("format", lambda answer, _: verifiers.matches(answer, pattern))
@@ -164,7 +189,9 @@ def rule(config: RewardConfig) -> Rule:
         def kept(answer: str, target: str) -> float:
             return verifiers.constraints(answer, fixed or _demands(target))
 
-        return Verified("constraints", kept, lambda target: [("", 0.0)])
+        demand = '{"no_commas": ""}'
+        met = [] if fixed else [("a", demand, 1.0), ("a, b", demand, 0.0)]
+        return Verified("constraints", kept, lambda _: [("", demand, 0.0), *met])
     raise ValueError(f"a reward of the kind {kind} needs more than a configuration")
 
 
@@ -175,11 +202,19 @@ def _demands(target: str) -> dict[str, str]:
     return {str(name): str(value) for name, value in found.items()}
 
 
-def _known_numbers(target: str) -> list[tuple[str, float]]:
-    found = last_number(target)
-    return [] if found is None else [(f"so {found}", 1.0), (f"{found}1", 0.0)]
+def _number(answer: str, target: str) -> float:
+    if last_number(target) is None:
+        raise ValueError("the target has no number")
+    return verifiers.number(answer, target)
 
 
-def _known_boxed(target: str) -> list[tuple[str, float]]:
-    inner = last_boxed(target) or target
-    return [(rf"\boxed{{{inner}}}", 1.0), (rf"\boxed{{{inner}+x}}", 0.0), (inner, 0.0)]
+def _known_numbers(target: str) -> list[Known]:
+    found = last_number(target) or "7"
+    return [(f"so {found}", found, 1.0), (f"{found}1", found, 0.0)]
+
+
+def _known_boxed(_: str) -> list[Known]:
+    # Not from the data: there, braces may not balance.
+    return [(rf"\boxed{{{a}}}", "12", score) for a, score in (("12", 1.0), ("12+x", 0.0))] + [
+        ("12", "12", 0.0)
+    ]

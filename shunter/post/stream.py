@@ -128,12 +128,16 @@ class _State:
     timeout: float
     begin: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    at_work: dict[int, tuple[str, float]] = field(default_factory=dict)  # thread -> task, since when
 
     def timed(self, name: str, event: str, at: int, work: Callable[..., Any], *given: Any) -> Any:
         start = time.perf_counter()
+        with self.lock:
+            self.at_work[threading.get_ident()] = name, start
         result = work(*given)
         end = time.perf_counter()
         with self.lock:
+            del self.at_work[threading.get_ident()]
             self.told.busy[name] = self.told.busy.get(name, 0.0) + end - start
             self.told.order.append((start - self.begin, name, f"{event} begins", at))
             self.told.order.append((end - self.begin, name, f"{event} ends", at))
@@ -153,7 +157,10 @@ class _State:
         for thread in running:
             thread.start()
         for thread in running:
-            thread.join()
+            # One that is stuck is left behind: it is a daemon and ends with us.
+            while thread.is_alive() and self.store._failure is None:
+                thread.join(0.05)
+                self._look()
         if self.store._failure is not None:
             failure = self.store._failure
             raise (
@@ -161,6 +168,16 @@ class _State:
                 if isinstance(failure, ShunterError)
                 else ShunterError(f"a task failed ({type(failure).__name__}: {failure})")
             ) from failure
+
+    def _look(self) -> None:
+        """Fail when a task is silent for too long."""
+        with self.lock:
+            late = [
+                name for name, since in self.at_work.values() if time.perf_counter() - since > self.timeout
+            ]
+        if late:
+            self.store.fail(ShunterError(f"the task {late[0]} was silent for {self.timeout:g} s"))
+            self.versions.fail()
 
     def note(self, step: int, version: int) -> None:
         with self.lock:

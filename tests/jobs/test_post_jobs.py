@@ -217,6 +217,49 @@ def test_answers_that_were_written_before_a_kill_are_not_written_again(
     assert len(written) == 2 * 12, "the third step's answers were in the journal"
 
 
+@pytest.mark.parametrize("point", ["checkpoint.reserve", "checkpoint.rename"])
+def test_the_journal_outlives_a_checkpoint_that_is_not_there_yet(
+    work: Work, model: Path, talks: Path, tmp_path: Path, point: str
+) -> None:
+    def hook(name: str, facts: dict[str, Any]) -> None:
+        if name == point:
+            raise Killed
+
+    points.install(hook)
+    try:
+        with pytest.raises(Killed):
+            reinforce(work, model, talks)
+    finally:
+        points.install(None)
+    assert len(list(tmp_path.rglob("rollouts/step-*.jsonl"))) == 2
+    reinforce(work, model, talks)
+    left = [path.stem for path in tmp_path.rglob("rollouts/step-*.jsonl")]
+    assert sorted(left) == ["step-00000004"], "steps that the two kept checkpoints, 4 and 5, do not both hold"
+
+
+def test_killed_in_the_middle_of_writing_the_weights_are_the_same(
+    work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shunter.post.reinforce import Journal
+
+    how = {**HOW, "deterministic": True}
+    train = {"steps": 3, "lr": 1e-3}
+    whole, _ = reinforce(work, model, talks, name="whole", how=how, train=train)
+    write = Journal.write
+
+    def cut(self: Journal, step: int, answers: Any) -> None:
+        write(self, step, dict(list(answers.items())[:5]))
+        if step == 1:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", cut)
+        with pytest.raises(Killed):
+            reinforce(work, model, talks, name="cut", how=how, train=train)
+    out, _ = reinforce(work, model, talks, name="cut", how=how, train=train)
+    assert weights(out) == weights(whole)
+
+
 def test_a_request_to_stop_saves(work: Work, model: Path, talks: Path) -> None:
     whole, _ = reinforce(work, model, talks, name="whole")
     with pytest.raises(Stopped):
@@ -230,6 +273,43 @@ def test_equal_rewards_teach_nothing(work: Work, model: Path, talks: Path) -> No
     assert weights(out) == weights(model)
     rows = events.read_metrics(out.parent / "log" / "events.jsonl")
     assert {(row["rl/flat_groups"], row["rl/idle"]) for row in rows} == {(1.0, 1.0)}
+
+
+def test_a_critic_learns_from_equal_rewards_too(work: Work, model: Path, talks: Path) -> None:
+    how = {**HOW, "checkpoint_every": 100}
+    policy = {"algorithm": "ppo", "lam": 1.0}
+    rewards = [{"kind": "format", "pattern": ".*"}]
+    train = {"steps": 4, "lr": 1e-2}
+    out, _ = reinforce(work, model, talks, rewards=rewards, policy=policy, train=train, how=how)
+    rows = events.read_metrics(out.parent / "log" / "events.jsonl")
+    assert rows[0]["rl/idle"] == 1.0
+    assert rows[-1]["rl/value_error"] < rows[0]["rl/value_error"]
+
+
+def test_more_updates_than_answers_are_refused(work: Work, model: Path, talks: Path) -> None:
+    with pytest.raises(ValueError, match="12 answers cannot be cut into 13 updates"):
+        reinforce(work, model, talks, policy={"updates": 13})
+
+
+def test_no_reward_is_read_beyond_a_models_context(model: Path) -> None:
+    from shunter.post.reward_model import Learnt, new_head
+    from shunter.post.rewards import Item
+
+    decoder = load_model(model)
+    rule = Learnt(decoder, new_head(decoder.spec.dim), torch.device("cpu"))
+    unknown = decoder.spec.vocab_size
+    found = rule.grade([Item("", "", "", ids=ids) for ids in ([1] * 48, [1] * 49, [unknown])])
+    assert found[0] == 0.0
+    assert "longer than the reward model's context of 48" in str(found[1])
+    assert "does not know" in str(found[2])
+
+
+def test_a_reward_is_learnt_at_the_token_that_ends_an_answer() -> None:
+    from shunter.post.batch import Sample
+    from shunter.post.prompts import _closed
+
+    after = Sample([5, 6, 7, 8, 9], [False, False, True, True, False])  # 9: a line break of the template
+    assert _closed(after) == Sample([5, 6, 7, 8, 0], [False, False, True, True, False])
 
 
 def test_another_policy_than_the_generators_stops_the_run(
@@ -360,7 +440,13 @@ def test_a_reward_model_rewards(work: Work, model: Path, pairs: Path, talks: Pat
     assert np.isfinite(told["reward_last"])
 
 
-def test_pairs_are_made_by_judging_answers(work: Work, model: Path, talks: Path) -> None:
+def test_pairs_are_made_by_judging_answers(
+    work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shunter.jobs import models
+
+    # A random model seldom ends: here many tokens end an answer.
+    monkeypatch.setattr(models, "special", lambda folder: {"eos_token_id": list(range(100, 200))})
     sampled = {
         "models": ["a", "b"], "prompts": "t", "rewards": [{"kind": "format", "pattern": ".*[a-m].*"}],
         "per_prompt": 4, "max_new_tokens": 5,
@@ -369,10 +455,29 @@ def test_pairs_are_made_by_judging_answers(work: Work, model: Path, talks: Path)
     out, metrics = work(preferences.JOB, {"sampled": sampled}, inputs=inputs)
     lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     assert metrics["train"] == len(lines) > 0
-    assert metrics["train"] + metrics["heldout"] + metrics["ties"] == 16
+    kept = metrics["train"] + metrics["heldout"]
+    assert kept + metrics["ties"] + metrics["unfinished"] == 16
     for line in lines:
         assert line["scores"] == [1.0, 0.0]
         assert line["messages"][-1]["role"] == "user"
+
+
+def test_who_is_chosen() -> None:
+    """Never one that was cut off; among equals not always the first model's."""
+    from shunter.post.rewards import Item
+
+    def judged(*each: tuple[float, bool], name: str = "n") -> dict[str, Any] | str:
+        answers = [(str(i), Item("q", str(i), "", finished=ended)) for i, (_, ended) in enumerate(each)]
+        return preferences._judged(name, answers, [score for score, _ in each], 0)
+
+    assert judged((1.0, False), (0.0, True)) == "unfinished"
+    assert judged((1.0, False), (0.0, False)) == "unfinished"
+    assert judged((1.0, True), (1.0, False)) == "ties"
+    found = judged((2.0, False), (1.0, True), (0.0, False))
+    assert isinstance(found, dict)
+    assert (found["chosen"], found["rejected"]) == ("1", "2")
+    firsts = {str(judged((1.0, True), (1.0, True), (0.0, True), name=str(n))) for n in range(20)}
+    assert len(firsts) == 2
 
 
 FORMS = [

@@ -32,6 +32,15 @@ def test_equal_rewards_and_lonely_samples_teach_nothing() -> None:
         assert rule([0.1, 0.1, 0.1, 5.0], [1, 1, 1, 2]) == pytest.approx([0, 0, 0, 0], abs=1e-9)
 
 
+@pytest.mark.parametrize("reward", [0.1, 1.1, -0.7, 1e-9])
+@pytest.mark.parametrize("count", [1, 3, 6, 7, 12])
+def test_a_flat_group_is_exactly_flat(reward: float, count: int) -> None:
+    """Adam makes a whole step of 1e-17."""
+    for rule in (group_relative, leave_one_out):
+        assert not rule([reward] * count, [0] * count).any()
+    assert not any(part.any() for part in whitened([np.full(1, reward)] * count))
+
+
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=9))
 def test_leave_one_out_is_what_it_says(rewards: list[float]) -> None:
     expected = [r - np.mean(rewards[:i] + rewards[i + 1 :]) for i, r in enumerate(rewards)]

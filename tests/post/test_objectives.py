@@ -62,6 +62,8 @@ def plain_policy(s: PolicySettings) -> Plain:
             ratio = (logprob - known(sample, "old")).exp()
             if s.ratio == "sequence":
                 ratio = (logprob - known(sample, "old")).mean().exp().expand_as(ratio)
+            if s.ratio == "sum":
+                ratio = (logprob - known(sample, "old")).sum().exp().expand_as(ratio)
             advantage = known(sample, "advantage")
             clipped = ratio.clamp(1 - s.clip_low, 1 + s.clip_high) * advantage
             each = -torch.minimum(ratio * advantage, clipped)
@@ -98,6 +100,7 @@ POLICIES = {
     "dapo": PolicySettings(average="token", clip_high=0.28),
     "dr-grpo": PolicySettings(average="constant", length=16),
     "gspo": PolicySettings(ratio="sequence", clip_low=0.01, clip_high=0.02),
+    "rloo": PolicySettings(ratio="sum"),
     "with entropy": PolicySettings(average="token", entropy=0.01),
 }
 CASES: dict[str, tuple[ScoreObjective, Plain]] = {
@@ -200,3 +203,21 @@ def test_estimators_agree_in_the_mean() -> None:
         assert abs(float(each.mean()) - exact) < 4 * float(each.std()) / math.sqrt(len(each))
     assert float(divergence(a, b, "k2").mean()) == pytest.approx(exact, rel=0.05)
     assert float(divergence(a, b, "k3").min()) >= 0
+
+
+def test_rloo_is_reinforce_on_whole_answers() -> None:
+    """Where the policy is the one that wrote: the mean over answers of advantage x gradient of log pi(y),
+    whatever their lengths. With a mean over tokens a long answer would count less a token."""
+    from shunter.post.config import PolicyConfig
+    from shunter.post.judged import settings as of
+
+    lengths, advantages = (2, 7, 4), (1.0, -0.5, 0.25)
+    scores = [torch.randn(n, dtype=torch.float64, requires_grad=True) for n in lengths]
+    samples = [
+        Sample([0] * (n + 1), [False] + [True] * n, {"old": s.detach().numpy(), "advantage": np.full(n, a)})
+        for n, s, a in zip(lengths, scores, advantages, strict=True)
+    ]
+    plain_policy(of(PolicyConfig(algorithm="rloo"), 16))(scores, samples).backward()
+    for score, advantage in zip(scores, advantages, strict=True):
+        assert score.grad is not None
+        np.testing.assert_allclose(score.grad, np.full(len(score), -advantage / 3))

@@ -8,7 +8,7 @@ import pytest
 
 from shunter.config.errors import ShunterError
 from shunter.post.config import RewardConfig
-from shunter.post.rewards import Grader, Item, rule
+from shunter.post.rewards import Grader, Item, Verified, rule
 
 
 def items(*answers: str, target: str = "7") -> list[Item]:
@@ -63,6 +63,40 @@ def test_a_rule_that_raises_counts_as_nothing_and_is_counted() -> None:
     fixed = Grader([(rule(RewardConfig(kind="constraints", constraints={"tall": "1"})), 1.0)])
     with pytest.raises(ShunterError, match="tall"):
         fixed.grade(items("a"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        ("constraints", ["no json", "{}", "[1]", '{"no_commas": ""}']),
+        ("boxed", [r"\frac{1}{2", "a}b", r"\boxed{}", "7"]),
+        ("number", ["none", "", "7"]),
+        ("exact", ["", "\ud800", "7"]),
+        ("contains", ["", "\ud800", "7"]),
+    ],
+)
+def test_no_target_makes_a_canary_wrong(kind: str, targets: list[str]) -> None:
+    made = rule(RewardConfig(kind=kind))  # type: ignore[arg-type]
+    for first in targets:
+        Grader([(made, 1.0)]).grade([Item("q", "7", t) for t in (first, targets[-1])])
+
+
+def test_where_all_may_fail_nothing_ends() -> None:
+    made = rule(RewardConfig(kind="number"))
+    with pytest.raises(ShunterError, match="the target has no number"):
+        Grader([(made, 1.0)]).grade(items("7", target="none"))
+    grader = Grader([(made, 1.0)], patient=True)
+    assert [one.total for one in grader.grade(items("7", target="none"))] == [0.0]
+    assert grader.failures == {"number": 1}
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_not_a_number_counts_as_nothing_and_is_counted(lost: float) -> None:
+    grader = Grader([(Verified("own", lambda answer, _: lost if answer == "b" else 1.0), 1.0)])
+    graded = grader.grade(items("a", "b"))
+    assert [one.total for one in graded] == [1.0, 0.0]
+    assert "not a number" in graded[1].failed[0]
+    assert grader.failures == {"own": 1}
 
 
 @pytest.mark.parametrize(

@@ -209,3 +209,24 @@ def test_a_task_that_is_stuck_is_told_and_nothing_hangs() -> None:
     with pytest.raises(ShunterError, match="could not give update 3 rows"):
         run("queue", 1, 3, work.rollout, [Task("reward", ["answer"], ["reward"], work.reward)],
             work.update, update_reads=["reward"], update_batch=3, timeout=0.3)  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["sequential", "queue"])
+@pytest.mark.parametrize("stuck", ["rollout", "update"])
+def test_a_task_that_never_ends_does_not_hold_the_others(mode: Mode, stuck: str) -> None:
+    never = threading.Event()
+
+    def rollout(step: int, number: int, version: int) -> dict[str, int]:
+        if stuck == "rollout":
+            never.wait(20)
+        return {}
+
+    def update(step: int, rows: object) -> None:
+        if stuck == "update":
+            never.wait(20)
+
+    begin = time.perf_counter()
+    with pytest.raises(ShunterError):
+        run(mode, 1, 2, rollout, [], update, timeout=0.3)
+    never.set()
+    assert time.perf_counter() - begin < 10

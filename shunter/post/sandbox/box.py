@@ -70,7 +70,7 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End the zygote. What still runs ends by its limits."""
+        """End the zygote, and what runs with it."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -82,22 +82,21 @@ class Sandbox:
     def run(self, programs: Sequence[Program]) -> list[list[Case]]:
         """The cases of each program in order; those after one that did not end well are not run.
 
-        Raises ShunterError when the zygote died twice.
+        A program with which its supervisor dies again and again, at last alone, has ended with an error.
+        Raises ShunterError when no zygote can be started.
         """
         found: dict[int, list[Case]] = {}
-        for _ in range(2):
-            waiting = [i for i in range(len(programs)) if i not in found]
+        everything = list(range(len(programs)))
+        # Side by side twice: the fault may have been a neighbour's, or the machine's.
+        for together in (everything, everything, *([i] for i in everything)):
+            waiting = [i for i in together if i not in found]
             if not waiting:
-                break
+                continue
             if self._process is None or self._process.poll() is not None:
                 self._start()
             self._run(waiting, programs, found)
-        if len(found) < len(programs):
-            raise ShunterError(
-                "the sandbox died twice while programs ran in it",
-                mend="Look at the memory of this machine: something may have been killed for lack of it.",
-            )
-        return [found[i] for i in range(len(programs))]
+        lost = [Case("error", "", -1, "what watches over the program was killed with it")]
+        return [found.get(i, lost) for i in everything]
 
     def _run(self, waiting: list[int], programs: Sequence[Program], found: dict[int, list[Case]]) -> None:
         """As many side by side as there are slots."""

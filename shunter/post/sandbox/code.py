@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from shunter.config.errors import ShunterError
 from shunter.post.rewards import Item
 from shunter.post.sandbox.box import Program, Sandbox
 from shunter.post.sandbox.languages import LANGUAGES, Language, last_program
@@ -26,7 +27,8 @@ class Passes:
         self, box: Sandbox, language: Language, *, seconds: float = 2.0, partial: float = 0.0
     ) -> None:
         self.box, self.language, self.seconds, self.partial = box, language, seconds, partial
-        self.told: dict[str, int] = {}  # how programs ended, by status
+        self.told: dict[str, int] = {}  # how programs ended, by status, without canaries
+        self._try()
 
     def grade(self, items: Sequence[Item]) -> list[float | str]:
         found: list[float | str] = [0.0] * len(items)
@@ -40,7 +42,7 @@ class Passes:
                 continue
             code = last_program(item.answer)
             if code is None:
-                self._count("no block")
+                self._count(item, "no block")
                 continue
             language = LANGUAGES["python"] if item.prompt == _CANARY else self.language
             asked.append((i, tests))
@@ -51,7 +53,7 @@ class Passes:
                 right = all(same(case.output, out) for case, (_, out) in zip(ended, tests, strict=True))
                 bad = "pass" if right else "wrong output"
                 found[i] = 1.0 if right else self.partial
-            self._count(bad)
+            self._count(items[i], bad)
         return found
 
     def close(self) -> None:
@@ -68,8 +70,22 @@ class Passes:
             (Item(_CANARY, "print(23)", target), 0.0),
         ]
 
-    def _count(self, how: str) -> None:
-        self.told[how] = self.told.get(how, 0) + 1
+    def _count(self, item: Item, how: str) -> None:
+        if item.prompt != _CANARY:
+            self.told[how] = self.told.get(how, 0) + 1
+
+    def _try(self) -> None:
+        """Raise ShunterError where what the language runs is on the machine, but not in sight of programs:
+        each of them would be worth nothing then, and the canaries, which are Python, would not show it."""
+        empty = Program(self.language, "", [""], self.seconds)
+        ended = self.box.run([empty])[0][-1]
+        if ended.code in (126, 127):
+            self.box.close()
+            raise ShunterError(
+                f"the language {self.language.name} cannot be run in the sandbox, which shows programs /usr, "
+                "/bin, /lib and Python alone",
+                mend=self.language.install,
+            )
 
 
 _CANARY = "\x00canary"
@@ -77,13 +93,19 @@ _CANARY = "\x00canary"
 
 def cases(target: str) -> list[tuple[str, str]]:
     """Inputs and outputs of a target. Raises ValueError for one that has none."""
-    found: Any = json.loads(target)
+    try:
+        found: Any = json.loads(target)
+    except RecursionError:
+        raise ValueError("the target is nested too deeply") from None
     if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):
         raise ValueError("the target is no list of cases")
     try:
-        return [(str(each["input"]), str(each["output"])) for each in found]
+        made = [(str(each["input"]), str(each["output"])) for each in found]
     except KeyError as error:
         raise ValueError(f"a case has no {error}") from None
+    for text in (text for pair in made for text in pair):
+        text.encode()  # half of a pair of surrogates is a ValueError
+    return made
 
 
 def same(printed: str, wanted: str) -> bool:

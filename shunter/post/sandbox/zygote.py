@@ -13,7 +13,11 @@ its descendants end with it. No answer comes here: outputs are compared elsewher
 
 from __future__ import annotations
 
+import _sitebuiltins
+import atexit
+import builtins
 import ctypes
+import fcntl
 import importlib
 import json
 import os
@@ -23,22 +27,38 @@ import selectors
 import shutil
 import signal
 import socket
+import struct
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
 NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-SET_DEATH_SIGNAL, SET_NO_NEW_PRIVS = 1, 38
+SET_DEATH_SIGNAL, SET_NO_NEW_PRIVS, SET_SECCOMP = 1, 38, 22
 DETACH = 2
-FIRST_USER, USERS = 61000, 4000
+# User ids of programs: blocks that one zygote of the machine holds, above those that systems give away; the
+# second range is for containers that have 65536 ids.
+USERS, RANGES = 256, ((200000, 1000), (61184, 16))
+PROGRAM_GOES, ZYGOTE_GOES = 1000, 300  # where memory ends, what we run goes first
+MOUNT_SETATTR, HERE, RECURSIVE = 442, -100, 0x8000
 PROCESSES, FILES = 8, 64
 PRELOADED = (
     "array bisect collections copy dataclasses datetime decimal enum fractions functools heapq io itertools "
     "json math operator random re statistics string textwrap typing"
 )
+# What is refused, by the machine's name: its number for auditing, and the numbers of
+# shmget shmat shmctl semget msgget mq_open memfd_create memfd_secret add_key request_key keyctl ptrace
+# process_vm_readv process_vm_writev bpf perf_event_open userfaultfd unshare setns mount io_uring_* (three)
+# The first eight are memory that RLIMIT_AS does not count, the others what programs of tasks have no use for.
+_X86 = "29 30 31 64 68 240 319 447 248 249 250 101 310 311 321 298 323 272 308 165 425 426 427"
+_ARM = "194 196 195 190 186 180 279 447 217 218 219 117 270 271 280 241 282 97 268 40 425 426 427"
+REFUSED = {
+    "x86_64": (0xC000003E, [int(number) for number in _X86.split()]),
+    "aarch64": (0xC00000B7, [int(number) for number in _ARM.split()]),
+}
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
@@ -66,6 +86,10 @@ def bind(path: str, root: str, inside: str = "") -> None:
         with open(target, "a"):
             pass
     mount(path, target, MS_BIND | MS_REC)
+    # With what is mounted below it, where the kernel can (5.12).
+    wanted = struct.pack("QQQQ", 3, 0, 0, 0)  # read-only, no set-user-id
+    if libc.syscall(MOUNT_SETATTR, HERE, target.encode(), RECURSIVE, wanted, len(wanted)) == 0:
+        return
     mount(path, target, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID)
 
 
@@ -93,36 +117,69 @@ def build_jail(toys: str) -> None:
     os.chdir("/")
 
 
-def serve(control: socket.socket) -> None:
+def block() -> int:
+    """The first id of a block of USERS user ids that no other zygote of this machine holds.
+
+    The limit on processes is counted by user id: with a shared one, a program would spend another's. The lock
+    is held by this process and its forks. Containers with file systems of their own do not see each other.
+    Raises OSError when all are held, or none can be.
+    """
+    with open("/proc/self/uid_map") as file:
+        there = [(int(a), int(a) + int(n)) for a, _, n in (line.split() for line in file)]
+    folder = "/run/shunter-users" if os.access("/run", os.W_OK) else tempfile.gettempdir() + "/shunter-users"
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    for first, blocks in RANGES:
+        for number in range(blocks):
+            begin = first + number * USERS
+            if not any(low <= begin and begin + USERS <= high for low, high in there):
+                break
+            lock = os.open(f"{folder}/{begin}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return begin
+            except BlockingIOError:
+                os.close(lock)
+    raise OSError("no block of user ids is free")
+
+
+def die_with(parent: int) -> None:
+    """End when `parent`, which has forked this process, does."""
+    libc.prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def serve(control: socket.socket, first: int, proc: int) -> None:
     """Fork a supervisor for each descriptor that comes, until the other side is gone.
 
     Requests are read in the fork: what one program was given is never in the memory that others come from.
     """
-    number = 0
+    number, me = 0, os.getpid()
     while True:
         said, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not said:
             return
         number += 1
         if os.fork() == 0:
+            die_with(me)
             control.close()
-            supervise(socket.socket(fileno=descriptors[0]), number)
+            supervise(socket.socket(fileno=descriptors[0]), number, first + number % USERS, proc)
         os.close(descriptors[0])
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
 
 
-def supervise(asker: socket.socket, number: int) -> NoReturn:
+def supervise(asker: socket.socket, number: int, user: int, proc: int) -> NoReturn:
     """Do one request and end."""
     said = []
     while part := asker.recv(1 << 16):
         said.append(part)
     asked = json.loads(b"".join(said))
-    user, folder = FIRST_USER + number % USERS, f"/box/{number}"
+    folder = f"/box/{number}"
     try:
-        found = attempt(asked, folder, user)
-    except OSError as error:
+        found = attempt(asked, folder, user, proc)
+    except Exception as error:  # whatever a request holds, it is answered
         found = [{"status": "error", "code": -1, "output": "", "errors": str(error)}]
     with suppress(OSError):
         libc.umount2(folder.encode(), DETACH)
@@ -131,7 +188,7 @@ def supervise(asker: socket.socket, number: int) -> NoReturn:
     os._exit(0)
 
 
-def attempt(asked: dict[str, Any], folder: str, user: int) -> list[dict[str, Any]]:
+def attempt(asked: dict[str, Any], folder: str, user: int, proc: int) -> list[dict[str, Any]]:
     """Write the program, compile it, run each case; nothing runs after one that did not end well."""
     os.mkdir(folder, 0o711)
     # A file system of its own: what one program writes takes no space from another.
@@ -142,29 +199,37 @@ def attempt(asked: dict[str, Any], folder: str, user: int) -> list[dict[str, Any
         "tmpfs",
         f"size=32m,nr_inodes=2k,mode=700,uid={user},gid={user}",
     )
-    with open(f"{folder}/{asked['filename']}", "w", encoding="utf-8") as file:
+    with open(f"{folder}/{asked['filename']}", "w", encoding="utf-8", errors="replace") as file:
         file.write(asked["code"])
     os.chown(f"{folder}/{asked['filename']}", user, user)
     if asked["compile"]:
         limits = {**asked["limits"], **asked["compiling"]}
-        made = case(asked["compile"], "", folder, user, limits)
+        made = case(asked["compile"], "", folder, user, limits, proc)
         if made["status"] != "ok":
             return [{**made, "status": f"compile-{made['status']}"}]
     found = []
     for text in asked["inputs"]:
-        found.append(case(asked["execute"], text, folder, user, asked["limits"]))
+        found.append(case(asked["execute"], text, folder, user, asked["limits"], proc))
         if found[-1]["status"] != "ok":
             break
     return found
 
 
-def case(command: list[str], text: str, folder: str, user: int, limits: dict[str, Any]) -> dict[str, Any]:
-    """Run a command once; what it wrote, how it ended. `warm` as its first word is this very interpreter."""
+def case(
+    command: list[str], text: str, folder: str, user: int, limits: dict[str, Any], proc: int
+) -> dict[str, Any]:
+    """Run a command once; what it wrote, how it ended. `warm` as its first word is this very interpreter.
+    proc: a descriptor of /proc, which is not in the jail."""
     read, write = os.pipe()
+    me = os.getpid()
     runner = os.fork()
     if runner == 0:
+        die_with(me)
         os.close(read)
-        status = run(command, text, folder, user, limits)
+        try:
+            status = run(command, text, folder, user, limits, proc)
+        except Exception as error:  # the reply is the supervisor's to give, never a fork's of it
+            status = {"status": "error", "code": -1, "output": "", "errors": str(error)}
         line = json.dumps(status).encode()
         while line:
             line = line[os.write(write, line) :]
@@ -179,16 +244,19 @@ def case(command: list[str], text: str, folder: str, user: int, limits: dict[str
     return found
 
 
-def run(command: list[str], text: str, folder: str, user: int, limits: dict[str, Any]) -> dict[str, Any]:
+def run(
+    command: list[str], text: str, folder: str, user: int, limits: dict[str, Any], proc: int
+) -> dict[str, Any]:
     """In the runner: a new pid namespace with the program as its first process."""
     check(libc.unshare(NEWPID | NEWIPC), "unshare")
     given = os.memfd_create("input", 0)
-    os.write(given, text.encode())
+    os.write(given, text.encode("utf-8", "replace"))
     os.lseek(given, 0, os.SEEK_SET)
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     program = os.fork()
     if program == 0:
         try:
+            goes_first(proc, PROGRAM_GOES)
             become(command, folder, user, limits, (given, out_end, err_end))
         finally:
             os._exit(127)
@@ -212,9 +280,9 @@ def run(command: list[str], text: str, folder: str, user: int, limits: dict[str,
             if len(said[out]) + len(said[err]) > limits["output"]:
                 status = "output"
     while status is None:  # it has closed its outputs and may still be there
-        gone, ended = os.waitpid(program, os.WNOHANG)
+        gone, ended, used = os.wait4(program, os.WNOHANG)
         if gone:
-            return result(ended, said[out], said[err], limits)
+            return result(ended, said[out], said[err], used.ru_utime + used.ru_stime > limits["seconds"])
         if time.monotonic() > deadline:
             status = "timeout"
         time.sleep(0.002)
@@ -223,11 +291,11 @@ def run(command: list[str], text: str, folder: str, user: int, limits: dict[str,
     return {"status": status, "code": -9, "output": "", "errors": tail(said[err])}
 
 
-def result(ended: int, out: bytes, err: bytes, limits: dict[str, Any]) -> dict[str, Any]:
-    """How a program ended that was not killed by us."""
+def result(ended: int, out: bytes, err: bytes, late: bool) -> dict[str, Any]:
+    """How a program ended that was not killed by us. late: with its children it took too long."""
     code = os.waitstatus_to_exitcode(ended)
     status = "ok" if code == 0 else "error"
-    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+    if late or code in (-signal.SIGXCPU, -signal.SIGKILL):
         status = "timeout"
     return {"status": status, "code": code, "output": out.decode("utf-8", "replace"), "errors": tail(err)}
 
@@ -256,12 +324,13 @@ def become(
         (resource.RLIMIT_CORE, 0, 0),
     ):
         resource.setrlimit(what, (soft, hard))
-    libc.prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     check(libc.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
     # Capabilities go with the user id; the process cannot become anybody else from here on.
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
+    libc.prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)  # a change of user id takes it away
+    refuse_calls()
     os.environ.clear()
     os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=folder, LANG="C.UTF-8")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
@@ -269,6 +338,7 @@ def become(
     if command[0] != "warm":
         os.execvpe(command[0], command, os.environ)
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
+    builtins.exit, builtins.quit = (_sitebuiltins.Quitter(name, "Ctrl-D") for name in ("exit", "quit"))
     sys.argv = command[1:]
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)]
     code = 0
@@ -280,9 +350,34 @@ def become(
     except BaseException as error:
         code = 1
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # What an interpreter does when it ends: wait for threads, then what was registered.
+    shutdown = threading._shutdown  # type: ignore[attr-defined]
+    for last in (shutdown, atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):
+        with suppress(BaseException):
+            last()
     os._exit(code & 255)
+
+
+def goes_first(proc: int, value: int) -> None:
+    """How soon this process is killed where memory ends, to 1000."""
+    fd = os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=proc)
+    os.write(fd, str(value).encode())
+    os.close(fd)
+
+
+def refuse_calls() -> None:
+    """Let the kernel refuse the calls in REFUSED, with EPERM, to this process and its children (seccomp)."""
+    audit, calls = REFUSED[os.uname().machine]
+    load, equal, above, give = 0x20, 0x15, 0x35, 0x06
+    kill, deny, allow = 0x80000000, 0x00050001, 0x7FFF0000
+    count = len(calls)
+    words = [(load, 0, 0, 4), (equal, 1, 0, audit), (give, 0, 0, kill), (load, 0, 0, 0)]
+    words.append((above, count, 0, 1 << 30))  # x32 numbers: another table
+    words += [(equal, count - i, 0, call) for i, call in enumerate(calls)]
+    words += [(give, 0, 0, allow), (give, 0, 0, deny)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *word) for word in words))
+    filters = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(words), ctypes.addressof(program)))
+    check(libc.prctl(SET_SECCOMP, 2, ctypes.c_void_p(ctypes.addressof(filters)), 0, 0), "seccomp")
 
 
 def main() -> None:
@@ -298,28 +393,31 @@ def main() -> None:
     for name in PRELOADED.split():
         importlib.import_module(name)
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # where memory ends, what we run goes first
+        if os.uname().machine not in REFUSED:
+            raise OSError(f"the system calls of {os.uname().machine} are not known")
+        first = block()
+        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        goes_first(proc, ZYGOTE_GOES)
         build_jail(sys.argv[2])
-        trial()
+        trial(first, proc)
     except OSError as error:
         tell(refused=f"the system does not allow it ({error})")
         return
     tell(ready=sys.version.split()[0])
-    serve(control)
+    serve(control, first, proc)
 
 
-def trial() -> None:
+def trial(user: int, proc: int) -> None:
     """Raise OSError unless a program runs in a namespace of its own, as nobody, and sees no network."""
     os.mkdir("/box/trial", 0o700)
     with open("/box/trial/main.py", "w", encoding="utf-8") as file:
         file.write("import os\nprint(os.getpid(), os.getuid(), os.path.exists('/proc/self'))\n")
-    os.chown("/box/trial", FIRST_USER, FIRST_USER)
-    os.chown("/box/trial/main.py", FIRST_USER, FIRST_USER)
+    os.chown("/box/trial", user, user)
+    os.chown("/box/trial/main.py", user, user)
     limits = {"seconds": 5, "wall": 60, "memory": 1 << 30, "output": 1 << 16}
-    found = case(["warm", "main.py"], "", "/box/trial", FIRST_USER, limits)
+    found = case(["warm", "main.py"], "", "/box/trial", user, limits, proc)
     shutil.rmtree("/box/trial")
-    if found["output"].split() != ["1", str(FIRST_USER), "False"]:
+    if found["output"].split() != ["1", str(user), "False"]:
         raise OSError(f"a trial gave {found}")
 
 

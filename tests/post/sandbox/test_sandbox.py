@@ -91,7 +91,7 @@ def test_an_attack_ends_and_its_neighbours_are_as_before(box: Sandbox, name: str
 def test_programs_leave_no_processes_behind(box: Sandbox) -> None:
     run(box, ATTACKS["a child that outlives it"][0])
     run(box, ATTACKS["fork bomb"][0])
-    users = range(61000, 65000)
+    users = range(200000, 456000)
     left = [
         path
         for path in Path("/proc").glob("[0-9]*")
@@ -184,12 +184,26 @@ def test_the_reward_of_programs(box: Sandbox) -> None:
     }
     graded = Grader([(rule, 1.0)]).grade([Item("q", answer, target) for answer in answers])
     assert [one.total for one in graded] == list(answers.values())
-    assert rule.told["no block"] == 2
+    assert rule.told == {"pass": 2, "wrong output": 2, "no block": 1, "timeout": 1}
     broken = Grader([(rule, 1.0)]).grade([Item("q", "a", target), Item("q", "a", "[]")])
     assert [len(one.failed) for one in broken] == [0, 1]
     partly = Passes(box, PYTHON, partial=0.2)
     graded = Grader([(partly, 1.0)]).grade([Item("q", answer, target) for answer in list(answers)[2:5]])
     assert [one.total for one in graded] == [0.2, 0.0, 0.0]
+
+
+def test_a_language_that_programs_cannot_see_is_refused(box: Sandbox) -> None:
+    with Sandbox(slots=1) as other:
+        hidden = Language(
+            name="hidden", filename="x", execute="/opt/no-such/x {file}", install="Put it there."
+        )
+        with pytest.raises(ShunterError, match="cannot be run in the sandbox"):
+            Passes(other, hidden)
+    grader = Grader([(Passes(box, LANGUAGES["stack"]), 1.0)])
+    target = json.dumps([{"input": "2 5", "output": "7"}])
+    for _ in range(2):
+        grader.grade([Item("q", "```\nread read + print\n```", target)])
+        assert grader.ends() == {"code_pass": 1}
 
 
 def test_a_dead_zygote_is_replaced(box: Sandbox) -> None:
@@ -199,6 +213,90 @@ def test_a_dead_zygote_is_replaced(box: Sandbox) -> None:
         other._process.wait()
         assert run(other, "print(1)")[0].output == "1\n"
         assert other.starts == 2
+
+
+def test_a_program_dies_with_its_runner_and_sees_the_system_read_only(box: Sandbox) -> None:
+    code = (
+        "import ctypes, os\nx = ctypes.c_int()\nctypes.CDLL(None).prctl(2, ctypes.byref(x), 0, 0, 0)\n"
+        "flags = os.statvfs('/usr').f_flag\nprint(x.value, flags & os.ST_RDONLY, flags & os.ST_NOSUID)"
+    )
+    assert run(box, code)[0].output == "9 1 2\n", "the death signal is SIGKILL"
+
+
+HIDDEN = {
+    "System V": "c.shmget(0, 1 << 20, 0o1600)",
+    "a file in memory": "c.memfd_create(b'x', 0)",
+    "a key": f"c.syscall({217 if os.uname().machine == 'aarch64' else 248}, b'user', b'x', b'y', 1, -3)",
+    "a namespace": "c.unshare(0x20000)",
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_no_memory_is_had_that_the_limit_does_not_count(box: Sandbox, name: str) -> None:
+    code = f"import ctypes\nc = ctypes.CDLL(None, use_errno=True)\nprint({HIDDEN[name]}, ctypes.get_errno())"
+    assert run(box, code)[0].output == "-1 1\n", "refused with EPERM"
+
+
+def test_a_program_ends_as_an_interpreter_ends_it(box: Sandbox) -> None:
+    """exit and quit are there, threads are waited for, and what was registered is done."""
+    assert [(c.status, c.output) for c in run(box, "print(1)\nexit()")] == [("ok", "1\n")]
+    assert run(box, "quit(3)")[0].code == 3
+    code = (
+        "import atexit, threading, time\natexit.register(print, 'last')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start()"
+    )
+    assert run(box, code)[0].output == "late\nlast\n"
+
+
+def test_seconds_are_of_a_program_with_its_children(box: Sandbox) -> None:
+    spin = "import os, time\ndef spin():\n  while time.process_time() < 0.3: pass\n"
+    family = spin + "for _ in range(3):\n  if os.fork() == 0: spin(); os._exit(0)\n  os.wait()\n"
+    assert run(box, spin + "spin()", seconds=0.2)[0].status == "timeout"
+    assert run(box, family, seconds=0.6)[0].status == "timeout"
+    assert run(box, spin + "spin()", seconds=1.0)[0].status == "ok"
+
+
+def test_programs_of_two_sandboxes_have_other_users_and_end_with_theirs(box: Sandbox) -> None:
+    import time
+
+    who = "import os\nprint(os.getuid())"
+
+    def alive(user: int) -> bool:
+        found = [path for path in Path("/proc").glob("[0-9]*") if path.exists()]
+        return any(path.exists() and path.stat().st_uid // 256 == user // 256 for path in found)
+
+    mine = int(run(box, who)[0].output)
+    with Sandbox(slots=1) as other:
+        user = int(run(other, who)[0].output)
+        assert user // 256 != mine // 256
+        asked = Program(PYTHON, "import time\ntime.sleep(60)", [""], 60.0)
+        reply = other._send(other._request(asked))
+        end = time.monotonic() + 10
+        while not alive(user) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert alive(user)
+    while alive(user) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not alive(user)
+    reply.close()
+
+
+def test_no_request_and_no_lost_supervisor_ends_a_run(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, half = Program(PYTHON, "print(1)", [""]), Program(PYTHON, "print(input())", ["\ud800"])
+    found = box.run([half, good])
+    assert [found[0][0].output, found[1][0].output] == ["?\n", "1\n"]
+    assert box.starts == 1
+    request = box._request
+
+    def spoilt(program: Program) -> dict[str, object]:
+        asked = request(program)
+        return {**asked, "limits": None} if program is half else asked
+
+    monkeypatch.setattr(box, "_request", spoilt)
+    assert [each[0].status for each in box.run([half, good])] == ["error", "ok"]
+    send = box._send
+    monkeypatch.setattr(box, "_send", lambda asked: send({} if asked["limits"] is None else asked))
+    assert [each[0].status for each in box.run([half, good])] == ["error", "ok"]
 
 
 def test_where_programs_cannot_be_shut_in_nothing_is_run(
@@ -233,6 +331,7 @@ def test_blocks_outputs_and_targets() -> None:
     assert last_program("```\nunfinished") is None
     assert same("a  \nb\n\n", "a\nb")
     assert not same("a b", "a  b")
-    for bad in ("{}", "[]", "[1]", '[{"input": 1}]', "no json"):
+    deep, half = "[" * 100000, '[{"input": "\\ud800", "output": ""}]'
+    for bad in ("{}", "[]", "[1]", '[{"input": 1}]', "no json", deep, half):
         with pytest.raises(ValueError):
             cases(bad)
