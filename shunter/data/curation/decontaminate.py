@@ -20,7 +20,8 @@ from shunter.data.sources import SourceConfig
 class Decontaminate(Operator):
     """Drops documents that have runs of words in common with given texts, in the folded form.
 
-    Texts shorter than a run are looked for whole; one of them counts as many hits as are wanted.
+    Texts with fewer different runs than the hits that are wanted are looked for whole; one of them counts as
+    that many.
     """
 
     kind: Literal["decontaminate"] = Field("decontaminate", description="Drops what evaluation sets hold.")
@@ -37,10 +38,11 @@ class Decontaminate(Operator):
         return decide([Rule("in an evaluation set", "runs", high=self.hits - 1)], {"runs": found}, len(pages))
 
     def common(self, pages: Pages, table: dict[int, np.ndarray]) -> np.ndarray:
-        """int64 per document: different runs in common; a whole shorter text counts `hits`."""
+        """int64 per document: different runs in common; a text that is looked for whole counts `hits`."""
         words = pages.folded().words
         total = np.zeros(len(pages), np.int64)
-        for size, known in table.items():
+        for key, known in table.items():
+            size = abs(key)
             starts = np.arange(max(0, len(words) - size + 1))
             starts = starts[starts + size <= words.first[1:][words.document[starts]]]
             grams = words.sequence.of(starts, starts + size)
@@ -48,18 +50,24 @@ class Decontaminate(Operator):
             at[at == len(known)] = 0
             hits = np.flatnonzero(known[at] == grams) if len(known) else np.zeros(0, np.int64)
             pairs = np.unique(np.stack([words.document[starts[hits]], at[hits]]), axis=1)
-            weight = 1 if size == self.words else self.hits
+            weight = 1 if key > 0 else self.hits
             total += weight * np.bincount(pairs[0], minlength=len(pages))
         return total
 
     def runs(self, texts: Iterable[str]) -> dict[int, np.ndarray]:
-        """Length of a run -> sorted hashes of the runs of the evaluation texts."""
+        """Length of a run -> sorted hashes of the runs of the evaluation texts; minus the length of whole
+        texts -> their hashes."""
         found: dict[int, set[int]] = {}
         for text in texts:
             words = Pages([text]).folded().words
-            size = min(self.words, len(words))
-            if size >= self.least:
-                found.setdefault(size, set()).update(words.sequence.grams(size).tolist())
+            size = len(words)
+            if size < self.least:
+                continue
+            runs = set(words.sequence.grams(self.words).tolist()) if size >= self.words else set()
+            if len(runs) < self.hits:  # they could never be enough
+                found.setdefault(-size, set()).update(words.sequence.grams(size).tolist())
+            else:
+                found.setdefault(self.words, set()).update(runs)
         return {size: np.array(sorted(values), np.uint64) for size, values in sorted(found.items())}
 
     def keep(self, texts: Iterable[str], folder: Path) -> Decontaminate:

@@ -37,11 +37,23 @@ def test_runs_in_common(documents: list[list[int]], item: list[int]) -> None:
         return {tuple(numbers[i : i + size]) for i in range(len(numbers) - size + 1)}
 
     table = operator.runs([text(item)])
-    size = min(3, len(item))
+    whole = len(runs(item, 3)) < 2  # it could never have two runs in common
+    size = len(item) if whole else 3
     found = operator.common(Pages([text(d).title() + "!" for d in documents]), table)
     for number, document in enumerate(documents):
         common = len(runs(document, size) & runs(item, size)) if size >= 2 else 0
-        assert found[number] == common * (1 if size == 3 else 2)
+        assert found[number] == common * (2 if whole else 1)
+
+
+@pytest.mark.parametrize("size", range(5, 18))
+def test_a_text_of_any_length_is_found_whole(size: int) -> None:
+    operator = Decontaminate(against=AGAINST)
+    draw = np.random.default_rng(size)
+    item = " ".join("".join(draw.choice(list("abcdefghij"), 6)) for _ in range(size))
+    table = operator.runs([item])
+    found = operator.common(Pages([f"Words before. {item} And after.", "Words before. And after."]), table)
+    assert found[0] >= operator.hits
+    assert found[1] == 0
 
 
 def test_planted_items_leave_and_others_stay(tmp_path: Path, work: Work) -> None:  # noqa: F811
