@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from typing import Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import Field
 
+from shunter.data.curation.addresses import hostname
 from shunter.data.curation.operators import Facts, Operator, Verdicts
 from shunter.data.curation.pages import Pages
 
@@ -103,14 +103,6 @@ class LicenceTiers(Operator):
                 return 1, "", f"text: {again.group()[:60]}"
             return -1, "1", f"phrase: {found.group()[:60]}"
         return 2, "", "none"
-
-
-def hostname(url: str) -> str:
-    """The host of an address, also of one without a scheme; "" for what is no address."""
-    try:
-        return urlsplit(url if "://" in url else f"//{url}").hostname or ""
-    except ValueError:
-        return ""
 
 
 REASONS = ["unfree licence", "rights reserved", "licence unknown", "a tier that is not wanted"]

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from shunter.data.curation.addresses import hostname
 from shunter.data.curation.gopher import different
 from shunter.data.curation.operators import Facts, Operator, Rule, Verdicts, decide
 from shunter.data.curation.pages import Pages
@@ -57,7 +58,7 @@ def speaks(url: str, code: str, names: Sequence[str] = (), domains: Sequence[str
     (The released matcher looks for ".tld/" inside the host, where it cannot be; the host's end is meant.)
     """
     rest = re.sub(r"^[a-z]+://", "", url)
-    host = rest.split("/", 1)[0].split(":")[0].lower()
+    host = hostname(url)
     if any(host.endswith("." + domain.lower().lstrip(".")) for domain in domains):
         return True
     if re.search(rf"(?<![a-z0-9]){re.escape(code.lower())}(?![a-z0-9])", rest.lower()):
