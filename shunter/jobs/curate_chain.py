@@ -30,7 +30,7 @@ from shunter.data.sources import Document, Problem, SourceConfig
 from shunter.jobs.curate import SPLITS, CurateConfig, Output, normalise, read, sections
 from shunter.recipe.job import JobContext, Stopped
 
-FORMAT = 1  # of the files in the work folder; another number begins anew
+FORMAT = 2  # of the files in the work folder; another number begins anew
 NAMES = np.dtype([("source", "<i4"), ("row", "<i8"), ("part", "<i4")])
 
 
