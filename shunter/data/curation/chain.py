@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,15 @@ from shunter.data.curation.pages import Pages
 
 BATCH_CHARS = 1 << 18  # of one batch: its arrays then stay in a core's own cache
 SAMPLES, SAMPLE_CHARS = 3, 400
+EMPTIED = "nothing is left"
 
 
 @dataclass
 class Documents:
-    """Columns of equal length. number: place among all documents of the job, rising."""
+    """Columns of equal length. number: place among all documents of the job, rising.
+
+    Facts that are strings are arrays of objects: one long address must not make all the others as long.
+    """
 
     number: np.ndarray
     texts: list[str]
@@ -185,6 +189,8 @@ def _batch(
             verdicts = operator.judge_settled(pages, settled)
         else:
             verdicts = operator.judge_with(pages, batch.facts)
+        if verdicts.texts is not None:
+            verdicts = _emptied(verdicts, batch.texts)
         fails = alive & ~verdicts.kept
         batch.facts.update(verdicts.facts)
         lengths = pages.lengths
@@ -213,6 +219,19 @@ def _batch(
     return batch, pages
 
 
+def _emptied(verdicts: Verdicts, before: Sequence[str]) -> Verdicts:
+    """The same, and what an operator has left without a word goes."""
+    assert verdicts.texts is not None
+    left = zip(verdicts.texts, before, verdicts.kept.tolist(), strict=True)
+    blank = np.array([kept and new != old and not new.strip() for new, old, kept in left], bool)
+    if not blank.any():
+        return verdicts
+    reasons = [*verdicts.reasons, EMPTIED]
+    reason = np.where(blank, len(reasons) - 1, verdicts.reason).astype(np.int16)
+    value, limit = np.where(blank, 0.0, verdicts.value), np.where(blank, 0.0, verdicts.limit)
+    return replace(verdicts, reasons=reasons, reason=reason, value=value, limit=limit)
+
+
 def _record(operator: Operator, verdicts: Verdicts, batch: Documents, place: int) -> dict[str, Any]:
     """Why a document leaves."""
     record = {
@@ -226,7 +245,7 @@ def _record(operator: Operator, verdicts: Verdicts, batch: Documents, place: int
         record["of"] = int(verdicts.of[place])
     for name in ("language", "cluster_size", "licence_rule"):
         if name in batch.facts:
-            record[name] = batch.facts[name][place].item()
+            record[name] = batch.facts[name].item(place)
     return record
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,10 @@ from shunter.config.errors import ShunterError
 from shunter.data.curation import chain
 from shunter.data.curation.chain import Documents
 from shunter.data.curation.kinds import preset
-from shunter.data.curation.minhash import NearDuplicates, RepeatedParagraphs
+from shunter.data.curation.minhash import NearDuplicates
 from shunter.data.curation.operators import Operator
-from shunter.data.curation.runner import Done, Runner, _Columns
+from shunter.data.curation.paragraphs import RepeatedParagraphs
+from shunter.data.curation.runner import Done, Runner
 from tests.data.curation.killer import Killer
 
 WORDS = ("the ship of state sails on over calm and rough water to that shore with all who have been").split()  # noqa: SIM905
@@ -157,15 +157,3 @@ def test_a_request_to_stop_keeps_what_is_done(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         runner.run(cut(corpus(0), 20))
     assert len(list((tmp_path / "0").glob("*.json"))) == 2
-
-
-def test_a_corpus_has_more_chunks_than_a_process_may_open_files(tmp_path: Path) -> None:
-    for number in range(200):
-        np.save(tmp_path / f"{number:06}.key.npy", np.full((1000, 2), number))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
-    try:
-        column = _Columns(tmp_path, 200)["key"][:, 0]
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert column.tolist() == np.repeat(np.arange(200), 1000).tolist()
