@@ -159,6 +159,7 @@ def run(stage: Stage, documents: Documents, settled: Keys | None) -> Result:
         left.append(batch)
         if stage.closes is not None:
             keys.append(stage.closes.keys_with(pages, batch.facts))
+        pages.forget()
     if stage.closes is not None and not keys:
         keys.append(stage.closes.keys_with(Pages([]), {}))
     names = keys[0] if keys else {}
@@ -183,6 +184,7 @@ def _batch(
         if not isinstance(operator, Filter) and not alive.all():
             # What edits is shown only what is left, so that its counts hang on no batch.
             batch = batch.only(alive)
+            pages.forget()
             pages, alive = Pages(batch.texts), np.ones(len(batch), bool)
         if isinstance(operator, Barrier):
             assert settled is not None, "a barrier opens its stage: every document is there"
@@ -210,11 +212,13 @@ def _batch(
             chosen = [text for text, keep in zip(verdicts.texts, alive.tolist(), strict=True) if keep]
             batch = batch.only(alive)
             batch.texts = chosen
+            pages.forget()
             pages, alive = Pages(chosen), np.ones(len(chosen), bool)
         tally.kept += int(alive.sum())
         tally.kept_characters += int(pages.lengths[alive].sum())
     if not alive.all():
         batch = batch.only(alive)
+        pages.forget()
         pages = Pages(batch.texts)
     return batch, pages
 

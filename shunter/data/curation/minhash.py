@@ -43,9 +43,10 @@ class NearDuplicates(Barrier):
 
     def digests(self, pages: Pages) -> tuple[np.ndarray, np.ndarray]:
         """uint64 [documents, buckets], and bool per document: whether it has a run at all."""
-        words = pages.folded().words
+        folded = pages.folded()
         size = self.buckets * self.hashes
-        least, signed = self._least(words), words.counts >= self.words
+        least, signed = self._least(folded.words), folded.words.counts >= self.words
+        folded.forget()
         parts = least.reshape(len(pages), self.buckets, self.hashes).astype(np.uint64)
         digests = np.broadcast_to(np.arange(self.buckets, dtype=np.uint64), (len(pages), self.buckets))
         for column in range(self.hashes):

@@ -89,6 +89,12 @@ class Pages:
     def __len__(self) -> int:
         return len(self.begins)
 
+    def forget(self) -> None:
+        """Let go of words, lines and paragraphs. They point back here, so that without this all arrays would
+        stay until the interpreter looks for cycles, which it seldom does: they are few objects, but large."""
+        for name in ("words", "lines", "paragraphs"):
+            self.__dict__.pop(name, None)
+
     def folded(self) -> Pages:
         """The same documents without what near-duplicates may differ in: case, diacritics, punctuation,
         the digits of numbers. They have no `texts`."""

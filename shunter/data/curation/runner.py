@@ -7,6 +7,7 @@ and this process two more for each; barriers hold what `memory` lets them of the
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -246,6 +247,8 @@ def _keep(
     folder: Path, place: int, number: int, stage: Stage, documents: Documents, settled: Keys | None
 ) -> None:
     result = run(stage, documents, settled)
+    if multiprocessing.parent_process() is not None:  # elsewhere the heap is not frozen, and this dear
+        gc.collect()  # whatever pages an operator has made and not let go
     path = _place(folder, place, number)
     columns = {"number": result.left.number, "text": pa.array(result.left.texts, pa.string())}
     for name, values in result.left.facts.items():
@@ -306,11 +309,13 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     # Not forked from here: a fork of a process with threads may hang. One server loads this module once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_worker)
 
 
-def _end_with_parent() -> None:
+def _worker() -> None:
     """Let a worker end when the process that it works for is gone: it would wait for work for ever."""
+    gc.collect()
+    gc.freeze()  # what is loaded is not looked through after every chunk
     parent = multiprocessing.parent_process()
     assert parent is not None
 

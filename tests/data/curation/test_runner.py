@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from pathlib import Path
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 
 from shunter.config.errors import ShunterError
 from shunter.data.curation import chain
-from shunter.data.curation.chain import Documents
+from shunter.data.curation.chain import Documents, stages
 from shunter.data.curation.kinds import preset
 from shunter.data.curation.minhash import NearDuplicates
 from shunter.data.curation.operators import Operator
+from shunter.data.curation.pages import Pages
 from shunter.data.curation.paragraphs import RepeatedParagraphs
 from shunter.data.curation.runner import Done, Runner
 from tests.data.curation.killer import Killer
@@ -157,3 +159,20 @@ def test_a_request_to_stop_keeps_what_is_done(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         runner.run(cut(corpus(0), 20))
     assert len(list((tmp_path / "0").glob("*.json"))) == 2
+
+
+def test_arrays_do_not_wait_for_the_collector() -> None:
+    """Pages and their words point at each other: a chunk's worth of them would be hundreds of megabytes."""
+    operators = [*preset("fineweb"), RepeatedParagraphs()]
+    documents = cut([text for text in corpus(2, 120) if text], 999)[0]
+    first = stages(operators)[0]
+    chain.run(first, documents, None)  # tables are made
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chain, "BATCH_CHARS", 2000)
+            chain.run(first, documents, None)
+        assert not [each for each in gc.get_objects() if isinstance(each, Pages) and len(each) > 1]
+    finally:
+        gc.enable()
