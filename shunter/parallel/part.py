@@ -28,6 +28,7 @@ from shunter.parallel.decoder import decoder_stages, drop_others
 from shunter.parallel.experts import reach_experts
 from shunter.parallel.gradients import add_up_gradients, squared_norm
 from shunter.parallel.mesh import Mesh, Peers
+from shunter.parallel.offload import offload_layers
 from shunter.parallel.recompute import recompute_layer
 from shunter.parallel.sharded import hand_over
 from shunter.parallel.tensor import VocabularyRows, first_row, split_tensor
@@ -60,6 +61,7 @@ class DecoderPart:
         compiled: bool = False,
         again: Sequence[int] = (),
         selective: bool = False,
+        aside: Sequence[int] = (),
         reshard: bool = True,
         narrow: bool = False,
         by_program: bool = False,
@@ -72,7 +74,7 @@ class DecoderPart:
         bounds, stages: first layer of each stage, and the numbers of those that are here.
         layers_only: embedding and head are computed elsewhere. more: parts beside the stages'.
         compiled: each layer is, by itself. again: layers that are computed again for their backward;
-        selective: all but what is dear.
+        selective: all but what is dear. aside: layers whose inside waits in the host's memory.
         reshard: give gathered weights up between forward and backward. narrow: gather layers' matrices in
         bfloat16, as products under autocast take them; their gradients are added up in float32.
         by_program: the program, not `fully_shard`, decides when weights are gathered.
@@ -109,6 +111,9 @@ class DecoderPart:
                     layer.forward = torch.compile(layer.forward)
         for number in again:
             recompute_layer(decoder.layers[number], selective=selective)
+        if aside:
+            mine = ({n: decoder.layers[n] for n in range(bounds[s], bounds[s + 1])} for s in stages)
+            offload_layers(mine, aside, device)
         if self.sharded:
             self._shard(device, reshard, narrow)
         self.parameters = self._plain()

@@ -26,19 +26,21 @@ LEAST, MOST = 0.05, 20.0  # times its value beyond which a coefficient explains 
 
 @dataclass(frozen=True)
 class Run:
-    """A measured step. question: with any coefficients; choice: of length 1."""
+    """A measured step. question: with any coefficients; choice: of length 1. strategies: of its layers, where
+    they are chosen one by one."""
 
     name: str
     question: Question
     choice: Choices
     seconds: float
+    strategies: Sequence[int] | None = None
 
     def asked(self, coefficients: Coefficients) -> Question:
         """The question with other coefficients."""
         return replace(self.question, coefficients=coefficients)
 
     def predicted(self, coefficients: Coefficients) -> float:
-        return predict(self.asked(coefficients), self.choice).seconds
+        return predict(self.asked(coefficients), self.choice, strategies=self.strategies).seconds
 
 
 def fit(runs: Sequence[Run], names: Sequence[str], start: Coefficients, source: str = "") -> Coefficients:

@@ -20,6 +20,7 @@ from shunter.plan.choices import SCHEDULES, Question
 from shunter.plan.practice import RECOMPUTE
 from shunter.plan.score import Prediction
 from shunter.plan.search import Found
+from shunter.plan.strategies import AGAIN, ASIDE
 
 VERSION = 1
 FORMAT = "shunter-plan"
@@ -28,12 +29,13 @@ DEGREES = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
 
 @dataclass(frozen=True)
 class Plan:
-    """layout: degrees, chunks, cut (first layer of each stage but the first), recompute (kind, and layers of
-    each stage). microbatch: rows; microbatches: of a step on each data rank.
+    """layout: degrees, chunks, cut (first layer of each stage but the first), recompute (kind, layers of each
+    stage, and where single ones can be chosen their numbers: `again`, and `offload` of those put aside).
+    microbatch: rows; microbatches: of a step on each data rank.
 
     Predicted, in seconds of a step: step, of which the busiest rank computes, waits for messages, and for
     other ranks. memory_bytes_by_stage: of a rank at each place of the pipeline. coefficients: name -> value
-    and source.
+    and source. machine: the cluster's description, so that a run can plan anew.
     """
 
     model: dict[str, Any]
@@ -58,6 +60,7 @@ class Plan:
     memory_parts: dict[str, float]
     coefficients: dict[str, Any] = field(default_factory=dict)
     price_per_hour: float | None = None
+    machine: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, question: Question, cluster: Cluster, prediction: Prediction) -> Plan:
@@ -70,6 +73,8 @@ class Plan:
         layout["recompute"] = RECOMPUTE[choice.recompute[0]]
         if choice.recompute[0]:
             layout["recomputed_layers"] = list(prediction.recomputed)
+        if layout["recompute"] == "layer":
+            layout["again"], layout["offload"] = prediction.which(AGAIN), prediction.which(ASIDE)
         rate = question.flops / prediction.seconds / world
         device = question.fabric.device
         format = "bf16" if "bf16" in device.flops else next(iter(device.flops))
@@ -98,6 +103,7 @@ class Plan:
             memory_parts=fullest,
             coefficients={name: asdict(value) for name, value in question.coefficients.known.items()},
             price_per_hour=question.fabric.price_per_hour,
+            machine=cluster.description.model_dump(mode="json", exclude_defaults=True),
         )
 
     def row(self, lost_because: str = "") -> dict[str, Any]:
@@ -115,7 +121,7 @@ class Plan:
         Raises ShunterError for recomputation that this program cannot do.
         """
         kind = self.layout["recompute"]
-        if kind not in ("none", "stage"):
+        if kind not in ("none", "stage") and not (kind == "layer" and self.practice.startswith("shunter")):
             raise ShunterError(
                 f"the plan recomputes by {kind}, which recipes cannot",
                 mend="Plan with --practice shunter.",
@@ -128,6 +134,9 @@ class Plan:
                 found["chunks"] = self.layout["chunks"]
         if kind == "stage":
             found["recompute"] = True
+        for key, name in (("again", "recompute"), ("offload", "offload")):
+            if self.layout.get(key) and kind == "layer":
+                found[name] = self.layout[key]
         return found
 
     def must_be_for(self, spec: DecoderSpec | None = None, cluster: Cluster | None = None) -> None:
@@ -175,7 +184,7 @@ class Plan:
             )
         known = {each.name for each in fields(cls)}
         given = {key: value for key, value in data.items() if key not in ("format", "version")}
-        if wrong := (known ^ given.keys()) - {"coefficients", "price_per_hour"}:
+        if wrong := (known ^ given.keys()) - {"coefficients", "price_per_hour", "machine"}:
             raise ShunterError(
                 f"{'no ' if sorted(wrong)[0] in known else 'unknown '}{sorted(wrong)[0]}",
                 where=str(path),

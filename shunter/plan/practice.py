@@ -58,8 +58,9 @@ class Practice:
     take them.
     logits: bytes a token and word of the vocabulary that the head holds. logit_passes: bytes it moves.
     casts: bytes moved an element of a product's operands to turn them into `products`.
-    recompute: which ways it has. offers: whether it can choose them layer by layer. schedules, axes: that it
-    knows.
+    recompute: which ways it has. offers: whether it can choose `layer` for some layers and not for others.
+    offload: whether it can put layers aside in the host's memory, too, where the speed of copies is known.
+    schedules, axes: that it knows.
     source: where this is from.
     """
 
@@ -90,6 +91,7 @@ class Practice:
     casts: float = 0.0
     recompute: tuple[str, ...] = ("none",)
     offers: bool = False
+    offload: bool = False
     schedules: tuple[str, ...] = ("1f1b", "interleaved-1f1b", "zb1p", "zbv", "gpipe")
     axes: tuple[str, ...] = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
     source: str = ""
@@ -114,7 +116,9 @@ PRACTICES: dict[str, Practice] = {
             inner=3,
             whole_inputs=True,
             copies=True,
-            recompute=("none", "stage"),
+            recompute=("none", "stage", "layer"),
+            offers=True,
+            offload=True,
             source="this program: shunter.train.layout_describe",
         ),
         Practice(
@@ -129,7 +133,8 @@ PRACTICES: dict[str, Practice] = {
             waits=True,
             inner=3,
             whole_inputs=True,
-            recompute=("none", "stage"),
+            recompute=("none", "stage", "layer"),
+            offers=True,
             source="this program on a CPU without fast bfloat16",
         ),
         Practice(

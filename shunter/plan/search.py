@@ -69,22 +69,25 @@ def search(
     if objective == "cost":
         return _cheapest(question, fixed, room, top, finalists)
     room = question.fabric.memory if room is None else min(room, question.fabric.memory)
-    choices, found = _estimated(question, fixed)
+    # The leanest is asked for with all that makes it lean.
+    given = None if objective == "memory" else room
+    choices, found = _estimated(question, fixed, given)
     fits = found.bytes <= room
     if not fits.any():
         raise _fits_nowhere(question, fixed, room, float(found.bytes.min()))
-    order = _order(found, fits, objective)
+    # Those that need not compute anything again are there without it, too.
+    order = _order(found, fits if "recompute" in fixed else fits & ~found.spare, objective)
     scored, tried = [], set()
     for index in _finalists(question, choices, found, order, objective, finalists):
         tried.add(index)
-        prediction = predict(question, choices.take([index]), room)
+        prediction = predict(question, choices.take([index]), given)
         if prediction.fullest <= room:
             scored.append(prediction)
     if not scored:  # whole layers need a little more room than parts of them: go on until one fits
         for index in order:
             if int(index) in tried:
                 continue
-            prediction = predict(question, choices.take([index]), room)
+            prediction = predict(question, choices.take([index]), given)
             if prediction.fullest <= room:
                 scored.append(prediction)
                 break
@@ -139,7 +142,7 @@ def _cheapest(question: Question, fixed: Fixed, room: float | None, top: int, fi
     return replace(best, considered=considered, rejected=rejected, seconds=spent, objective="cost")
 
 
-def _estimated(question: Question, fixed: Fixed) -> tuple[Choices, Estimate]:
+def _estimated(question: Question, fixed: Fixed, room: float | None) -> tuple[Choices, Estimate]:
     choices = space(question, fixed)
     if not len(choices):
         raise ShunterError(
@@ -147,7 +150,7 @@ def _estimated(question: Question, fixed: Fixed) -> tuple[Choices, Estimate]:
             + (", ".join(f"{key} {value}" for key, value in fixed.items()) or f"a batch of {question.batch}"),
             mend=_why_none(question, fixed),
         )
-    return choices, estimate(question, choices)
+    return choices, estimate(question, choices, room)
 
 
 def _why_none(question: Question, fixed: Fixed) -> str:

@@ -97,6 +97,7 @@ class LaidOutPasses:
             compiled=compiled,
             again=parallel.again(decoder.spec.num_layers),
             selective=parallel.recompute == "selective",
+            aside=parallel.aside(decoder.spec.num_layers),
             reshard=parallel.reshard,
             narrow=parallel.gather == "bf16",
             by_program=grid.pp > 1,

@@ -76,6 +76,13 @@ def factorings(size: int, axes: tuple[str, ...] = AXES) -> list[dict[str, int]]:
     ]
 
 
+def beside(recompute: Any) -> list[Any]:
+    """What may be put aside while that is computed again."""
+    if recompute is False:
+        return [False, [0], True]
+    return [False, [0]] if isinstance(recompute, list) and 0 not in recompute else [False]
+
+
 def divisors(number: int) -> list[int]:
     return [degree for degree in range(1, number + 1) if number % degree == 0]
 
@@ -170,6 +177,9 @@ def cases(
         "experts": experts,
     }
     assume(published(spec))
+    recompute = draw(
+        st.sampled_from([False, "full", "selective", [stages - 1], *([True] if schedule != "zbv" else [])])
+    )
     parallel = {
         **degrees,
         "schedule": schedule,
@@ -177,11 +187,8 @@ def cases(
         "sequence": sequence,
         "attention": attention,
         "reshard": draw(st.booleans()),
-        "recompute": draw(
-            st.sampled_from(
-                [False, "full", "selective", [stages - 1], *([True] if schedule != "zbv" else [])]
-            )
-        ),
+        "recompute": recompute,
+        "offload": draw(st.sampled_from(beside(recompute))),
     }
     data = degrees["dp"] * degrees["fsdp"]
     return Case(
