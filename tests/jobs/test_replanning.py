@@ -46,6 +46,8 @@ def test_a_drift_is_told_once_and_again_after_it_was_gone() -> None:
     drift = Drift(1.0, 1.5)
     quiet = [9.0] * WARM + [1.0, 2.0, 2.0, 1.2, 0.9]  # never IN_A_ROW beyond it
     assert not any(drift.see(line(seconds)) for seconds in quiet)
+    young = Drift(1.0, 1.5)
+    assert [bool(young.see(line(2.0))) for _ in range(WARM + 3)] == [False] * (WARM + 2) + [True]
     found = [drift.see(line(2.0 + 0.1 * n, n)) for n in range(IN_A_ROW + 4)]
     assert [bool(each) for each in found] == [n == IN_A_ROW - 1 for n in range(IN_A_ROW + 4)]
     told = found[IN_A_ROW - 1]
