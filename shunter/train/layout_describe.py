@@ -186,11 +186,10 @@ def _inside(plan: Plan, stage: int) -> int:
     layers = range(plan.bounds[stage], plan.bounds[stage + 1])
     again, aside = (set(found(plan.spec.num_layers)) for found in (plan.parallel.again, plan.parallel.aside))
     total = sum(_copies(plan, stage, layer) for layer in layers if layer not in again | aside)
-    total += sum(
-        _kept(plan, layer) if layer in again else _layer(plan, layer)
-        for layer in layers
-        if layer not in aside
-    )
+    stay = (layer for layer in layers if layer not in aside)
+    total += sum(_kept(plan, layer) if layer in again else _layer(plan, layer) for layer in stay)
+    if stage and layers[0] in aside:  # what was sent here is not the layer's alone
+        total += plan.own_tokens * plan.spec.dim * plan.wide
     if stage == plan.order.stages - 1:
         total += (plan.tokens + plan.own_tokens) * plan.spec.dim * plan.wide
     return total

@@ -34,6 +34,7 @@ from tests.jobs.test_training_jobs import rows
 
 __all__ = ["rows"]  # a fixture
 
+HEAD = 4 << 20  # bytes that a head on a CPU works in, however few its tokens (`models.head.BLOCK_ELEMENTS`)
 SLOW = {"kind": "slow", "point": "pipeline.action", "action": "1F0", "rank": 1, "seconds": 0.15}
 
 
@@ -45,6 +46,8 @@ def test_a_drift_is_told_once_and_again_after_it_was_gone() -> None:
     drift = Drift(1.0, 1.5)
     quiet = [9.0] * WARM + [1.0, 2.0, 2.0, 1.2, 0.9]  # never IN_A_ROW beyond it
     assert not any(drift.see(line(seconds)) for seconds in quiet)
+    young = Drift(1.0, 1.5)
+    assert [bool(young.see(line(2.0))) for _ in range(WARM + 3)] == [False] * (WARM + 2) + [True]
     found = [drift.see(line(2.0 + 0.1 * n, n)) for n in range(IN_A_ROW + 4)]
     assert [bool(each) for each in found] == [n == IN_A_ROW - 1 for n in range(IN_A_ROW + 4)]
     told = found[IN_A_ROW - 1]
@@ -100,7 +103,7 @@ def test_a_slow_layout_is_left_for_another_and_the_losses_do_not_tell(
         shares = sum(rank[name] for name in ("compute", "communication", "waiting"))
         assert shares == pytest.approx(rank["seconds"], rel=1e-3)
         assert rank["sent_bytes"] == pytest.approx(rank["plan_sent_bytes"], rel=0.05)
-        assert 0.5 < rank["peak_bytes"] / rank["plan_peak_bytes"] < 2
+        assert 0.5 < (rank["peak_bytes"] - HEAD) / rank["plan_peak_bytes"] < 2
     assert len(account["ranks"]) == 2
     assert (log / "timeline-ranks.json").is_file()
     assert Plan.load(log / "plan-1.yaml").layout == account["plan"]["layout"]
