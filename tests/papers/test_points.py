@@ -15,7 +15,7 @@ from shunter.recipe.graph import load_recipe
 def test_arms_read_the_corpora_that_they_name() -> None:
     for name, overrides in EXPERIMENT.arms(0, False).items():
         graph = load_recipe(EXPERIMENT.recipe, list(overrides), KINDS)
-        assert graph.nodes["rows"].inputs["corpus"] == [ARMS[name]]
+        assert graph.nodes["rows"].inputs["corpus"] == (ARMS[name],)
     paper = catalogue.find("points")
     assert paper.state == "partial"
     assert any("tiling" in lack for lack in paper.lacks)
