@@ -1,4 +1,8 @@
-"""HTML to its main text, by one of several extractors."""
+"""HTML to its main text, by one of several extractors.
+
+`fast` asks two quick ones that work differently, the walk of `article` and resiliparse. Where they say nearly
+the same, the walk's text is taken, which is the more precise one; else a slow and careful one is asked.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shunter.data import article
+
+INSIDE = 0.9  # of the walk's words that resiliparse must have, for its text to be taken
+COVERED = 0.8  # of resiliparse's words that the walk must have
 
 
 @dataclass(frozen=True)
@@ -20,17 +27,25 @@ class Extracted:
 def extract(html: str, method: str) -> Extracted:
     """The main text of a page. method:
 
-    fast: `article.main_text`; where it is not sure, trafilatura's text, if that finds one.
+    fast: `article.main_text`, where it is sure and resiliparse agrees; else trafilatura-precise, if that
+    finds a text.
     resiliparse: `extract_plain_text(main_content=True)`, without lists' marks, forms and links.
     trafilatura: with its defaults but comments; trafilatura-precise: with favor_precision, as FineWeb2 does.
     """
     if method == "fast":
         found = article.main_text(html)
-        if found.sure:
+        if found.sure and _agree(found.text, _guarded("resiliparse", html).text):
             return Extracted(found.text, "fast")
-        other = _guarded("trafilatura", html)
+        other = _guarded("trafilatura-precise", html)
         return other if other.text else Extracted(found.text, "fast", other.error if not found.text else "")
     return _guarded(method, html)
+
+
+def _agree(ours: str, theirs: str) -> bool:
+    """Whether two texts have nearly the same words, each counted once."""
+    mine, others = set(ours.split()), set(theirs.split())
+    common = len(mine & others)
+    return common >= INSIDE * len(mine) and common >= COVERED * len(others)
 
 
 def _guarded(method: str, html: str) -> Extracted:

@@ -144,7 +144,7 @@ def files(source: SourceConfig, base: Path) -> list[Path]:
 
 
 EXTRACTORS = {
-    "fast": ("lxml", "trafilatura"),
+    "fast": ("lxml", "resiliparse", "trafilatura"),
     "resiliparse": ("resiliparse",),
     "trafilatura": ("trafilatura",),
     "trafilatura-precise": ("trafilatura",),

@@ -22,17 +22,15 @@ def paragraphs(draw: np.random.Generator, count: int) -> list[str]:
     return found
 
 
-def page(body: list[str], charset: str = "utf-8", seed: int = 0) -> bytes:
-    """An article between menus, comments and advertisements whose words are their own."""
+def page(body: list[str], charset: str = "utf-8", seed: int = 0, tables: bool = True) -> bytes:
+    """An article between menus, comments and advertisements whose words are their own. tables: sometimes laid
+    out by one."""
     draw = np.random.default_rng(seed)
     links = "".join(f'<li><a href="/{n}">Menu item {n}</a></li>' for n in range(12))
     comments = "".join(f"<p>Zebra remark, {text}</p>" for text in paragraphs(draw, 3))
     main = "".join(f"<p>{text}</p>" for text in body)
-    wrap = str(
-        draw.choice(
-            ["<div class='x1'><div>{}</div></div>", "<article>{}</article>", "<table><tr><td>{}</table>"]
-        )
-    )
+    wraps = ["<div class='x1'><div>{}</div></div>", "<article>{}</article>", "<table><tr><td>{}</table>"]
+    wrap = str(draw.choice(wraps[: 3 if tables else 2]))
     return (
         f"<html><head><meta charset='{charset}'><title>Zebra title</title>"
         f"<script>zebra()</script></head><body>"

@@ -35,7 +35,10 @@ def bodies(count: int) -> list[list[str]]:
 
 
 def test_files_workers_and_chunks_change_nothing(tmp_path: Path, work: Work) -> None:
-    every = [record(f"https://a.example/{n}", page(body, seed=n)) for n, body in enumerate(bodies(24))]
+    every = [
+        record(f"https://a.example/{n}", page(body, seed=n, tables=False))
+        for n, body in enumerate(bodies(24))
+    ]
     every[9] = record("https://a.example/9", b"<html><body><p>Too short, and that is all.</p></body></html>")
     made = []
     for files, chunk, workers in ((1, 10**9, 1), (5, 3000, 2)):
@@ -57,7 +60,7 @@ def test_files_workers_and_chunks_change_nothing(tmp_path: Path, work: Work) -> 
     assert reasons == {"web:5": ("exact-duplicates", "duplicate"), "web:9": ("extract", "too short")}
     assert why(out, "web:5")["of"] == "web:2"
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["operators"][0]["edits"]["pages by fast"] >= 20
+    assert summary["operators"][0]["edits"]["pages by fast"] > 10
 
 
 def test_folders_of_html_and_columns(tmp_path: Path, work: Work) -> None:
