@@ -44,7 +44,7 @@ class Recording:
             group = passes.world.groups.up if passes.world.groups else None
             assert group is not None
             self._shift = offset(group, peers.ranks, peers.index, passes.device)
-        self._saved = SavedBytes(passes.parameters.values())  # plain ones: a DTensor has no storage
+        self._saved = SavedBytes(passes.part.weights.values())  # plain ones: a DTensor has no storage
         for stage in passes.stages.values():
             stage.saved = self._saved
         self._traffic = StepTraffic(passes.part)
