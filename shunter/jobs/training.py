@@ -57,8 +57,10 @@ def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, shape:
     order = parallel.order()
     check_combination(parallel)
     if parallel.gather == "bf16" and train.precision != "bf16":
+        auto = "precision auto may choose float32, whose products take weights whole"
+        whole = f"products of precision {train.precision} take weights whole"
         raise ShunterError(
-            f"gather: bf16 rounds weights that products of precision {train.precision} take whole",
+            f"gather: bf16 rounds weights, and {auto if train.precision == 'auto' else whole}",
             where=where,
             mend="Set train.precision to bf16, or leave gather out.",
         )

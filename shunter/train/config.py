@@ -113,6 +113,11 @@ class Parallel(Config):
     reshard: bool = Field(
         True, description="fsdp: free gathered weights between forward and backward, and gather them again."
     )
+    zero: Literal[0, 1] = Field(
+        0,
+        description="1: ranks with the same weights share the optimizer's state (ZeRO-1): each updates "
+        "a part, and the parts are gathered.",
+    )
     gather: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="fsdp: how layers' matrices travel; bf16 needs train.precision: bf16, and no stages.",

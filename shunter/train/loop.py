@@ -44,7 +44,7 @@ from shunter.train.session import Session
 from shunter.train.shares import noised_batches, split
 from shunter.train.step import StepResult, train_step
 from shunter.train.validation import validate
-from shunter.train.world import World
+from shunter.train.world import Shared, World
 
 RECORD = 100  # steps between those that are recorded, in a training by a plan
 
@@ -109,6 +109,7 @@ class Training:
                 rows=most,
                 precision=self.precision,
                 compiled=how.compile,
+                optimizer=config.optimizer,
             )
             self.checkpointer = SharedCheckpointer(
                 checkpoints,
@@ -117,10 +118,13 @@ class Training:
                 self.layout.part.held,
                 self.layout.elsewhere,
                 beside=how.checkpoint_async,
+                kept=self.layout.part.kept,
             )
         else:
             decoder.to(self.device)
             self.checkpointer = Checkpointer(checkpoints, how.keep)
+        if isinstance(place.control, Shared):
+            place.control.more = self.checkpointer.landed
         part = None if self.layout is None else self.layout.part
         self.session = Session.fresh(decoder, config, rows, seed, part)
         self.ledger = EventLog(place.log / "ledger.jsonl", attempt=place.events.attempt)
@@ -196,8 +200,10 @@ class Training:
         self.session.facts = {**facts, "precision": self.precision}
 
     def _heed_requests(self) -> None:
-        self.checkpointer.look()
-        if self.place.control.stop_requested():
+        control = self.place.control
+        stop = control.stop_requested()
+        self.checkpointer.look(control.answer if isinstance(control, Shared) else None)
+        if stop:
             self._save()
             self.place.events.write("saved", step=self.session.step, why="stop")
             raise Stopped

@@ -139,11 +139,17 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "columns": laid_out(case({"tp": 2, "etp": 2}, decoder(qk_norm=True, experts=SOFTMAX))),
     "muon": laid_out(case({"fsdp": 2, "tp": 2}, decoder(), optimizer="muon")),
+    "shared state": laid_out(case({"dp": 2, "tp": 2, "zero": 1}, decoder(qk_norm=True))),
+    "shared experts": laid_out(
+        case({"dp": 2, "cp": 2, "ep": 2, "zero": 1}, decoder(qk_norm=True, experts=SIGMOID), z_loss=0.0)
+    ),
+    "shared matrices": laid_out(case({"dp": 2, "zero": 1}, decoder(), optimizer="muon")),
     "noise": noisy(Grid(dp=2)),
     "stages saved": saved("pp", "one"),
     "sharded saved": saved("fsdp", "one"),
     "to tensor ranks": saved("one", "tp"),
     "experts saved": saved("ep", "one"),
+    "shared state saved": saved("zero", "one"),
 }
 
 

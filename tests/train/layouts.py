@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from hypothesis import assume
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch.optim import _muon
 
@@ -58,9 +58,10 @@ class Case:
         found = {axis for axis in ALL if self.parallel.get(axis, 1) > 1}
         found |= {
             name
-            for name in ("recompute", "tied", "ragged")
-            if {**self.parallel, **self.spec, **vars(self)}[name]
+            for name in ("recompute", "tied", "ragged", "zero", "vocabulary")
+            if {**self.parallel, **self.spec, **vars(self)}.get(name)
         }
+        found |= {self.optimizer}
         return found
 
 
@@ -189,7 +190,10 @@ def cases(
         "reshard": draw(st.booleans()),
         "recompute": recompute,
         "offload": draw(st.sampled_from(beside(recompute))),
+        "zero": draw(st.integers(0, 1)),
     }
+    if pp > 1 and tp == 1 and degrees["fsdp"] == 1:
+        parallel["vocabulary"] = draw(st.sampled_from([None, None, 1, 2]))
     data = degrees["dp"] * degrees["fsdp"]
     return Case(
         spec=spec,
@@ -199,6 +203,7 @@ def cases(
         z_loss=draw(st.sampled_from([0.0, 0.01])),
         ragged=draw(st.booleans()),
         seed=draw(st.integers(0, 999)),
+        optimizer=draw(st.sampled_from(["adamw", "adamw", "muon"])),
     )
 
 
@@ -311,13 +316,13 @@ def task(rank: int, groups: Groups, case: Case) -> Outcome:
     """The same on one rank of a layout; gradients and weights on rank 0 only."""
     parallel = case.layout
     world = World.create(parallel.grid, rank, CPU, GROUPS)
-    passes = LaidOutPasses(model(case), parallel, world, case.length)
+    passes = LaidOutPasses(model(case), parallel, world, case.length, optimizer=case.optimizer)
 
     def parts(ids: np.ndarray) -> list[np.ndarray]:
         return split(split(ids, world.data.size)[world.data.index], parallel.parts)
 
     gradients(case, passes, parts)
-    found = passes.whole({name: p.grad.clone() for name, p in passes.parameters.items()})
+    found = passes.whole({n: p.grad.clone() for n, p in passes.parameters.items()}, passes.part.kept)
     for parameter in passes.parameters.values():
         parameter.grad = None
     optimizers = Optimizers(passes.decoder, config(case), passes.part)
@@ -351,6 +356,20 @@ def differs(found: Outcome, expected: Outcome) -> list[str]:
             if not float((mine[name] - tensor).abs().max()) <= close * scale:
                 wrong.append(f"{what} {name}")
     return wrong
+
+
+def drawn(count: int, worlds: tuple[int, ...]) -> list[Case]:
+    """The same ones each time."""
+    found: list[Case] = []
+
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(case=cases(worlds))
+    def collect(case: Case) -> None:
+        found.append(case)
+
+    collect()
+    return found
 
 
 def size(case: Case) -> int:
