@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shunter.models.dropout import Masks
+
 # Longest row that takes a mask. On 2 cores, forward and backward: at 256 the mask is 2.5 times faster than
 # gathering, at 1,024 as fast (float32) or 1.4 times faster (bfloat16), at 2,048 half as fast (float32).
 MASK_UP_TO = 1024
@@ -35,6 +37,7 @@ class SegmentPlan:
     back    [B * T]: the slot of each flat token (padding tokens: some slot)
     padding [m]:     the flat tokens that are padding
     real    [B, T]: True where a token is not padding; None: everywhere.
+    masks   what is dropped, while a model learns with dropout.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -45,6 +48,7 @@ class SegmentPlan:
     mask: Tensor | None = None
     whole: Any = None
     real: Tensor | None = None
+    masks: Masks | None = None
 
     @classmethod
     def build(cls, segments: Tensor, mask_up_to: int = MASK_UP_TO) -> SegmentPlan:

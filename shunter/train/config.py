@@ -42,6 +42,24 @@ class Restart(Config):
     )
 
 
+class DropoutConfig(Config):
+    """What is zeroed at random while a model learns. The same is dropped on every layout."""
+
+    residual: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of what embedding, attention and feed-forward add to the residual stream.",
+    )
+    inner: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of what enters the second product of each attention and feed-forward; not with "
+        "experts.",
+    )
+
+
 class TrainConfig(Config):
     """One optimisation: the same configuration gives the same weights, however it is computed."""
 
@@ -69,6 +87,12 @@ class TrainConfig(Config):
     max_skipped: int = Field(10, ge=0, description="Steps with a non-finite loss or gradient to endure.")
     input_noise: float = Field(
         0.0, ge=0, lt=1, description="Share of input tokens replaced by random ones, against overfitting."
+    )
+    dropout: DropoutConfig | None = Field(
+        None,
+        # Jobs without it are those that they were before there was any.
+        exclude_if=lambda value: value is None,
+        description="Drop at random while learning, against overfitting: {residual: 0.1}.",
     )
     validate_every: int = Field(0, ge=0, description="Steps between validations; 0: at the end only.")
     validate_rows: int = Field(128, ge=1, description="Held-out rows per validation.")
@@ -101,6 +125,11 @@ class Parallel(Config):
     tp: int = Field(1, ge=1, description="Parts of each matrix, for wide layers and fast links.")
     ep: int = Field(1, ge=1, description="Parts of the set of experts, over the ranks of a stage.")
     etp: int = Field(1, ge=1, description="Parts of each expert, likewise.")
+    pad_experts: bool = Field(
+        False,
+        description="Fill each expert up to its capacity with zeros: all sizes are known beforehand, and "
+        "nothing waits for the device. Needs experts.capacity.",
+    )
     sequence: bool = Field(True, description="Tensor ranks have a part of the tokens each between products.")
     attention: Literal["ring", "gather", "ulysses"] = Field(
         "ring", description="How context ranks see the rest of a row: keys and values that travel, or are "
@@ -266,7 +295,8 @@ class Parallel(Config):
         """As a plan says; `plan` is then where it stands, so that the run can be held to it."""
         from shunter.plan.plan import Plan  # with numpy, which no command needs to start
 
-        given = self.model_fields_set - {"plan", "timeout", "timeline", "attention", "sequence", "reshard"}
+        beside = {"plan", "timeout", "timeline", "attention", "sequence", "reshard", "pad_experts"}
+        given = self.model_fields_set - beside
         made = Plan.load(path).parallel()
         if wrong := sorted(name for name in given if getattr(self, name) != made.get(name, None)):
             raise ShunterError(
