@@ -15,14 +15,18 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from shunter.layout.grid import Grid
+from shunter.parallel.generic import laid as laying
+from shunter.parallel.generic import pairs
+from shunter.parallel.generic.gathered import Gathered
 from shunter.parallel.generic.laid import lay_out
 from shunter.parallel.gradients import add_up_gradients
 from shunter.parallel.mesh import Groups, Mesh
@@ -125,7 +129,7 @@ def check(pool: Any, spec: dict[str, Any], grid: Grid) -> list[dict[str, Any]]:
     return found
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(SPECS, st.sampled_from(GRIDS))
 def test_whatever_way_code_takes(pool: Any, spec: dict[str, Any], grid: Grid) -> None:
     check(pool, spec, grid)
@@ -136,3 +140,53 @@ def test_whatever_way_code_takes(pool: Any, spec: dict[str, Any], grid: Grid) ->
 @given(SPECS, st.sampled_from(GRIDS))
 def test_four_hundred_modules(pool: Any, spec: dict[str, Any], grid: Grid) -> None:
     check(pool, spec, grid)
+
+
+def _used_alone(self: Gathered) -> None:
+    """What this rank's rows made, and nothing of the others'."""
+    for name, whole in self.wholes.items():
+        if whole.grad is not None:
+            parts = whole.grad.chunk(self.peers.size, self.dims[name])
+            self.parts[name].grad = parts[self.peers.index].clone()
+
+
+def _any_call(self: pairs.Pair, module: nn.Module, args: Any, named: Any) -> Any:
+    return self._take_heads(args, named) if self.on else None
+
+
+def _class_alone(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+FEED = {
+    "kind": "feed", "bias": True, "act": "gelu", "function": "", "normed": False, "train": False,
+    "scale": 1.0, "gain": False, "zero": True, "frozen": False, "heads": 2,
+}  # fmt: skip
+# A mistake put in, and what the second block does otherwise than the first.
+MUTANTS: dict[str, tuple[Any, str, Any, dict[str, Any], Grid]] = {
+    "one verdict for a class, flags": (pairs, "described", _class_alone, {"normed": True}, Grid(tp=2)),
+    "one verdict for a class, acts": (pairs, "described", _class_alone, {"act": "softmax"}, Grid(tp=2)),
+    "one verdict for a class, training": (pairs, "described", _class_alone, {"train": True}, Grid(tp=2)),
+    "a call of any form": (pairs.Pair, "_enter", _any_call, {}, Grid(tp=2)),
+    "rows of one rank alone": (Gathered, "add_up", _used_alone, {}, Grid(fsdp=2)),
+}
+
+
+def broken(rank: int, groups: Groups, name: str) -> list[str]:
+    """What is wrong, without the last checks, which would stop most mistakes before."""
+    where, attribute, instead, changes, grid = MUTANTS[name]
+    blocks = [FEED, {**FEED, **changes}]
+    spec = {"blocks": blocks, "uses": [0, 1], "order": "tbd", "seldom": True, "seed": 1}
+    with (
+        mock.patch.object(where, attribute, instead),
+        mock.patch.object(laying, "_agree", return_value=True),
+        mock.patch.object(laying, "_same_gradients", return_value=True),
+    ):
+        wrong: list[str] = compare(rank, groups, (spec, grid))["wrong"]
+        return wrong
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mistakes_are_seen(pool: Any, name: str) -> None:
+    grid = MUTANTS[name][4]
+    assert any(pool.run(broken, grid.size, name, grid))
