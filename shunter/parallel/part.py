@@ -18,7 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from shunter.layout.holding import Holding
 from shunter.layout.zero import Whole
-from shunter.models.adapter_sharding import adapted_holdings
+from shunter.models.adapted_experts import AdaptedExperts
+from shunter.models.adapter_sharding import adapted_holdings, place_packed
 from shunter.models.decoder import Decoder, RMSNorm
 from shunter.models.moe import Experts, MoE
 from shunter.models.router import Router
@@ -70,6 +71,7 @@ class DecoderPart:
         narrow: bool = False,
         by_program: bool = False,
         zero: Whole | None = None,
+        pad: bool = False,
         fill: Fill | None = None,
     ) -> None:
         """decoder: whole, on the CPU, or on the meta device; it keeps this rank's part, and the rest is on
@@ -84,17 +86,19 @@ class DecoderPart:
         bfloat16, as products under autocast take them; their gradients are added up in float32.
         by_program: the program, not `fully_shard`, decides when weights are gathered.
         zero: copies share the optimizer's state; it says of which parameters an update is made of the whole.
+        pad: fill experts up to their capacity; see `MoE`.
         """
         self.decoder, self.mesh = decoder, mesh
         self.sharded = mesh.grid.fsdp > 1
         self.by_program = by_program
-        declared = holdings(decoder.spec, mesh.grid, mesh.place, sequence=sequence)
-        declared = adapted_holdings(decoder, declared, mesh.grid)
+        plain = holdings(decoder.spec, mesh.grid, mesh.place, sequence=sequence)
+        declared = adapted_holdings(decoder, plain, mesh.grid)
         found = decoder_stages(decoder, bounds, stages, layers_only=layers_only).values()
         owned = {name for stage in found for name in stage.owned()}
         self.held = {name: declared[name] for name in declared if name in owned} | dict(more or {})
         drop_others(decoder, set(self.held))
         localise(decoder, self.held, device, fill)
+        place_packed(decoder, plain)
         self.tokens = split_tensor(decoder, self.held, mesh.peers("tp"), sequence=sequence)
         for module in decoder.modules():
             if isinstance(module, MoE):
@@ -104,6 +108,7 @@ class DecoderPart:
                     mesh.peers("etp"),
                     sequence=mesh.peers("cp", "tp"),
                     places=self._places,
+                    pad=pad,
                 )
         self.modules = decoder_stages(decoder, bounds, stages, layers_only=layers_only)
         for stage in self.modules.values():
@@ -144,7 +149,7 @@ class DecoderPart:
             stage.into_grad = False
             elsewhere: set[nn.Parameter] = set()
             for layer in stage.layers:
-                for experts in (part for part in layer.modules() if isinstance(part, Experts)):
+                for experts in (p for p in layer.modules() if isinstance(p, (Experts, AdaptedExperts))):
                     # Copies of an expert are on other ranks than copies of the rest.
                     if copies.size > 1:
                         fully_shard(

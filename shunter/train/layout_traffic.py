@@ -127,14 +127,18 @@ def _mixture(plan: Plan, *, backward: bool) -> int:
     spec, ep, etp = plan.spec, plan.grid.ep, plan.grid.etp
     assert spec.experts is not None
     sent = 0
+    others = plan.grid.cp * plan.grid.tp
     if ep * etp > 1:
-        rows = plan.own_tokens * spec.experts.per_token
+        rows, padded = plan.own_tokens * spec.experts.per_token, plan.parallel.pad_experts
+        if padded:
+            room = spec.experts.room(plan.rows, plan.own_tokens // plan.rows, others)
+            assert room is not None
+            rows = room * spec.experts.num_experts
         moved = rows * (ep - 1) // ep + rows * (etp - 1)  # to ranks with other experts; to parts of an expert
         # There and back; and each row's weight, in full precision, one of the two ways.
         sent += moved * (2 * spec.dim * plan.narrow + plan.wide)
-        if not backward:  # how many rows each is to get
+        if not backward and not padded:  # how many rows each is to get
             sent += COUNT * spec.experts.num_experts * ((ep - 1) + ep * (etp - 1))
-    others = plan.grid.cp * plan.grid.tp
     if others > 1 and not backward:
         if spec.experts.balance_loss:
             sent += all_reduce(COUNT * plan.rows * spec.experts.num_experts, others)
@@ -256,7 +260,7 @@ def _counts(plan: Plan, place: Mapping[str, int]) -> int:
     data, everyone = plan.parallel.data, plan.grid.size
     sent = all_reduce(2 * COUNT, data) + all_reduce(2 * COUNT, everyone) + all_reduce(COUNT, everyone)
     if (experts := plan.spec.experts) is not None:
-        sent += all_reduce(COUNT, data)
+        sent += all_reduce(COUNT, data) * (2 if plan.parallel.pad_experts else 1)
         layers = (n for s in plan.stages(place) for n in range(plan.bounds[s], plan.bounds[s + 1]))
         mixtures = sum(experts.inside(n) for n in layers)
         ranks = prod(plan.grid.degree(axis) for axis in DENSE[1:])

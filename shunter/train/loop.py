@@ -33,7 +33,9 @@ from shunter.train.device import (
     prepare_determinism,
     set_determinism,
 )
+from shunter.train.dropping import Dropping
 from shunter.train.flops import batch_flops, trained_share
+from shunter.train.layout_check import check_dropout
 from shunter.train.meter import Meter
 from shunter.train.objective import Objective
 from shunter.train.passes import OnePass, Passes
@@ -88,6 +90,7 @@ class Training:
         self.decoder, self.objective, self.rows, self.heldout = decoder, objective, rows, heldout
         self.config, self.how, self.place, self.seed = config, how, place, seed
         self.milestone = milestone
+        check_dropout(config.dropout, decoder.spec)
         self.trained = trained_share(decoder)
         self.device = choose_device(how.device) if world is None else world.device
         if how.deterministic:
@@ -252,7 +255,13 @@ class Training:
                 session.stream,
                 session.step,
                 config.batch_rows,
-                Peers.alone() if self.layout is None else self.layout.world.data,
+                self._data,
+            )
+        dropping = None
+        if config.dropout is not None:
+            rows = [len(batch.tokens) for batch in batches]
+            dropping = Dropping.of(
+                config.dropout, rows, session.stream, session.step, config.batch_rows, self._data
             )
         recording = self._recording()
         with self._peak():
@@ -265,6 +274,7 @@ class Training:
                 rate=self._rate(),
                 clip=config.clip,
                 z_loss=config.z_loss,
+                dropping=dropping,
             )
         if recording is not None:
             keep(recording, session.optimizers, session.step, self.place.log, self.place.events)
@@ -289,6 +299,11 @@ class Training:
         flops = sum(batch_flops(self.decoder.spec, batch, self.trained) for batch in batches)
         tokens, flops = self.passes.total([seen, flops])
         meter.add(result, int(tokens), flops)
+
+    @property
+    def _data(self) -> Peers:
+        """Ranks that see other rows."""
+        return Peers.alone() if self.layout is None else self.layout.world.data
 
     def _micro_batches(self, ids: np.ndarray) -> list[np.ndarray]:
         if self.layout is not None:

@@ -38,6 +38,7 @@ from shunter.schedule.program import Program
 from shunter.schedule.vocabulary import parallel_vocabulary
 from shunter.train.config import Parallel
 from shunter.train.device import autocast
+from shunter.train.dropping import Dropping
 from shunter.train.layout_check import check_layout
 from shunter.train.layout_parts import muon_takes
 from shunter.train.shares import share
@@ -106,8 +107,10 @@ class LaidOutPasses:
             narrow=parallel.gather == "bf16",
             by_program=grid.pp > 1,
             zero=(muon_takes if optimizer == "muon" else _by_rows) if parallel.zero else None,
+            pad=parallel.pad_experts,
             fill=fill,
         )
+        self.pads = parallel.pad_experts
         self.spread: Tensor | None = None
         if grid.cp > 1:
             self.spread = spread_rows(decoder, mesh.peers("cp"), row_length, parallel.attention)
@@ -158,14 +161,18 @@ class LaidOutPasses:
         return list(self.world.sum(sums, data).tolist())
 
     def gradients(
-        self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float
+        self,
+        batches: Sequence[Batch],
+        coefficients: Sequence[Tensor],
+        z_loss: float,
+        dropping: Dropping | None = None,
     ) -> tuple[Tensor, Tensor]:
         if len(batches) != self.order.microbatches:
             raise ValueError(f"{len(batches)} micro-batches, the program is of {self.order.microbatches}")
-        self._load(batches, coefficients, z_loss)
+        self._load(batches, coefficients, z_loss, dropping)
         if self.decoder.spec.experts is not None:
             real = sum(int((batch.segments >= 0).sum()) for batch in batches)
-            begin_step(self.decoder, int(self.total([real])[0]))
+            begin_step(self.decoder, int(self.total([real])[0]), self._most_rows(batches))
         losses = self._run(self.executor, train=True)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for microbatch, loss in losses.items():
@@ -198,6 +205,16 @@ class LaidOutPasses:
         for loss in losses.values():
             total += loss
         return self._sum_losses(total)
+
+    def _most_rows(self, batches: Sequence[Batch]) -> int:
+        """Of a micro-batch on any rank, where experts are filled up: what is sent is equally large then."""
+        if not self.pads:
+            return 0
+        most = torch.tensor(max(len(batch.tokens) for batch in batches), device=self.device)
+        if self.world.data.size > 1:
+            with answering(self.world.rank, "compare rows"):
+                dist.all_reduce(most, dist.ReduceOp.MAX, group=self.world.data.group)
+        return int(most)
 
     def _sum_losses(self, sums: Tensor) -> Tensor:
         """Tensor ranks all have the loss of their tokens; other ranks have those of others."""
@@ -268,13 +285,19 @@ class LaidOutPasses:
 
         return compute
 
-    def _load(self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float) -> None:
+    def _load(
+        self,
+        batches: Sequence[Batch],
+        coefficients: Sequence[Tensor],
+        z_loss: float,
+        dropping: Dropping | None = None,
+    ) -> None:
         def put(array: Tensor) -> Tensor:
             """This rank's positions of whole rows."""
             whole = array.to(self.device, non_blocking=True)
             return whole if self.spread is None else whole[:, self.spread]
 
-        def plan(segments: Tensor) -> SegmentPlan:
+        def plan(segments: Tensor, number: int) -> SegmentPlan:
             there = segments.to(self.device)
             if self.spread is None:
                 found = SegmentPlan.build(there)
@@ -286,6 +309,12 @@ class LaidOutPasses:
             if self.part.tokens is not None and found.real is not None:
                 # Experts see this tensor rank's tokens.
                 found = replace(found, real=self.part.tokens.mine(found.real))
+            if dropping is not None:
+                masks = dropping.masks(number, there.shape[1], self.device, self.spread)
+                if self.part.tokens is not None:
+                    own = torch.stack([self.part.tokens.mine(half) for half in masks.keys])
+                    masks = replace(masks, own=own)
+                found = replace(found, masks=masks)
             return found
 
         self.rows = [
@@ -294,10 +323,10 @@ class LaidOutPasses:
                 put(torch.from_numpy(batch.positions)),
                 put(torch.from_numpy(batch.targets)),
                 put(factors),
-                plan(torch.from_numpy(batch.segments)),
+                plan(torch.from_numpy(batch.segments), number),
                 z_loss,
             )
-            for batch, factors in zip(batches, coefficients, strict=True)
+            for number, (batch, factors) in enumerate(zip(batches, coefficients, strict=True))
         ]
 
     def _key(self, microbatch: int) -> object:

@@ -35,6 +35,8 @@ SPEC: dict[str, Any] = {
 }  # fmt: skip
 # Each token passes through every expert, so that load is even.
 EXPERTS = {"num_experts": 4, "per_token": 4, "ffn_dim": 6}
+# As many rows as a capacity allows, whatever is chosen.
+FILLED = {**EXPERTS, "per_token": 1, "capacity": 1.5}
 SHARED = {**EXPERTS, "router": "sigmoid", "shared_ffn_dim": 6}
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"tp": 2, "sequence": False, "microbatches": 2}, {}),
@@ -73,6 +75,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
         {},
     ),
+    ({"dp": 2, "ep": 2, "microbatches": 2, "pad_experts": True}, {"experts": FILLED}),
+    ({"fsdp": 2, "tp": 2, "ep": 2, "etp": 2, "microbatches": 1, "pad_experts": True}, {"experts": FILLED}),
 ]
 
 
