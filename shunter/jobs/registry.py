@@ -34,6 +34,8 @@ _ENTRIES = {
     "memory-samples": "shunter.jobs.memory:JOB",
     "stream": "shunter.jobs.stream:JOB",
     "traffic": "shunter.jobs.traffic:JOB",
+    "reshard": "shunter.jobs.reshard:JOB",
+    "map-roles": "shunter.jobs.mapping:JOB",
 }
 
 
