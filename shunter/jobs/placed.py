@@ -25,6 +25,12 @@ def check(config: RlConfig) -> None:
             where="how.placement",
             mend="Leave how.placement out, or set how.device to cpu.",
         )
+    if config.tools is not None:
+        raise ShunterError(
+            "an actor on processes of its own answers in one turn, without tools",
+            where="how.placement",
+            mend="Leave one of tools and how.placement out.",
+        )
     _placement(config, None)
 
 

@@ -24,6 +24,7 @@ _ENTRIES = {
     "sft": "shunter.jobs.sft:JOB",
     "custom": "shunter.jobs.custom:JOB",
     "preferences": "shunter.jobs.preferences:JOB",
+    "accepted": "shunter.jobs.accepted:JOB",
     "dpo": "shunter.jobs.dpo:JOB",
     "reward_model": "shunter.jobs.reward_model:JOB",
     "rl": "shunter.jobs.rl:JOB",

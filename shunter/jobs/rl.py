@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
+from shunter.generate.config import ToolConfig
 from shunter.jobs import placed, taught
 from shunter.post.config import PolicyConfig, PostTrain, RewardConfig, RlHow
 from shunter.recipe.job import Input, JobConfig, JobContext
@@ -36,6 +37,12 @@ class RlConfig(JobConfig):
     prompts_per_step: int = Field(16, ge=1, description="Prompts in a step.")
     max_new_tokens: int = Field(64, ge=1, description="Longest answer in tokens.")
     temperature: float = Field(1.0, gt=0, description="Of sampling, and of the policy that learns.")
+    tools: ToolConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # jobs without are those that they were before there were any
+        description="Tools that the model may ask while it answers; `max_new_tokens` counts what it writes "
+        "in all turns together.",
+    )
     max_gap: float = Field(
         0.02,
         gt=0,
@@ -72,9 +79,13 @@ class RlJob:
             placed.check(config)
         return []
 
+    def reads(self, config: RlConfig, base: Path) -> Sequence[Path]:
+        return taught.reads(config.rewards, base)
+
     def run(self, context: JobContext[RlConfig]) -> dict[str, Any]:
         from shunter.data.tokenizer import Tokenizer
         from shunter.generate.config import SamplingConfig
+        from shunter.generate.toolbox import Toolbox
         from shunter.models.hf import load_model
         from shunter.post.course import Course, Pupil
         from shunter.post.prompts import read_prompts
@@ -97,7 +108,8 @@ class RlJob:
                 mend="Lower max_new_tokens.",
             )
         train = context.one("prompts").path / "train.jsonl"
-        prompts = read_prompts(train, tokenizer, config.task, room)
+        prefix = taught.prefix(config.rewards, context.base)
+        prompts = read_prompts(train, tokenizer, config.task, room, prefix)
         if prompts.too_long:
             context.events.write("problem", problem=f"{prompts.too_long} prompts are too long and left out")
         course = Course(config.train, config.how, taught.place(context), "rl/reward")
@@ -131,6 +143,7 @@ class RlJob:
             max_gap=config.max_gap,
             seed=config.seed,
             stop_ids=stops(folder),
+            tools=None if config.tools is None else Toolbox(config.tools, tokenizer),
         )
         try:
             course.run(lessons)
