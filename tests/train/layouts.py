@@ -358,7 +358,8 @@ def task(rank: int, groups: Groups, case: Case) -> Outcome:
         return split(split(ids, world.data.size)[world.data.index], parallel.parts)
 
     gradients(case, passes, parts, case.width)
-    found = passes.whole({n: p.grad.clone() for n, p in passes.parameters.items()}, passes.part.kept)
+    learnt = {name: p.grad.clone() for name, p in passes.parameters.items() if p.grad is not None}
+    found = passes.whole(learnt, passes.part.kept)
     for parameter in passes.parameters.values():
         parameter.grad = None
     optimizers = Optimizers(passes.decoder, config(case), passes.part)
