@@ -83,7 +83,7 @@ def _run(folder: Path, cluster: Cluster) -> Run:
     plan.must_be_for(cluster=cluster)
     question = Question(
         DecoderSpec.model_validate(plan.model),
-        Fabric.of(cluster),
+        Fabric.of(plan.part_of(cluster)),
         plan.batch,
         plan.sequence,
         practice(plan.practice),
@@ -93,4 +93,4 @@ def _run(folder: Path, cluster: Cluster) -> Run:
     choice = Choices.one(
         grid, plan.microbatch, plan.schedule, plan.layout["chunks"], plan.layout["recompute"]
     )
-    return Run(folder.name, question, choice, float(told["step_seconds"]))
+    return Run(folder.name, question, choice, float(told["step_seconds"]), tuple(plan.ranks))

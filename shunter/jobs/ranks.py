@@ -81,6 +81,7 @@ def spread(context: JobContext[Any], parallel: Parallel) -> dict[str, Any]:
             "base": str(context.base.absolute()),
             "attempt": context.events.attempt,
             "timeout": parallel.timeout,
+            "ranks": parallel.ranks,
         },
         count,
         folder,

@@ -138,6 +138,11 @@ class Parallel(Config):
         description="What is computed again for backwards: true: all between stages; full: each layer by "
         "itself; selective: likewise, but for products and attention; or the numbers of some layers.",
     )
+    ranks: list[int] | None = Field(
+        None,
+        description="Number of the process, and so of the device, that has each rank; default: its own. "
+        "A plan says it where devices or links differ.",
+    )
     plan: str | None = Field(
         None,
         description="Instead of degrees and schedule: a file of `shunter plan -o`, for this model; or auto, "
@@ -152,6 +157,14 @@ class Parallel(Config):
     @classmethod
     def _plan_alone(cls, data: Any) -> Any:
         return {"plan": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Parallel:
+        if self.ranks is not None and sorted(self.ranks) != list(range(self.grid.size)):
+            raise ValueError(
+                f"ranks must name each of the {self.grid.size} processes once (got {self.ranks})"
+            )
+        return self
 
     @property
     def grid(self) -> Grid:
