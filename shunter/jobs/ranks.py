@@ -103,6 +103,7 @@ def _launch(
             "base": str(context.base.absolute()),
             "attempt": context.events.attempt,
             "timeout": parallel.timeout,
+            "ranks": parallel.ranks,
         },
         count,
         folder,
