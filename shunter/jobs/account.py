@@ -134,4 +134,5 @@ def _run(folder: Path, cluster: Cluster) -> Run:
     plan = Plan(**data)
     plan.must_be_for(cluster=cluster)
     question, choice = asked(plan, cluster, coefficients_of(cluster))
-    return Run(folder.name, question, choice, float(told["step_seconds"]), strategies_of(plan))
+    seconds, chosen = float(told["step_seconds"]), strategies_of(plan)
+    return Run(folder.name, question, choice, seconds, tuple(plan.ranks), chosen)

@@ -102,6 +102,7 @@ def _launch(
         "base": str(context.base.absolute()),
         "attempt": context.events.attempt,
         "timeout": parallel.timeout,
+        "ranks": parallel.ranks,
     }
     try:
         answer: dict[str, Any] = start("shunter.jobs.ranks", told, count, folder, threads=threads, poll=poll)

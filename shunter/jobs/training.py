@@ -82,6 +82,12 @@ def check_compiled(parallel: Parallel, order: Order) -> None:
             where="how.parallel",
             mend="Use recompute: full, or set how.compile to false.",
         )
+    if parallel.offload:
+        raise ShunterError(
+            "offload looks at what single operations keep, and a compiled layer is one",
+            where="how.parallel",
+            mend="Leave offload out, or set how.compile to false.",
+        )
     if any(action.op == WEIGHT for actions in order.actions for action in actions):
         raise ShunterError(
             f"{parallel.schedule} takes gradients of weights later, and a compiled layer takes them at once",

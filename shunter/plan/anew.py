@@ -8,7 +8,7 @@ a factor over all predictions, which orders no layouts but makes the next one's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,12 +17,12 @@ from shunter.cluster.description import Description
 from shunter.config.errors import ShunterError
 from shunter.layout.grid import Grid
 from shunter.models.spec import DecoderSpec
-from shunter.plan.calibrate import LEAST, MOST, Run, fit
+from shunter.plan.calibrate import LEAST, MOST, Run, coefficients_of, fit
 from shunter.plan.choices import Choices, Question
 from shunter.plan.fabric import Fabric
-from shunter.plan.plan import DEGREES, Plan
+from shunter.plan.plan import DEGREES, Plan, fingerprint
 from shunter.plan.practice import Coefficient, Coefficients, practice
-from shunter.plan.score import Prediction, predict
+from shunter.plan.score import Prediction
 from shunter.plan.search import search
 from shunter.plan.strategies import AGAIN, ASIDE, KEEP
 
@@ -49,10 +49,12 @@ class Anew:
 
 
 def cluster_of(plan: Plan) -> Cluster:
-    """The cluster that it was made for. Raises ShunterError for a plan of an earlier version without it."""
-    if plan.machine is None:
+    """The cluster that it was made for. Raises ShunterError for a plan that does not hold it: an earlier
+    version's, or one for some of its devices."""
+    found = None if plan.machine is None else Cluster.of(Description.model_validate(plan.machine))
+    if found is None or fingerprint(found) != plan.cluster_fingerprint:
         raise ShunterError("the plan does not hold its cluster's description", mend="Plan again.")
-    return Cluster.of(Description.model_validate(plan.machine))
+    return found
 
 
 def asked(plan: Plan, cluster: Cluster, coefficients: Coefficients | None = None) -> tuple[Question, Choices]:
@@ -60,11 +62,11 @@ def asked(plan: Plan, cluster: Cluster, coefficients: Coefficients | None = None
     known = {name: Coefficient(each["value"], each["source"]) for name, each in plan.coefficients.items()}
     question = Question(
         DecoderSpec.model_validate(plan.model),
-        Fabric.of(cluster),
+        Fabric.of(plan.part_of(cluster)),
         plan.batch,
         plan.sequence,
         practice(plan.practice),
-        coefficients or Coefficients(known),
+        coefficients or replace(coefficients_of(cluster), known=known),
     )
     grid = Grid(**{name: plan.layout[name] for name in DEGREES})
     layout = plan.layout
@@ -88,15 +90,17 @@ def anew(plan: Plan, measured: Measured, source: str) -> Anew:
     """
     cluster = cluster_of(plan)
     question, choice = asked(plan, cluster)
-    chosen = strategies_of(plan)
-    question = replace(question, coefficients=fitted(question, choice, measured, source, chosen))
-    same = predict(question, choice, strategies=chosen)
+    run = Run("the run", question, choice, measured.seconds, tuple(plan.ranks), strategies_of(plan))
+    known = fitted(run, measured, source)
+    same = run.prediction(known)
     factor = measured.seconds / same.seconds
-    best = search(question, top=1).plans[0].prediction
+    whole = replace(question, fabric=Fabric.of(cluster), coefficients=known)
+    found = search(whole, top=1)
+    best = found.plans[0].prediction
     if best.seconds > (1 - GAIN) * same.seconds or best.choice.settings(0) == choice.settings(0):
-        known = {name: asdict(value) for name, value in question.coefficients.known.items()}
-        return Anew(replace(plan, **_times(same, factor), coefficients=known), False, measured.seconds)
-    new = Plan.of(question, cluster, best)
+        told = {name: asdict(value) for name, value in known.known.items()}
+        return Anew(replace(plan, **_times(same, factor), coefficients=told), False, measured.seconds)
+    new = Plan.of(found.question, cluster, best)
     rate = new.tokens_per_second_per_device / factor, new.flops_per_device / factor, new.mfu / factor
     new = replace(
         new,
@@ -108,26 +112,18 @@ def anew(plan: Plan, measured: Measured, source: str) -> Anew:
     return Anew(new, True, measured.seconds)
 
 
-def fitted(
-    question: Question,
-    choice: Choices,
-    measured: Measured,
-    source: str,
-    strategies: Sequence[int] | None = None,
-) -> Coefficients:
+def fitted(run: Run, measured: Measured, source: str) -> Coefficients:
     """products by what was computed and links by what was sent, or products alone by the whole step."""
+    known = run.question.coefficients
     if measured.compute is None or measured.communication is None:
-        run = Run("the run", question, choice, measured.seconds, strategies)
-        return fit([run], ["products"], question.coefficients, source)
-    found = question.coefficients
+        return fit([run], ["products"], known, source)
     for _ in range(2):  # a message hides behind what is computed, so that each moves the other a little
         for name, wanted, part in (
             ("products", measured.compute, _compute),
             ("links", measured.communication, _communication),
         ):
-            asked_now = replace(question, coefficients=found)
-            found = _met(asked_now, choice, name, wanted, part, source, strategies)
-    return found
+            known = _met(run, known, name, wanted, part, source)
+    return known
 
 
 def _compute(found: Prediction) -> float:
@@ -139,28 +135,25 @@ def _communication(found: Prediction) -> float:
 
 
 def _met(
-    question: Question,
-    choice: Choices,
+    run: Run,
+    known: Coefficients,
     name: str,
     wanted: float,
     part: Callable[[Prediction], float],
     source: str,
-    strategies: Sequence[int] | None,
 ) -> Coefficients:
     """With the coefficient such that the part takes `wanted` seconds, as nearly as can be: by halving, as
     each part falls where its coefficient rises. As it was where the part is nothing."""
-    start = question.coefficients
-    if wanted <= 0 or part(predict(question, choice, strategies=strategies)) <= 0:
-        return start
+    if wanted <= 0 or part(run.prediction(known)) <= 0:
+        return known
 
     def at(log: float) -> Coefficients:
-        return start.but(source, **{name: start[name] * math.exp(log)})
+        return known.but(source, **{name: known[name] * math.exp(log)})
 
     low, high = math.log(LEAST), math.log(MOST)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        tried = predict(replace(question, coefficients=at(middle)), choice, strategies=strategies)
-        if part(tried) > wanted:
+        if part(run.prediction(at(middle))) > wanted:
             low = middle
         else:
             high = middle

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -37,6 +38,10 @@ class Plan:
     Predicted, in seconds of a step: step, of which the busiest rank computes, waits for messages, and for
     other ranks. memory_bytes_by_stage: of a rank at each place of the pipeline. coefficients: name -> value
     and source. machine: the cluster's description, so that a run can plan anew.
+
+    ranks, where it matters which device does what: of each place of the grid, the number of its device among
+    those that are used, and so of its process. placed: their names, how the order was found, seconds of a
+    step with devices in the order of the file, and NICs of each stage's devices.
     """
 
     model: dict[str, Any]
@@ -62,6 +67,8 @@ class Plan:
     coefficients: dict[str, Any] = field(default_factory=dict)
     price_per_hour: float | None = None
     machine: dict[str, Any] | None = None
+    ranks: list[int] = field(default_factory=list)
+    placed: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, question: Question, cluster: Cluster, prediction: Prediction) -> Plan:
@@ -101,12 +108,14 @@ class Plan:
             bubble_seconds=prediction.bubble,
             tokens_per_second_per_device=question.tokens / prediction.seconds / world,
             flops_per_device=rate,
-            mfu=rate / device.peak(format),
+            mfu=rate / question.fabric.peak(format),
             memory_bytes_by_stage=totals,
             memory_parts=fullest,
             coefficients={name: asdict(value) for name, value in question.coefficients.known.items()},
             price_per_hour=question.fabric.price_per_hour,
             machine=cluster.description.model_dump(mode="json", exclude_defaults=True),
+            ranks=list(prediction.placed.order) if prediction.placed else [],
+            placed=_placed(question, prediction),
         )
 
     def row(self, lost_because: str = "") -> dict[str, Any]:
@@ -116,7 +125,8 @@ class Plan:
             "bubble_seconds", "tokens_per_second_per_device", "flops_per_device", "mfu",
             "memory_bytes_by_stage",
         )  # fmt: skip
-        return {**{name: getattr(self, name) for name in names}, "lost_because": lost_because}
+        found = {**{name: getattr(self, name) for name in names}, "lost_because": lost_because}
+        return {**found, "ranks": self.ranks, "placed": self.placed} if self.ranks else found
 
     def parallel(self) -> dict[str, Any]:
         """As a recipe's `how.parallel` has it, without what is at its default.
@@ -142,6 +152,8 @@ class Plan:
         for key, name in (("again", "recompute"), ("offload", "offload")):
             if self.layout.get(key) and kind == "layer":
                 found[name] = self.layout[key]
+        if self.ranks and self.ranks != sorted(self.ranks):
+            found["ranks"] = self.ranks
         return found
 
     def must_be_for(self, spec: DecoderSpec | None = None, cluster: Cluster | None = None) -> None:
@@ -159,6 +171,15 @@ class Plan:
                 f"{cluster.name} of {cluster.world} as it is described now",
                 mend="Plan again for this cluster.",
             )
+
+    def part_of(self, cluster: Cluster) -> Cluster:
+        """The devices that it uses, in the order of the cluster's file: its `ranks` are their numbers."""
+        names = self.placed.get("devices")
+        if (len(names) if names else self.devices) == cluster.world:
+            return cluster
+        if names is None:
+            return cluster.subcluster(range(self.devices))
+        return cluster.subcluster([device.rank for device in cluster.devices if device.name in set(names)])
 
     def data(self) -> dict[str, Any]:
         """As JSON values."""
@@ -189,7 +210,8 @@ class Plan:
             )
         known = {each.name for each in fields(cls)}
         given = {key: value for key, value in data.items() if key not in ("format", "version")}
-        if wrong := (known ^ given.keys()) - {"coefficients", "price_per_hour", "machine"}:
+        fresh = {"coefficients", "price_per_hour", "machine", "ranks", "placed"}
+        if wrong := (known ^ given.keys()) - fresh:
             raise ShunterError(
                 f"{'no ' if sorted(wrong)[0] in known else 'unknown '}{sorted(wrong)[0]}",
                 where=str(path),
@@ -213,6 +235,21 @@ def _shares(question: Question, choice: Choices) -> bool:
     more = dense > choice.shards(question.practice)[0]
     spread = question.spec.experts is not None and experts > choice.expert_shards(question.practice)[0]
     return bool(more or spread)
+
+
+def _placed(question: Question, prediction: Prediction) -> dict[str, Any]:
+    placed, terrain = prediction.placed, question.fabric.terrain
+    if placed is None or terrain is None:
+        return {}
+    cluster, each = terrain.cluster, int(prediction.choice.stage_ranks[0])
+    return {
+        "devices": [cluster.devices[rank].name for rank in placed.order],
+        "how": placed.how,
+        "naive_step_seconds": placed.naive if math.isfinite(placed.naive) else None,
+        "nics": [
+            sorted(cluster.nics(placed.order[at : at + each])) for at in range(0, len(placed.order), each)
+        ],
+    }
 
 
 def fingerprint(cluster: Cluster) -> str:

@@ -219,15 +219,17 @@ def _defaults() -> dict[str, Coefficient]:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Those of one machine and practice."""
+    """Those of one machine and practice. kinds: those that differ on some kinds of its devices, by name."""
 
     known: dict[str, Coefficient] = field(default_factory=_defaults)
+    kinds: dict[str, dict[str, Coefficient]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
         return self.known[name].value
 
     def but(self, source: str, **values: float) -> Coefficients:
-        """With some others. Raises ShunterError for a name that is none."""
+        """With some others; on kinds with their own, changed by as much. Raises ShunterError for a name that
+        is none."""
         for name in values:
             if name not in self.known:
                 raise ShunterError(
@@ -235,4 +237,17 @@ class Coefficients:
                     mend=f"Known are {', '.join(self.known)}.",
                 )
         new = {name: Coefficient(value, source) for name, value in values.items()}
-        return Coefficients({**self.known, **new})
+        kinds = {
+            kind: {
+                name: Coefficient(own.value * values[name] / self[name], source)
+                if name in values and self[name]
+                else own
+                for name, own in theirs.items()
+            }
+            for kind, theirs in self.kinds.items()
+        }
+        return Coefficients({**self.known, **new}, kinds)
+
+    def on(self, kind: str) -> Coefficients:
+        """Those of one kind of device."""
+        return Coefficients({**self.known, **self.kinds[kind]}) if self.kinds.get(kind) else self

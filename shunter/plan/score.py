@@ -48,6 +48,7 @@ class Prediction:
     bubble: float
     bytes: tuple[dict[str, float], ...]
     microbatches: int
+    placed: Placed | None = None
 
     @property
     def fullest(self) -> float:
@@ -63,32 +64,68 @@ class Prediction:
         """Of each stage, layers that are computed again."""
         return tuple(self.strategies[a:b].count(AGAIN) for a, b in pairwise(self.bounds))
 
+    def fits(self, room: float) -> bool:
+        """Whether every rank has memory for it: its devices', where it is placed, else `room` bytes."""
+        rooms = (room,) * len(self.bytes) if self.placed is None else self.placed.rooms
+        return all(sum(parts.values()) <= most for parts, most in zip(self.bytes, rooms, strict=True))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Which device does what, on a cluster where that matters. order[place of the grid]: number of the
+    device. rooms: bytes of the smallest device of each stage. how: in words, how the order was found. naive:
+    seconds of a step with devices in the order of the cluster's file; infinite where it does not fit."""
+
+    order: tuple[int, ...]
+    rooms: tuple[float, ...]
+    how: str = ""
+    naive: float = 0.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """What `predict` needs of ranks that have been placed. By rank of the pipeline: asked, the question over
+    its own links; costs; rooms, bytes. bounds: layers of the stages. links: of each pipeline that differs."""
+
+    asked: tuple[Question, ...]
+    costs: tuple[RankCosts, ...]
+    rooms: tuple[float, ...]
+    bounds: tuple[int, ...]
+    links: tuple[Links, ...]
+
 
 def predict(
     question: Question,
     choice: Choices,
     room: float | None = None,
+    site: Site | None = None,
     strategies: Sequence[int] | None = None,
 ) -> Prediction:
     """Of one layout (`choice` has length 1). room: bytes that a rank has; layers are computed again, or put
-    aside, where the practice can choose them, as few as fit. strategies: of the layers, where decided."""
+    aside, where the practice can choose them, as few as fit. site: where its ranks are, if that has been
+    decided. strategies: of the layers, likewise."""
     assert len(choice) == 1
     pp, chunks = int(choice.pp[0]), int(choice.chunks[0])
     m = int(choice.microbatches(question.batch)[0])
     name = SCHEDULES[choice.schedule[0]]
     placement = _placement(name, pp, chunks)
     ranks = int(choice.stage_ranks[0])
-    # By the rank of the pipeline: its slowest device.
-    kinds = [question.fabric.kind(rank * ranks, (rank + 1) * ranks) for rank in range(pp)]
-    known: dict[int, RankCosts] = {}
-    for kind in kinds:
-        if id(kind) not in known:
-            known[id(kind)] = costs(question, choice, kind)
-    each = [known[id(kinds[rank])] for rank in placement]
-    bounds = _cut(question, each, placement)
+    asked = (question,) * pp if site is None else site.asked
+    if site is None:
+        # By the rank of the pipeline: its slowest device.
+        kinds = [question.fabric.kind(rank * ranks, (rank + 1) * ranks) for rank in range(pp)]
+        known: dict[int, RankCosts] = {}
+        for kind in kinds:
+            if id(kind) not in known:
+                known[id(kind)] = costs(question, choice, kind)
+        each = [known[id(kinds[rank])] for rank in placement]
+        bounds = _cut(question, each, placement)
+    else:
+        each, bounds = [site.costs[rank] for rank in placement], list(site.bounds)
     stages = len(placement)
-    chosen = strategies or _strategies(question, choice, each, bounds, placement, m, room)
-    held = [_bytes(question, choice, bounds, chosen, placement, rank, m) for rank in range(pp)]
+    rooms: Sequence[float | None] = (room,) * pp if site is None else site.rooms
+    chosen = strategies or _strategies(question, choice, each, bounds, placement, m, rooms)
+    held = [_bytes(asked[rank], choice, bounds, chosen, placement, rank, m) for rank in range(pp)]
     forward, backward, weights, busy = ([0.0] * stages for _ in range(4))
     for stage in range(stages):
         cost, begin, end = each[stage], bounds[stage], bounds[stage + 1]
@@ -111,13 +148,18 @@ def predict(
                 w += float(end_part.weights[0] * end_part.backward[0])
                 inner += float(end_part.forward[0] + end_part.backward[0])
         forward[stage], backward[stage], weights[stage], busy[stage] = ahead, behind, w, inner
-    elapsed = _elapsed(question, choice, placement, forward, backward, weights, name, chunks, m, each[0])
+    wires = (_links(question, choice, each[0]),) if site is None else site.links
+    limit = NODES if site is None else NODES // 4  # placed ones are simulated many times
+    elapsed = max(
+        _elapsed(choice, placement, forward, backward, weights, name, chunks, m, wire, limit)
+        for wire in wires
+    )
     work, busiest = [0.0] * pp, [0.0] * pp
     for stage, rank in enumerate(placement):
         work[rank] += m * (forward[stage] + backward[stage])
         busiest[rank] += m * busy[stage]
     top = max(range(pp), key=work.__getitem__)
-    extra, updating = _ends(question, choice, each, bounds, placement, backward)
+    extra, updating = _ends(asked, choice, each, bounds, placement, backward)
     seconds = elapsed + extra
     inner = busiest[top] + updating
     sent = max(work[top] - busiest[top] + extra - updating, 0.0)
@@ -221,16 +263,17 @@ def _strategies(
     bounds: Sequence[int],
     placement: Sequence[int],
     m: int,
-    room: float | None,
+    rooms: Sequence[float | None],
 ) -> list[int]:
     """Of each layer: alike for all, or by the dynamic programme what takes least time of what fits."""
     layers = question.spec.num_layers
     if choice.recompute[0] == 0:
         return [KEEP] * layers
     found = [AGAIN] * layers
-    if not question.practice.offers or RECOMPUTE[choice.recompute[0]] != "layer" or room is None:
+    if not question.practice.offers or RECOMPUTE[choice.recompute[0]] != "layer" or None in rooms:
         return found
-    for rank in range(max(placement) + 1):
+    for rank, room in enumerate(rooms):
+        assert room is not None
         mine = [stage for stage, holder in enumerate(placement) if holder == rank]
         numbers = [n for stage in mine for n in range(bounds[stage], bounds[stage + 1])]
         parts = [_part(question, each[mine[0]], n) for n in numbers]
@@ -250,7 +293,7 @@ def _strategies(
 
 
 def _ends(
-    question: Question,
+    asked: Sequence[Question],
     choice: Choices,
     each: Sequence[RankCosts],
     bounds: Sequence[int],
@@ -259,7 +302,7 @@ def _ends(
 ) -> tuple[float, float]:
     """Seconds of what stands at both ends of a step on the slowest rank, and of them the optimizer's."""
     most = updating = 0.0
-    for rank in sorted(set(placement)):
+    for rank, question in enumerate(asked):
         mine = [stage for stage, holder in enumerate(placement) if holder == rank]
         layers = [n for s in mine for n in range(bounds[s], bounds[s + 1])]
         experts = question.spec.experts
@@ -280,7 +323,6 @@ def _ends(
 
 
 def _elapsed(
-    question: Question,
     choice: Choices,
     placement: Sequence[int],
     forward: Sequence[float],
@@ -289,9 +331,10 @@ def _elapsed(
     name: str,
     chunks: int,
     m: int,
-    cost: RankCosts,
+    links: Links,
+    limit: int,
 ) -> float:
-    """Seconds from the first forward to the last backward, as simulated."""
+    """Seconds from the first forward to the last backward, as simulated. limit: nodes of a program."""
     pp = int(choice.pp[0])
     if pp == 1:
         return m * (sum(forward) + sum(backward))
@@ -304,10 +347,9 @@ def _elapsed(
             seconds[WEIGHT, stage] = weights[stage]
         else:
             seconds[BACKWARD, stage] = backward[stage]
-    links = _links(question, choice, cost)
     many = 2 * len(placement)
     least = 2 * pp if name != "gpipe" else m
-    long = max(least + pp, NODES // many // pp * pp)
+    long = max(least + pp, limit // many // pp * pp)
     if m <= long:
         return simulate(_program(name, pp, m, chunks), Costs(seconds), links).elapsed
     # After the first micro-batches each further group takes as long as the one before.

@@ -181,6 +181,11 @@ class Parallel(Config):
         description="Layers whose inside waits in the host's memory for their backward: true: all; or the "
         "numbers of some.",
     )
+    ranks: list[int] | None = Field(
+        None,
+        description="Number of the process, and so of the device, that has each rank; default: its own. "
+        "A plan says it where devices or links differ.",
+    )
     plan: str | None = Field(
         None,
         description="Instead of degrees and schedule: a file of `shunter plan -o`, for this model; or auto, "
@@ -207,6 +212,14 @@ class Parallel(Config):
     def _replanned(self) -> Parallel:
         if self.replan is not None and self.plan is None:
             raise ValueError("replan holds a run to a plan, and there is none: give plan, a file or auto")
+        return self
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Parallel:
+        if self.ranks is not None and sorted(self.ranks) != list(range(self.grid.size)):
+            raise ValueError(
+                f"ranks must name each of the {self.grid.size} processes once (got {self.ranks})"
+            )
         return self
 
     @property

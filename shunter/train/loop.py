@@ -327,7 +327,7 @@ class Training:
     def _peak(self) -> AbstractContextManager[object]:
         """Counts what is alive in the step that begins, the one after the first that is watched."""
         parallel, step = self.how.parallel, self.session.step
-        if self.layout is None or parallel is None:
+        if self.layout is None or parallel is None or self.how.compile:
             return nullcontext()
         asked = parallel.timeline is not None and parallel.timeline + 1 == step
         if not asked and not (self._by_plan and step == self._first + 3):
@@ -336,7 +336,10 @@ class Training:
 
     @property
     def _by_plan(self) -> bool:
-        return self.how.parallel is not None and self.how.parallel.plan is not None
+        """Compiled layers run otherwise where every operation is looked at, so that they are not watched
+        without being asked for."""
+        planned = self.how.parallel is not None and self.how.parallel.plan is not None
+        return planned and not self.how.compile
 
     def _skipped(self, step: int, ids: list[int], result: StepResult) -> None:
         skipped = self.session.skipped
