@@ -55,6 +55,7 @@ def token_keys(rows: Tensor, places: Tensor) -> Tensor:
     return torch.stack([here[0], _mixed(here[1] ^ _signed(_STEP))])
 
 
+@torch.compiler.disable  # on CPUs the code that torch 2.13 makes of a shift does not compile
 def dropped(x: Tensor, keys: Tensor, share: float, layer: int, operation: int, first: int = 0) -> Tensor:
     """x [B, T, F] with `share` of it zero, and the rest divided by 1 - share; keys int32 [2, B, T]."""
     if not share:
