@@ -30,6 +30,7 @@ from shunter.data.curation.local import RepeatedBeginnings, RepeatedEdges, Repea
 from shunter.data.curation.operators import Filter, Operator
 from shunter.data.curation.quality import Perplexity, Quality
 from shunter.data.curation.runner import Done, Runner
+from shunter.data.curation.safety import KeywordSafety
 from shunter.data.sources import Document, Problem, SourceConfig
 from shunter.jobs.curate import SPLITS, CurateConfig, Output, read, sections
 from shunter.recipe.job import JobContext, Stopped
@@ -121,7 +122,7 @@ def _given(has_url: bool, operators: list[Operator]) -> set[str]:
     """Facts of documents that operators or the corpus need from the start."""
     found = {"url"} if has_url else set()
     found |= {"extract"} if any(isinstance(o, Extract) for o in operators) else set()
-    of_source = (LicenceTiers, RepeatedBeginnings, RepeatedSentences, RepeatedEdges)
+    of_source = (LicenceTiers, KeywordSafety, RepeatedBeginnings, RepeatedSentences, RepeatedEdges)
     return found | ({"source"} if any(isinstance(o, of_source) for o in operators) else set())
 
 

@@ -14,6 +14,8 @@ _ENTRIES = {
     "languages": "shunter.jobs.languages:JOB",
     "limits": "shunter.jobs.limits:JOB",
     "mix": "shunter.jobs.mix:JOB",
+    "by-site": "shunter.jobs.sites:JOB",
+    "commons": "shunter.jobs.commons:JOB",
     "ngrams": "shunter.jobs.ngrams:JOB",
     "classifier": "shunter.jobs.classifier:JOB",
     "tokenizer": "shunter.jobs.tokenizer:JOB",

@@ -21,6 +21,7 @@ from shunter.data.curation.personal import MaskPersonal
 from shunter.data.curation.precision import PrecisionFilter
 from shunter.data.curation.quality import Perplexity, Quality
 from shunter.data.curation.repair import RepairText
+from shunter.data.curation.safety import KeywordSafety
 from shunter.data.curation.substrings import RepeatedStretches
 from shunter.data.curation.urls import UrlRules
 
@@ -40,6 +41,7 @@ AnyOperator = Annotated[
     | EditRules
     | LicenceTiers
     | UrlRules
+    | KeywordSafety
     | RepairText
     | Perplexity
     | Quality
