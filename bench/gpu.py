@@ -5,6 +5,7 @@ megatron    seconds of a layer of width 4096 by the rows of a micro-batch: rule 
             that the predictors then give for training 175B and 1T weights.
 vocabulary  seconds of F, B of a layer and S, T of an eighth of 256k words at width 3072, on the simulator:
             the step with the head on all of eight ranks by that with the head on the last.
+grpo        tokens a second of each phase of a step (bench/gpu_grpo.py), and the log-probabilities' gap.
 
 `python -m bench.gpu` measures all, `python -m bench.gpu gpipe` one. Without CUDA it refuses; `--device cpu
 --tiny` runs the same code on small models, whose numbers say nothing and are not kept.
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bench.gpu_grpo import grpo
 from bench.measure import RESULTS, machine, save
 from shunter.models.decoder import Decoder
 from shunter.models.segments import SegmentPlan
@@ -226,6 +228,7 @@ PARTS: dict[str, Callable[[torch.device, bool], dict[str, Any]]] = {
     "gpipe": gpipe,
     "megatron": megatron,
     "vocabulary": vocabulary,
+    "grpo": grpo,
 }
 
 
@@ -266,7 +269,13 @@ def main(arguments: list[str] | None = None) -> int:
         before = json.loads(kept.read_text(encoding="utf-8"))["parts"] if kept.exists() else {}
         told = {**machine(), "gpu": torch.cuda.get_device_name(device)}
         parts = {**before, **{name: {"result": found, "machine": told} for name, found in results.items()}}
-        save("gpu", {"what": "parts (b) of gpipe, megatron-interleaved, vocabulary-parallel", "parts": parts})
+        save(
+            "gpu",
+            {
+                "what": "parts (b) of gpipe, megatron-interleaved, vocabulary-parallel, and a step of GRPO",
+                "parts": parts,
+            },
+        )
     return 0
 
 

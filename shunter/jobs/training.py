@@ -41,6 +41,12 @@ def check_how(
         raise ShunterError(
             "how.compile needs a C++ compiler, and there is none", mend="Install g++, or set it false."
         )
+    if how.compile_memory < 1 and not how.compile:
+        raise ShunterError(
+            "compile_memory says what a compiled model keeps, and none is compiled",
+            where="how.compile_memory",
+            mend="Set how.compile to true, or ask for how.parallel.recompute.",
+        )
     return []
 
 

@@ -10,7 +10,13 @@ from shunter.models.cache import Cache
 from shunter.models.moe import MoE
 from shunter.models.norm import rms_norm
 from shunter.models.rope import rotate, tables
-from shunter.models.segments import SegmentPlan, segment_attention, window_mask
+from shunter.models.segments import (
+    SegmentPlan,
+    edged_attention,
+    segment_attention,
+    takes_edges,
+    window_mask,
+)
 from shunter.models.spec import DecoderSpec
 from shunter.models.swiglu import SwiGLU
 
@@ -44,6 +50,8 @@ class CausalAttention(nn.Module):
         group = q.shape[1] // k.shape[1]
         if group > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        if segments is not None and segments.edges is not None and takes_edges(v, segments):
+            return edged_attention(q, k, v, segments.edges, self.window)
         if mask is None and segments is not None and segments.shapes:
             return segment_attention(q, k, v, segments, self.window)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)

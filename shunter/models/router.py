@@ -173,7 +173,9 @@ def within_capacity(
     """[B, T, k]: which choices stay, at most ceil(tokens * k / E * capacity) of each expert in each row.
 
     experts, weights [B, T, k]; valid [B, T]: others count for nothing. places [T]: a token's place in its
-    row, default its index. Ties go to the token that comes first.
+    row, default its index. Ties go to the token that comes first, and so do weights that rounding alone
+    parts: the same word at the beginning of two documents weighs the same, and which of the two products
+    came out larger depends on what else was in the batch.
     """
     assert spec.capacity is not None
     rows, length, k = experts.shape
@@ -182,7 +184,9 @@ def within_capacity(
     order = torch.arange(length, device=experts.device) if places is None else places
     first = order[None, :, None].expand_as(experts).flatten().argsort(stable=True)
     if spec.drop == "probs":
-        first = first[weights.flatten()[first].argsort(descending=True, stable=True)]
+        steps = 2.0**40 if weights.dtype == torch.float64 else 2.0**16
+        steady = (weights.double() * steps).round().flatten()
+        first = first[steady[first].argsort(descending=True, stable=True)]
     row = torch.arange(rows, device=experts.device)[:, None, None]
     group = torch.where(valid[..., None], row * size + experts, rows * size).flatten()
     pairs = first[group[first].argsort(stable=True)]

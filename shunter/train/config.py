@@ -297,6 +297,13 @@ class TrainHow(How):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     threads: int = Field(0, ge=0, description="CPU threads; 0: one a core.")
     compile: bool = Field(False, description="Compile the model; pays off in runs of many minutes.")
+    compile_memory: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the activations that a compiled model keeps for its backward pass, of what it "
+        "would keep by itself; the rest is computed again, cheap operations first.",
+    )
     parallel: Parallel | None = Field(
         None, description="Lay the model out over several processes; none: one process."
     )

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch._functorch.config as functorch
 
 from shunter.config.errors import ShunterError
 from shunter.record.memory import current_rss
@@ -61,6 +62,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def compile_within(share: float) -> None:
+    """Models compiled from now on keep this share of the activations that the compiler would keep.
+
+    torch's partitioner chooses what is computed again by FLOP (its `activation_memory_budget`).
+    """
+    functorch.activation_memory_budget = share
 
 
 def prepare_determinism(device: torch.device) -> None:

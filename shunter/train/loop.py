@@ -29,6 +29,7 @@ from shunter.train.config import TrainConfig, TrainHow
 from shunter.train.device import (
     choose_device,
     choose_precision,
+    compile_within,
     prepare_determinism,
     set_determinism,
 )
@@ -133,6 +134,7 @@ class Training:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.how.threads or len(os.sched_getaffinity(0)))
         set_determinism(self.how.deterministic)
+        compile_within(self.how.compile_memory)
         meter: Meter | None = None
         try:
             self._resume()

@@ -18,9 +18,10 @@ from shunter.data.tokens import Batch
 from shunter.generate.config import SamplingConfig
 from shunter.generate.engine import generate
 from shunter.layout.grid import Grid
-from shunter.models.decoder import Decoder
+from shunter.models.decoder import CausalAttention, Decoder
 from shunter.models.grouped import grouped_back, grouped_linear, grouped_outer
 from shunter.models.packed import PackedWeight
+from shunter.models.segments import SegmentPlan, takes_edges
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.mesh import ProcessGroups
 from shunter.record import points
@@ -192,6 +193,26 @@ def test_a_compiled_step_is_the_eager_one() -> None:
         optimizers = Optimizers(part, TrainConfig(steps=STEPS, optimizer="adamw"))
         losses.append([result.loss for result in learn(passes, optimizers, "dense", STEPS)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("mask_up_to", [0, 1024])
+def test_documents_by_their_edges_are_those_of_the_masks(window: int | None, mask_up_to: int) -> None:
+    draw = torch.Generator().manual_seed(2)
+    segments = torch.tensor([[0] * 7 + [1] * 30 + [2] * 20 + [-1] * 7, [0] * 64, [0] + [1] * 63])
+    q, k, v, w = (torch.randn(3, 2, 64, 16, generator=draw, dtype=torch.float64) for _ in range(4))
+    real = (segments >= 0)[:, None, :, None]
+    found = {}
+    for name, device, dtype in (("exact", CPU, torch.float64), ("here", CUDA, torch.bfloat16)):
+        plan = SegmentPlan.build(segments.to(device), mask_up_to if device == CUDA else 0)
+        here = [x.detach().to(device, dtype).requires_grad_() for x in (q, k, v)]
+        assert takes_edges(here[2], plan) == (name == "here")
+        out = CausalAttention(window)(*here, plan, None)
+        (out * (w * real).to(device, dtype)).sum().backward()
+        grads = [x.grad.double().cpu() for x in here if x.grad is not None]
+        found[name] = [out.detach().double().cpu() * real, *grads]
+    for here_, exact in zip(found["here"], found["exact"], strict=True):
+        torch.testing.assert_close(here_, exact, rtol=0.05, atol=0.05)
 
 
 class Killed(BaseException):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shunter.models.decoder import Decoder
 from shunter.models.init import init_weights
-from shunter.models.segments import MASK_UP_TO, SegmentPlan
+from shunter.models.segments import MASK_UP_TO, SegmentPlan, beginnings
 from shunter.models.spec import DecoderSpec, ExpertsSpec
 
 SPEC = DecoderSpec(
@@ -61,6 +63,14 @@ def test_packed_equals_apart(
         (alone[0] * weights[r, begin : begin + n]).sum().backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(packed[name], p.grad, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@given(st.lists(st.lists(st.integers(-1, 2), min_size=6, max_size=6), min_size=1, max_size=3))
+def test_beginnings_cut_all_tokens_into_runs_of_one_document(rows: list[list[int]]) -> None:
+    edges = [*beginnings(torch.tensor(rows)).tolist(), 6 * len(rows)]
+    runs = [(r, value) for r, row in enumerate(rows) for value, _ in groupby(row)]
+    assert [(edge // 6, rows[edge // 6][edge % 6]) for edge in edges[:-1]] == runs
+    assert edges == sorted(set(edges))
 
 
 def test_one_document_a_row_takes_the_plain_kernel() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._functorch.config as functorch
 from torch._dynamo.utils import counters
 
 from shunter.parallel.mesh import Groups
@@ -56,7 +57,10 @@ def test_compiled_it_learns_the_same(precision: str, tolerance: float, apart: fl
     plain = trained(tmp_path / "plain", precision, {})
     torch.compiler.reset()
     counters.clear()
-    compiled = trained(tmp_path / "compiled", precision, {"compile": True, "micro_batch": 4})
+    # In the second case with as little kept as can be.
+    how = {"compile": True, "micro_batch": 4, "compile_memory": 1.0 if precision == "fp32" else 0.5}
+    compiled = trained(tmp_path / "compiled", precision, how)
+    assert functorch.activation_memory_budget == how["compile_memory"]
     assert counters["stats"]["unique_graphs"] >= 1, "nothing was compiled"
     for a, b in zip(steps(plain), steps(compiled), strict=True):
         assert (a["rows"], a["position"], a["tokens"]) == (b["rows"], b["position"], b["tokens"])
