@@ -31,7 +31,16 @@ def check(config: RlConfig) -> None:
             where="how.placement",
             mend="Leave one of tools and how.placement out.",
         )
-    _placement(config, None)
+    placement = _placement(config, None)
+    parts, processes = config.how.placement.parts, placement.pools[placement.where["actor"]]
+    if parts > 1 and (processes % parts or config.how.deterministic):
+        raise ShunterError(
+            f"the actor's {processes} processes are no copies of {parts} parts each"
+            if processes % parts
+            else "parts of matrices are added up in another order, which deterministic does not allow",
+            where="how.placement.parts",
+            mend="Let parts divide the processes of the actor, and leave out deterministic.",
+        )
 
 
 def run(context: JobContext[RlConfig]) -> dict[str, Any]:

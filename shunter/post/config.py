@@ -117,6 +117,12 @@ class PlacementConfig(Config):
     )
     processes: int = Field(2, ge=1, description="Processes in all.")
     pools: list[PoolConfig] | None = Field(None, description="Instead of an arrangement: who is with whom.")
+    parts: int = Field(
+        1,
+        ge=1,
+        description="Parts of the actor's matrices while it learns, each on its own process; they come "
+        "together to write. Not with deterministic.",
+    )
     backend: Literal["processes", "inline"] = Field(
         "processes", description="inline: everything in one process, each pool of one."
     )

@@ -89,8 +89,31 @@ def test_what_cannot_be_placed_is_refused(work: Work, model: Path) -> None:
     ):
         with pytest.raises(ShunterError, match=complaint):
             reinforce(work, model, "no", placement)
+    split = {"arrangement": "split", "processes": 3}
+    with pytest.raises(ShunterError, match="deterministic does not allow"):
+        reinforce(work, model, "no", {**split, "parts": 2})
+    with pytest.raises(ShunterError, match="2 processes are no copies of 3 parts"):
+        reinforce(work, model, "no", {**split, "parts": 3}, how={"deterministic": False})
     with pytest.raises(ShunterError, match="compute on the CPU so far"):
         reinforce(work, model, "no", INLINE, how={"device": "cuda"})
+
+
+@pytest.mark.long
+def test_an_actor_in_parts_learns_the_same_but_for_rounding(work: Work, model: Path) -> None:
+    plain, _ = reinforce(work, model, "plain", None)
+    how = {"deterministic": False}
+    cut = {"arrangement": "colocate", "processes": 2, "parts": 2}
+    with pytest.raises(Stopped):
+        reinforce(work, model, "cut", cut, how=how, control=Still(stop_after=3))
+    with pytest.raises(ShunterError, match="kept in 2 parts and is to go on in 1"):
+        reinforce(work, model, "cut", INLINE, how=how)
+    out, _ = reinforce(work, model, "cut", cut, how=how)
+    assert rewards(out) == rewards(plain)
+    a, b = (load_model(folder).state_dict() for folder in (plain, out))
+    # Adam makes whole steps of gradients that are rounding alone: a few weights move otherwise.
+    gaps = np.concatenate([(a[name] - b[name]).abs().flatten().numpy() for name in a])
+    assert np.quantile(gaps, 0.999) < 1e-5
+    assert gaps.max() < 1e-3
 
 
 def test_the_cost_model_chooses_a_placement(model: Path) -> None:

@@ -66,7 +66,9 @@ class _Run:
         self, flow: Flow, play: Play, placement: Placement, how: RlHow, place: Place, tracker: Any
     ) -> None:
         self.flow, self.play, self.how, self.place, self.tracker = flow, play, how, place, tracker
-        self.cast = stage(flow, placement, play)
+        assert how.placement is not None
+        self.parts = how.placement.parts
+        self.cast = stage(flow, placement, play, parts=self.parts)
         self.learners = [role for role in (self.cast.actor, self.cast.critic) if role is not None]
         self.script = scripts.ppo if play.policy.algorithm == "ppo" else scripts.grpo
         self.updates = scripts.Updates(play.policy.epochs, play.policy.updates)
@@ -147,7 +149,7 @@ class _Run:
         saved = [role.save(step=self.told.done) for role in self.learners]
         for future in saved:
             future.wait()
-        state = {**asdict(self.told), "since": self.since, "version": 1}
+        state = {**asdict(self.told), "since": self.since, "parts": self.parts, "version": 1}
         aside = self.file.with_suffix(".tmp")
         with aside.open("w", encoding="utf-8") as file:
             json.dump(state, file)
@@ -163,6 +165,12 @@ class _Run:
         state = json.loads(self.file.read_text(encoding="utf-8"))
         if state.pop("version") != 1:
             raise ShunterError("this state is of another version of shunter", where=str(self.file))
+        if (parts := state.pop("parts")) != self.parts:
+            raise ShunterError(
+                f"the actor was kept in {parts} parts and is to go on in {self.parts}",
+                where="how.placement.parts",
+                mend=f"Set it to {parts}, or run the job anew with --redo.",
+            )
         self.since = state.pop("since")
         self.told = Told(**state)
         for role in self.learners:

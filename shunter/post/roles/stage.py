@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shunter.generate.config import SamplingConfig
+from shunter.layout.generation import Hybrid
 from shunter.post.config import PolicyConfig, PostTrain, RewardConfig
 from shunter.post.judged import settings
 from shunter.post.policy import PolicySettings
@@ -57,12 +58,15 @@ class Play:
 REMAX = PolicySettings(average="constant", length=1)
 
 
-def stage(flow: Flow, placement: Placement, play: Play, name: str = "") -> Cast:
-    """Put every role of the play on its pool. name: before the names of its roles, where a flow has more."""
+def stage(flow: Flow, placement: Placement, play: Play, name: str = "", parts: int = 1) -> Cast:
+    """Put every role of the play on its pool. name: before the names of its roles, where a flow has more.
+    parts: of the actor's matrices while it learns."""
     groups: dict[str, Group] = {}
     for role in play.roles:
         kind = {"cost": "reward", "cost_critic": "critic"}.get(role, role)
-        groups[role] = flow.cast(name + role, kind, placement.where[role], **_settings(role, play))
+        pool = placement.where[role]
+        layout = Hybrid(t=parts, d=placement.pools[pool] // parts) if role == "actor" else None
+        groups[role] = flow.cast(name + role, kind, pool, layout, **_settings(role, play))
     return Cast.of(groups)
 
 
