@@ -26,7 +26,18 @@ from shunter.data.curation.language import FILES as MODEL_FILES
 from shunter.data.curation.language import ConfidenceCut, Language, LanguageModel
 from shunter.data.curation.operators import Filter, Operator
 from shunter.data.curation.precision import PrecisionFilter
-from shunter.data.sources import Document, Problem, SourceConfig, documents, files, left_out
+from shunter.data.curation.quality import Perplexity, Quality
+from shunter.data.curation.urls import UrlRules
+from shunter.data.sources import (
+    Document,
+    Problem,
+    SourceConfig,
+    documents,
+    files,
+    has_urls,
+    holds_pages,
+    left_out,
+)
 from shunter.jobs.curate_names import Names
 from shunter.recipe.job import How, Input, JobConfig, JobContext, Stopped
 
@@ -62,6 +73,12 @@ class CurateConfig(JobConfig):
     )
     limits: Annotated[str | None, Input("limits")] = Field(
         None, description="Job that fitted filters' limits and stopwords to languages."
+    )
+    ngrams: Annotated[str | None, Input("ngrams")] = Field(
+        None, description="Job that made the model of runs of `perplexity` operators."
+    )
+    classifier: Annotated[str | None, Input("classifier")] = Field(
+        None, description="Job that made the classifier of `quality` operators."
     )
     rehydrate: int = Field(
         0,
@@ -126,6 +143,15 @@ class CurateConfig(JobConfig):
             raise ValueError("corpora are read by a chain of operators; give preset or operators")
         if not all(models) and self.languages is None:
             raise ValueError("a language operator needs `languages`, a job that makes a model, or `model`")
+        for kind, job, name in (
+            (Perplexity, self.ngrams, "ngrams"),
+            (Quality, self.classifier, "classifier"),
+        ):
+            mine = [operator for operator in self.chain if isinstance(operator, kind)]
+            if job is None and not all(operator.model for operator in mine):
+                raise ValueError(f"{mine[0].name} needs `{name}`, a job that makes a model, or `model`")
+            if job is not None and not mine:
+                raise ValueError(f"{name} serves an operator that is not there; add {kind.__name__.lower()}")
         if self.max_chars < self.min_chars:
             raise ValueError(f"max_chars {self.max_chars} is below min_chars {self.min_chars}")
         return self
@@ -156,9 +182,22 @@ class CurateJob:
     def check(self, config: CurateConfig, base: Path) -> Sequence[str]:
         for source in (*config.sources, *config.against):
             checks.check(source, base)
+        for source in config.sources:
+            if config.section_chars and holds_pages(source, base):
+                raise ShunterError(
+                    f"source {source.label!r} has web pages, which are not taken apart",
+                    mend="Leave section_chars out, or read the corpus that is made by another job.",
+                )
         for operator in config.chain:
+            operator.ready()
+            for path in operator.files():
+                if not (base / path).is_file():
+                    raise ShunterError(f"a file of {operator.name} is not there", where=str(base / path))
             if isinstance(operator, Language) and operator.model:
                 known_languages(operator, LanguageModel.load(base / operator.model).labels)
+            known = config.corpora or any(has_urls(source, base) for source in config.sources)
+            if isinstance(operator, UrlRules) and not known:
+                raise ShunterError("url-rules needs addresses", mend="Give a source's `url: FIELD`.")
         missing = [source.label for source in config.sources if source.licence is None]
         warnings = [f"no licence is given for {', '.join(missing)}"] if missing else []
         for source in config.sources:
@@ -173,6 +212,7 @@ class CurateJob:
         return [
             *dict.fromkeys(path for source in sources for path in files(source, base)),
             *(folder / name for folder in models if folder != base for name in MODEL_FILES),
+            *(base / path for operator in config.chain for path in operator.files()),
         ]
 
     def disk_bytes(self, config: CurateConfig, base: Path) -> int:
@@ -182,7 +222,7 @@ class CurateJob:
         return 4 * copies * sum(path.stat().st_size for path in self.reads(config, base))
 
     def run(self, context: JobContext[CurateConfig]) -> dict[str, Any]:
-        if context.config.chain:
+        if context.config.chain or any(holds_pages(s, context.base) for s in context.config.sources):
             from shunter.jobs import curate_chain
 
             summary = curate_chain.run(context)
@@ -275,7 +315,7 @@ def split_of(text: str, share: float) -> str:
 def read(context: JobContext[CurateConfig], output: Output) -> Iterator[Document]:
     """Every document of the sources, in order; what cannot be read is recorded."""
     for source in context.config.sources:
-        for document in documents(source, context.base, output.problem):
+        for document in documents(source, context.base, output.problem, as_pages=True):
             if context.config.limit and document.row >= context.config.limit:
                 break
             yield document

@@ -24,11 +24,15 @@ from shunter.data.cleaning import normalise
 from shunter.data.curation import rehydration
 from shunter.data.curation.chain import Documents
 from shunter.data.curation.decontaminate import Decontaminate
+from shunter.data.curation.extract import ExactDuplicates, Extract
 from shunter.data.curation.gopher import GopherQuality
 from shunter.data.curation.language import Language, LanguageModel
 from shunter.data.curation.licences import LicenceTiers
+from shunter.data.curation.local import RepeatedBeginnings, RepeatedEdges, RepeatedSentences
 from shunter.data.curation.operators import Filter, Operator
+from shunter.data.curation.quality import Perplexity, Quality
 from shunter.data.curation.runner import Done, Runner
+from shunter.data.curation.safety import KeywordSafety
 from shunter.data.sources import Document, Problem, SourceConfig
 from shunter.jobs.curate import SPLITS, CurateConfig, Output, known_languages, read, sections
 from shunter.jobs.curate_corpora import Corpora, Given, twice
@@ -56,7 +60,9 @@ def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
     memory = config.how.memory_mb
     runner = Runner(folder, operators, workers, watch, config.excluded, watch.begins, memory)
     corpora = Corpora(context.many("corpora") if config.corpora else [])
-    has_url = any(source.url for source in config.sources) or "url" in corpora.facts
+    has_url = (
+        any(places.has_urls(source, context.base) for source in config.sources) or "url" in corpora.facts
+    )
     facts = {**({"url": pa.string()} if has_url else {}), **_facts(operators)}
     if config.rehydrate:
         facts["copies"] = pa.int32()
@@ -93,15 +99,24 @@ def bound(context: JobContext[CurateConfig]) -> list[Operator]:
     found: dict[str, Any] = {"limits": {}, "stopwords": {}}
     if config.limits:
         found = json.loads((context.one("limits").path / "limits.json").read_text(encoding="utf-8"))
-    operators = []
+    operators: list[Operator] = []
     labels: Sequence[str] | None = None
-    for operator in config.chain:
+    if any(places.holds_pages(source, context.base) for source in config.sources):
+        limits = {name: getattr(config, name) for name in ("normalise", "min_chars", "max_chars")}
+        operators.append(Extract(kind="extract", **limits))
+        operators += [ExactDuplicates(kind="exact-duplicates")] if config.deduplicate else []
+    for chosen in config.chain:
+        operator = chosen.rooted(context.base)
         update: dict[str, Any] = {}
         if isinstance(operator, Language):
             update["model"] = str(context.base / operator.model) if operator.model else model
             labels = LanguageModel.load(Path(update["model"])).labels
         if labels is not None:
             known_languages(operator, labels)
+        if isinstance(operator, Perplexity) and not operator.model:
+            update["model"] = str(context.one("ngrams").path)
+        if isinstance(operator, Quality) and not operator.model:
+            update["model"] = str(context.one("classifier").path)
         if isinstance(operator, Filter) and not operator.by_language:
             update["by_language"] = found["limits"].get(operator.name, {})
         if isinstance(operator, GopherQuality) and not operator.stopwords_by_language:
@@ -124,7 +139,9 @@ def _texts(source: SourceConfig, context: JobContext[CurateConfig]) -> Iterator[
 def _given(facts: set[str], operators: list[Operator]) -> set[str]:
     """Facts of documents that operators or the corpus need from the start."""
     found = facts & {"url", "carried"}
-    return found | ({"source"} if any(isinstance(o, LicenceTiers) for o in operators) else set())
+    found |= {"extract"} if any(isinstance(o, Extract) for o in operators) else set()
+    of_source = (LicenceTiers, KeywordSafety, RepeatedBeginnings, RepeatedSentences, RepeatedEdges)
+    return found | ({"source"} if any(isinstance(o, of_source) for o in operators) else set())
 
 
 class _Reading:
@@ -185,16 +202,25 @@ class _Reading:
                 known[document.source] = len(self.labels)
                 self.labels.append(document.source)
                 self.licences.setdefault(document.source, None)
-            text = normalise(document.text) if config.normalise else document.text
-            parts = sections(text, config.section_chars)
+            # Of a page nothing is known before its text is found: `extract` does the same in a worker.
+            page = bool(document.extract)
+            text = normalise(document.text) if config.normalise and not page else document.text
+            parts = [text] if page else sections(text, config.section_chars)
             for index, part in enumerate(parts):
                 part_of = given.part if len(parts) == 1 else index
                 number = self._names.add(known[document.source], document.row, part_of, given.split)
-                reason, facts = self.output.reason(part, number, config)
+                reason, facts = (None, {}) if page else self.output.reason(part, number, config)
                 if reason is None:
                     numbers.append(number)
                     texts.append(part)
-                    told.append({"url": document.url, "source": document.source, "carried": given.carried})
+                    told.append(
+                        {
+                            "url": document.url,
+                            "source": document.source,
+                            "extract": document.extract,
+                            "carried": given.carried,
+                        }
+                    )
                     held += len(part) + len(document.url) + len(given.carried)
                 else:
                     record = {"number": number, "operator": "reading", "reason": reason, **facts}
