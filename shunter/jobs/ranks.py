@@ -16,11 +16,12 @@ from typing import Any
 
 from shunter.config.errors import ShunterError
 from shunter.launch import elastic
+from shunter.launch.recur import RankDied, forget, told_again
 from shunter.recipe.artefact import Artefact, Manifest
 from shunter.recipe.control import RunControl, request
 from shunter.recipe.graph import Graph
 from shunter.recipe.job import JobContext, Stopped
-from shunter.record.events import EventLog
+from shunter.record.events import EventLog, read
 from shunter.train.config import Parallel
 
 WAIT = 60  # seconds for processes of an earlier attempt to be gone
@@ -87,29 +88,37 @@ def _launch(
 
         assert isinstance(context.crew, Crew)
         start = context.crew.launch
-    return start(
-        "shunter.jobs.ranks",
-        {
-            "kind": context.config.kind,
-            "name": context.name,
-            "config": _with(context.config, parallel),
-            "inputs": {
-                field: [_told(each) for each in found] if isinstance(found, list) else _told(found)
-                for field, found in context.inputs.items()
-            },
-            "out": str(context.out.absolute()),
-            "log": str(context.log.absolute()),
-            "work": str(context.work.absolute()),
-            "base": str(context.base.absolute()),
-            "attempt": context.events.attempt,
-            "timeout": parallel.timeout,
-            "ranks": parallel.ranks,
+    told = {
+        "kind": context.config.kind,
+        "name": context.name,
+        "config": _with(context.config, parallel),
+        "inputs": {
+            field: [_told(each) for each in found] if isinstance(found, list) else _told(found)
+            for field, found in context.inputs.items()
         },
-        count,
-        folder,
-        threads=threads,
-        poll=poll,
-    )
+        "out": str(context.out.absolute()),
+        "log": str(context.log.absolute()),
+        "work": str(context.work.absolute()),
+        "base": str(context.base.absolute()),
+        "attempt": context.events.attempt,
+        "timeout": parallel.timeout,
+        "ranks": parallel.ranks,
+    }
+    try:
+        answer: dict[str, Any] = start("shunter.jobs.ranks", told, count, folder, threads=threads, poll=poll)
+    except RankDied as error:
+        raise told_again(error, folder, _last_step(context.log, context.events.attempt)) from None
+    forget(folder)
+    return answer
+
+
+def _last_step(log: Path, attempt: int) -> int | None:
+    """The last one that this attempt has written of; None before any was."""
+    for name in ("ledger.jsonl", "events.jsonl"):
+        steps = [e["step"] for e in read(log / name) if e.get("attempt") == attempt and "step" in e]
+        if steps:
+            return int(steps[-1])
+    return None
 
 
 def _follower(context: JobContext[Any]) -> Callable[[], list[dict[str, Any]]]:

@@ -250,7 +250,8 @@ def ends_of_step(
     sums = communication.gradients(question, choices, plain, expert)
     if practice.overlap_gradients:
         sums = np.maximum(sums - backward, 0.05 * sums)  # the last layer's come when all is done
-    mine = plain / choices.shards(practice) + expert / choices.expert_shards(practice)
+    updates, expert_updates = choices.updates(practice)
+    mine = plain / updates + expert / expert_updates
     stays = (choices.pp > 1) & practice.stage_gathered
     first = np.where(stays, (dense + mixtures) * found.messages.gather, 0.0)
     return sums + first + compute.update(question, mine, device)

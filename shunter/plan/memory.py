@@ -1,6 +1,7 @@
 """Bytes that a rank holds, stage by stage: the same figures filter the search and are printed with a plan.
 
-weights, gradients, optimizer: of the rank's layers, cut as the layout cuts them.
+weights, gradients, optimizer: of the rank's layers, cut as the layout cuts them; of the optimizer's state
+each copy has a part where the practice shares it (ZeRO-1).
 gathered: whole weights of other ranks that are there for a while, and whole gradients that wait (fsdp).
 activations: of all micro-batches in flight. inside: of the layers that are computed again, or put aside, at
 once. logits: of the head. other: the device's context and buffers, and what the allocator loses to fragments.
@@ -100,6 +101,7 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     plain = stage.dense * shape.dense + stage.mixtures * shape.mixture + stage.ends * shape.end
     expert = stage.mixtures * shape.experts
     mine = plain / shards + expert / spread
+    updates, expert_updates = choices.updates(practice)
     cut = (shards > 1) | (spread > 1)
     layers = stage.dense + stage.mixtures
     each = np.where(stage.mixtures > 0, shape.mixture + shape.experts, shape.dense)
@@ -145,7 +147,7 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     parts = {
         "weights": mine * practice.weights,
         "gradients": mine * practice.gradients,
-        "optimizer": mine * practice.optimizer,
+        "optimizer": (plain / updates + expert / expert_updates) * practice.optimizer,
         "gathered": np.where(cut, gathered + waiting, 0.0),
         "activations": stage.flight * per + last,
         "inside": np.where(stage.recomputed + stage.aside > 0, inside, 0.0),

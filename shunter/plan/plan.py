@@ -17,7 +17,7 @@ from shunter.cluster.cluster import Cluster
 from shunter.config import write, yaml
 from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderSpec
-from shunter.plan.choices import SCHEDULES, Question
+from shunter.plan.choices import SCHEDULES, Choices, Question
 from shunter.plan.practice import RECOMPUTE
 from shunter.plan.score import Prediction
 from shunter.plan.search import Found
@@ -30,9 +30,10 @@ DEGREES = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
 
 @dataclass(frozen=True)
 class Plan:
-    """layout: degrees, chunks, cut (first layer of each stage but the first), recompute (kind, layers of each
-    stage, and where single ones can be chosen their numbers: `again`, and `offload` of those put aside).
-    microbatch: rows; microbatches: of a step on each data rank.
+    """layout: degrees, chunks, cut (first layer of each stage but the first), zero (1 where copies share the
+    optimizer's state), recompute (kind, layers of each stage, and where single ones can be chosen their
+    numbers: `again`, and `offload` of those put aside). microbatch: rows; microbatches: of a step on each
+    data rank.
 
     Predicted, in seconds of a step: step, of which the busiest rank computes, waits for messages, and for
     other ranks. memory_bytes_by_stage: of a rank at each place of the pipeline. coefficients: name -> value
@@ -78,6 +79,8 @@ class Plan:
         layout["chunks"] = int(choice.chunks[0])
         layout["cut"] = list(prediction.bounds[1:-1])
         layout["recompute"] = RECOMPUTE[choice.recompute[0]]
+        if _shares(question, choice):
+            layout["zero"] = 1
         if choice.recompute[0]:
             layout["recomputed_layers"] = list(prediction.recomputed)
         if layout["recompute"] == "layer":
@@ -138,6 +141,8 @@ class Plan:
             )
         found = {name: self.layout[name] for name in DEGREES if self.layout[name] > 1}
         found["microbatches"] = self.microbatches
+        if self.layout.get("zero"):
+            found["zero"] = 1
         if self.layout["pp"] > 1:
             found |= {"schedule": self.schedule, "cut": self.layout["cut"]}
             if self.schedule == "interleaved-1f1b":
@@ -222,6 +227,14 @@ class Plan:
             for name in dict.fromkeys([*here, *there])
             if here.get(name) != there.get(name)
         }
+
+
+def _shares(question: Question, choice: Choices) -> bool:
+    """Whether there are copies that share their optimizer's state."""
+    dense, experts = (int(parts[0]) for parts in choice.updates(question.practice))
+    more = dense > choice.shards(question.practice)[0]
+    spread = question.spec.experts is not None and experts > choice.expert_shards(question.practice)[0]
+    return bool(more or spread)
 
 
 def _placed(question: Question, prediction: Prediction) -> dict[str, Any]:

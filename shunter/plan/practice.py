@@ -49,6 +49,7 @@ class Practice:
     scatter:   without `sequence`, messages between stages are cut between tensor ranks.
     sharding:  `all`: fsdp cuts weights, gradients and optimizer; `none`: copies are whole.
     context:   context ranks share in that too where fsdp is 1.
+    zero:      copies share the optimizer's state (ZeRO-1).
     stage_gathered: with stages, weights are gathered once a step and stay, and gradients wait whole.
     waits: without stages too, where there are several micro-batches, gradients wait whole.
     overlap_tensor: share of tensor messages hidden behind products. overlap_gradients: whether gradients are
@@ -78,6 +79,7 @@ class Practice:
     scatter: bool = False
     sharding: str = "all"
     context: bool = False
+    zero: bool = False
     stage_gathered: bool = True
     waits: bool = False
     overlap_tensor: float = 0.0
@@ -112,6 +114,7 @@ PRACTICES: dict[str, Practice] = {
             optimizer=8,
             gathered=4,
             hidden=4,
+            zero=True,
             waits=True,
             inner=3,
             whole_inputs=True,
@@ -130,6 +133,7 @@ PRACTICES: dict[str, Practice] = {
             gathered=4,
             hidden=4,
             products="fp32",
+            zero=True,
             waits=True,
             inner=3,
             whole_inputs=True,

@@ -316,8 +316,8 @@ def _ends(
         if found > most:
             shape = memory.held(question, choice)
             whole = dense * shape.dense + mixed * shape.mixture + shape.end
-            mine_ = whole / choice.shards(question.practice)
-            mine_ = mine_ + mixed * shape.experts / choice.expert_shards(question.practice)
+            updates, expert_updates = choice.updates(question.practice)
+            mine_ = whole / updates + mixed * shape.experts / expert_updates
             most, updating = found, float(compute.update(question, mine_, device)[0])
     return most, updating
 

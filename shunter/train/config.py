@@ -42,6 +42,24 @@ class Restart(Config):
     )
 
 
+class DropoutConfig(Config):
+    """What is zeroed at random while a model learns. The same is dropped on every layout."""
+
+    residual: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of what embedding, attention and feed-forward add to the residual stream.",
+    )
+    inner: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of what enters the second product of each attention and feed-forward; not with "
+        "experts.",
+    )
+
+
 class TrainConfig(Config):
     """One optimisation: the same configuration gives the same weights, however it is computed."""
 
@@ -70,6 +88,12 @@ class TrainConfig(Config):
     input_noise: float = Field(
         0.0, ge=0, lt=1, description="Share of input tokens replaced by random ones, against overfitting."
     )
+    dropout: DropoutConfig | None = Field(
+        None,
+        # Jobs without it are those that they were before there was any.
+        exclude_if=lambda value: value is None,
+        description="Drop at random while learning, against overfitting: {residual: 0.1}.",
+    )
     validate_every: int = Field(0, ge=0, description="Steps between validations; 0: at the end only.")
     validate_rows: int = Field(128, ge=1, description="Held-out rows per validation.")
     restart: Restart | None = Field(None, description="A planned interruption, to study lossy restores.")
@@ -87,7 +111,7 @@ class TrainConfig(Config):
 
 # What a recipe may say beside a plan's file.
 BESIDE_A_PLAN = frozenset(
-    {"plan", "replan", "replans", "timeout", "timeline", "attention", "sequence", "reshard"}
+    {"plan", "replan", "replans", "timeout", "timeline", "attention", "sequence", "reshard", "pad_experts"}
 )
 AUTO = "auto"  # in place of a plan's file: plan for the machine that the recipe runs on
 
@@ -105,6 +129,11 @@ class Parallel(Config):
     tp: int = Field(1, ge=1, description="Parts of each matrix, for wide layers and fast links.")
     ep: int = Field(1, ge=1, description="Parts of the set of experts, over the ranks of a stage.")
     etp: int = Field(1, ge=1, description="Parts of each expert, likewise.")
+    pad_experts: bool = Field(
+        False,
+        description="Fill each expert up to its capacity with zeros: all sizes are known beforehand, and "
+        "nothing waits for the device. Needs experts.capacity.",
+    )
     sequence: bool = Field(True, description="Tensor ranks have a part of the tokens each between products.")
     attention: Literal["ring", "gather", "ulysses"] = Field(
         "ring", description="How context ranks see the rest of a row: keys and values that travel, or are "
@@ -112,6 +141,11 @@ class Parallel(Config):
     )  # fmt: skip
     reshard: bool = Field(
         True, description="fsdp: free gathered weights between forward and backward, and gather them again."
+    )
+    zero: Literal[0, 1] = Field(
+        0,
+        description="1: ranks with the same weights share the optimizer's state (ZeRO-1): each updates "
+        "a part, and the parts are gathered.",
     )
     gather: Literal["fp32", "bf16"] = Field(
         "fp32",

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 from shunter.config.errors import ShunterError
 from shunter.models.sharding import check
-from shunter.models.spec import DecoderSpec
+from shunter.models.spec import DecoderShape, DecoderSpec
 from shunter.schedule.action import RECOMPUTE
 from shunter.schedule.order import Order
-from shunter.train.config import Parallel
+from shunter.train.config import DropoutConfig, Parallel
 
 WHERE = "how.parallel"
 
@@ -25,6 +25,15 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
             f"{spec.num_layers} layers cannot be cut into {order.stages} stages",
             where=WHERE,
             mend="Use fewer ranks or fewer chunks.",
+        )
+    if parallel.pad_experts and (spec.experts is None or spec.experts.capacity is None):
+        raise ShunterError(
+            "pad_experts fills experts up to their capacity, and "
+            + ("the model has no experts" if spec.experts is None else "they have none"),
+            where=WHERE,
+            mend="Leave pad_experts out."
+            if spec.experts is None
+            else "Set experts.capacity, or leave it out.",
         )
     if isinstance(parallel.cut, list):
         check_cut(parallel.cut, spec.num_layers)
@@ -52,6 +61,16 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
         )
     if row_length is not None:
         check_rows(parallel, row_length)
+
+
+def check_dropout(dropout: DropoutConfig | None, shape: DecoderShape | None) -> None:
+    """Raise ShunterError for what a model cannot drop. shape: where it is known."""
+    if dropout is not None and dropout.inner and shape is not None and shape.experts is not None:
+        raise ShunterError(
+            "inner would drop inside of experts, which is not there",
+            where="train.dropout",
+            mend="Use residual alone, which goes with experts.",
+        )
 
 
 def check_cut(cut: list[int], layers: int) -> None:

@@ -25,6 +25,7 @@ from math import prod
 from typing import Any
 
 from shunter.config.errors import ShunterError
+from shunter.layout import zero
 from shunter.layout.described import KindOfWeight, Layout, RankHolds
 from shunter.layout.grid import DENSE, EXPERT
 from shunter.models.spec import DecoderSpec
@@ -32,8 +33,8 @@ from shunter.recipe.disk import human
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, RECOMPUTE, WEIGHT
 from shunter.schedule.order import Order
 from shunter.train.config import Parallel
-from shunter.train.layout_parts import Plan
-from shunter.train.layout_traffic import muon_owners, muon_takes, step_traffic
+from shunter.train.layout_parts import Plan, muon_takes
+from shunter.train.layout_traffic import muon_owners, step_traffic
 
 KINDS = {
     "embed.weight": "embedding",
@@ -60,6 +61,8 @@ def describe(
     ranks = [_rank(plan, rank, optimizer) for rank in range(plan.grid.size)]
     traffic = [step_traffic(plan, rank, optimizer) for rank in range(plan.grid.size)]
     told = [*(notes or [])]
+    if plan.parallel.zero and not plan.shared(plan.grid.coordinates(0), optimizer):
+        told.append("zero: 1 changes nothing here: no ranks hold the same weights")
     if plan.order.collectives:
         told.append("messages of `vocabulary` are not counted")
     if plan.parallel.cp > 1 and plan.parallel.attention == "ring":
@@ -84,11 +87,11 @@ def must_fit(layout: Layout, memory: int, plan: Plan, optimizer: str, batch_rows
 
 
 def _smaller(plan: Plan, memory: int, optimizer: str, batch_rows: int) -> str:
-    """The mend: one axis made larger, with the fewest ranks."""
+    """The mend: shared state, or one axis made larger, with the fewest ranks."""
     best: tuple[int, int, str] | None = None
-    for order, axis in enumerate(("fsdp", "tp", "pp", "cp", "ep")):
-        for factor in (2, 3, 4, 6, 8, 12, 16, 32, 64):
-            degree = getattr(plan.parallel, axis) * factor
+    for order, axis in enumerate(("zero", "fsdp", "tp", "pp", "cp", "ep")):
+        for factor in (2, 3, 4, 6, 8, 12, 16, 32, 64) if axis != "zero" else (1,):
+            degree = getattr(plan.parallel, axis) * factor if axis != "zero" else 1
             try:
                 parallel = Parallel.model_validate({**plan.parallel.model_dump(), axis: degree})
                 other = Plan.make(
@@ -114,7 +117,7 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
     held = {name: h for name, h in plan.held(place).items() if not name.endswith("router.bias")}
     owners = muon_owners(plan, rank, held) if optimizer == "muon" else {}
     state = 0
-    for name, holding in held.items():
+    for name, holding in zero.holdings(held, plan.shared(place, optimizer)).items():
         if name in owners:  # momentum and update of the whole matrix, at its owner
             state += 2 * prod(holding.piece.shape) if owners[name][0] == rank else 0
         elif optimizer == "muon" and muon_takes(name, holding.piece.shape):

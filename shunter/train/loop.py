@@ -33,7 +33,9 @@ from shunter.train.device import (
     prepare_determinism,
     set_determinism,
 )
+from shunter.train.dropping import Dropping
 from shunter.train.flops import batch_flops, trained_share
+from shunter.train.layout_check import check_dropout
 from shunter.train.meter import Meter
 from shunter.train.objective import Objective
 from shunter.train.passes import OnePass, Passes
@@ -44,7 +46,7 @@ from shunter.train.session import Session
 from shunter.train.shares import noised_batches, split
 from shunter.train.step import StepResult, train_step
 from shunter.train.validation import validate
-from shunter.train.world import World
+from shunter.train.world import Shared, World
 
 RECORD = 100  # steps between those that are recorded, in a training by a plan
 
@@ -88,6 +90,7 @@ class Training:
         self.decoder, self.objective, self.rows, self.heldout = decoder, objective, rows, heldout
         self.config, self.how, self.place, self.seed = config, how, place, seed
         self.milestone = milestone
+        check_dropout(config.dropout, decoder.spec)
         self.trained = trained_share(decoder)
         self.device = choose_device(how.device) if world is None else world.device
         if how.deterministic:
@@ -109,6 +112,7 @@ class Training:
                 rows=most,
                 precision=self.precision,
                 compiled=how.compile,
+                optimizer=config.optimizer,
             )
             self.checkpointer = SharedCheckpointer(
                 checkpoints,
@@ -117,10 +121,13 @@ class Training:
                 self.layout.part.held,
                 self.layout.elsewhere,
                 beside=how.checkpoint_async,
+                kept=self.layout.part.kept,
             )
         else:
             decoder.to(self.device)
             self.checkpointer = Checkpointer(checkpoints, how.keep)
+        if isinstance(place.control, Shared):
+            place.control.more = self.checkpointer.landed
         part = None if self.layout is None else self.layout.part
         self.session = Session.fresh(decoder, config, rows, seed, part)
         self.ledger = EventLog(place.log / "ledger.jsonl", attempt=place.events.attempt)
@@ -196,8 +203,10 @@ class Training:
         self.session.facts = {**facts, "precision": self.precision}
 
     def _heed_requests(self) -> None:
-        self.checkpointer.look()
-        if self.place.control.stop_requested():
+        control = self.place.control
+        stop = control.stop_requested()
+        self.checkpointer.look(control.answer if isinstance(control, Shared) else None)
+        if stop:
             self._save()
             self.place.events.write("saved", step=self.session.step, why="stop")
             raise Stopped
@@ -246,7 +255,13 @@ class Training:
                 session.stream,
                 session.step,
                 config.batch_rows,
-                Peers.alone() if self.layout is None else self.layout.world.data,
+                self._data,
+            )
+        dropping = None
+        if config.dropout is not None:
+            rows = [len(batch.tokens) for batch in batches]
+            dropping = Dropping.of(
+                config.dropout, rows, session.stream, session.step, config.batch_rows, self._data
             )
         recording = self._recording()
         with self._peak():
@@ -259,6 +274,7 @@ class Training:
                 rate=self._rate(),
                 clip=config.clip,
                 z_loss=config.z_loss,
+                dropping=dropping,
             )
         if recording is not None:
             keep(recording, session.optimizers, session.step, self.place.log, self.place.events)
@@ -283,6 +299,11 @@ class Training:
         flops = sum(batch_flops(self.decoder.spec, batch, self.trained) for batch in batches)
         tokens, flops = self.passes.total([seen, flops])
         meter.add(result, int(tokens), flops)
+
+    @property
+    def _data(self) -> Peers:
+        """Ranks that see other rows."""
+        return Peers.alone() if self.layout is None else self.layout.world.data
 
     def _micro_batches(self, ids: np.ndarray) -> list[np.ndarray]:
         if self.layout is not None:

@@ -59,7 +59,7 @@ class Recording:
         if peers.size < every.size <= MOST:
             assert every.group is not None
             self._among_all = offset(every.group, every.ranks, every.index, passes.device)
-        self._saved = SavedBytes(passes.parameters.values())  # plain ones: a DTensor has no storage
+        self._saved = SavedBytes(passes.part.weights.values())  # plain ones: a DTensor has no storage
         for stage in passes.stages.values():
             stage.saved = self._saved
         self._traffic = StepTraffic(passes.part)

@@ -50,6 +50,7 @@ def test_what_is_planned_can_be_trained(model: str, cluster: str, batch: int, ro
 LAYOUTS = [
     ({"fsdp": 8}, "1f1b", 1, "none", 1),
     ({"dp": 8}, "1f1b", 1, "none", 2),
+    ({"dp": 2, "fsdp": 4}, "1f1b", 1, "none", 2),
     ({"tp": 8}, "1f1b", 1, "none", 2),
     ({"cp": 2, "fsdp": 4}, "1f1b", 1, "none", 2),
     ({"pp": 8}, "1f1b", 1, "none", 1),
@@ -60,6 +61,7 @@ LAYOUTS = [
     ({"fsdp": 8, "ep": 4}, "1f1b", 1, "none", 1),
     ({"fsdp": 8}, "1f1b", 1, "layer", 1),
     ({"pp": 4, "fsdp": 2}, "1f1b", 1, "layer", 2),
+    ({"dp": 4, "tp": 2, "ep": 4}, "1f1b", 1, "none", 1),
 ]
 
 

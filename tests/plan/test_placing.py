@@ -178,13 +178,23 @@ def test_a_cut_is_the_best_of_all_cuts(data: st.DataObject) -> None:
     assert bottleneck(found, seconds, besides) == pytest.approx(best)
 
 
-def test_the_cut_of_a_plan_is_the_best_of_all_by_events() -> None:
-    asked = question(cluster((1, 1, 1), kinds=("quick", "lame", "quick")), batch=12)
-    found = placed(asked, Choices.one(Grid(pp=3), 1))
+@pytest.mark.parametrize(
+    ("schedule", "batch", "kinds"),
+    [("1f1b", 3, ("lame", "quick", "quick")), ("zb1p", 6, ("quick", "lame", "quick"))],
+)
+def test_the_cut_of_a_plan_is_the_best_of_all_by_events(
+    schedule: str, batch: int, kinds: tuple[str, ...]
+) -> None:
+    """With few micro-batches, where evenness alone is not the best."""
+    asked = question(cluster((1, 1, 1), kinds=kinds), batch=batch)
+    found = placed(asked, Choices.one(Grid(pp=3), 1, schedule))
     assert found.placed is not None
     ground = Ground(asked, found.choice, 80e9)
     every = (ground.predict(found.placed.order, (0, a, b, 12)) for a, b in combinations(range(1, 12), 2))
     assert found.seconds == pytest.approx(min(each.seconds for each in every if each is not None), rel=1e-9)
+    even = ground.predict(found.placed.order)
+    assert even is not None
+    assert found.seconds < even.seconds
 
 
 def test_each_stage_fits_the_devices_it_is_on() -> None:
