@@ -37,8 +37,7 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
         schedule = "" if plan.layout["pp"] == 1 else plan.schedule
         if plan.layout["chunks"] > 1:
             schedule += f" x{plan.layout['chunks']}"
-        if plan.layout["recompute"] != "none":
-            schedule += f" {plan.layout['recompute']} recomputed"
+        schedule += _recomputed(plan)
         seconds = (plan.step_seconds, plan.compute_seconds, plan.communication_seconds, plan.bubble_seconds)
         table.add_row(
             Text(", ".join(degrees)),
@@ -80,6 +79,18 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
     for name, coefficient in question.coefficients.known.items():
         if name == "products":
             print(f"note: {name} {coefficient.value:g}: {coefficient.source}")
+
+
+def _recomputed(plan: Plan) -> str:
+    """What of the layers is not kept: `stage recomputed`, `9 layers recomputed, 3 put aside`."""
+    layout = plan.layout
+    if layout["recompute"] == "none":
+        return ""
+    if "again" not in layout:
+        return f" {layout['recompute']} recomputed"
+    told = [f"{len(layout['again'])} layers recomputed"] if layout["again"] else []
+    told += [f"{len(layout['offload'])} layers put aside"] if layout["offload"] else []
+    return " " + ", ".join(told) if told else ""
 
 
 def _placed(plan: Plan) -> None:

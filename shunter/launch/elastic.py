@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shunter.config.errors import ShunterError
+from shunter.launch.recur import RankDied
 
 EVERY = 0.1  # seconds between two looks at the processes
 _FAILED = re.compile(r"rank +: (\d+) [^\n]*\n +exitcode +: (-?\d+)")  # of torch's report, for each rank
@@ -115,7 +116,7 @@ def cause(
         what = failures[0]["what"]
     else:
         what = otherwise
-    return ShunterError(
+    return RankDied(
         what, where=str(where), mend="Run the same command again: it continues from the last checkpoint."
     )
 

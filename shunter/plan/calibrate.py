@@ -19,7 +19,7 @@ from shunter.config import write, yaml
 from shunter.config.errors import ShunterError
 from shunter.plan.choices import Choices, Question
 from shunter.plan.practice import Coefficients
-from shunter.plan.score import predict
+from shunter.plan.score import Prediction, predict
 from shunter.plan.sited import Grounds
 
 LEAST, MOST = 0.05, 20.0  # times its value beyond which a coefficient explains nothing any more
@@ -28,25 +28,30 @@ LEAST, MOST = 0.05, 20.0  # times its value beyond which a coefficient explains 
 @dataclass(frozen=True)
 class Run:
     """A measured step. question: with any coefficients; choice: of length 1. order: of the devices, where it
-    matters which does what (`plan.Plan.ranks`)."""
+    matters which does what (`plan.Plan.ranks`). strategies: of its layers, where each has its own."""
 
     name: str
     question: Question
     choice: Choices
     seconds: float
     order: tuple[int, ...] = ()
+    strategies: Sequence[int] | None = None
 
     def asked(self, coefficients: Coefficients) -> Question:
         """The question with other coefficients."""
         return replace(self.question, coefficients=coefficients)
 
     def predicted(self, coefficients: Coefficients) -> float:
+        return self.prediction(coefficients).seconds
+
+    def prediction(self, coefficients: Coefficients) -> Prediction:
+        """Of the whole step, with its parts."""
         asked = self.asked(coefficients)
         if self.order and asked.fabric.terrain is not None:
             found = Grounds(asked, self.choice, asked.fabric.room(None)).predict(self.order)
             if found is not None:
-                return found.seconds
-        return predict(asked, self.choice).seconds
+                return found
+        return predict(asked, self.choice, strategies=self.strategies)
 
 
 def fit(runs: Sequence[Run], names: Sequence[str], start: Coefficients, source: str = "") -> Coefficients:

@@ -231,11 +231,11 @@ def _layer_seconds(cost: RankCosts) -> float:
     return float(part.forward.both[0] + part.backward.both[0] + part.again.both[0])
 
 
-def scored(question: Question, choice: Choices, room: float) -> Prediction | None:
+def scored(question: Question, choice: Choices, room: float, *, lean: bool = False) -> Prediction | None:
     """A layout's prediction, with its ranks placed at a first look where that matters. None where it does
-    not fit."""
+    not fit. lean: all layers do what they can to hold less, though there is room."""
     if question.fabric.terrain is None:
-        found = predict(question, choice, room)
+        found = predict(question, choice, None if lean else room)
         return found if found.fits(room) else None
     ground = Ground(question, choice, room)
     for how, grid in ground.orders(careful=False):

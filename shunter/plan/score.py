@@ -12,11 +12,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from shunter.plan import compute, dynamic, memory
+from shunter.plan import compute, memory
 from shunter.plan.choices import SCHEDULES, Choices, Question
 from shunter.plan.cuts import cut_alike, cut_mixed
 from shunter.plan.estimate import Costs as RankCosts
 from shunter.plan.estimate import LayerCost, costs, ends_of_step
+from shunter.plan.practice import RECOMPUTE
+from shunter.plan.strategies import AGAIN, ASIDE, KEEP, cheapest
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT
 from shunter.schedule.assemble import assemble
 from shunter.schedule.catalogue import schedule
@@ -33,13 +35,13 @@ class Prediction:
     """What one layout takes. Seconds of a step: what the busiest rank computes, what messages add to it, and
     the rest, in which it waits.
 
-    bounds: layers of the stages. recomputed: of each stage, layers that are computed again. bytes: by stage
-    of a rank's place in the pipeline, by part (`memory.PARTS`).
+    bounds: layers of the stages. strategies: of each layer (`plan.strategies`). bytes: by stage of a rank's
+    place in the pipeline, by part (`memory.PARTS`).
     """
 
     choice: Choices
     bounds: tuple[int, ...]
-    recomputed: tuple[int, ...]
+    strategies: tuple[int, ...]
     seconds: float
     compute: float
     communication: float
@@ -52,6 +54,15 @@ class Prediction:
     def fullest(self) -> float:
         """Bytes of the fullest rank."""
         return max(sum(parts.values()) for parts in self.bytes)
+
+    def which(self, strategy: int) -> list[int]:
+        """Numbers of the layers with a strategy."""
+        return [layer for layer, each in enumerate(self.strategies) if each == strategy]
+
+    @property
+    def recomputed(self) -> tuple[int, ...]:
+        """Of each stage, layers that are computed again."""
+        return tuple(self.strategies[a:b].count(AGAIN) for a, b in pairwise(self.bounds))
 
     def fits(self, room: float) -> bool:
         """Whether every rank has memory for it: its devices', where it is placed, else `room` bytes."""
@@ -84,10 +95,15 @@ class Site:
 
 
 def predict(
-    question: Question, choice: Choices, room: float | None = None, site: Site | None = None
+    question: Question,
+    choice: Choices,
+    room: float | None = None,
+    site: Site | None = None,
+    strategies: Sequence[int] | None = None,
 ) -> Prediction:
-    """Of one layout (`choice` has length 1). room: bytes that a rank has; layers are computed again where the
-    practice can choose them, as few as fit. site: where its ranks are, if that has been decided."""
+    """Of one layout (`choice` has length 1). room: bytes that a rank has; layers are computed again, or put
+    aside, where the practice can choose them, as few as fit. site: where its ranks are, if that has been
+    decided. strategies: of the layers, likewise."""
     assert len(choice) == 1
     pp, chunks = int(choice.pp[0]), int(choice.chunks[0])
     m = int(choice.microbatches(question.batch)[0])
@@ -108,21 +124,22 @@ def predict(
         each, bounds = [site.costs[rank] for rank in placement], list(site.bounds)
     stages = len(placement)
     rooms: Sequence[float | None] = (room,) * pp if site is None else site.rooms
-    recomputed = _recomputed(question, choice, each, bounds, placement, m, rooms)
-    held = [_bytes(asked[rank], choice, bounds, recomputed, placement, rank, m) for rank in range(pp)]
+    chosen = strategies or _strategies(question, choice, each, bounds, placement, m, rooms)
+    held = [_bytes(asked[rank], choice, bounds, chosen, placement, rank, m) for rank in range(pp)]
     forward, backward, weights, busy = ([0.0] * stages for _ in range(4))
     for stage in range(stages):
         cost, begin, end = each[stage], bounds[stage], bounds[stage + 1]
         ahead = behind = w = inner = 0.0
-        again = recomputed[stage]
         for layer in range(begin, end):
             part = _part(question, cost, layer)
             f, b = float(part.forward.both[0]), float(part.backward.both[0])
             w += float(part.weights[0] * part.backward.compute[0])
             inner += float(part.forward.compute[0] + part.backward.compute[0])
-            if layer - begin < again:
+            if chosen[layer] == AGAIN:
                 b += float(part.again.both[0])
                 inner += float(part.again.compute[0])
+            elif chosen[layer] == ASIDE and part.aside is not None:
+                f, b = f + float(part.aside[0][0]), b + float(part.aside[1][0])
             ahead, behind = ahead + f, behind + b
         for end_part, there in ((cost.embedding, stage == 0), (cost.head, stage == stages - 1)):
             if there:
@@ -150,7 +167,7 @@ def predict(
     waiting = seconds - inner - sent
     waiting = waiting if waiting > 1e-9 * seconds else 0.0
     return Prediction(
-        choice, tuple(bounds), tuple(recomputed), seconds, inner, sent, waiting,
+        choice, tuple(bounds), tuple(chosen), seconds, inner, sent, waiting,
         tuple(held), m,
     )  # fmt: skip
 
@@ -191,7 +208,7 @@ def _stage(
     question: Question,
     choice: Choices,
     bounds: Sequence[int],
-    recomputed: Sequence[int],
+    strategies: Sequence[int],
     placement: Sequence[int],
     rank: int,
     m: int,
@@ -204,7 +221,9 @@ def _stage(
     ends = (0 in mine) + (len(placement) - 1 in mine)
     if question.spec.tied and ends == 2:
         ends = 1
-    again = sum(recomputed[s] for s in mine) / max(len(layers), 1)
+    again, aside = (
+        [strategies[n] for n in layers].count(name) / max(len(layers), 1) for name in (AGAIN, ASIDE)
+    )
     flight = memory.in_flight(
         choice.schedule, choice.pp, choice.chunks, np.array([m]), np.array([rank], dtype=np.int64)
     )
@@ -220,6 +239,7 @@ def _stage(
         np.array([float(len(placement) - 1 in mine)]),
         flight,
         np.array([again]),
+        np.array([aside]),
     )
 
 
@@ -227,16 +247,16 @@ def _bytes(
     question: Question,
     choice: Choices,
     bounds: Sequence[int],
-    recomputed: Sequence[int],
+    strategies: Sequence[int],
     placement: Sequence[int],
     rank: int,
     m: int,
 ) -> dict[str, float]:
-    stage = _stage(question, choice, bounds, recomputed, placement, rank, m)
+    stage = _stage(question, choice, bounds, strategies, placement, rank, m)
     return {name: float(part[0]) for name, part in memory.stage_bytes(question, choice, stage).items()}
 
 
-def _recomputed(
+def _strategies(
     question: Question,
     choice: Choices,
     each: Sequence[RankCosts],
@@ -245,41 +265,30 @@ def _recomputed(
     m: int,
     rooms: Sequence[float | None],
 ) -> list[int]:
-    """Layers of each stage that are computed again: all, or by the dynamic programme as few as fit."""
-    every = [end - begin for begin, end in pairwise(bounds)]
+    """Of each layer: alike for all, or by the dynamic programme what takes least time of what fits."""
+    layers = question.spec.num_layers
     if choice.recompute[0] == 0:
-        return [0] * len(every)
-    if not question.practice.offers or None in rooms:
-        return every
-    found = [0] * len(every)
+        return [KEEP] * layers
+    found = [AGAIN] * layers
+    if not question.practice.offers or RECOMPUTE[choice.recompute[0]] != "layer" or None in rooms:
+        return found
     for rank, room in enumerate(rooms):
         assert room is not None
         mine = [stage for stage, holder in enumerate(placement) if holder == rank]
-        count = sum(every[stage] for stage in mine)
-        none, full = (
-            sum(_bytes(question, choice, bounds, them, placement, rank, m).values())
-            for them in ([0] * len(every), every)
-        )
-        if none <= room or count == 0:
-            continue
-        part = _part(question, each[mine[0]], bounds[mine[0]])
-        one = sum(_bytes(question, choice, bounds, _some(every, mine, 1), placement, rank, m).values())
-        saved = (one - full) / max(count - 1, 1)  # by each layer but the first, beside which it is made again
-        units = np.array([[1.0 * max(saved, 1.0), 0.0]] * count)
-        times = np.array([[0.0, float(part.again.both[0])]] * count)
-        left = room - full
-        again = count if left < 0 else dynamic.solve(units, times, None, left).count(1)
-        for stage in mine:
-            found[stage] = min(every[stage], again)
-            again -= found[stage]
-    return found
+        numbers = [n for stage in mine for n in range(bounds[stage], bounds[stage + 1])]
+        parts = [_part(question, each[mine[0]], n) for n in numbers]
+        again = [float(part.again.both[0]) for part in parts]
+        aside = [float(part.aside[0][0] + part.aside[1][0]) for part in parts if part.aside is not None]
 
+        def bytes_of(chosen: Sequence[int], rank: int = rank, numbers: list[int] = numbers) -> float:
+            whole = list(found)
+            for number, strategy in zip(numbers, chosen, strict=True):
+                whole[number] = strategy
+            return sum(_bytes(question, choice, bounds, whole, placement, rank, m).values())
 
-def _some(every: Sequence[int], mine: Sequence[int], count: int) -> list[int]:
-    found = [0] * len(every)
-    for stage in mine:
-        found[stage] = min(every[stage], count)
-        count -= found[stage]
+        chosen = cheapest(again, aside if len(aside) == len(parts) else None, room, bytes_of)
+        for number, strategy in zip(numbers, chosen, strict=True):
+            found[number] = strategy
     return found
 
 
@@ -307,8 +316,8 @@ def _ends(
         if found > most:
             shape = memory.held(question, choice)
             whole = dense * shape.dense + mixed * shape.mixture + shape.end
-            mine_ = whole / choice.shards(question.practice)
-            mine_ = mine_ + mixed * shape.experts / choice.expert_shards(question.practice)
+            updates, expert_updates = choice.updates(question.practice)
+            mine_ = whole / updates + mixed * shape.experts / expert_updates
             most, updating = found, float(compute.update(question, mine_, device)[0])
     return most, updating
 

@@ -81,25 +81,27 @@ def search_all(
     """As `search`, with all devices."""
     begin = time.perf_counter()
     room = question.fabric.room(room)
-    choices, found = _estimated(question, fixed)
+    lean = objective == "memory"  # asked for with all that makes it so
+    choices, found = _estimated(question, fixed, None if lean else room)
     fits = found.bytes <= room
     if not fits.any():
         raise fits_nowhere(question, fixed, room, float(found.bytes.min()))
-    order = _order(found, fits, objective)
+    # Those that need not compute anything again are there without it, too.
+    order = _order(found, fits if "recompute" in fixed else fits & ~found.spare, objective)
     scored, tried = [], set()
     if question.fabric.terrain is not None:
         scored = placing.looked_at(question, choices, found, order, room, finalists)
         order = order[:0]  # that is all there is to look at
     for index in _finalists(question, choices, found, order, objective, finalists):
         tried.add(index)
-        prediction = placing.scored(question, choices.take([index]), room)
+        prediction = placing.scored(question, choices.take([index]), room, lean=lean)
         if prediction is not None:
             scored.append(prediction)
     if not scored:  # whole layers need a little more room than parts of them: go on until one fits
         for index in order:
             if int(index) in tried:
                 continue
-            prediction = placing.scored(question, choices.take([index]), room)
+            prediction = placing.scored(question, choices.take([index]), room, lean=lean)
             if prediction is not None:
                 scored.append(prediction)
                 break
@@ -118,7 +120,7 @@ def search_all(
     return Found(question, tuple(plans), len(choices), rejected, spent, room, objective, dict(fixed))
 
 
-def _estimated(question: Question, fixed: Fixed) -> tuple[Choices, Estimate]:
+def _estimated(question: Question, fixed: Fixed, room: float | None) -> tuple[Choices, Estimate]:
     choices = space(question, fixed)
     if not len(choices):
         raise ShunterError(
@@ -126,7 +128,7 @@ def _estimated(question: Question, fixed: Fixed) -> tuple[Choices, Estimate]:
             + (", ".join(f"{key} {value}" for key, value in fixed.items()) or f"a batch of {question.batch}"),
             mend=_why_none(question, fixed),
         )
-    return choices, estimate(question, choices)
+    return choices, estimate(question, choices, room)
 
 
 def _why_none(question: Question, fixed: Fixed) -> str:

@@ -19,6 +19,7 @@ from shunter.plan.estimate import Costs as RankCosts
 from shunter.plan.estimate import costs
 from shunter.plan.fabric import Fabric
 from shunter.plan.score import Placed, Prediction, Site, _bytes, _cut, _part, _placement, predict
+from shunter.plan.strategies import AGAIN, KEEP
 from shunter.plan.terrain import Terrain
 from shunter.schedule.costs import Links
 
@@ -149,8 +150,8 @@ class Grounds:
         mine = tuple(counts[stage] for stage, holder in enumerate(self.placement) if holder == rank)
         key = (rank, *(bounds if self.question.spec.experts is not None else mine))
         if key not in self._bytes:
-            again = counts if self.choice.recompute[0] else [0] * len(counts)
-            parts = _bytes(self.question, self.choice, bounds, again, self.placement, rank, self.microbatches)
+            least = [AGAIN if self.choice.recompute[0] else KEEP] * self.question.spec.num_layers
+            parts = _bytes(self.question, self.choice, bounds, least, self.placement, rank, self.microbatches)
             self._bytes[key] = sum(parts.values())
         return self._bytes[key]
 

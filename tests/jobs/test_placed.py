@@ -1,108 +1,130 @@
-"""A run follows the ranks of a plan: which process has which rank, an uneven cut, the losses of any order.
-
-Not shown here: that a device which differs does its stage faster; processes of this machine are alike.
-"""
+"""`rl` with its roles placed: what it learns is what it learns without, wherever the roles are."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from shunter.cluster import files
-from shunter.cluster.cluster import Cluster
-from shunter.jobs import automatic
-from shunter.jobs.registry import KINDS
-from shunter.launch import elastic
-from shunter.layout.grid import Grid
-from shunter.models.spec import DecoderSpec
-from shunter.plan.choices import Choices, Question
-from shunter.plan.fabric import Fabric
-from shunter.plan.placing import improved, scored
-from shunter.plan.plan import Plan
-from shunter.plan.practice import PRACTICES, Coefficients
-from shunter.recipe.graph import load_recipe
-from shunter.train.config import Parallel
-from tests.jobs.conftest import Work
-from tests.jobs.test_ranks import MODEL, train
-from tests.jobs.test_training_jobs import rows
-from tests.plan.uneven import cluster
+from shunter.config.errors import ShunterError
+from shunter.jobs import rl
+from shunter.models.hf import load_model
+from shunter.recipe.job import Stopped
+from shunter.record import events
+from tests.jobs.conftest import Still, Work
+from tests.post.roles.small import model_in, talks_in
 
-__all__ = ["rows"]  # a fixture
-
-QUICK_LAST = cluster((1, 1), kinds=("lame", "quick"))
+INLINE = {"backend": "inline"}
 
 
-def planned(it: Cluster, grid: Grid, ranks: list[int], path: Path) -> Plan:
-    """A plan's file of the model of `train`, with its ranks in another order where that is asked."""
-    spec = DecoderSpec(**MODEL, vocab_size=300, max_positions=32)
-    asked = Question(spec, Fabric.of(it), 4, 32, PRACTICES["shunter"], Coefficients())
-    choice = Choices.one(grid, 1)
-    first = scored(asked, choice, asked.fabric.room(None))
-    assert first is not None
-    (best,) = improved(asked, [first], asked.fabric.room(None))
-    plan = replace(Plan.of(asked, it, best), ranks=ranks)
-    plan.layout["cut"] = [1] if grid.pp == 2 else []
-    plan.save(path)
-    return Plan.load(path)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_in(tmp_path_factory.mktemp("base"))
 
 
-def test_a_process_has_the_rank_that_it_is_told(tmp_path: Path) -> None:
-    found = elastic.launch(
-        "tests.launch.small_rank", {"ranks": [2, 0, 1]}, 3, tmp_path / "ranks", threads=1, poll=lambda: None
-    )
-    assert found["seen"]["RANK"] == "2"  # rank 0 answered, which is process 2
-    assert found["seen"]["LOCAL_RANK"] == "2"
-    # What is told of a process that fails is told of its rank.
-    assert [elastic.place_of({"ranks": [2, 0, 1]}, process) for process in range(3)] == [1, 2, 0]
-    assert elastic.place_of({}, 2) == 2
+def reinforce(work: Work, model: Path, name: str, placement: Any, **more: Any) -> tuple[Path, dict[str, Any]]:
+    talks = talks_in(model.parent / "talks" / "out").parent
+    control = more.pop("control", None)
+    how = {
+        "threads": 1, "log_every": 1, "checkpoint_every": 2, "micro_tokens": 256, "track": [],
+        "deterministic": True, **({} if placement is None else {"placement": placement}),
+        **more.pop("how", {}),
+    }  # fmt: skip
+    config = {
+        "model": "m", "prompts": "t", "rewards": [{"kind": "format", "pattern": ".*[a-m].*"}], "group": 4,
+        "prompts_per_step": 3, "max_new_tokens": 5, "temperature": 0.9, "policy": {"kl": 0.02},
+        "train": {"steps": 4, "lr": 2e-3}, "how": how, **more,
+    }  # fmt: skip
+    return work(rl.JOB, config, inputs={"model": model, "prompts": talks}, name=name, control=control)
 
 
-def test_a_plan_s_order_of_ranks_and_uneven_cut_train_to_the_same_losses(
-    rows: Path, work: Work, tmp_path: Path
-) -> None:
-    plan = planned(QUICK_LAST, Grid(pp=2), [1, 0], tmp_path / "plan.yaml")
-    assert plan.parallel()["ranks"] == [1, 0]
-    _, expected = train(work, rows, None, "alone")
-    placed, metrics = train(work, rows, {"plan": str(tmp_path / "plan.yaml")}, "placed")
-    for name in ("loss", "heldout_loss", "tokens"):
-        assert metrics[name] == pytest.approx(expected[name], rel=1e-4), name
-    assert metrics["account"]["plan"]["ranks"] == [1, 0]
-    request = (placed.parent / "private" / "ranks" / "request.json").read_text()
-    assert '"ranks": [1, 0]' in request
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def rewards(folder: Path) -> list[float]:
+    found: list[float] = json.loads((folder / "rewards.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("policy", [{"kl": 0.02, "updates": 2}, {"algorithm": "ppo", "epochs": 2}], ids=str)
+def test_placed_is_as_without_a_placement(work: Work, model: Path, policy: dict[str, Any]) -> None:
+    """The same answers and rewards; weights within rounding, since other answers are computed together."""
+    plain, _ = reinforce(work, model, "plain", None, policy=policy)
+    placed, metrics = reinforce(work, model, "placed", INLINE, policy=policy)
+    assert rewards(placed) == rewards(plain)
+    a, b = (load_model(folder).state_dict() for folder in (plain, placed))
+    assert all(np.allclose(a[name], b[name], atol=1e-5) for name in a)
+    samples = [
+        [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        for folder in (plain, placed)
+    ]
+    for mine, theirs in zip(*samples, strict=True):
+        assert {**mine, "model": ""} == {**theirs, "model": ""}
+    rows = events.read_metrics(placed.parent / "log" / "events.jsonl")
+    needed = {"rl/kl", "rl/gap", "rl/max_gap", "rl/length", "rl/flat_groups", "train/grad_norm"}
+    assert needed <= rows[-1].keys()
+    assert 0 < metrics["max_gap"] < 1e-4
+
+
+def test_on_processes_stopped_and_continued_it_is_the_same_bits(work: Work, model: Path) -> None:
+    whole, _ = reinforce(work, model, "whole", INLINE)
+    with pytest.raises(Stopped):
+        reinforce(work, model, "cut", INLINE, control=Still(stop_after=3))
+    # It goes on elsewhere: where roles are is no part of what is learnt.
+    out, metrics = reinforce(work, model, "cut", {"arrangement": "colocate", "processes": 2})
+    assert weights(out) == weights(whole)
+    assert rewards(out) == rewards(whole)
+    assert min(metrics["moved_bytes"], metrics["control_bytes"]) > 0
+
+
+def test_what_cannot_be_placed_is_refused(work: Work, model: Path) -> None:
+    for placement, complaint in (
+        ({"arrangement": "standalone", "processes": 2}, "standalone needs 3 processes"),
+        ({"pools": [{"roles": ["actor"]}]}, "no pool has the roles reference, reward"),
+        ({"pools": [{"roles": ["actor", "reference"]}, {"roles": ["reward", "critic"]}]}, "no role 'critic'"),
+    ):
+        with pytest.raises(ShunterError, match=complaint):
+            reinforce(work, model, "no", placement)
+    split = {"arrangement": "split", "processes": 3}
+    with pytest.raises(ShunterError, match="deterministic does not allow"):
+        reinforce(work, model, "no", {**split, "parts": 2})
+    with pytest.raises(ShunterError, match="2 processes are no copies of 3 parts"):
+        reinforce(work, model, "no", {**split, "parts": 3}, how={"deterministic": False})
+    with pytest.raises(ShunterError, match="compute on the CPU so far"):
+        reinforce(work, model, "no", INLINE, how={"device": "cuda"})
 
 
 @pytest.mark.long
-def test_any_order_of_four_ranks_trains_to_the_same_losses(rows: Path, work: Work) -> None:
-    grid = {"pp": 2, "fsdp": 2, "microbatches": 2, "cut": [1]}
-    told = [
-        train(work, rows, {**grid, "ranks": order}, f"order{number}")[1]
-        for number, order in enumerate((None, [2, 0, 3, 1], [3, 2, 1, 0]))
-    ]
-    for other in told[1:]:
-        for name in ("loss", "heldout_loss"):
-            assert other[name] == pytest.approx(told[0][name], rel=1e-6), name
+def test_an_actor_in_parts_learns_the_same_but_for_rounding(work: Work, model: Path) -> None:
+    plain, _ = reinforce(work, model, "plain", None)
+    how = {"deterministic": False}
+    cut = {"arrangement": "colocate", "processes": 2, "parts": 2}
+    with pytest.raises(Stopped):
+        reinforce(work, model, "cut", cut, how=how, control=Still(stop_after=3))
+    with pytest.raises(ShunterError, match="kept in 2 parts and is to go on in 1"):
+        reinforce(work, model, "cut", INLINE, how=how)
+    out, _ = reinforce(work, model, "cut", cut, how=how)
+    assert rewards(out) == rewards(plain)
+    a, b = (load_model(folder).state_dict() for folder in (plain, out))
+    # Adam makes whole steps of gradients that are rounding alone: a few weights move otherwise.
+    gaps = np.concatenate([(a[name] - b[name]).abs().flatten().numpy() for name in a])
+    assert np.quantile(gaps, 0.999) < 1e-5
+    assert gaps.max() < 1e-3
 
 
-def test_ranks_that_are_no_order_are_refused() -> None:
-    for ranks in ([0, 0], [0, 2], [0], [0, 1, 2]):
-        with pytest.raises(ValueError, match="each of the 2 processes once"):
-            Parallel.model_validate({"pp": 2, "ranks": ranks})
+def test_the_cost_model_chooses_a_placement(model: Path) -> None:
+    from shunter.jobs import placed
+    from shunter.models.hf import read_spec
 
-
-def test_auto_takes_the_order_of_its_plan(tmp_path: Path) -> None:
-    it = cluster((1, 1, 1), kinds=("quick", "lame", "quick"))
-    files.save(it.description, tmp_path / "here.yaml")
-    recipe = Path(__file__).parents[2] / "recipes" / "quickstart-short.yaml"
-    graph = load_recipe(recipe, ["jobs.base.how.parallel=auto", "jobs.base.train.batch_rows=12"], KINDS)
-    lines: list[str] = []
-    changes = automatic.planned(graph, tmp_path, lines.append, tmp_path / "here.yaml")
-    changed = load_recipe(recipe, [*changes, "jobs.base.train.batch_rows=12"], KINDS)
-    how: Any = changed.nodes["base"].config.how  # type: ignore[attr-defined]
-    plan = Plan.load(Path(how.parallel.plan))
-    assert sorted(plan.ranks) == [0, 1, 2]
-    located = how.parallel.located(graph.base)
-    assert located.ranks == (None if plan.ranks == [0, 1, 2] else plan.ranks)
-    assert located.cut == (plan.layout["cut"] if plan.layout["pp"] > 1 else None)
+    config = rl.RlConfig(
+        kind="rl", model="m", prompts="t", rewards=[{"kind": "number"}],  # type: ignore[list-item]
+        policy={"algorithm": "ppo"}, train={"steps": 1},  # type: ignore[arg-type]
+    )  # fmt: skip
+    roles = ["prompts", "actor", "reference", "reward", "judge", "critic"]
+    found = placed.mapped(config, read_spec(model), roles, 4)
+    assert sum(found.pools.values()) == 4
+    assert found.where.keys() == set(roles)
