@@ -30,7 +30,7 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 # Stand where a generated part begins and ends while rendering; a message that holds one is refused.
 _OPEN, _CLOSE = "\x00gen(\x00", "\x00gen)\x00"
@@ -94,6 +94,40 @@ def check(messages: Any) -> list[dict[str, str]]:
         if "\x00" in message["content"]:
             raise ShunterError(f"message {index} holds a NUL character")
     return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def turn(messages: Sequence[Message]) -> int:
+    """Where the assistant's last turn begins, with the tools asked inside it; 0 where there is none."""
+    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=0)
+    while last > 0:
+        before = last - 1
+        while before > 0 and messages[before]["role"] == "tool":
+            before -= 1
+        if before == last - 1 or messages[before]["role"] != "assistant":
+            break
+        last = before
+    return last
+
+
+def after_answer(
+    template: str, messages: Sequence[Message], specials: Mapping[str, Any] | None = None
+) -> str:
+    """The text that stands between what an assistant wrote and where it writes on, with `messages` between.
+
+    It begins after the last character that the template marks as the assistant's, which is the token that
+    ends an answer. Raises ShunterError where the template writes a conversation otherwise when more follows.
+    """
+    before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    parts = list(pieces(template, before, specials))
+    end = max(i + 1 for i, (_, written) in enumerate(parts) if written)
+    begin = "".join(text for text, _ in parts[:end])
+    whole = render(template, [*before, *messages], True, specials)
+    if not whole.startswith(begin):
+        raise ShunterError(
+            "the chat template writes an answer otherwise when more follows, so a conversation cannot go on",
+            mend="Use a template whose conversation begins like the shorter one.",
+        )
+    return whole[len(begin) :]
 
 
 def render(

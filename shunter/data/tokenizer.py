@@ -128,6 +128,14 @@ class Tokenizer:
         """Ids of a conversation up to where the assistant begins to write."""
         return self._encode_guarded(self.render(self._guard(messages), add_generation_prompt=True))
 
+    def encode_between(self, messages: Sequence[chat.Message]) -> list[int]:
+        """Ids to put after an answer that the model ended, so that it writes on with `messages` before it.
+
+        What the model wrote is not encoded anew: the same text may have other tokens.
+        """
+        guarded = self._guard(messages)
+        return self._encode_guarded(chat.after_answer(self._chat_template(), guarded, self.specials))
+
     def _guard(self, messages: Sequence[chat.Message]) -> list[dict[str, str]]:
         """Messages whose control tokens are marked: a person who writes "<|end|>" ends nothing."""
         names = {name: f"\x00{index}\x00" for index, name in enumerate(self._controls)}

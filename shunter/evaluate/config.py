@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shunter.config.base import Config
+from shunter.generate.config import ToolConfig
+from shunter.post.config import RewardConfig
 
 NAME = r"^[\w. ()-]*$"
 
@@ -37,6 +39,35 @@ class ExactMatchTask(Config):
         description="text: equal but for white space; "
         "number: the last number of the answer is the last of the target.",
     )
+    tools: ToolConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # jobs without are those that they were before there were any
+        description="Tools that the model may ask while it answers.",
+    )
+
+
+class VerifiedTask(Config):
+    """Answers to held-out conversations, graded by the rules that `rl` takes as rewards."""
+
+    kind: Literal["verified"] = Field(description="The kind of task.")
+    task: str = Field(min_length=1, description="Conversations to ask: those whose `task` has this name.")
+    name: str = Field("", pattern=NAME, description="Name in tables; empty: that of the conversations' task.")
+    rewards: list[RewardConfig] = Field(
+        min_length=1, description="Rules; an answer passes that is worth all their weights together."
+    )
+    items: int = Field(200, ge=0, description="Conversations to ask, drawn by the seed; 0: all.")
+    samples: int = Field(1, ge=1, description="Answers to each.")
+    temperature: float = Field(0.0, ge=0, description="Of sampling; 0: always the likeliest token.")
+    max_new_tokens: int = Field(32, ge=1, description="Longest answer in tokens.")
+    tools: ToolConfig | None = Field(None, description="Tools that the model may ask while it answers.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VerifiedTask:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("several samples at temperature 0 are one and the same")
+        if any(reward.kind == "model" for reward in self.rewards):
+            raise ValueError("a reward model measures nothing: give rules")
+        return self
 
 
 class DerivedChoices(Config):
@@ -108,11 +139,11 @@ class LmEvalTask(Config):
 
 
 Task = Annotated[
-    BitsPerByteTask | ExactMatchTask | MultipleChoiceTask | SamplesTask | LmEvalTask,
+    BitsPerByteTask | ExactMatchTask | VerifiedTask | MultipleChoiceTask | SamplesTask | LmEvalTask,
     Field(discriminator="kind"),
 ]
 
 
 def label(task: Task) -> str:
     """A task's name in tables."""
-    return task.name or (task.task if isinstance(task, ExactMatchTask) else task.kind)
+    return task.name or (task.task if isinstance(task, ExactMatchTask | VerifiedTask) else task.kind)

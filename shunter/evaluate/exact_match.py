@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shunter.config.errors import ShunterError
+from shunter.data import chat
 from shunter.data.answers import normal
 from shunter.evaluate.config import ExactMatchTask, label
 from shunter.evaluate.heldout import choose
@@ -20,7 +21,7 @@ from shunter.evaluate.writing import Written, write
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation up to the assistant's last message, which is the target."""
+    """A conversation up to where the assistant answers; its last message is the target."""
 
     id: str
     messages: list[dict[str, str]]
@@ -35,10 +36,11 @@ def read(path: Path, task: str) -> list[Asked]:
         for line in file:
             talk = json.loads(line)
             names.add(talk["task"])
-            last = max((i for i, m in enumerate(talk["messages"]) if m["role"] == "assistant"), default=0)
-            if talk["task"] == task and last > 0:
-                messages = talk["messages"]
-                found.append(Asked(talk["id"], messages[:last], messages[last]["content"]))
+            messages = talk["messages"]
+            begin = chat.turn(messages)
+            if talk["task"] == task and begin > 0:
+                said = [message["content"] for message in messages if message["role"] == "assistant"]
+                found.append(Asked(talk["id"], messages[:begin], said[-1]))
     if not found:
         known = ", ".join(sorted(names)) or "none at all"
         raise ShunterError(
@@ -68,6 +70,7 @@ def run(task: ExactMatchTask, subject: Subject, folder: Path, seed: int, tick: T
         subject,
         [prompt for prompt, fit in zip(ids, fits, strict=True) if fit],
         max_new_tokens=task.max_new_tokens,
+        tools=task.tools,
         tick=lambda done, total: tick(done, total, "answers"),
     )
     following = iter(written)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from shunter.config.base import Config
@@ -19,3 +21,18 @@ class SamplingConfig(Config):
     )
     max_new_tokens: int = Field(256, ge=1, description="Tokens to write at most.")
     batch: int = Field(32, ge=1, description="Prompts that are continued together.")
+
+
+class ToolConfig(Config):
+    """Tools that a model may ask while it answers, and how it writes a call."""
+
+    tools: list[Literal["calculator"]] = Field(
+        ["calculator"], min_length=1, max_length=1, description="Those that there are."
+    )
+    form: Literal["note", "json"] = Field(
+        "note",
+        description='A call ends a turn. note: `<<12*7>>`; json: `<tool_call>{"name": ..., "arguments": ...}'
+        "</tool_call>`, as Qwen and Hermes write it.",
+    )
+    most: int = Field(4, ge=1, le=100, description="Calls in one answer; the turn after the last ends it.")
+    room: int = Field(32, ge=1, description="Tokens of what a tool says, about: memory set aside.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,7 +17,9 @@ from shunter.generate.sampling import choose, uniforms
 from shunter.models.decoder import Decoder
 from shunter.models.paged import Filling, OutOfBlocks, PagedCache, PagedStepper, block_size
 
-Event = Literal["join", "resume", "preempt", "finish", "weights"]
+Event = Literal["join", "resume", "preempt", "finish", "weights", "turn"]
+Reply = Callable[["Rollout"], "list[int] | None"]  # tokens to go on after, when a turn has ended
+TICK = 16  # steps between two calls of `tick`
 FILL_TOKENS = 2048  # of texts that are read together before others go on; padding included
 
 
@@ -27,21 +29,34 @@ class Rollout(Completion):
 
     number:   of the request, from 0 in the order of submission.
     versions: of the weights that wrote each token.
+    wrote:    of each token, whether the model wrote it; others were put between two of its turns, and have
+              the log-probability 0.
     preempted: times that it was put aside and read anew.
     """
 
     number: int = 0
     prompt: list[int] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    wrote: list[bool] = field(default_factory=list)
     preempted: int = 0
+
+    @property
+    def turns(self) -> int:
+        """Of the model: one, and one more after each time that something was put in."""
+        return 1 + sum(a and not b for a, b in zip(self.wrote, self.wrote[1:], strict=False))
+
+    @property
+    def count(self) -> int:
+        """Tokens that the model wrote."""
+        return sum(self.wrote)
 
 
 @dataclass
 class _Request:
     rollout: Rollout
-    limit: int  # tokens to write at most: those asked for, or what the context leaves
-    asked: int
     uniforms: list[float] | None  # the stream that this request draws from
+    limit: int  # tokens that the model writes at most
+    written: int = 0  # those that it has written
 
     @property
     def text(self) -> list[int]:
@@ -73,17 +88,20 @@ class RolloutEngine:
         size: int = 0,
         version: int = 0,
         tempered: bool = False,
+        reply: Reply | None = None,
     ) -> None:
         """tokens: that the cache holds (0: of `config.batch` requests that fill the context). size: tokens a
         block (0: 16). tempered: log-probabilities are those at the temperature drawn with; else the model's
-        own. Raises ShunterError for a model whose rotations depend on how much stands beside a text."""
+        own. reply: sees a text whose model has ended its turn, and may give tokens after which it goes on;
+        the text is read anew then. Raises ShunterError for a model whose rotations depend on how much stands
+        beside a text."""
         if model.spec.rope.scaling == "dynamic":
             raise ShunterError(
                 "dynamic rope scaling stretches all texts of a batch alike, so they cannot come and go",
                 mend="Use generate, or a model with another scaling.",
             )
         self.model, self.config, self.stops, self.seed = model, config, frozenset(stop_ids), seed
-        self.version, self.tempered = version, tempered
+        self.version, self.tempered, self.reply = version, tempered, reply
         weight = model.embed.weight
         size = size or 16
         tokens = tokens or config.batch * model.spec.max_positions
@@ -108,13 +126,13 @@ class RolloutEngine:
                 mend="Give the engine more tokens.",
             )
         number, self.count = self.count, self.count + 1
-        asked = max_new_tokens or self.config.max_new_tokens
-        limit = min(asked, self.model.spec.max_positions - len(prompt))
+        limit = max_new_tokens or self.config.max_new_tokens
+        most = min(limit, self.model.spec.max_positions - len(prompt))
         drawn = None
         if self.config.temperature > 0:
-            drawn = uniforms(self.seed, number if stream is None else stream, limit).tolist()
+            drawn = uniforms(self.seed, number if stream is None else stream, most).tolist()
         rollout = Rollout(number=number, prompt=list(prompt))
-        self.waiting.append(_Request(rollout, limit, asked, drawn))
+        self.waiting.append(_Request(rollout, drawn, limit))
         return number
 
     def run(self) -> list[Rollout]:
@@ -197,27 +215,59 @@ class RolloutEngine:
         drawn = None
         if config.temperature > 0:
             running = [self.running[row] for row in rows]
-            numbers = [r.uniforms[len(r.rollout.ids)] for r in running if r.uniforms is not None]
+            numbers = [r.uniforms[r.written] for r in running if r.uniforms is not None]
             drawn = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
         tokens, logprobs = choose(logits, drawn, config)
-        gone = []
+        gone: list[int] = []
+        turned: list[int] = []
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             request = self.running[row]
             rollout = request.rollout
             rollout.ids.append(token)
             rollout.logprobs.append(logprob)
             rollout.versions.append(self.version)
+            rollout.wrote.append(True)
+            request.written += 1
+            full = len(rollout.prompt) + len(rollout.ids) >= self.model.spec.max_positions
             if token in self.stops:
                 rollout.stop_reason = "stop"
-            elif len(rollout.ids) < request.limit:
-                continue
-            elif request.limit < request.asked:
+                if self._goes_on(request):
+                    turned.append(row)
+                    continue
+            elif request.written == request.limit:
+                rollout.stop_reason = "length"
+            elif full:
                 rollout.stop_reason = "context"
+            else:
+                continue
             gone.append(row)
         for row in gone:
             self.trace.append((self.steps, "finish", self.running[row].rollout.number))
             self.finished.append(self.running[row].rollout)
-        self._leave(gone)
+        self.waiting.extendleft(self.running[row] for row in reversed(turned))
+        self._leave([*gone, *turned])
+
+    def _goes_on(self, request: _Request) -> bool:
+        """Put in what the model is told after its turn. What does not fit the context ends the text."""
+        if self.reply is None:
+            return False
+        rollout = request.rollout
+        told = self.reply(rollout)
+        if told is None:
+            return False
+        if request.written == request.limit:
+            rollout.stop_reason = "length"
+            return False
+        if len(rollout.prompt) + len(rollout.ids) + len(told) >= self.room:
+            rollout.stop_reason = "context"
+            return False
+        rollout.stop_reason = "length"  # as of a text that is being written
+        rollout.ids += told
+        rollout.logprobs += [0.0] * len(told)
+        rollout.versions += [self.version] * len(told)
+        rollout.wrote += [False] * len(told)
+        self.trace.append((self.steps, "turn", rollout.number))
+        return True
 
     def _make_room(self) -> None:
         """A place for the next token of each that runs; the last ones are put aside if there is none."""
@@ -256,16 +306,26 @@ def rollouts(
     seed: int = 0,
     *,
     tokens: int = 0,
+    reply: Reply | None = None,
+    told: int = 0,
+    tick: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """What `generate` gives, by continuous batching: the same streams, so the same tokens but for rounding.
 
-    tokens: that the cache holds; 0: what `config.batch` of these prompts may come to.
+    tokens: that the cache holds; 0: what `config.batch` of these prompts may come to. reply, told: what a
+    text goes on after when a turn has ended, and how many tokens of that there may be. tick: called now and
+    then with how many are finished; it may raise.
     """
     check_prompts(model, prompts)
-    lengths = [min(len(p) + config.max_new_tokens, model.spec.max_positions) for p in prompts]
+    lengths = [min(len(p) + config.max_new_tokens + told, model.spec.max_positions) for p in prompts]
     size = block_size(sum(lengths) / max(1, len(lengths)))
     most = sum(sorted((-(-length // size) * size for length in lengths), reverse=True)[: config.batch])
-    engine = RolloutEngine(model, config, stop_ids, seed, tokens=tokens or max(most, size), size=size)
+    tokens = tokens or max(most, size)
+    engine = RolloutEngine(model, config, stop_ids, seed, tokens=tokens, size=size, reply=reply)
     for prompt in prompts:
         engine.submit(prompt)
+    while engine.waiting or engine.running:
+        engine.step()
+        if tick is not None and engine.steps % TICK == 0:
+            tick(len(engine.finished))
     return engine.run()

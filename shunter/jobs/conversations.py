@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -16,9 +17,11 @@ from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.data import arithmetic, checks
 from shunter.data.sources import Problem, Record, SourceConfig, contents, files
+from shunter.jobs.practice import ProgramsConfig, PuzzlesConfig, programmed, puzzled
 from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
 
 if TYPE_CHECKING:
+    from shunter.data.contamination import Contamination
     from shunter.data.talks import Talk
 
 
@@ -48,25 +51,52 @@ class ContinuationConfig(Config):
     answer_chars: int = Field(200, ge=20, description="Characters to answer with, about.")
 
 
+class DecontaminateConfig(Config):
+    """Leaves out conversations to learn from whose questions stand in those held out by other jobs."""
+
+    against: Annotated[list[str], Input("conversations")] = Field(
+        min_length=1, description="Jobs whose held-out questions must not be learnt."
+    )
+    words: int = Field(8, ge=1, description="Words in a run; a question with fewer is one run.")
+    most: float = Field(
+        0.5, ge=0, lt=1, description="Share of a question's words in common runs above which a text leaves."
+    )
+
+
 class ConversationsConfig(JobConfig):
     """Collects conversations and holds some out; no held-out question stands in the train split."""
 
     sources: list[SourceConfig] = Field([], description="Own conversations: JSONL or Parquet.")
     arithmetic: ArithmeticConfig | None = Field(None, description="Makes questions about numbers.")
     continuation: ContinuationConfig | None = Field(None, description="Makes requests to continue a text.")
+    puzzles: PuzzlesConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # jobs without are those that they were before there were any
+        description="Makes questions whose answers a rule can check.",
+    )
+    programs: ProgramsConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Makes problems whose answers are programs.",
+    )
+    decontaminate: DecontaminateConfig | None = Field(
+        None, exclude_if=lambda value: value is None, description="Keeps evaluations out of what is learnt."
+    )
     heldout: float = Field(
         0.05, ge=0, le=0.5, description="Share held out, where the kind has no split of its own."
     )
 
     @model_validator(mode="after")
     def _something(self) -> ConversationsConfig:
-        if not self.sources and self.arithmetic is None and self.continuation is None:
-            raise ValueError("give sources, arithmetic or continuation")
+        made = (self.arithmetic, self.continuation, self.puzzles, self.programs)
+        if not self.sources and all(each is None for each in made):
+            raise ValueError("give sources, arithmetic, continuation, puzzles or programs")
         return self
 
 
 class ConversationsJob:
-    """Writes train.jsonl and heldout.jsonl (id, task, messages), problems.jsonl and summary.json."""
+    """Writes train.jsonl and heldout.jsonl (id, task, messages), problems.jsonl and summary.json; with
+    `decontaminate` also contaminated.jsonl, what was left out and for which question."""
 
     kind: ClassVar[str] = "conversations"
     produces: ClassVar[str] = "conversations"
@@ -101,11 +131,22 @@ class ConversationsJob:
                 problems += 1
                 bad.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
 
+            against = _evaluations(context)
+            met: Counter[str] = Counter()
+            if against is not None:
+                path = context.out / "contaminated.jsonl"
+                left_out = stack.enter_context(path.open("w", encoding="utf-8"))
+
             for number, (split, talk) in enumerate(_talks(context, report, forms), 1):
                 if talk.digest in seen:
                     duplicates += 1
                     continue
                 seen.add(talk.digest)
+                match = against.worst(_asked(talk.messages)) if against and split == "train" else None
+                if match is not None:
+                    met[match.evaluation] += 1
+                    left_out.write(json.dumps({"id": talk.id, **vars(match)}, ensure_ascii=False) + "\n")
+                    continue
                 counts[split][talk.task] += 1
                 out[split].write(talk.line() + "\n")
                 context.events.progress(number, None, "conversations")
@@ -116,13 +157,36 @@ class ConversationsJob:
                 "there is no conversation to train on", mend="See problems.jsonl, or give more."
             )
         summary = {**counts, "duplicates": duplicates, "problems": problems, "forms": forms}
+        if against is not None:
+            names = context.config.decontaminate.against if context.config.decontaminate else []
+            summary["contaminated"] = {name: met[name] for name in names}
         (context.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         return {
             "train": counts["train"].total(),
             "heldout": counts["heldout"].total(),
             "duplicates": duplicates,
             "problems": problems,
+            **({} if against is None else {"contaminated": met.total()}),
         }
+
+
+def _asked(messages: Sequence[Mapping[str, str]]) -> str:
+    """What people say in a conversation."""
+    return "\n".join(message["content"] for message in messages if message["role"] == "user")
+
+
+def _evaluations(context: JobContext[ConversationsConfig]) -> Contamination | None:
+    """The held-out questions of the jobs that must not be learnt from."""
+    wanted = context.config.decontaminate
+    if wanted is None:
+        return None
+    from shunter.data.contamination import Contamination
+
+    found: dict[str, list[str]] = {}
+    for name, artefact in zip(wanted.against, context.many("decontaminate.against"), strict=True):
+        lines = (artefact.path / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+        found[name] = [_asked(json.loads(line)["messages"]) for line in lines]
+    return Contamination(found, wanted.words, wanted.most)
 
 
 def _worked(config: ConversationsConfig) -> list[SourceConfig]:
@@ -147,6 +211,10 @@ def _talks(
             )
     if config.arithmetic is not None:
         yield from _arithmetic(config.arithmetic, context, report)
+    if config.puzzles is not None:
+        yield from puzzled(config.puzzles, partial(_side, config=config), config.seed)
+    if config.programs is not None:
+        yield from programmed(config.programs, partial(_side, config=config), config.seed)
     if config.continuation is not None:
         folder, wanted = context.one("continuation.corpus").path, config.continuation
         for split in ("train", "heldout"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,20 +13,28 @@ from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.data import checks
+from shunter.data.cleaning import normalise
 from shunter.data.curation.chain import stages
 from shunter.data.curation.decontaminate import Decontaminate
 from shunter.data.curation.kinds import AnyOperator, Preset, preset
 from shunter.data.curation.language import FILES as MODEL_FILES
 from shunter.data.curation.language import Language, LanguageModel
 from shunter.data.curation.operators import Operator
-from shunter.data.sources import Document, Problem, SourceConfig, documents, files, left_out
+from shunter.data.curation.quality import Perplexity, Quality
+from shunter.data.curation.urls import UrlRules
+from shunter.data.sources import (
+    Document,
+    Problem,
+    SourceConfig,
+    documents,
+    files,
+    has_urls,
+    holds_pages,
+    left_out,
+)
 from shunter.recipe.job import How, Input, JobConfig, JobContext, Stopped
 
 SPLITS = ("train", "heldout")
-# Characters that no text needs: controls but tab and line feed, and the byte order mark.
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
-_SPACES = re.compile(r"(?<![ \t])[ \t]+(?=\n|$)")  # begun anywhere in a run, each of its ends would be tried
-_BLANKS = re.compile(r"\n{3,}")
 
 
 class CurateHow(How):
@@ -54,6 +60,12 @@ class CurateConfig(JobConfig):
     )
     limits: Annotated[str | None, Input("limits")] = Field(
         None, description="Job that fitted filters' limits and stopwords to languages."
+    )
+    ngrams: Annotated[str | None, Input("ngrams")] = Field(
+        None, description="Job that made the model of runs of `perplexity` operators."
+    )
+    classifier: Annotated[str | None, Input("classifier")] = Field(
+        None, description="Job that made the classifier of `quality` operators."
     )
     rehydrate: int = Field(
         0,
@@ -117,6 +129,15 @@ class CurateConfig(JobConfig):
         models = [operator.model for operator in self.chain if isinstance(operator, Language)]
         if not all(models) and self.languages is None:
             raise ValueError("a language operator needs `languages`, a job that makes a model, or `model`")
+        for kind, job, name in (
+            (Perplexity, self.ngrams, "ngrams"),
+            (Quality, self.classifier, "classifier"),
+        ):
+            mine = [operator for operator in self.chain if isinstance(operator, kind)]
+            if job is None and not all(operator.model for operator in mine):
+                raise ValueError(f"{mine[0].name} needs `{name}`, a job that makes a model, or `model`")
+            if job is not None and not mine:
+                raise ValueError(f"{name} serves an operator that is not there; add {kind.__name__.lower()}")
         if self.max_chars < self.min_chars:
             raise ValueError(f"max_chars {self.max_chars} is below min_chars {self.min_chars}")
         return self
@@ -133,9 +154,21 @@ class CurateJob:
     def check(self, config: CurateConfig, base: Path) -> Sequence[str]:
         for source in (*config.sources, *config.against):
             checks.check(source, base)
+        for source in config.sources:
+            if config.section_chars and holds_pages(source, base):
+                raise ShunterError(
+                    f"source {source.label!r} has web pages, which are not taken apart",
+                    mend="Leave section_chars out, or read the corpus that is made by another job.",
+                )
         for operator in config.chain:
+            operator.ready()
+            for path in operator.files():
+                if not (base / path).is_file():
+                    raise ShunterError(f"a file of {operator.name} is not there", where=str(base / path))
             if isinstance(operator, Language) and operator.model:
                 LanguageModel.load(base / operator.model)
+            if isinstance(operator, UrlRules) and not any(has_urls(s, base) for s in config.sources):
+                raise ShunterError("url-rules needs addresses", mend="Give a source's `url: FIELD`.")
         missing = [source.label for source in config.sources if source.licence is None]
         warnings = [f"no licence is given for {', '.join(missing)}"] if missing else []
         for source in config.sources:
@@ -150,6 +183,7 @@ class CurateJob:
         return [
             *dict.fromkeys(path for source in sources for path in files(source, base)),
             *(folder / name for folder in models if folder != base for name in MODEL_FILES),
+            *(base / path for operator in config.chain for path in operator.files()),
         ]
 
     def disk_bytes(self, config: CurateConfig, base: Path) -> int:
@@ -159,7 +193,7 @@ class CurateJob:
         return 4 * copies * sum(path.stat().st_size for path in self.reads(config, base))
 
     def run(self, context: JobContext[CurateConfig]) -> dict[str, Any]:
-        if context.config.chain:
+        if context.config.chain or any(holds_pages(s, context.base) for s in context.config.sources):
             from shunter.jobs import curate_chain
 
             summary = curate_chain.run(context)
@@ -198,13 +232,6 @@ class CurateJob:
         return output.summary({source.label: source.licence for source in context.config.sources})
 
 
-def normalise(text: str) -> str:
-    """Canonical composition and line feeds; no controls, trailing spaces or runs of blank lines."""
-    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
-    text = _SPACES.sub("", _CONTROLS.sub("", text))
-    return _BLANKS.sub("\n\n", text).strip()
-
-
 def sections(text: str, limit: int) -> list[str]:
     """The text in parts of at most about `limit` characters: whole paragraphs, else lines, else as it is.
 
@@ -241,7 +268,7 @@ def split_of(text: str, share: float) -> str:
 def read(context: JobContext[CurateConfig], output: Output) -> Iterator[Document]:
     """Every document of the sources, in order; what cannot be read is recorded."""
     for source in context.config.sources:
-        for document in documents(source, context.base, output.problem):
+        for document in documents(source, context.base, output.problem, as_pages=True):
             if context.config.limit and document.row >= context.config.limit:
                 break
             yield document

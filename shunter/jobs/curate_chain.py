@@ -18,16 +18,21 @@ import pyarrow as pa
 
 from shunter.data import corpus
 from shunter.data import sources as places
+from shunter.data.cleaning import normalise
 from shunter.data.curation import rehydration
 from shunter.data.curation.chain import Documents
 from shunter.data.curation.decontaminate import Decontaminate
+from shunter.data.curation.extract import ExactDuplicates, Extract
 from shunter.data.curation.gopher import GopherQuality
 from shunter.data.curation.language import Language
 from shunter.data.curation.licences import LicenceTiers
+from shunter.data.curation.local import RepeatedBeginnings, RepeatedEdges, RepeatedSentences
 from shunter.data.curation.operators import Filter, Operator
+from shunter.data.curation.quality import Perplexity, Quality
 from shunter.data.curation.runner import Done, Runner
+from shunter.data.curation.safety import KeywordSafety
 from shunter.data.sources import Document, Problem, SourceConfig
-from shunter.jobs.curate import SPLITS, CurateConfig, Output, normalise, read, sections
+from shunter.jobs.curate import SPLITS, CurateConfig, Output, read, sections
 from shunter.recipe.job import JobContext, Stopped
 
 FORMAT = 2  # of the files in the work folder; another number begins anew
@@ -48,12 +53,12 @@ def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     workers = config.how.workers or len(os.sched_getaffinity(0))
     runner = Runner(folder, operators, workers, _Watch(context), config.excluded)
-    has_url = any(source.url for source in config.sources)
+    has_url = any(places.has_urls(source, context.base) for source in config.sources)
     facts = {**({"url": pa.string()} if has_url else {}), **_facts(operators)}
     if config.rehydrate:
         facts["copies"] = pa.int32()
     with Output(context.out, facts) as output:
-        with _Reading(folder, context, output, _given(config, operators)) as reading:
+        with _Reading(folder, context, output, _given(has_url, operators)) as reading:
             runner.run(reading.chunks())
         labels = reading.labels
         table = _copies(runner, config.rehydrate) if config.rehydrate else {}
@@ -80,11 +85,20 @@ def bound(context: JobContext[CurateConfig]) -> list[Operator]:
     found: dict[str, Any] = {"limits": {}, "stopwords": {}}
     if config.limits:
         found = json.loads((context.one("limits").path / "limits.json").read_text(encoding="utf-8"))
-    operators = []
-    for operator in config.chain:
+    operators: list[Operator] = []
+    if any(places.holds_pages(source, context.base) for source in config.sources):
+        limits = {name: getattr(config, name) for name in ("normalise", "min_chars", "max_chars")}
+        operators.append(Extract(kind="extract", **limits))
+        operators += [ExactDuplicates(kind="exact-duplicates")] if config.deduplicate else []
+    for chosen in config.chain:
+        operator = chosen.rooted(context.base)
         update: dict[str, Any] = {}
         if isinstance(operator, Language):
             update["model"] = str(context.base / operator.model) if operator.model else model
+        if isinstance(operator, Perplexity) and not operator.model:
+            update["model"] = str(context.one("ngrams").path)
+        if isinstance(operator, Quality) and not operator.model:
+            update["model"] = str(context.one("classifier").path)
         if isinstance(operator, Filter) and not operator.by_language:
             update["by_language"] = found["limits"].get(operator.name, {})
         if isinstance(operator, GopherQuality) and not operator.stopwords_by_language:
@@ -104,10 +118,12 @@ def _texts(source: SourceConfig, context: JobContext[CurateConfig]) -> Iterator[
         yield document.text
 
 
-def _given(config: CurateConfig, operators: list[Operator]) -> set[str]:
+def _given(has_url: bool, operators: list[Operator]) -> set[str]:
     """Facts of documents that operators or the corpus need from the start."""
-    found = {"url"} if any(source.url for source in config.sources) else set()
-    return found | ({"source"} if any(isinstance(o, LicenceTiers) for o in operators) else set())
+    found = {"url"} if has_url else set()
+    found |= {"extract"} if any(isinstance(o, Extract) for o in operators) else set()
+    of_source = (LicenceTiers, KeywordSafety, RepeatedBeginnings, RepeatedSentences, RepeatedEdges)
+    return found | ({"source"} if any(isinstance(o, of_source) for o in operators) else set())
 
 
 class _Reading:
@@ -149,16 +165,18 @@ class _Reading:
                 known[document.source] = len(self.labels)
                 self.labels.append(document.source)
                 self.licences.setdefault(document.source, None)
-            text = normalise(document.text) if config.normalise else document.text
-            parts = sections(text, config.section_chars)
+            # Of a page nothing is known before its text is found: `extract` does the same in a worker.
+            page = bool(document.extract)
+            text = normalise(document.text) if config.normalise and not page else document.text
+            parts = [text] if page else sections(text, config.section_chars)
             for index, part in enumerate(parts):
                 name = (known[document.source], document.row, part_of if len(parts) == 1 else index)
                 self._names.write(np.array(name, NAMES).tobytes())
-                reason, facts = self.output.reason(part, config)
+                reason, facts = (None, {}) if page else self.output.reason(part, config)
                 if reason is None:
                     numbers.append(number)
                     texts.append(part)
-                    told.append({"url": document.url, "source": document.source})
+                    told.append({"url": document.url, "source": document.source, "extract": document.extract})
                     held += len(part)
                 else:
                     record = {"number": number, "operator": "reading", "reason": reason, **facts}

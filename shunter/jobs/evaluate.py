@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,8 +18,10 @@ from shunter.evaluate.config import (
     MultipleChoiceTask,
     SamplesTask,
     Task,
+    VerifiedTask,
     label,
 )
+from shunter.jobs import taught
 from shunter.recipe import disk
 from shunter.recipe.artefact import Artefact
 from shunter.recipe.job import How, Input, JobConfig, JobContext, Stopped
@@ -57,6 +59,11 @@ class EvaluateConfig(JobConfig):
         min_length=1,
         description="What to measure; when left out: bits per byte, and samples to read.",
     )
+    unseen: Literal["locked", "final"] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="A suite that no decision may see. locked: nothing is measured; final: all is decided.",
+    )
     how: EvaluateHow = Field(
         default_factory=EvaluateHow, description="Choices that must not change the result."
     )
@@ -69,7 +76,7 @@ class EvaluateConfig(JobConfig):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two tasks are called {twice!r}; give one another `name`")
         for task in self.tasks:
-            if isinstance(task, ExactMatchTask) and self.conversations is None:
+            if isinstance(task, ExactMatchTask | VerifiedTask) and self.conversations is None:
                 raise ValueError(f"the task {label(task)!r} needs `conversations`")
             if _needs_text(task) and self.tokens is None:
                 raise ValueError(f"the task {label(task)!r} needs `tokens`, rows of a corpus")
@@ -90,6 +97,8 @@ class EvaluateJob:
                 from shunter.evaluate.choices import from_file
 
                 from_file(base / task.path, task.prompt)
+            if isinstance(task, VerifiedTask):
+                taught.check_rewards(task.rewards, None, base)
             if isinstance(task, LmEvalTask):
                 if find_spec("lm_eval") is None:
                     raise MissingExtra("lm-eval", extra="lm-eval", purpose=f"The task {label(task)!r}")
@@ -109,12 +118,16 @@ class EvaluateJob:
 
                 from_file(base / task.path, task.prompt)  # a missing file is named here
                 found.append(base / task.path)
+            elif isinstance(task, VerifiedTask):
+                found += taught.reads(task.rewards, base)
             elif isinstance(task, LmEvalTask):
                 files = (path for path in (base / task.path).rglob("*") if path.is_file())
                 found += sorted(path for path in files if path.suffix != ".pyc")
         return list(dict.fromkeys(found))
 
     def run(self, context: JobContext[EvaluateConfig]) -> dict[str, Any]:
+        if context.config.unseen == "locked":
+            return _publish(context, {})
         work = _Work(context)
         models = context.many("models")
         results = {model.name: work.model(number, model) for number, model in enumerate(models)}
@@ -168,6 +181,15 @@ class _Work:
             return bits_per_byte.run(task, subject, self.held, seed, tick)
         if isinstance(task, ExactMatchTask):
             return exact_match.run(task, subject, self.context.one("conversations").path, seed, tick)
+        if isinstance(task, VerifiedTask):
+            from shunter.evaluate import verified
+
+            grader = taught.grader(task.rewards, self.context, subject.device, patient=True)
+            try:
+                folder = self.context.one("conversations").path
+                return verified.run(task, subject, folder, grader, seed, tick)
+            finally:
+                grader.close()
         if isinstance(task, MultipleChoiceTask):
             found = choices.of(task, self.context.base, self.held, seed)
             return multiple_choice.run(task.name, subject, found, tick)
@@ -222,6 +244,8 @@ def _publish(context: JobContext[EvaluateConfig], results: dict[str, list[dict[s
         "models": models,
         "comparisons": list(_comparisons(context, results)),
     }
+    if context.config.unseen == "locked":
+        problems.append(f"locked: set jobs.{context.name}.unseen=final when all is decided")
     if problems:
         scores["problems"] = problems
     text = json.dumps(scores, indent=1, ensure_ascii=False)
@@ -240,6 +264,8 @@ def _comparisons(
     """Each other model against the first, for every task that has items."""
     from shunter.evaluate.paired import compare_items
 
+    if not results:
+        return
     first, *others = results
     for other in others:
         for a, b in zip(results[first], results[other], strict=True):

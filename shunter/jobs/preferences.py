@@ -66,7 +66,8 @@ class PreferencesJob:
         return []
 
     def reads(self, config: PreferencesConfig, base: Path) -> Sequence[Path]:
-        return list(dict.fromkeys(path for source in config.sources for path in files(source, base)))
+        told = [] if config.sampled is None else taught.reads(config.sampled.rewards, base)
+        return list(dict.fromkeys([*(path for s in config.sources for path in files(s, base)), *told]))
 
     def run(self, context: JobContext[PreferencesConfig]) -> dict[str, Any]:
         counts: Counter[str] = Counter()
@@ -237,13 +238,12 @@ def _sampled(
 
 
 def _messages(path: Path) -> dict[str, list[dict[str, str]]]:
-    """The messages of each prompt, up to the assistant's last one."""
+    """The messages of each prompt, up to where the assistant answers."""
     found = {}
     with path.open(encoding="utf-8") as file:
         for line in file:
             talk = json.loads(line)
-            last = max((i for i, m in enumerate(talk["messages"]) if m["role"] == "assistant"), default=0)
-            found[str(talk["id"])] = talk["messages"][:last]
+            found[str(talk["id"])] = talk["messages"][: chat.turn(talk["messages"])]
     return found
 
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
-from shunter.jobs import taught
-from shunter.post.config import PolicyConfig, PostHow, PostTrain, RewardConfig
+from shunter.generate.config import ToolConfig
+from shunter.jobs import placed, taught
+from shunter.post.config import PolicyConfig, PostTrain, RewardConfig, RlHow
 from shunter.recipe.job import Input, JobConfig, JobContext
 
 
@@ -36,6 +37,12 @@ class RlConfig(JobConfig):
     prompts_per_step: int = Field(16, ge=1, description="Prompts in a step.")
     max_new_tokens: int = Field(64, ge=1, description="Longest answer in tokens.")
     temperature: float = Field(1.0, gt=0, description="Of sampling, and of the policy that learns.")
+    tools: ToolConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # jobs without are those that they were before there were any
+        description="Tools that the model may ask while it answers; `max_new_tokens` counts what it writes "
+        "in all turns together.",
+    )
     max_gap: float = Field(
         0.02,
         gt=0,
@@ -43,7 +50,7 @@ class RlConfig(JobConfig):
         "the mean; more stops the run.",
     )
     train: PostTrain = Field(description="How long, how fast, with which optimizer.")
-    how: PostHow = Field(default_factory=PostHow, description="Choices that must not change the result.")
+    how: RlHow = Field(default_factory=RlHow, description="Choices that must not change the result.")
 
     @model_validator(mode="after")
     def _comparable(self) -> RlConfig:
@@ -68,11 +75,17 @@ class RlJob:
     def check(self, config: RlConfig, base: Path) -> Sequence[str]:
         taught.check_how(config.how)
         taught.check_rewards(config.rewards, config.reward_model, base)
+        if config.how.placement is not None:
+            placed.check(config)
         return []
+
+    def reads(self, config: RlConfig, base: Path) -> Sequence[Path]:
+        return taught.reads(config.rewards, base)
 
     def run(self, context: JobContext[RlConfig]) -> dict[str, Any]:
         from shunter.data.tokenizer import Tokenizer
         from shunter.generate.config import SamplingConfig
+        from shunter.generate.toolbox import Toolbox
         from shunter.models.hf import load_model
         from shunter.post.course import Course, Pupil
         from shunter.post.prompts import read_prompts
@@ -82,6 +95,8 @@ class RlJob:
         from shunter.train.device import choose_precision
 
         config = context.config
+        if config.how.placement is not None:
+            return placed.run(context)
         folder = context.one("model").path
         tokenizer: Tokenizer = taught.opened(folder)
         decoder = load_model(folder)
@@ -93,7 +108,8 @@ class RlJob:
                 mend="Lower max_new_tokens.",
             )
         train = context.one("prompts").path / "train.jsonl"
-        prompts = read_prompts(train, tokenizer, config.task, room)
+        prefix = taught.prefix(config.rewards, context.base)
+        prompts = read_prompts(train, tokenizer, config.task, room, prefix)
         if prompts.too_long:
             context.events.write("problem", problem=f"{prompts.too_long} prompts are too long and left out")
         course = Course(config.train, config.how, taught.place(context), "rl/reward")
@@ -126,7 +142,8 @@ class RlJob:
             per_step=config.prompts_per_step,
             max_gap=config.max_gap,
             seed=config.seed,
-            stop_ids=_stops(folder),
+            stop_ids=stops(folder),
+            tools=None if config.tools is None else Toolbox(config.tools, tokenizer),
         )
         try:
             course.run(lessons)
@@ -150,7 +167,7 @@ class RlJob:
         }
 
 
-def _stops(folder: Path) -> list[int]:
+def stops(folder: Path) -> list[int]:
     """Tokens that end an answer by the model's own configuration."""
     from shunter.jobs import models
 

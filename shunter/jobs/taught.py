@@ -43,6 +43,21 @@ def check_rewards(rewards: Sequence[RewardConfig], reward_model: str | None, bas
         )
 
 
+def reads(rewards: Sequence[RewardConfig], base: Path) -> list[Path]:
+    """The files that tell the languages of programs: another content makes another job."""
+    from shunter.post.sandbox.languages import LANGUAGES
+
+    names = [each.language for each in rewards if each.kind == "code" and each.language not in LANGUAGES]
+    return [base / name for name in dict.fromkeys(names) if (base / name).is_file()]
+
+
+def prefix(rewards: Sequence[RewardConfig], base: Path) -> str:
+    """What a model is told before each problem while it learns, by the language of its programs."""
+    from shunter.post.sandbox.languages import language
+
+    return "".join(language(each.language, base).prompt for each in rewards if each.kind == "code")
+
+
 def place(context: JobContext[Any]) -> Place:
     """Where a job's training writes and whom it listens to."""
     from shunter.train.loop import Place

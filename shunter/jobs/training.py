@@ -58,8 +58,10 @@ def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, shape:
     order = parallel.order()
     check_combination(parallel)
     if parallel.gather == "bf16" and train.precision != "bf16":
+        auto = "precision auto may choose float32, whose products take weights whole"
+        whole = f"products of precision {train.precision} take weights whole"
         raise ShunterError(
-            f"gather: bf16 rounds weights that products of precision {train.precision} take whole",
+            f"gather: bf16 rounds weights, and {auto if train.precision == 'auto' else whole}",
             where=where,
             mend="Set train.precision to bf16, or leave gather out.",
         )
@@ -79,6 +81,12 @@ def check_compiled(parallel: Parallel, order: Order) -> None:
             "recompute: selective looks at single operations, and a compiled layer is one",
             where="how.parallel",
             mend="Use recompute: full, or set how.compile to false.",
+        )
+    if parallel.offload:
+        raise ShunterError(
+            "offload looks at what single operations keep, and a compiled layer is one",
+            where="how.parallel",
+            mend="Leave offload out, or set how.compile to false.",
         )
     if any(action.op == WEIGHT for actions in order.actions for action in actions):
         raise ShunterError(

@@ -53,13 +53,14 @@ def judge(
     reference: Sequence[Array] | None,
     values: Sequence[Array] | None = None,
 ) -> list[Sample]:
-    """A sample a rollout, with `old` and `advantage` of each token, and for ppo `value` and `return`.
+    """A sample a rollout, with `old` and `advantage` of each token that the model wrote, and for ppo `value`
+    and `return`.
 
     reference: its log-probability of each token written, which the samples then hold; None where it is not
     asked, which needs a `kl` of 0. values: the value model's.
     """
     assert reference is not None or config.kl == 0
-    old = [np.asarray(one.logprobs, dtype=np.float64) for one in done]
+    old = [np.asarray(one.logprobs, dtype=np.float64)[np.asarray(one.wrote)] for one in done]
     more: list[dict[str, Array]] = [{} for _ in done]
     apart = reference or old
     if config.algorithm in ("ppo", "reinforce++"):
@@ -85,7 +86,7 @@ def judge(
     return [
         Sample(
             [*one.prompt, *one.ids],
-            [False] * len(one.prompt) + [True] * len(one.ids),
+            [False] * len(one.prompt) + one.wrote,
             {"old": o, "advantage": a, **known},
         )
         for one, o, a, known in zip(done, old, advantages, more, strict=True)

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from shunter.config.errors import ShunterError
+from shunter.data import chat
 from shunter.data.tokenizer import Tokenizer
 from shunter.post.batch import Sample
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation up to where the assistant answers. target: what it said there."""
+    """A conversation up to where the assistant answers. target: what it said there, at last."""
 
     id: str
     ids: list[int]
@@ -55,28 +56,38 @@ class Read:
         return self
 
 
-def read_prompts(path: Path, tokenizer: Tokenizer, task: str | None, room: int) -> Read:
+def read_prompts(path: Path, tokenizer: Tokenizer, task: str | None, room: int, prefix: str = "") -> Read:
     """The conversations of `task` (None: all) that leave their prompt at most `room` tokens.
 
-    Raises ShunterError when there is none.
+    prefix: stands before what the person says last. Raises ShunterError when there is none.
     """
     found, texts, tasks, long = [], [], set(), 0
     for talk in _lines(path, "messages"):
         tasks.add(str(talk.get("task")))
         messages = talk["messages"]
-        last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=0)
-        if last == 0 or (task is not None and talk.get("task") != task):
+        begin = chat.turn(messages)
+        if begin == 0 or (task is not None and talk.get("task") != task):
             continue
-        ids = tokenizer.encode_prompt(messages[:last])
+        said = [message["content"] for message in messages if message["role"] == "assistant"]
+        messages = _prefixed(messages[:begin], prefix)
+        ids = tokenizer.encode_prompt(messages)
         if len(ids) > room:
             long += 1
             continue
-        text = tokenizer.render(messages[:last], add_generation_prompt=True)
-        found.append(Prompt(str(talk["id"]), ids, text, messages[last]["content"]))
-        texts.append(json.dumps(talk, sort_keys=True))
+        text = tokenizer.render(messages, add_generation_prompt=True)
+        found.append(Prompt(str(talk["id"]), ids, text, said[-1]))
+        texts.append(prefix + json.dumps(talk, sort_keys=True))
     if not found:
         _none(path, "prompt", tasks, long, room)
     return Read(found, texts, long)
+
+
+def _prefixed(messages: list[dict[str, str]], prefix: str) -> list[dict[str, str]]:
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    if not prefix or last < 0:
+        return messages
+    told = {**messages[last], "content": prefix + messages[last]["content"]}
+    return [*messages[:last], told, *messages[last + 1 :]]
 
 
 def read_pairs(path: Path, tokenizer: Tokenizer, room: int, *, empty: bool = False) -> Read:

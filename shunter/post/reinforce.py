@@ -22,6 +22,7 @@ from shunter.data.tokenizer import Tokenizer
 from shunter.data.tokens import IGNORE
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout, RolloutEngine
+from shunter.generate.toolbox import Toolbox
 from shunter.post.batch import Answers, Sample, grouped, micro_batches
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
@@ -57,8 +58,10 @@ class Reinforcement:
         max_gap: float,
         seed: int,
         stop_ids: Sequence[int] = (),
+        tools: Toolbox | None = None,
     ) -> None:
-        """group: answers to each prompt. per_step: prompts of a step. max_gap: nats, mean over tokens."""
+        """group: answers to each prompt. per_step: prompts of a step. max_gap: nats, mean over tokens.
+        tools: that the policy may ask between two turns of an answer."""
         self.course, self.policy, self.reference, self.critic = course, policy, reference, critic
         self.prompts, self.tokenizer, self.grader = prompts, tokenizer, grader
         self.config, self.group, self.per_step, self.max_gap, self.seed = (
@@ -68,15 +71,23 @@ class Reinforcement:
             max_gap,
             seed,
         )
+        self.tools = tools
         self.pupils: Mapping[str, Pupil] = {"policy": policy} | ({"critic": critic} if critic else {})
         self.objective = Policy(settings(config, sampling.max_new_tokens))
         self.value = Value(config.value_clip, config.value_weight)
         self.loader = Loader(prompts, derive_seed(seed, "order"))
         self.stops = {*tokenizer.stop_ids, *stop_ids}
         longest = max(len(prompt.ids) for prompt in prompts.items)
-        room = min(longest + sampling.max_new_tokens, policy.decoder.spec.max_positions)
+        told = 0 if tools is None else tools.config.most * tools.config.room
+        room = min(longest + sampling.max_new_tokens + told, policy.decoder.spec.max_positions)
         self.engine = RolloutEngine(
-            policy.decoder, sampling, self.stops, size=8, tokens=sampling.batch * (room + 8), tempered=True
+            policy.decoder,
+            sampling,
+            self.stops,
+            size=8,
+            tokens=sampling.batch * (room + 8),
+            tempered=True,
+            reply=tools,
         )
         self.journal = Journal(course.place.work / "rollouts")
         self.rewards: list[float] = []
@@ -90,7 +101,7 @@ class Reinforcement:
         groups = [i // self.group for i in range(len(done))]
         graded = self._grade(chosen, done)
         rewards = [one.total for one in graded]
-        asked = [Sample([*d.prompt, *d.ids], [False] * len(d.prompt) + [True] * len(d.ids)) for d in done]
+        asked = [Sample([*d.prompt, *d.ids], [False] * len(d.prompt) + d.wrote) for d in done]
         tokens = self.course.how.micro_tokens
         # Without a weight it is only shown: a forward pass for each line of the log is enough.
         last = number + 1 == self.course.train.steps
@@ -107,13 +118,28 @@ class Reinforcement:
         return {
             "rl/reward": self.rewards[-1],
             **(parts if len(parts) > 1 else {}),
-            "rl/length": _mean([len(one.ids) for one in done]),
+            "rl/length": _mean([one.count for one in done]),
+            **self._asked(done),
             "rl/finished": _mean([one.stop_reason == "stop" for one in done]),
             "rl/flat_groups": flat_groups(rewards, groups),
             "rl/staleness": stale,
             **{f"rl/{name}": float(count) for name, count in ends.items()},
             **told,
         }
+
+    def _asked(self, done: Sequence[Rollout]) -> dict[str, float]:
+        """How often tools were asked in an answer, and the share of calls that they could not answer."""
+        if self.tools is None:
+            return {}
+        calls = sum(one.turns - 1 for one in done)
+        failed, self.tools.failed, self.tools.calls = self.tools.failed, 0, 0
+        return {"rl/tool_calls": calls / len(done), "rl/tool_failures": failed / max(1, calls)}
+
+    def _text(self, one: Rollout) -> str:
+        """What the model says at last: of several turns the one after all tools."""
+        if self.tools is not None:
+            return self.tools.last(one)
+        return self.tokenizer.decode(one.ids[:-1] if one.stop_reason == "stop" else one.ids)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -165,8 +191,7 @@ class Reinforcement:
         items = []
         for at, one in enumerate(done):
             prompt = chosen[at // self.group]
-            ids = one.ids[:-1] if one.stop_reason == "stop" else one.ids
-            text = self.tokenizer.decode(ids)
+            text = self._text(one)
             whole = [*one.prompt, *one.ids]
             items.append(Item(prompt.text, text, prompt.target, one.stop_reason == "stop", whole))
         graded = self.grader.grade(items)
@@ -265,6 +290,7 @@ class Reinforcement:
         for at in range(0, min(SHOWN, len(chosen))):
             one, prompt = done[at * self.group], chosen[at]
             ids = one.ids[:-1] if one.stop_reason == "stop" else one.ids
+            # With what tools said inside it, so that people see the whole.
             self.samples.append(
                 {
                     "task": f"step {number + 1}",
@@ -309,6 +335,7 @@ class Journal:
                 break
             whole += len(line)
             at = values.pop("at")
+            values.setdefault("wrote", [True] * len(values["ids"]))  # as before there were tools
             if set(values["versions"]) == {version}:
                 found[at] = Rollout(**values)
         os.truncate(path, whole)

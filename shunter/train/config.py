@@ -109,6 +109,10 @@ class TrainConfig(Config):
         return self
 
 
+# What a recipe may say beside a plan's file.
+BESIDE_A_PLAN = frozenset(
+    {"plan", "replan", "replans", "timeout", "timeline", "attention", "sequence", "reshard", "pad_experts"}
+)
 AUTO = "auto"  # in place of a plan's file: plan for the machine that the recipe runs on
 
 
@@ -137,6 +141,11 @@ class Parallel(Config):
     )  # fmt: skip
     reshard: bool = Field(
         True, description="fsdp: free gathered weights between forward and backward, and gather them again."
+    )
+    zero: Literal[0, 1] = Field(
+        0,
+        description="1: ranks with the same weights share the optimizer's state (ZeRO-1): each updates "
+        "a part, and the parts are gathered.",
     )
     gather: Literal["fp32", "bf16"] = Field(
         "fp32",
@@ -167,11 +176,28 @@ class Parallel(Config):
         description="What is computed again for backwards: true: all between stages; full: each layer by "
         "itself; selective: likewise, but for products and attention; or the numbers of some layers.",
     )
+    offload: bool | list[int] = Field(
+        False,
+        description="Layers whose inside waits in the host's memory for their backward: true: all; or the "
+        "numbers of some.",
+    )
+    ranks: list[int] | None = Field(
+        None,
+        description="Number of the process, and so of the device, that has each rank; default: its own. "
+        "A plan says it where devices or links differ.",
+    )
     plan: str | None = Field(
         None,
         description="Instead of degrees and schedule: a file of `shunter plan -o`, for this model; or auto, "
         "a plan for the machine that runs it.",
     )
+    replan: float | None = Field(
+        None,
+        gt=1,
+        description="With a plan: how many times longer, or shorter, than predicted steps may take before "
+        "the run plans anew, and goes on from a checkpoint under what it finds.",
+    )
+    replans: int = Field(2, ge=1, description="How many times it may do so.")
     timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
     timeline: int | None = Field(
         None, ge=0, description="Step whose timeline is measured, and whose collectives are counted."
@@ -181,6 +207,20 @@ class Parallel(Config):
     @classmethod
     def _plan_alone(cls, data: Any) -> Any:
         return {"plan": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _replanned(self) -> Parallel:
+        if self.replan is not None and self.plan is None:
+            raise ValueError("replan holds a run to a plan, and there is none: give plan, a file or auto")
+        return self
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Parallel:
+        if self.ranks is not None and sorted(self.ranks) != list(range(self.grid.size)):
+            raise ValueError(
+                f"ranks must name each of the {self.grid.size} processes once (got {self.ranks})"
+            )
+        return self
 
     @property
     def grid(self) -> Grid:
@@ -219,6 +259,12 @@ class Parallel(Config):
         if isinstance(self.recompute, list):
             return self.recompute
         return list(range(layers)) if isinstance(self.recompute, str) else []
+
+    def aside(self, layers: int) -> list[int]:
+        """Which of so many layers are put aside."""
+        if isinstance(self.offload, list):
+            return self.offload
+        return list(range(layers)) if self.offload else []
 
     def order(self, head: float = 0.5) -> Order:
         """What each rank does. Raises ShunterError for a schedule that does not exist or does not fit.
@@ -295,8 +341,7 @@ class Parallel(Config):
         """As a plan says; `plan` is then where it stands, so that the run can be held to it."""
         from shunter.plan.plan import Plan  # with numpy, which no command needs to start
 
-        beside = {"plan", "timeout", "timeline", "attention", "sequence", "reshard", "pad_experts"}
-        given = self.model_fields_set - beside
+        given = self.model_fields_set - BESIDE_A_PLAN
         made = Plan.load(path).parallel()
         if wrong := sorted(name for name in given if getattr(self, name) != made.get(name, None)):
             raise ShunterError(

@@ -7,6 +7,7 @@ from itertools import pairwise
 from shunter.config.errors import ShunterError
 from shunter.models.sharding import check
 from shunter.models.spec import DecoderShape, DecoderSpec
+from shunter.schedule.action import RECOMPUTE
 from shunter.schedule.order import Order
 from shunter.train.config import DropoutConfig, Parallel
 
@@ -42,8 +43,10 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
             where=WHERE,
             mend="Leave gather out: with stages each weight is gathered once a step only.",
         )
-    if isinstance(parallel.recompute, list):
-        check_again(parallel.recompute, spec.num_layers)
+    for name, chosen in (("recompute", parallel.recompute), ("offload", parallel.offload)):
+        if isinstance(chosen, list):
+            check_again(chosen, spec.num_layers, name)
+    check_aside(parallel, order, spec.num_layers)
     if parallel.cp > 1 and parallel.attention == "ulysses":
         _check_heads(spec, parallel)
     placement = order.placement
@@ -80,13 +83,34 @@ def check_cut(cut: list[int], layers: int) -> None:
         )
 
 
-def check_again(chosen: list[int], layers: int) -> None:
-    """Raise ShunterError for numbers that are no layers, or twice the same."""
+def check_again(chosen: list[int], layers: int, name: str = "recompute") -> None:
+    """Raise ShunterError for numbers that are no layers, or twice the same. name: of the key."""
     if len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(layers)):
+        every = "full" if name == "recompute" else "true"
         raise ShunterError(
-            f"recompute {chosen} does not name layers of {layers}",
+            f"{name} {chosen} does not name layers of {layers}",
             where=WHERE,
-            mend=f"Name each once, from 0 to {layers - 1}, or write full for all.",
+            mend=f"Name each once, from 0 to {layers - 1}, or write {every} for all.",
+        )
+
+
+def check_aside(parallel: Parallel, order: Order, layers: int) -> None:
+    """Raise ShunterError for layers that are put aside and computed again, of which one is of no use."""
+    aside = set(parallel.aside(layers))
+    if not aside:
+        return
+    light = any(action.op == RECOMPUTE for actions in order.actions for action in actions)
+    if light or parallel.recompute is True:
+        raise ShunterError(
+            "recompute: true keeps nothing between forward and backward that offload could put aside",
+            where=WHERE,
+            mend="Leave one of the two out, or give recompute the numbers of other layers.",
+        )
+    if both := sorted(aside & set(parallel.again(layers))):
+        raise ShunterError(
+            f"layer {both[0]} is both put aside and computed again",
+            where=WHERE,
+            mend="Name it in offload or in recompute.",
         )
 
 

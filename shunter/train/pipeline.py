@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shunter.data.tokens import Batch
 from shunter.layout.grid import DENSE
+from shunter.layout.holding import Holding
 from shunter.models.decoder import Decoder
 from shunter.models.moe import begin_step
 from shunter.models.segments import SegmentPlan
@@ -39,6 +40,7 @@ from shunter.train.config import Parallel
 from shunter.train.device import autocast
 from shunter.train.dropping import Dropping
 from shunter.train.layout_check import check_layout
+from shunter.train.layout_parts import muon_takes
 from shunter.train.shares import share
 from shunter.train.stage_cut import cut_decoder, tell_costs
 from shunter.train.world import World
@@ -67,8 +69,10 @@ class LaidOutPasses:
         rows: int = 1,
         precision: str = "fp32",
         compiled: bool = False,
+        optimizer: str = "adamw",
     ) -> None:
         """decoder, fill, compiled: as in `DecoderPart`. rows, precision: of a micro-batch, for cut: measured.
+        optimizer: which is to be; copies that share its state (zero: 1) do so in another way for muon.
 
         Raises ShunterError for a layout that cannot be.
         """
@@ -98,9 +102,11 @@ class LaidOutPasses:
             compiled=compiled,
             again=parallel.again(decoder.spec.num_layers),
             selective=parallel.recompute == "selective",
+            aside=parallel.aside(decoder.spec.num_layers),
             reshard=parallel.reshard,
             narrow=parallel.gather == "bf16",
             by_program=grid.pp > 1,
+            zero=(muon_takes if optimizer == "muon" else _by_rows) if parallel.zero else None,
             pad=parallel.pad_experts,
             fill=fill,
         )
@@ -143,8 +149,8 @@ class LaidOutPasses:
         return self.twice if self.world.stage != self.order.placement[0] else frozenset()
 
     @property
-    def parameters(self) -> dict[str, Tensor]:
-        """What the optimizer shall work on: this rank's parts by name."""
+    def parameters(self) -> Mapping[str, Tensor]:
+        """What the optimizer shall work on: this rank's parts by name; see `DecoderPart`."""
         return self.part.parameters
 
     def total(self, values: Sequence[float]) -> list[float]:
@@ -252,9 +258,14 @@ class LaidOutPasses:
         whole.load_state_dict(found, strict=True, assign=True)
         return True
 
-    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Tensors that are cut as the parameters of these names are, put together on rank 0's CPU."""
-        world, held = self.world, self.part.held
+    def whole(
+        self, parts: Mapping[str, Tensor], held: Mapping[str, Holding] | None = None
+    ) -> dict[str, Tensor] | None:
+        """Tensors that are cut as the weights of these names are, put together on rank 0's CPU.
+
+        held: otherwise; `part.kept` for gradients and an optimizer's state.
+        """
+        world, held = self.world, held or self.part.held
         mine = {
             name: tensor
             for name, tensor in parts.items()
@@ -342,3 +353,8 @@ class LaidOutPasses:
                 dist.recv(other, ranks[high], group=groups.down)
                 weight.grad += other
                 dist.send(weight.grad, ranks[high], group=groups.up)
+
+
+def _by_rows(name: str, shape: tuple[int, ...]) -> bool:
+    """AdamW updates each value by itself."""
+    return False

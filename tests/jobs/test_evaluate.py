@@ -67,7 +67,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
         subject.decoder.answers = name == "chat"
         return subject
 
-    def generate(model: Any, prompts: list[list[int]], config: Any, stop_ids: Any, seed: int) -> list[Any]:
+    def rollouts(
+        model: Any, prompts: list[list[int]], config: Any, stop_ids: Any, seed: int, **more: Any
+    ) -> list[Any]:
         tokenizer = Tokenizer.load(found.models[0])
         texts = [tokenizer.decode(ids) for ids in prompts]
         found.asked.append((str(model.answers), texts, config))
@@ -82,7 +84,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(subjects, "load", load)
     for module, name, value in (
         ("config", "SamplingConfig", SimpleNamespace),
-        ("engine", "generate", generate),
+        ("rollout", "rollouts", rollouts),
     ):
         fake = ModuleType(f"shunter.generate.{module}")
         setattr(fake, name, value)

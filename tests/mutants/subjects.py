@@ -153,6 +153,11 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "columns": laid_out(case({"tp": 2, "etp": 2}, decoder(qk_norm=True, experts=SOFTMAX))),
     "muon": laid_out(case({"fsdp": 2, "tp": 2}, decoder(), optimizer="muon")),
+    "shared state": laid_out(case({"dp": 2, "tp": 2, "zero": 1}, decoder(qk_norm=True))),
+    "shared experts": laid_out(
+        case({"dp": 2, "cp": 2, "ep": 2, "zero": 1}, decoder(qk_norm=True, experts=SIGMOID), z_loss=0.0)
+    ),
+    "shared matrices": laid_out(case({"dp": 2, "zero": 1}, decoder(), optimizer="muon")),
     "dropped": laid_out(case({"dp": 2, "tp": 2}, decoder(), dropout=(0.2, 0.3))),
     "dropped in parts": laid_out(case({"cp": 2}, decoder(), length=16, dropout=(0.2, 0.0))),
     "filled": laid_out(
@@ -165,6 +170,7 @@ SUBJECTS: dict[str, Subject] = {
     "sharded saved": saved("fsdp", "one"),
     "to tensor ranks": saved("one", "tp"),
     "experts saved": saved("ep", "one"),
+    "shared state saved": saved("zero", "one"),
 }
 
 

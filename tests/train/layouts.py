@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from hypothesis import assume
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch.optim import _muon
 
@@ -67,9 +67,10 @@ class Case:
         found = {axis for axis in ALL if self.parallel.get(axis, 1) > 1}
         found |= {
             name
-            for name in ("recompute", "tied", "ragged", "padding")
-            if {**self.parallel, **self.spec, **vars(self)}[name]
+            for name in ("recompute", "tied", "ragged", "zero", "vocabulary", "padding")
+            if {**self.parallel, **self.spec, **vars(self)}.get(name)
         }
+        found |= {self.optimizer}
         found |= {"dropout"} if any(self.dropout) else set()
         return found
 
@@ -84,6 +85,13 @@ def factorings(size: int, axes: tuple[str, ...] = AXES) -> list[dict[str, int]]:
         if size % degree == 0
         for rest in factorings(size // degree, axes[1:])
     ]
+
+
+def beside(recompute: Any) -> list[Any]:
+    """What may be put aside while that is computed again."""
+    if recompute is False:
+        return [False, [0], True]
+    return [False, [0]] if isinstance(recompute, list) and 0 not in recompute else [False]
 
 
 def divisors(number: int) -> list[int]:
@@ -181,6 +189,9 @@ def cases(
         "experts": experts,
     }
     assume(published(spec))
+    recompute = draw(
+        st.sampled_from([False, "full", "selective", [stages - 1], *([True] if schedule != "zbv" else [])])
+    )
     parallel = {
         **degrees,
         "schedule": schedule,
@@ -188,13 +199,13 @@ def cases(
         "sequence": sequence,
         "attention": attention,
         "reshard": draw(st.booleans()),
+        "recompute": recompute,
+        "offload": draw(st.sampled_from(beside(recompute))),
+        "zero": draw(st.integers(0, 1)),
         "pad_experts": filled,
-        "recompute": draw(
-            st.sampled_from(
-                [False, "full", "selective", [stages - 1], *([True] if schedule != "zbv" else [])]
-            )
-        ),
     }
+    if pp > 1 and tp == 1 and degrees["fsdp"] == 1:
+        parallel["vocabulary"] = draw(st.sampled_from([None, None, 1, 2]))
     data = degrees["dp"] * degrees["fsdp"]
     return Case(
         spec=spec,
@@ -204,6 +215,7 @@ def cases(
         z_loss=draw(st.sampled_from([0.0, 0.01])),
         ragged=draw(st.booleans()),
         seed=draw(st.integers(0, 999)),
+        optimizer=draw(st.sampled_from(["adamw", "adamw", "muon"])),
         padding=parts * draw(st.sampled_from([0, 0, 1])),
         dropout=draw(
             st.sampled_from([(0.0, 0.0), (0.3, 0.0), (0.1, 0.2) if experts is None else (0.1, 0.0)])
@@ -340,13 +352,14 @@ def task(rank: int, groups: Groups, case: Case) -> Outcome:
     """The same on one rank of a layout; gradients and weights on rank 0 only."""
     parallel = case.layout
     world = World.create(parallel.grid, rank, CPU, GROUPS)
-    passes = LaidOutPasses(model(case), parallel, world, case.width)
+    passes = LaidOutPasses(model(case), parallel, world, case.width, optimizer=case.optimizer)
 
     def parts(ids: np.ndarray) -> list[np.ndarray]:
         return split(split(ids, world.data.size)[world.data.index], parallel.parts)
 
     gradients(case, passes, parts, case.width)
-    found = passes.whole({name: p.grad.clone() for name, p in passes.parameters.items()})
+    learnt = {name: p.grad.clone() for name, p in passes.parameters.items() if p.grad is not None}
+    found = passes.whole(learnt, passes.part.kept)
     for parameter in passes.parameters.values():
         parameter.grad = None
     optimizers = Optimizers(passes.decoder, config(case), passes.part)
@@ -380,6 +393,20 @@ def differs(found: Outcome, expected: Outcome) -> list[str]:
             if not float((mine[name] - tensor).abs().max()) <= close * scale:
                 wrong.append(f"{what} {name}")
     return wrong
+
+
+def drawn(count: int, worlds: tuple[int, ...]) -> list[Case]:
+    """The same ones each time."""
+    found: list[Case] = []
+
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(case=cases(worlds))
+    def collect(case: Case) -> None:
+        found.append(case)
+
+    collect()
+    return found
 
 
 def size(case: Case) -> int:

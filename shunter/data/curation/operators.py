@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,17 @@ class Operator(Config):
     def columns(self) -> dict[str, str]:
         """Facts that it gives to every document: column -> Arrow type."""
         return {}
+
+    def files(self) -> list[str]:
+        """Files of a person's that it reads, relative to the recipe; they are part of the job's identity."""
+        return []
+
+    def rooted(self, base: Path) -> Operator:
+        """The same with those files found from the recipe's folder."""
+        return self
+
+    def ready(self) -> None:
+        """Raise ShunterError when a package that it needs is not here."""
 
     @property
     def name(self) -> str:

@@ -207,6 +207,11 @@ class _Stacked:
             parts.append(np.array(np.load(path, mmap_mode=mapped)[key]))
         return np.concatenate(parts) if parts else np.zeros(0)
 
+    def parts(self) -> Iterator[np.ndarray]:
+        """The arrays one by one."""
+        for path in self._paths:
+            yield np.load(path)
+
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         whole = np.concatenate([np.load(path) for path in self._paths]) if self._paths else np.zeros(0)
         return whole if dtype is None else whole.astype(dtype)
