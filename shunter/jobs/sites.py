@@ -28,6 +28,10 @@ class BySiteConfig(JobConfig):
         ge=0,
         description="Consecutive documents of a site are joined to at most so many characters; 0: not.",
     )
+    same: list[str] = Field(
+        ["tier", "language"],
+        description="Columns that stay, where the corpus has them; joined documents agree in them.",
+    )
 
 
 class BySiteJob:
@@ -53,19 +57,19 @@ class BySiteJob:
         joined = sites = 0
         with (context.out / "dropped.jsonl").open("w", encoding="utf-8") as dropped:
             for split in SPLITS:
-                rows = _rows(folder / split)
+                rows, same = _rows(folder / split, config.same)
                 places = grouped([row["url"] for row in rows])
                 sites += len({hostname(row["url"]) for row in rows} - {""}) if split == "train" else 0
-                writer = corpus.Writer(
-                    context.out / split, {"url": pa.string(), "parts": pa.list_(pa.string())}
-                )
-                for part in joins(places, rows, config.chars):
+                facts = {"url": pa.string(), "parts": pa.list_(pa.string()), **same}
+                writer = corpus.Writer(context.out / split, facts)
+                for part in joins(places, rows, config.chars, list(same)):
                     if context.control.stop_requested():
                         raise Stopped
                     first = rows[part[0]]
                     text = BETWEEN.join(rows[place]["text"] for place in part)
                     names = [rows[place]["id"] for place in part]
-                    writer.write(first["id"], first["source"], first["row"], text, first["url"], names)
+                    own = [first[name] for name in same]
+                    writer.write(first["id"], first["source"], first["row"], text, first["url"], names, *own)
                     here = counts.setdefault(first["source"], Counter())
                     here[f"{split} documents"] += 1
                     here[f"{split} bytes"] += len(text.encode())
@@ -96,9 +100,11 @@ def grouped(urls: Sequence[str]) -> list[int]:
     return sorted(range(len(urls)), key=lambda place: (keys[place], place))
 
 
-def joins(places: Sequence[int], rows: Sequence[dict[str, Any]], chars: int) -> Iterator[list[int]]:
-    """Places in groups that become one document each: of one site and source, at most `chars` characters, or
-    one document that is longer."""
+def joins(
+    places: Sequence[int], rows: Sequence[dict[str, Any]], chars: int, same: Sequence[str] = ()
+) -> Iterator[list[int]]:
+    """Places in groups that become one document each: of one site and source, alike in the columns `same`, at
+    most `chars` characters, or one document that is longer."""
     part: list[int] = []
     size = 0
     for place in places:
@@ -108,7 +114,7 @@ def joins(places: Sequence[int], rows: Sequence[dict[str, Any]], chars: int) -> 
             part
             and host
             and host == hostname(rows[part[0]]["url"])
-            and row["source"] == rows[part[0]]["source"]
+            and all(row[name] == rows[part[0]][name] for name in ("source", *same))
             and size + len(BETWEEN) + length <= chars
         )
         if part and not fits:
@@ -120,10 +126,12 @@ def joins(places: Sequence[int], rows: Sequence[dict[str, Any]], chars: int) -> 
         yield part
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
+def _rows(folder: Path, same: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The documents, and the types of the columns of `same` that are there."""
     import pyarrow.parquet as pq
 
     found: list[dict[str, Any]] = []
+    kept: dict[str, Any] = {}
     for path in sorted(folder.glob("*.parquet")):
         with pq.ParquetFile(path) as file:
             if "url" not in file.schema_arrow.names:
@@ -132,9 +140,12 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
                     where=str(folder),
                     mend="Give the addresses of its sources: `url: FIELD`, or read web archives.",
                 )
-            for batch in file.iter_batches(batch_size=1024, columns=["id", "source", "row", "text", "url"]):
+            schema = file.schema_arrow
+            kept = {name: schema.field(name).type for name in same if name in schema.names}
+            columns = ["id", "source", "row", "text", "url", *kept]
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
                 found += batch.to_pylist()
-    return found
+    return found, kept
 
 
 JOB = BySiteJob()

@@ -67,6 +67,20 @@ def test_joined_with_a_record(tmp_path: Path, work: Work) -> None:
     assert order == ["0", "2", "4", "1", "5", "3"]
 
 
+def test_joined_documents_are_of_one_tier(tmp_path: Path, work: Work) -> None:
+    rows = [{"url": HOSTS[0], "text": "x", "source": "s", "tier": tier} for tier in "1133"]
+    assert list(sites.joins(range(4), rows, 99, ["tier"])) == [[0, 1], [2, 3]]
+    writer = corpus.Writer(tmp_path / "one" / "train", {"url": pa.string(), "tier": pa.string()})
+    for row, tier in enumerate("1133"):
+        writer.write(f"s:{row}", "s", row, "x", HOSTS[0], tier)
+    writer.close()
+    corpus.Writer(tmp_path / "one" / "heldout", {"url": pa.string(), "tier": pa.string()}).close()
+    (tmp_path / "one" / "summary.json").write_text("{}")
+    out, _ = work(sites.JOB, {"corpus": "c", "chars": 99}, inputs={"corpus": tmp_path / "one"})
+    table = pq.read_table(out / "train").to_pylist()
+    assert [(row["tier"], row["parts"]) for row in table] == [("1", ["s:0", "s:1"]), ("3", ["s:2", "s:3"])]
+
+
 def test_without_addresses_it_is_refused(tmp_path: Path, work: Work) -> None:
     with pytest.raises(ShunterError, match="no column 'url'"):
         work(sites.JOB, {"corpus": "c"}, inputs={"corpus": made(tmp_path / "one", {})})
