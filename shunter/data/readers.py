@@ -18,7 +18,7 @@ from shunter.data import encodings
 from shunter.data.sources import Page, Problem, Record
 
 Report = Callable[[Problem], None]
-MAX_LINE_BYTES = 1 << 28
+MAX_LINE_BYTES = 1 << 26  # a longer record is none that someone wrote, and is passed over unread
 MAX_PAGE_BYTES = 1 << 23  # a longer web page is no text that someone wrote
 
 
@@ -65,10 +65,16 @@ def page(path: Path, place: str, report: Report) -> Page | None:
 
 
 def jsonl(raw: IO[bytes], place: str, report: Report) -> Iterator[Record]:
-    """The objects of a JSON-lines stream. A malformed line is reported and skipped."""
+    """The objects of a JSON-lines stream. A malformed or overlong line is reported and skipped."""
     number = 0
     try:
-        for number, line in enumerate(iter(lambda: raw.readline(MAX_LINE_BYTES), b""), 1):
+        for number, line in enumerate(iter(lambda: raw.readline(MAX_LINE_BYTES + 1), b""), 1):
+            if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                size = len(line)
+                while (rest := raw.readline(1 << 20)) and not rest.endswith(b"\n"):
+                    size += len(rest)
+                report(Problem(place, number, f"a line of {size + len(rest)} bytes", "skipped"))
+                continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():

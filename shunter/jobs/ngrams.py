@@ -56,7 +56,7 @@ class NgramsJob:
 
     def run(self, context: JobContext[NgramsConfig]) -> dict[str, Any]:
         config = context.config
-        texts, _ = labelled(context, config.chars, config.limit)
+        texts, _, _ = labelled(context, config.chars, config.limit)
         held = texts[HELD - 1 :: HELD]
         found: dict[str, Any] = {"texts": len(texts), "heldout_texts": len(held)}
         if held:

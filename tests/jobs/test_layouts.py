@@ -165,6 +165,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"dp": 9}, "8 rows a step cannot be cut", "Set train.batch_rows to at least 9."),
     ({"pp": 2, "cut": [4]}, "cut [4] does not give every stage a layer of 4", "rising numbers from 1 to 3"),
     ({"fsdp": 2, "pp": 2, "vocabulary": 2}, "both cut embedding and head", "Leave vocabulary out."),
+    ({"dp": 2, "pad_experts": True}, "and the model has no experts", "Leave pad_experts out."),
+    ({"dp": 2, "pad_experts": True, "experts": True}, "and they have none", "Set experts.capacity"),
     ({"tp": 320, "num_heads": 320, "num_kv_heads": 320}, "cannot be cut into tp=320 parts", "Use tp="),
 ]  # fmt: skip
 

@@ -202,7 +202,7 @@ def test_each_stage_fits_the_devices_it_is_on() -> None:
     asked = question(
         it, spec=preset("llama-2-7b").model_copy(update={"num_layers": 16, "max_positions": 1024})
     )
-    found = search(asked, top=4)
+    found = search(asked, top=4, finalists=8)
     for each in found.plans:
         prediction = each.prediction
         assert prediction.placed is not None
@@ -213,17 +213,17 @@ def test_each_stage_fits_the_devices_it_is_on() -> None:
     # Held to the smallest device, an even cut would not do.
     best = found.plans[0].prediction
     assert best.fullest > 12e9
-    budget = search(asked, room=40e9, top=1).plans[0].prediction
+    budget = search(asked, room=40e9, top=1, finalists=8).plans[0].prediction
     assert budget.fullest <= 40e9
 
 
 def test_nodes_of_different_sizes_are_planned_for() -> None:
     asked = question(cluster((2, 4, 2), kinds=("lame", "quick", "lame")))
-    best = search(asked, top=1).plans[0].prediction
+    best = search(asked, top=1, finalists=8).plans[0].prediction
     assert best.placed is not None
     assert asked.fabric.block == 2
     # Nodes of 4 and 3: with 7 devices there is little to choose, so one is left out.
-    odd = search(question(cluster((4, 3))), top=1)
+    odd = search(question(cluster((4, 3))), top=1, finalists=8)
     assert odd.question.fabric.world == 6
     assert odd.question.fabric.terrain is not None
     assert "n1.0/2" not in {device.name for device in odd.question.fabric.terrain.cluster.devices}

@@ -15,8 +15,9 @@ from shunter.data.curation.gopher import GopherQuality, GopherRepetition
 from shunter.data.curation.language import ConfidenceCut, Language
 from shunter.data.curation.licences import LicenceTiers
 from shunter.data.curation.local import RepeatedBeginnings, RepeatedEdges, RepeatedSentences
-from shunter.data.curation.minhash import NearDuplicates, RepeatedParagraphs
+from shunter.data.curation.minhash import NearDuplicates
 from shunter.data.curation.operators import Operator
+from shunter.data.curation.paragraphs import RepeatedParagraphs
 from shunter.data.curation.personal import MaskPersonal
 from shunter.data.curation.precision import PrecisionFilter
 from shunter.data.curation.quality import Perplexity, Quality
@@ -58,10 +59,10 @@ def preset(name: Preset, labelled: bool = False) -> list[Operator]:
     """The operators of a published chain, in its order. labelled: a language model is at hand.
 
     gopher: arXiv 2112.11446, A.1. c4: arXiv 1910.10683, 2.2, without its list of bad words. fineweb: arXiv
-    2406.17557, section 3, from extracted English on. fineweb2: arXiv 2506.20920, section 3, from one language
-    on, or with a language model from labelling on; with English limits, others come from a `limits` job.
-    mixturevitae: arXiv 2509.25531, licences and deduplication inside sources; decontamination needs to be
-    told against what, and safety needs lists.
+    2406.17557, section 3, from extracted English on, with C4's rules but that of line ends. fineweb2:
+    arXiv 2506.20920, section 3, from one language on, or with a language model from labelling on; with
+    English limits, others come from a `limits` job. mixturevitae: arXiv 2509.25531, licences and
+    deduplication inside sources; decontamination needs to be told against what, and safety needs lists.
     """
     if name == "gopher":
         return [GopherQuality(), GopherRepetition(), NearDuplicates()]
@@ -78,7 +79,7 @@ def preset(name: Preset, labelled: bool = False) -> list[Operator]:
         return [
             GopherRepetition(),
             GopherQuality(),
-            C4Quality(end_marks=False, min_sentences=None),
+            C4Quality(end_marks=False),
             FineWebQuality(),
             NearDuplicates(),
             MaskPersonal(),

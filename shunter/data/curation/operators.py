@@ -101,7 +101,8 @@ class Barrier(Operator):
         return self.keys(pages)
 
     def settle(self, keys: Any) -> Keys:
-        """The settlement of all documents, from the keys of all in order (name -> array); `number` is one.
+        """The settlement of all documents, from the keys of all in order (name -> array or column of the
+        chunks' arrays); `number` is one. `room_of(keys)` says how much of them may be held at once.
 
         With `rows` among what is returned, the other arrays have so many rows a document; else one each.
         """

@@ -1,0 +1,98 @@
+"""Supervised tuning, preferences by means over tokens, then rewards by rule (arXiv 2411.15124).
+
+One arm is the whole; the stages are its jobs, and all are asked the same questions, none of which was learnt
+from. The other arm prefers by sums over tokens. Decontamination is tried on a mixture in which the questions
+of the suite are planted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shunter.papers.experiment import Arm, Experiment, Samples
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "papers" / "tulu3.yaml"
+STAGES = ("early", "sft", "dpo", "rlvr")
+KINDS = ("largest", "count", "sort")
+SUMS = "preferences by sums"
+
+
+def _arms(seed: int, short: bool) -> Mapping[str, Sequence[str]]:
+    size = [
+        "jobs.early.train.steps=6", "jobs.early.train.warmup=2", "jobs.sft.train.steps=3",
+        "jobs.pairs.sampled.count=60", "jobs.dpo.train.steps=2", "jobs.dpo.train.warmup=0",
+        "jobs.rlvr.train.steps=2", "jobs.rlvr.train.warmup=0",
+    ]  # fmt: skip
+    chosen = size if short else []
+    return {
+        "stages": [*chosen, "jobs.unseen.unseen=final"],
+        SUMS: [*chosen, "jobs.dpo.loss=dpo", "jobs.rlvr.train.steps=1", "jobs.rlvr.train.warmup=0"],
+    }
+
+
+def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
+    whole = arms["stages"]
+    found: dict[str, Samples] = {}
+    for stage in STAGES:
+        found[stage] = {**_suite(whole, "scores", stage, "dev"), **_suite(whole, "unseen", stage, "unseen")}
+    found[SUMS] = _suite(arms[SUMS], "scores", "dpo", "dev")
+    return {**found, **_planted(whole)}
+
+
+def _suite(arm: Arm, job: str, model: str, name: str) -> dict[str, float]:
+    told = json.loads((arm[job].path / "scores.json").read_text(encoding="utf-8"))["models"][model]["tasks"]
+    passed = {f"{name} {kind}": float(told[kind]["value"]) for kind in KINDS}
+    lengths = [float(told[f"{kind} length"]["value"]) for kind in KINDS]
+    found = {name: sum(passed.values()) / len(KINDS), **(passed if name == "dev" else {})}
+    return {**found, **({"length": sum(lengths) / len(KINDS)} if name == "dev" else {})}
+
+
+def _planted(arm: Arm) -> Mapping[str, Samples]:
+    """The dev suite's questions among others: how many are found, and how many others with them."""
+    from shunter.data.contamination import Contamination
+
+    def asked(job: str, split: str) -> list[str]:
+        lines = (arm[job].path / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["messages"][0]["content"] for line in lines]
+
+    suite, learnt = asked("dev", "heldout"), asked("prompts", "train")
+    index = Contamination({"dev": suite})
+    # What the mixture keeps was looked at by the job; here the judge is a plain comparison.
+    found = sum(index.worst(f"Please tell me. {text} Thank you.") is not None for text in suite)
+    others = sum(index.worst(text) is not None for text in learnt)
+    return {
+        "planted": {"found": found / len(suite)},
+        "kept": {"found": others / len(learnt), "same": float(len(set(suite) & set(learnt)))},
+        "all": {"found": 1.0},
+        "none": {"found": 0.0, "same": 0.0},
+    }
+
+
+def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
+    return [
+        "dev, unseen: pass@1 of four answers at temperature 1, over three kinds of 60 held-out questions.",
+        "unseen: longer questions of the same kinds; scored for this table alone.",
+        "Rewards are learnt from by GRPO, as in Tülu 3.1, without a value model.",
+        "Answers are short by their form: what preferences do to length is told, and says little.",
+    ]
+
+
+EXPERIMENT = Experiment(
+    slug="tulu3",
+    recipe=RECIPE,
+    arms=_arms,
+    seeds=(0, 1, 2),
+    measure=_measure,
+    table={
+        "dev": "pass@1",
+        "unseen": "pass@1",
+        **{f"dev {kind}": "pass@1" for kind in KINDS},
+        "length": "characters of an answer",
+        "found": "share of questions",
+        "same": "questions of the suite among those learnt from",
+    },
+    notes=_notes,
+)

@@ -1,0 +1,173 @@
+"""The experiments on learning after pre-training: arms are recipes, and claims find what they ask for.
+
+That a claim holds is measured by `shunter reproduce`, not here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shunter.jobs.registry import KINDS
+from shunter.papers import agnostics, harness, sft_small_llms, tulu3
+from shunter.recipe.graph import Graph, load_recipe
+
+EXPERIMENTS = [agnostics.EXPERIMENT, tulu3.EXPERIMENT, sft_small_llms.EXPERIMENT]
+
+
+def graph(experiment: Any, arm: str, overrides: Any) -> Graph:
+    recipe = experiment.recipes.get(arm, experiment.recipe)
+    return load_recipe(recipe, ["seed=0", *overrides], KINDS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.slug)
+@pytest.mark.parametrize("short", [False, True])
+def test_every_arm_is_a_recipe(experiment: Any, short: bool) -> None:
+    for arm, overrides in experiment.arms(0, short).items():
+        assert graph(experiment, arm, overrides).nodes
+
+
+def scores(folder: Path, name: str, models: Mapping[str, Mapping[str, Any]]) -> Any:
+    place = folder / name
+    place.mkdir(parents=True)
+    told = {
+        model: {"tasks": {k: {"value": v, "answers": 10} for k, v in tasks.items()}}
+        for model, tasks in models.items()
+    }
+    (place / "scores.json").write_text(json.dumps({"models": told}))
+    return SimpleNamespace(path=place)
+
+
+def verdicts(experiment: Any, found: Any) -> tuple[list[str], dict[str, Any]]:
+    result = harness.conclude(experiment, dict.fromkeys((0, 1, 2), found), seconds=1.0, short=False)
+    assert {row["metric"] for row in result["table"]} == experiment.table.keys()
+    return [claim["name"] for claim in result["claims"] if not claim["holds"]], result
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "partial", "broken"),
+    [
+        (0.3, 0.8, 0.3, []),
+        (0.19, 0.8, 0.19, [0, 2]),
+        (0.3, 0.7, 0.3, [1]),
+        (0.3, 0.8, 0.5, [3]),
+        (0.21, 0.8, 0.2, [2]),
+    ],
+)
+def test_agnostics_on_given_measurements(
+    new: float, old: float, partial: float, broken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"executor": {"rate": 300.0}, "cold start": {"rate": 30.0}}
+    monkeypatch.setattr(agnostics, "_executor", lambda: rates)
+    arms = {}
+    for name, value in (("pass or fail", new), ("partial", partial)):
+        models = {"base": {"prefix": 0.1, "stack": 0.8}, "tuned": {"prefix": value, "stack": old}}
+        models["imitated"] = {"prefix": 0.22, "stack": 0.8}
+        rewards = tmp_path / name / "tuned"
+        rewards.mkdir(parents=True)
+        (rewards / "rewards.json").write_text("[0.1, 0.2]")
+        tuned = SimpleNamespace(path=rewards)
+        (rewards / "summary.json").write_text('{"answers": 10, "kept": 1}')
+        arms[name] = {"scores": scores(tmp_path / name, "scores", models), "tuned": tuned, "passed": tuned}
+    found, result = verdicts(agnostics.EXPERIMENT, agnostics.EXPERIMENT.measure(arms))  # type: ignore[arg-type]
+    assert found == [result["claims"][i]["name"] for i in broken]
+
+
+def stages(values: list[float]) -> dict[str, dict[str, float]]:
+    each = ("largest", "count", "sort")
+    return {
+        stage: {**dict.fromkeys(each, value), **{f"{kind} length": 3.0 for kind in each}}
+        for stage, value in zip(tulu3.STAGES, values, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "broken"),
+    [([0.3, 0.5, 0.6, 0.8], []), ([0.3, 0.5, 0.5, 0.8], [0]), ([0.3, 0.5, 0.6, 0.6], [1])],
+)
+def test_tulu3_on_given_measurements(values: list[float], broken: list[int], tmp_path: Path) -> None:
+    arms: dict[str, Any] = {}
+    for name in tulu3.EXPERIMENT.arms(0, False):
+        suites = {job: scores(tmp_path / name, job, stages(values)) for job in ("scores", "unseen")}
+        for job, split, texts in (
+            ("dev", "heldout", ["Sort 3 1 2 9.", "Which is the largest of 4 5 1 2?"]),
+            ("prompts", "train", ["Sort 8 8 8 8."]),
+        ):
+            place = tmp_path / name / job
+            place.mkdir()
+            lines = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts]
+            (place / f"{split}.jsonl").write_text("\n".join(lines))
+            suites[job] = SimpleNamespace(path=place)
+        arms[name] = suites
+    found, result = verdicts(tulu3.EXPERIMENT, tulu3.EXPERIMENT.measure(arms))
+    assert found == [result["claims"][i]["name"] for i in broken]
+
+
+def test_each_stage_of_tulu3_begins_with_the_one_before() -> None:
+    for short in (False, True):
+        for arm, overrides in tulu3.EXPERIMENT.arms(0, short).items():
+            nodes = graph(tulu3.EXPERIMENT, arm, overrides).nodes
+            before = {name: nodes[name].config.model for name in ("sft", "dpo", "rlvr")}
+            assert before == {"sft": "early", "dpo": "sft", "rlvr": "dpo"}
+            assert list(nodes["scores"].config.models) == list(tulu3.STAGES)
+
+
+def test_both_strategies_read_the_same_rows() -> None:
+    """In all arms; of the second phase one in a hundred is of the first."""
+    experiment = sft_small_llms.EXPERIMENT
+    for arm, overrides in experiment.arms(0, False).items():
+        nodes = graph(experiment, arm, overrides).nodes
+        trained = [nodes[name].config.train for name in ("first", "tuned") if name in nodes]
+        assert sum(train.steps * train.batch_rows for train in trained) == sft_small_llms.ROWS
+        if "second-talks" in nodes:
+            counts = nodes["second-talks"].config.puzzles.count
+            first = nodes["first-talks"].config.puzzles
+            assert sum(n for kind, n in counts.items() if kind in first.kinds) == 0.01 * first.count * len(
+                first.kinds
+            )
+
+
+@pytest.mark.parametrize(("sign", "holds"), [(1, True), (-1, False)])
+def test_sft_small_llms_on_given_measurements(sign: int, holds: bool, tmp_path: Path) -> None:
+    experiment = sft_small_llms.EXPERIMENT
+    arms: dict[str, Any] = {}
+    names = list(experiment.arms(0, False))
+    for number, name in enumerate(names):
+        value = 0.3 + 0.02 * number if name not in sft_small_llms.PHASED.values() else 0.5
+        tasks = {**dict.fromkeys(sft_small_llms.SKILLS, value), "heldout": 2.0}
+        found = {"scores": scores(tmp_path / name, "scores", {"tuned": tasks})}
+        log = tmp_path / name / "tuned" / "log"
+        log.mkdir(parents=True)
+        batch = 32 if "batch 32" in name else 8
+        lines = [
+            json.dumps(
+                {
+                    "event": "metrics",
+                    "step": step,
+                    "values": {"train/loss": 2 + sign * number, "train/grad_norm": 1.0},
+                }
+            )
+            for step in range(1, sft_small_llms.ROWS // batch + 1)
+        ]
+        (log / "events.jsonl").write_text("\n".join(lines) + "\n")
+        arms[name] = {**found, "tuned": SimpleNamespace(path=tmp_path / name / "tuned")}
+    broken, result = verdicts(experiment, experiment.measure(arms))
+    told = {claim["name"]: claim for claim in result["claims"]}
+    assert told["the early verdict ranks the ends"]["ours"] == pytest.approx(sign)
+    assert told["stopping the lower half early saves at least 40 %"]["holds"]
+    assert ("the early verdict ranks the ends" not in broken) == holds
+    assert ("the best run is among those that go on" not in broken) == holds
+    assert any("other way round" in note for note in result["notes"]) != holds
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.slug)
+def test_in_short(experiment: Any, tmp_path: Path) -> None:
+    """The machinery from end to end; so few steps show nothing."""
+    result = harness.reproduce(experiment.slug, seeds=[0, 1, 2], store=tmp_path, short=True, quiet=True)
+    assert {row["metric"] for row in result["table"]} == experiment.table.keys()
