@@ -66,5 +66,6 @@ def sentence(part: dict[str, object]) -> str:
     if "licence_rule" in part:
         text += f" ({part['licence_rule']})"
     if "of" in part:
-        text += f" of {part['of']}, in a cluster of {part['value']:.0f}"
+        text += f" of {part['of']}"
+        text += f", in a cluster of {part['value']:.0f}" if "value" in part else ""
     return text

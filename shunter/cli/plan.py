@@ -80,6 +80,8 @@ def plan(
         told = answer(found, asked.cluster)
         if reason is not None:
             told["why"] = {"asked": reason.asked, "because": reason.sentence, "terms": reason.terms()}
+            if reason.prediction is not None and reason.prediction.placed is not None:
+                told["why"]["ranks"] = list(reason.prediction.placed.order)
         if helped is not None:
             told["would_help"] = [{"what": each.what, "times": each.times} for each in helped]
         typer.echo(json.dumps(told, indent=1))
@@ -88,7 +90,7 @@ def plan(
 
     plan_tables.show(found, asked, budget)
     if reason is not None:
-        plan_tables.show_reason(reason)
+        plan_tables.show_reason(found, asked, reason)
     if helped is not None:
         plan_tables.show_help(helped)
     if out is not None:

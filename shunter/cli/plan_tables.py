@@ -37,8 +37,7 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
         schedule = "" if plan.layout["pp"] == 1 else plan.schedule
         if plan.layout["chunks"] > 1:
             schedule += f" x{plan.layout['chunks']}"
-        if plan.layout["recompute"] != "none":
-            schedule += f" {plan.layout['recompute']} recomputed"
+        schedule += _recomputed(plan)
         seconds = (plan.step_seconds, plan.compute_seconds, plan.communication_seconds, plan.bubble_seconds)
         table.add_row(
             Text(", ".join(degrees)),
@@ -61,6 +60,7 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
         shown = [human(size) for size in (stages if len(stages) <= 8 else [*stages[:4], *stages[-3:]])]
         print("memory by stage: " + ", ".join(shown))
         print("first layer of each stage but the first: " + ", ".join(map(str, best.layout["cut"])))
+    _placed(best)
     if tokens is not None:
         steps = tokens / question.tokens
         took = steps * best.step_seconds
@@ -81,21 +81,67 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
             print(f"note: {name} {coefficient.value:g}: {coefficient.source}")
 
 
-def show_reason(reason: Reason) -> None:
+def _recomputed(plan: Plan) -> str:
+    """What of the layers is not kept: `stage recomputed`, `9 layers recomputed, 3 put aside`."""
+    layout = plan.layout
+    if layout["recompute"] == "none":
+        return ""
+    if "again" not in layout:
+        return f" {layout['recompute']} recomputed"
+    told = [f"{len(layout['again'])} layers recomputed"] if layout["again"] else []
+    told += [f"{len(layout['offload'])} layers put aside"] if layout["offload"] else []
+    return " " + ", ".join(told) if told else ""
+
+
+def _placed(plan: Plan) -> None:
+    """Which devices each stage has, of what NICs, and what the order of the cluster's file would take."""
+    if not plan.ranks:
+        return
+    names, stages = plan.placed["devices"], plan.layout["pp"]
+    each = len(names) // stages
+    print("devices of each stage, in the order of ranks:")
+    for stage in range(stages):
+        nics = " and ".join(plan.placed["nics"][stage]) or "none"
+        print(f"  {stage}: {_runs(names[stage * each : (stage + 1) * each])} (NICs: {nics})")
+    naive = plan.placed["naive_step_seconds"]
+    if naive is None:
+        line = "in the order of the cluster's file it does not fit"
+    elif naive > plan.step_seconds * (1 + 1e-6):
+        line = f"in the order of the cluster's file a step takes {naive:.3g} s"
+    else:
+        line = "the order of the cluster's file is as good"
+    print(f"placed: {plan.placed['how']}; {line}")
+
+
+def _runs(names: Sequence[str]) -> str:
+    """`a.0/0-3 b.1/0`: neighbours of a node together."""
+    found: list[list[str]] = []
+    for name in names:
+        node, _, place = name.rpartition("/")
+        if found and found[-1][0] == node and int(found[-1][2]) + 1 == int(place):
+            found[-1][2] = place
+        else:
+            found.append([node, place, place])
+    return " ".join(f"{node}/{first}" + (f"-{last}" if last != first else "") for node, first, last in found)
+
+
+def show_reason(found: Found, asked: Asked, reason: Reason) -> None:
     """Of a layout that was asked for, term by term."""
-    asked = ", ".join(f"{name}={value}" for name, value in reason.asked.items())
-    print(f"\n{asked}: {reason.sentence}")
+    names = ", ".join(f"{name}={value}" for name, value in reason.asked.items())
+    print(f"\n{names}: {reason.sentence}")
     if not reason.terms():
         return
     table = _table("", "this layout", "the best")
-    names = {
+    terms = {
         "seconds": "step", "compute": "compute", "communication": "messages", "bubble": "waiting",
         "fullest": "fullest rank",
     }  # fmt: skip
     for name, (here, best) in reason.terms().items():
         show_ = (lambda value: human(value)) if name == "fullest" else (lambda value: f"{value:.4g} s")
-        table.add_row(Text(names[name]), Text(show_(here)), Text(show_(best)))
+        table.add_row(Text(terms[name]), Text(show_(here)), Text(show_(best)))
     _print(table)
+    if reason.prediction is not None and reason.prediction.placed is not None:
+        _placed(Plan.of(found.question, asked.cluster, reason.prediction))
 
 
 def show_help(helped: Sequence[Help]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 
@@ -183,6 +183,11 @@ class Cluster:
         if len({device.name for device in chosen}) < len(chosen) or not chosen:
             raise ValueError(f"{list(ranks)} are no different ranks")
         return Cluster(self.description, tuple(chosen), tuple(nodes), self.path, self._pairs)
+
+    def varied(self, description: Description) -> Cluster:
+        """The same devices where links and kinds of devices have other numbers."""
+        devices = tuple(replace(each, spec=description.devices[each.kind]) for each in self.devices)
+        return Cluster(description, devices, self.nodes, self.path, _directed(description))
 
     def _between(self, source: int, target: int) -> Link | None:
         """The finest that is said: the pair of devices, package and node, the pair of nodes, of groups."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class ShunterError(Exception):
     """A user's mistake or a condition of their machine. The CLI prints it on one line and exits 2.
@@ -30,3 +33,8 @@ class MissingExtra(ShunterError):
             f"{purpose} needs the package {package!r}, which is not installed",
             mend=f"Install it with: pip install 'shunter[{extra}]'",
         )
+        self._made_of = partial(MissingExtra, package, extra=extra, purpose=purpose)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker process sends its errors home: they are made again there."""
+        return self._made_of, ()

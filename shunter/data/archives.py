@@ -11,6 +11,7 @@ from pathlib import Path
 from shunter.config.errors import ShunterError
 from shunter.data.sources import ARCHIVE, Problem, Record, Report, SourceConfig, columns, kind_of
 
+UNREAD = (None, "page", "crawl")  # kinds of members
 MAX_MEMBER_BYTES = 1 << 30  # a larger member is more likely a bomb than a document
 
 
@@ -29,7 +30,7 @@ def members(source: SourceConfig, path: Path) -> tuple[list[zipfile.ZipInfo], li
         infos = [info for info in infos if fnmatch.fnmatch(info.filename, source.members)]
         others = [info for info in infos if _nested(info)]
     else:
-        others = [info for info in infos if _nested(info) or kind_of(info.filename) is None]
+        others = [info for info in infos if _nested(info) or kind_of(info.filename) in UNREAD]
     left = {info.filename for info in others}
     wanted = [info for info in infos if info.filename not in left]
     if not wanted:

@@ -17,7 +17,8 @@ def check(source: SourceConfig, base: Path, *, whole: bool = False) -> None:
     """
     errors: list[ShunterError] = []
     try:
-        b"some".decode(source.encoding, errors="replace")
+        if source.encoding != "auto":
+            b"some".decode(source.encoding, errors="replace")
     except LookupError:  # also codecs that are not of text
         errors.append(unknown_encoding(source.encoding, source))
     try:

@@ -13,6 +13,7 @@ from shunter.config.errors import ShunterError
 
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("row", pa.int64()), ("text", pa.string())])
 BATCH_BYTES = 16 << 20  # text held before it is written as one row group
+ROW_BYTES = 64  # of a document beside its strings
 
 
 class Writer:
@@ -36,7 +37,7 @@ class Writer:
         size = len(text.encode())
         self.documents += 1
         self.bytes += size
-        self._held += size
+        self._held += size + sum(len(fact) for fact in facts if isinstance(fact, str)) + ROW_BYTES
         if self._held >= BATCH_BYTES:
             self._flush()
 
@@ -71,6 +72,21 @@ def batches(folder: Path, rows: int = 1024) -> Iterator[list[Text]]:
             columns = [c for c in ("id", "source", "text", "copies") if c in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=rows, columns=columns):
                 yield [Text(**fields) for fields in batch.to_pylist()]
+
+
+def rows(folder: Path) -> Iterator[dict[str, object]]:
+    """The documents of one split, in order, with all their columns."""
+    for path in sorted(folder.glob("*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+
+
+def facts(folder: Path) -> dict[str, pa.DataType]:
+    """The columns of one split beside those that every corpus has."""
+    paths = sorted(folder.glob("*.parquet"))
+    schema = pq.read_schema(paths[0]) if paths else SCHEMA
+    return {field.name: field.type for field in schema if field.name not in SCHEMA.names}
 
 
 def texts(folder: Path) -> Iterator[Text]:

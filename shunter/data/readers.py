@@ -14,14 +14,22 @@ from typing import IO, Any
 import pyarrow.parquet as pq
 
 from shunter.config.errors import ShunterError
-from shunter.data.sources import Problem, Record
+from shunter.data import encodings
+from shunter.data.sources import Page, Problem, Record
 
 Report = Callable[[Problem], None]
-MAX_LINE_BYTES = 1 << 28
+MAX_LINE_BYTES = 1 << 26  # a longer record is none that someone wrote, and is passed over unread
+MAX_PAGE_BYTES = 1 << 23  # a longer web page is no text that someone wrote
 
 
 def text(raw: bytes, place: str, encoding: str, report: Report) -> str:
     """A text file's content. Bytes that are not in the encoding become U+FFFD, each line reported."""
+    if encoding == "auto":
+        decoded = encodings.decode(raw)
+        if decoded.trouble or decoded.how == "sniffed":
+            told = decoded.trouble or f"read as {decoded.encoding}, by its bytes"
+            report(Problem(place, None, told, "replaced"))
+        return decoded.text
     if encoding == "utf-8" and raw.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in raw[:1000]:
         raise ShunterError("the text is UTF-16", where=place, mend="Set the source's `encoding: utf-16`.")
     raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -39,11 +47,34 @@ def text(raw: bytes, place: str, encoding: str, report: Report) -> str:
         return raw.decode(encoding, errors="replace")
 
 
+def page(path: Path, place: str, report: Report) -> Page | None:
+    """An HTML file; None when it cannot be read, which is reported."""
+    try:
+        with path.open("rb") as raw:
+            found = decompressed(raw, path.name.lower()).read(MAX_PAGE_BYTES + 1)
+    except damage() as error:
+        report(Problem(place, None, f"the file cannot be read: {error}", "skipped"))
+        return None
+    if len(found) > MAX_PAGE_BYTES:
+        report(Problem(place, None, f"a page of more than {MAX_PAGE_BYTES >> 20} MiB", "skipped"))
+        return None
+    decoded = encodings.decode(found, markup=True)
+    if decoded.trouble:
+        report(Problem(place, None, decoded.trouble, "replaced"))
+    return Page(decoded.text, "", True, 1)
+
+
 def jsonl(raw: IO[bytes], place: str, report: Report) -> Iterator[Record]:
-    """The objects of a JSON-lines stream. A malformed line is reported and skipped."""
+    """The objects of a JSON-lines stream. A malformed or overlong line is reported and skipped."""
     number = 0
     try:
-        for number, line in enumerate(iter(lambda: raw.readline(MAX_LINE_BYTES), b""), 1):
+        for number, line in enumerate(iter(lambda: raw.readline(MAX_LINE_BYTES + 1), b""), 1):
+            if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                size = len(line)
+                while (rest := raw.readline(1 << 20)) and not rest.endswith(b"\n"):
+                    size += len(rest)
+                report(Problem(place, number, f"a line of {size + len(rest)} bytes", "skipped"))
+                continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():

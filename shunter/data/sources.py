@@ -19,6 +19,9 @@ from shunter.config.errors import MissingExtra, ShunterError
 TEXT = (".txt", ".md")
 RECORDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 ARCHIVE = ".zip"
+PAGES = (".html", ".htm", ".xhtml", ".html.gz", ".htm.gz")
+CRAWLS = (".warc", ".warc.gz", ".wet", ".wet.gz")
+Extractor = Literal["fast", "resiliparse", "trafilatura", "trafilatura-precise"]
 
 
 class SourceConfig(Config):
@@ -36,10 +39,16 @@ class SourceConfig(Config):
         "the filter `without(PATTERN)` leaves out what a regular expression matches.",
     )
     encoding: str = Field(
-        "utf-8", description="Of text files; what does not fit is replaced, counted and reported."
+        "utf-8",
+        description="Of text files; what does not fit is replaced, counted and reported; auto: by its bytes.",
     )
     url: str | None = Field(
         None, description="For JSONL and Parquet: the field that holds the document's address on the web."
+    )
+    extract: Extractor | None = Field(
+        None,
+        description="How the main text of web pages is found; default fast, for HTML files and web archives. "
+        "With JSONL and Parquet: the field holds HTML.",
     )
     licence: str | None = Field(None, description="Under which terms the text may be used.")
 
@@ -55,12 +64,16 @@ class SourceConfig(Config):
 
 @dataclass(frozen=True)
 class Document:
-    """A text with its place: row counts the source's documents from 0, in order of file and line."""
+    """A text with its place: row counts the source's documents from 0, in order of file and line.
+
+    extract: how the main text is to be found, where `text` is a web page's markup; else "".
+    """
 
     source: str
     row: int
     text: str
     url: str = ""
+    extract: str = ""
 
     @property
     def id(self) -> str:
@@ -78,6 +91,16 @@ class Problem:
 
 
 Report = Callable[[Problem], None]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A web page. text: HTML, or plain text where `html` is false. line: the record's number in its file."""
+
+    text: str
+    url: str
+    html: bool
+    line: int
 
 
 @dataclass(frozen=True)
@@ -107,39 +130,91 @@ def files(source: SourceConfig, base: Path) -> list[Path]:
             raise ShunterError(
                 f"source {source.label!r} has a file of unknown kind",
                 where=str(file),
-                mend=f"Known endings: {' '.join((*TEXT, *RECORDS, ARCHIVE))}.",
+                mend=f"Known endings: {' '.join((*TEXT, *RECORDS, *PAGES, *CRAWLS, ARCHIVE))}.",
             )
         if file.name.endswith(".zst") and find_spec("zstandard") is None:
             raise MissingExtra("zstandard", extra="zstd", purpose=f"Reading {file.name}")
+        if kind_of(file.name) == "crawl" and find_spec("fastwarc") is None:
+            raise MissingExtra("fastwarc", extra="web", purpose=f"Reading {file.name}")
+    if holds_pages(source, base, found):
+        for package in EXTRACTORS[source.extract or "fast"]:
+            if find_spec(package) is None:
+                raise MissingExtra(package, extra="web", purpose="Finding the main text of web pages")
     return sorted(found)
 
 
-def documents(source: SourceConfig, base: Path, report: Report) -> Iterator[Document]:
-    """Every document of a source, in order; what cannot be read is reported, never silently dropped."""
+EXTRACTORS = {
+    "fast": ("lxml", "resiliparse", "trafilatura"),
+    "resiliparse": ("resiliparse",),
+    "trafilatura": ("trafilatura",),
+    "trafilatura-precise": ("trafilatura",),
+}
+
+
+def holds_pages(source: SourceConfig, base: Path, found: list[Path] | None = None) -> bool:
+    """Whether some of the source's documents are web pages. found: its files, where they are known."""
+    names = [path.name for path in (files(source, base) if found is None else found)]
+    return source.extract is not None or any(kind_of(name) in ("page", "crawl") for name in names)
+
+
+def has_urls(source: SourceConfig, base: Path) -> bool:
+    """Whether the source's documents have addresses."""
+    return source.url is not None or any(kind_of(path.name) == "crawl" for path in files(source, base))
+
+
+def documents(
+    source: SourceConfig, base: Path, report: Report, *, as_pages: bool = False
+) -> Iterator[Document]:
+    """Every document of a source, in order; what cannot be read is reported, never silently dropped.
+
+    as_pages: web pages are given as their markup, for others to extract the text: that is the dear part.
+    """
     from shunter.data import templates
 
     row = 0
     to_text = templates.to_text(source)
-    for item in contents(source, base, report):
+    for item in _everything(source, base, report, whole=False):
+        url = extractor = ""
         if isinstance(item, Record):
-            text = to_text(item, report)
-            if text is None:
+            found = to_text(item, report)
+            if found is None:
                 continue
+            text, extractor = found, source.extract or ""
             found = str(item.fields.get(source.url) or "") if source.url else ""
             url = found.encode("utf-8", "replace").decode()  # half a surrogate pair could not be written
+        elif isinstance(item, Page):
+            text, url, extractor = item.text, item.url, (source.extract or "fast") if item.html else ""
         else:
-            text, url = item, ""
-        yield Document(source.label, row, text, url)
+            text = item
+        if extractor and not as_pages:
+            text, extractor = _extracted(text, extractor), ""
+        yield Document(source.label, row, text, url, extractor)
         row += 1
+
+
+def _extracted(html: str, method: str) -> str:
+    from shunter.data import extraction
+
+    return extraction.extract(html, method).text
 
 
 def contents(
     source: SourceConfig, base: Path, report: Report, *, whole: bool = False
 ) -> Iterator[str | Record]:
-    """Texts of text files and records of record files, in order of file and line.
+    """Texts of text files and web pages and records of record files, in order of file and line.
 
     whole: records have all their fields, not only those that make the text.
     """
+    for item in _everything(source, base, report, whole):
+        if isinstance(item, Page):
+            yield _extracted(item.text, source.extract or "fast") if item.html else item.text
+        else:
+            yield item
+
+
+def _everything(
+    source: SourceConfig, base: Path, report: Report, whole: bool
+) -> Iterator[str | Record | Page]:
     from shunter.data import archives, readers
 
     for path in files(source, base):
@@ -150,6 +225,14 @@ def contents(
             yield readers.text(path.read_bytes(), shown, source.encoding, report)
         elif path.name.lower().endswith(".parquet"):
             yield from readers.parquet(path, shown, columns(source, whole), report)
+        elif kind_of(path.name) == "page":
+            page = readers.page(path, shown, report)
+            if page is not None:
+                yield page
+        elif kind_of(path.name) == "crawl":
+            from shunter.data import warc
+
+            yield from warc.pages(path, shown, report)
         else:
             with path.open("rb") as raw:
                 yield from readers.jsonl(readers.decompressed(raw, path.name), shown, report)
@@ -177,8 +260,12 @@ def left_out(source: SourceConfig, base: Path) -> dict[str, int]:
 
 
 def kind_of(name: str) -> str | None:
-    """text, records or archive, by the ending; None: not read."""
+    """text, page, crawl, records or archive, by the ending; None: not read."""
     lower = name.lower()
+    if lower.endswith(PAGES):
+        return "page"
+    if lower.endswith(CRAWLS):
+        return "crawl"
     if lower.endswith(TEXT):
         return "text"
     if lower.endswith(RECORDS):

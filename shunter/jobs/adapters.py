@@ -49,13 +49,6 @@ def check(adapter: AdapterConfig | None, train: TrainConfig, how: TrainHow) -> N
             where="how.parallel",
             mend="Leave gather out.",
         )
-    packed = adapter.quantise in ("int8", "nf4")
-    if packed and how.parallel is not None and how.parallel.tp > 1:
-        raise ShunterError(
-            f"weights held as {adapter.quantise} are not cut over tensor ranks yet",
-            where="how.parallel.tp",
-            mend="Set tp to 1, or adapter.quantise to bf16 or none.",
-        )
     if train.restart is not None:
         raise ShunterError(
             "a planned restart draws all weights anew, and those under an adapter are not restored",
@@ -68,13 +61,17 @@ def load(
     folder: Path, adapter: AdapterConfig | None, seed: int, *, laid_out: bool = False
 ) -> tuple[Decoder, Fill | None]:
     """The model of a folder, ready to be trained: whole, or by adapters. laid_out: over several ranks, each
-    of which reads what it holds, unless there are adapters; the second answer reads it."""
+    of which reads what it holds; the second answer reads it."""
     from shunter.models.hf import load_model, open_model
 
     if adapter is None:
         return open_model(folder) if laid_out else (load_model(folder), None)
-    from shunter.surgery.lora import attach
+    from shunter.surgery.lora import attach, filler
 
+    if laid_out:
+        decoder, read = open_model(folder)
+        attach(decoder, adapter, seed)
+        return decoder, filler(decoder, seed, read)
     # As stored where it is quantised: there is no need for a whole model in float32.
     decoder = load_model(folder) if adapter.quantise == "none" else load_model(folder, None)
     attach(decoder, adapter, seed)

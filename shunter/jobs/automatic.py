@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from shunter.config.errors import ShunterError
@@ -43,6 +44,7 @@ def planned(
     from shunter.plan.practice import practice
     from shunter.plan.probe import probe
     from shunter.plan.search import search
+    from shunter.plan.space import HALVES
 
     if cluster_file is None:
         cluster, _ = probe(quick=True, say=say)
@@ -59,8 +61,13 @@ def planned(
             )
         fabric = Fabric.of(cluster)
         name = "shunter-fp32" if fabric.device.type == "cpu" or train.precision == "fp32" else "shunter"
+        practised = practice(name)
+        if node.config.how.compile:  # type: ignore[attr-defined]
+            # What `jobs.training.check_compiled` refuses.
+            whole = tuple(each for each in practised.schedules if each not in HALVES)
+            practised = replace(practised, offload=False, schedules=whole)
         question = Question(
-            found.spec, fabric, train.batch_rows, found.row_length, practice(name), coefficients_of(cluster)
+            found.spec, fabric, train.batch_rows, found.row_length, practised, coefficients_of(cluster)
         )
         best = search(question, top=1).plans[0].prediction
         plan = Plan.of(question, cluster, best)

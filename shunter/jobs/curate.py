@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-import re
-import unicodedata
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar
 
@@ -15,20 +16,33 @@ from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.data import checks
+from shunter.data.cleaning import normalise
 from shunter.data.curation.chain import stages
 from shunter.data.curation.decontaminate import Decontaminate
+from shunter.data.curation.firsts import Firsts
+from shunter.data.curation.gopher import GopherQuality
 from shunter.data.curation.kinds import AnyOperator, Preset, preset
 from shunter.data.curation.language import FILES as MODEL_FILES
-from shunter.data.curation.language import Language, LanguageModel
-from shunter.data.curation.operators import Operator
-from shunter.data.sources import Document, Problem, SourceConfig, documents, files, left_out
+from shunter.data.curation.language import ConfidenceCut, Language, LanguageModel
+from shunter.data.curation.operators import Filter, Operator
+from shunter.data.curation.precision import PrecisionFilter
+from shunter.data.curation.quality import Perplexity, Quality
+from shunter.data.curation.urls import UrlRules
+from shunter.data.sources import (
+    Document,
+    Problem,
+    SourceConfig,
+    documents,
+    files,
+    has_urls,
+    holds_pages,
+    left_out,
+)
+from shunter.jobs.curate_names import Names
 from shunter.recipe.job import How, Input, JobConfig, JobContext, Stopped
 
 SPLITS = ("train", "heldout")
-# Characters that no text needs: controls but tab and line feed, and the byte order mark.
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
-_SPACES = re.compile(r"(?<![ \t])[ \t]+(?=\n|$)")  # begun anywhere in a run, each of its ends would be tried
-_BLANKS = re.compile(r"\n{3,}")
+RECORDS = ("summary.json", "dropped.jsonl", "samples.jsonl", "problems.jsonl")
 
 
 class CurateHow(How):
@@ -39,6 +53,11 @@ class CurateHow(How):
         4_000_000,
         ge=1,
         description="Characters of the documents that a worker takes at once, and loses if killed.",
+    )
+    memory_mb: int = Field(
+        256,
+        ge=1,
+        description="What finding duplicates may hold, in MB; what is more is done in parts, on disk.",
     )
 
 
@@ -54,6 +73,12 @@ class CurateConfig(JobConfig):
     )
     limits: Annotated[str | None, Input("limits")] = Field(
         None, description="Job that fitted filters' limits and stopwords to languages."
+    )
+    ngrams: Annotated[str | None, Input("ngrams")] = Field(
+        None, description="Job that made the model of runs of `perplexity` operators."
+    )
+    classifier: Annotated[str | None, Input("classifier")] = Field(
+        None, description="Job that made the classifier of `quality` operators."
     )
     rehydrate: int = Field(
         0,
@@ -105,21 +130,45 @@ class CurateConfig(JobConfig):
         kinds = [operator.name for operator in self.chain]
         if self.rehydrate and "near-duplicates" not in kinds:
             raise ValueError("rehydrate needs near-duplicates among the operators: it counts their clusters")
-        if "confidence-cut" in kinds and "language" not in kinds[: kinds.index("confidence-cut")]:
-            raise ValueError("confidence-cut needs language before it")
+        self._labels_come_first()
         if (self.limits or self.languages) and "language" not in kinds:
             given = "limits" if self.limits else "languages"
             raise ValueError(f"{given} serve documents whose language is known; add the operator language")
+        models = [operator.model for operator in self.chain if isinstance(operator, Language)]
+        if self.languages and all(models):
+            raise ValueError("no language operator uses languages: each has a model of its own")
         if self.corpora and self.section_chars:
             raise ValueError("documents of corpora are not taken apart again; leave section_chars out")
         if self.corpora and not self.chain:
             raise ValueError("corpora are read by a chain of operators; give preset or operators")
-        models = [operator.model for operator in self.chain if isinstance(operator, Language)]
         if not all(models) and self.languages is None:
             raise ValueError("a language operator needs `languages`, a job that makes a model, or `model`")
+        for kind, job, name in (
+            (Perplexity, self.ngrams, "ngrams"),
+            (Quality, self.classifier, "classifier"),
+        ):
+            mine = [operator for operator in self.chain if isinstance(operator, kind)]
+            if job is None and not all(operator.model for operator in mine):
+                raise ValueError(f"{mine[0].name} needs `{name}`, a job that makes a model, or `model`")
+            if job is not None and not mine:
+                raise ValueError(f"{name} serves an operator that is not there; add {kind.__name__.lower()}")
         if self.max_chars < self.min_chars:
             raise ValueError(f"max_chars {self.max_chars} is below min_chars {self.min_chars}")
         return self
+
+    def _labels_come_first(self) -> None:
+        """What hangs on a document's language stands after what tells it."""
+        for operator in self.chain:
+            if isinstance(operator, Language):
+                return
+            name = operator.name
+            if isinstance(operator, ConfidenceCut | PrecisionFilter):
+                raise ValueError(f"{name} needs language before it")
+            own = isinstance(operator, GopherQuality) and operator.stopwords_by_language
+            if isinstance(operator, Filter) and (operator.by_language or own):
+                raise ValueError(f"{name} has limits by language and needs language before it")
+            if self.limits and isinstance(operator, Filter) and "language" in {o.name for o in self.chain}:
+                raise ValueError(f"limits serve {name} only after language; put language before it")
 
 
 class CurateJob:
@@ -127,15 +176,28 @@ class CurateJob:
 
     kind: ClassVar[str] = "curate"
     produces: ClassVar[str] = "corpus"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Config: ClassVar[type[JobConfig]] = CurateConfig
 
     def check(self, config: CurateConfig, base: Path) -> Sequence[str]:
         for source in (*config.sources, *config.against):
             checks.check(source, base)
+        for source in config.sources:
+            if config.section_chars and holds_pages(source, base):
+                raise ShunterError(
+                    f"source {source.label!r} has web pages, which are not taken apart",
+                    mend="Leave section_chars out, or read the corpus that is made by another job.",
+                )
         for operator in config.chain:
+            operator.ready()
+            for path in operator.files():
+                if not (base / path).is_file():
+                    raise ShunterError(f"a file of {operator.name} is not there", where=str(base / path))
             if isinstance(operator, Language) and operator.model:
-                LanguageModel.load(base / operator.model)
+                known_languages(operator, LanguageModel.load(base / operator.model).labels)
+            known = config.corpora or any(has_urls(source, base) for source in config.sources)
+            if isinstance(operator, UrlRules) and not known:
+                raise ShunterError("url-rules needs addresses", mend="Give a source's `url: FIELD`.")
         missing = [source.label for source in config.sources if source.licence is None]
         warnings = [f"no licence is given for {', '.join(missing)}"] if missing else []
         for source in config.sources:
@@ -150,6 +212,7 @@ class CurateJob:
         return [
             *dict.fromkeys(path for source in sources for path in files(source, base)),
             *(folder / name for folder in models if folder != base for name in MODEL_FILES),
+            *(base / path for operator in config.chain for path in operator.files()),
         ]
 
     def disk_bytes(self, config: CurateConfig, base: Path) -> int:
@@ -159,7 +222,7 @@ class CurateJob:
         return 4 * copies * sum(path.stat().st_size for path in self.reads(config, base))
 
     def run(self, context: JobContext[CurateConfig]) -> dict[str, Any]:
-        if context.config.chain:
+        if context.config.chain or any(holds_pages(s, context.base) for s in context.config.sources):
             from shunter.jobs import curate_chain
 
             summary = curate_chain.run(context)
@@ -167,12 +230,16 @@ class CurateJob:
             summary = self._plain(context)
         others = {source.label: left_out(source, context.base) for source in context.config.sources}
         summary["left_out"] = {label: counts for label, counts in others.items() if counts}
+        (context.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         if summary["train"]["documents"] == 0:
+            for name in RECORDS:  # what is staged goes when a job fails; its log stays
+                if (context.out / name).is_file():
+                    shutil.copyfile(context.out / name, context.log / name)
             raise ShunterError(
                 f"none of {summary['read']} documents is left to train on: {summary['dropped']}",
-                mend="Look at dropped.jsonl's reasons: lower min_chars or heldout, or give more text.",
+                where=str(context.log),
+                mend="dropped.jsonl there has the reasons: lower min_chars or heldout, or give more text.",
             )
-        (context.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         return {
             "documents": summary["train"]["documents"],
             "bytes": summary["train"]["bytes"],
@@ -184,25 +251,32 @@ class CurateJob:
 
     def _plain(self, context: JobContext[CurateConfig]) -> dict[str, Any]:
         """Without operators: from the sources straight to the corpus."""
-        with Output(context.out) as output:
+        labels = [source.label for source in context.config.sources]
+        with (
+            Output(context.out, context.work / "seen") as output,
+            closing(Names(context.work / "names.bin")) as names,
+        ):
             for number, document in enumerate(read(context, output), 1):
                 text = normalise(document.text) if context.config.normalise else document.text
                 parts = sections(text, context.config.section_chars)
                 output.read += 1
                 for index, part in enumerate(parts):
-                    name = document.id if len(parts) == 1 else f"{document.id}.{index}"
-                    output.put(document, name, part, context.config)
+                    place = names.add(
+                        labels.index(document.source), document.row, -1 if len(parts) == 1 else index
+                    )
+                    reason, facts = output.reason(part, place, context.config)
+                    name = names.id(place, labels)
+                    if reason is None:
+                        output.keep(document, name, part, context.config)
+                        continue
+                    if "of" in facts:
+                        facts["of"] = names.id(facts["of"], labels)
+                    record = {"id": name, "operator": "reading", "reason": reason, **facts}
+                    output.drop(document.source, record)
                 if number % 256 == 0 and context.control.stop_requested():
                     raise Stopped
                 context.events.progress(number, None, "documents")
         return output.summary({source.label: source.licence for source in context.config.sources})
-
-
-def normalise(text: str) -> str:
-    """Canonical composition and line feeds; no controls, trailing spaces or runs of blank lines."""
-    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
-    text = _SPACES.sub("", _CONTROLS.sub("", text))
-    return _BLANKS.sub("\n\n", text).strip()
 
 
 def sections(text: str, limit: int) -> list[str]:
@@ -241,18 +315,19 @@ def split_of(text: str, share: float) -> str:
 def read(context: JobContext[CurateConfig], output: Output) -> Iterator[Document]:
     """Every document of the sources, in order; what cannot be read is recorded."""
     for source in context.config.sources:
-        for document in documents(source, context.base, output.problem):
+        for document in documents(source, context.base, output.problem, as_pages=True):
             if context.config.limit and document.row >= context.config.limit:
                 break
             yield document
 
 
 class Output:
-    """The corpus while it is written. Memory: 16 bytes and their overhead a document, for duplicates."""
+    """The corpus while it is written. seen: a folder for what is needed to know duplicates."""
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, seen: Path, facts: Mapping[str, Any] | None = None) -> None:
         self.folder, self.facts = folder, facts
-        self.seen: set[bytes] = set()
+        shutil.rmtree(seen, ignore_errors=True)  # documents are read anew in every attempt
+        self.seen = Firsts(seen)
         self.dropped: Counter[str] = Counter()
         self.problems = self.read = 0
         self.sources: dict[str, Counter[str]] = {}
@@ -275,30 +350,33 @@ class Output:
         self.problems += 1
         self._problems.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
 
-    def put(self, document: Document, name: str, text: str, config: CurateConfig) -> None:
-        """Keep or drop one document by length, encoding and whether it was met before."""
-        reason, facts = self.reason(text, config)
-        if reason is not None:
-            self.drop(document.source, {"id": name, "operator": "reading", "reason": reason, **facts})
-            return
-        self.keep(document, name, text, config)
-
     def drop(self, source: str, record: Mapping[str, Any]) -> None:
         """Record that a document leaves: `id`, `reason` and what decided."""
         self.dropped[record["reason"]] += 1
         self.sources.setdefault(source, Counter())[f"dropped: {record['reason']}"] += 1
         self._dropped.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-    def keep(self, document: Document, name: str, text: str, config: CurateConfig, *facts: object) -> None:
-        """Write a document to the split that its text says."""
+    def keep(
+        self,
+        document: Document,
+        name: str,
+        text: str,
+        config: CurateConfig,
+        split: str | None = None,
+        *facts: object,
+    ) -> None:
+        """Write a document to its split; None: the one that its text says."""
         counts = self.sources.setdefault(document.source, Counter())
-        split = split_of(text, config.heldout)
+        split = split or split_of(text, config.heldout)
         counts[f"{split} documents"] += 1
         counts[f"{split} bytes"] += len(text.encode())
         self.splits[split].write(name, document.source, document.row, text, *facts)
 
-    def reason(self, text: str, config: CurateConfig) -> tuple[str | None, dict[str, Any]]:
-        """Why a document leaves before any operator, and what decided; None when it stays."""
+    def reason(self, text: str, number: int, config: CurateConfig) -> tuple[str | None, dict[str, Any]]:
+        """Why a document leaves before any operator, and what decided; None when it stays.
+
+        number: its own; `of` is that of the first with the same text.
+        """
         if len(text) < config.min_chars:
             return "too short", {"chars": len(text), "min_chars": config.min_chars}
         if len(text) > config.max_chars:
@@ -307,9 +385,9 @@ class Output:
             return "not encodable", {}
         if config.deduplicate:
             digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            if digest in self.seen:
-                return "duplicate", {}
-            self.seen.add(digest)
+            first = self.seen.add(digest, number)
+            if first is not None:
+                return "duplicate", {"of": first}
         return None, {}
 
     def summary(self, licences: Mapping[str, str | None]) -> dict[str, Any]:
@@ -328,6 +406,22 @@ class Output:
                 for name in licences
             },
         }
+
+
+def known_languages(operator: Operator, labels: Sequence[str]) -> None:
+    """Refuse an operator that asks for languages which the model never tells."""
+    asked: list[str] = []
+    if isinstance(operator, Language):
+        asked = [*(operator.keep or []), *operator.cuts]
+    elif isinstance(operator, PrecisionFilter):
+        asked = [operator.language]
+    if unknown := [name for name in asked if name not in labels]:
+        near = difflib.get_close_matches(unknown[0], labels, 1)
+        shown = f" such as {near[0]!r}" if near else f": {', '.join(labels[:20])}"
+        raise ShunterError(
+            f"the language model does not tell {unknown[0]!r}, which {operator.name} asks for",
+            mend=f"Name languages that it tells{shown}.",
+        )
 
 
 def _encodes(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import heapq
 import json
@@ -9,29 +10,37 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
+from shunter.config.errors import ShunterError
 from shunter.data import corpus
 from shunter.data import sources as places
+from shunter.data.cleaning import normalise
 from shunter.data.curation import rehydration
 from shunter.data.curation.chain import Documents
 from shunter.data.curation.decontaminate import Decontaminate
+from shunter.data.curation.extract import ExactDuplicates, Extract
 from shunter.data.curation.gopher import GopherQuality
-from shunter.data.curation.language import Language
+from shunter.data.curation.language import Language, LanguageModel
 from shunter.data.curation.licences import LicenceTiers
+from shunter.data.curation.local import RepeatedBeginnings, RepeatedEdges, RepeatedSentences
 from shunter.data.curation.operators import Filter, Operator
+from shunter.data.curation.quality import Perplexity, Quality
 from shunter.data.curation.runner import Done, Runner
+from shunter.data.curation.safety import KeywordSafety
 from shunter.data.sources import Document, Problem, SourceConfig
-from shunter.jobs.curate import SPLITS, CurateConfig, Output, normalise, read, sections
+from shunter.jobs.curate import SPLITS, CurateConfig, Output, known_languages, read, sections
+from shunter.jobs.curate_corpora import Corpora, Given, twice
+from shunter.jobs.curate_names import Names, id_of, names_in
 from shunter.recipe.job import JobContext, Stopped
 
-FORMAT = 2  # of the files in the work folder; another number begins anew
-NAMES = np.dtype([("source", "<i4"), ("row", "<i8"), ("part", "<i4")])
+FORMAT = 3  # of the files in the work folder; another number begins anew
+CHUNK_DOCUMENTS = 50_000  # of a chunk at most, however short they are
 
 
 def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
@@ -47,13 +56,23 @@ def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
             shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
     workers = config.how.workers or len(os.sched_getaffinity(0))
-    runner = Runner(folder, operators, workers, _Watch(context), config.excluded)
-    has_url = any(source.url for source in config.sources)
+    watch = _Watch(context)
+    memory = config.how.memory_mb
+    runner = Runner(folder, operators, workers, watch, config.excluded, watch.begins, memory)
+    corpora = Corpora(context.many("corpora") if config.corpora else [])
+    has_url = (
+        any(places.has_urls(source, context.base) for source in config.sources) or "url" in corpora.facts
+    )
     facts = {**({"url": pa.string()} if has_url else {}), **_facts(operators)}
     if config.rehydrate:
         facts["copies"] = pa.int32()
-    with Output(context.out, facts) as output:
-        with _Reading(folder, context, output, _given(config, operators)) as reading:
+    made = set(facts)
+    facts.update({name: kind for name, kind in corpora.facts.items() if name not in made})
+    with Output(context.out, context.work / "seen", facts) as output:
+        for problem in corpora.problems:
+            output.problem(problem)
+        given = _given(made | (set(facts) - made and {"carried"}), operators)
+        with _Reading(folder, context, output, corpora, given, made) as reading:
             runner.run(reading.chunks())
         labels = reading.labels
         table = _copies(runner, config.rehydrate) if config.rehydrate else {}
@@ -65,7 +84,7 @@ def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
     summary["operators"] = [{"operator": name, **tally.data()} for name, tally in runner.tallies()]
     if languages:
         summary["languages"] = {name: dict(sorted(languages[name].items())) for name in sorted(languages)}
-    names = _names(folder)
+    names = names_in(folder / "names.bin")
     with (context.out / "samples.jsonl").open("w", encoding="utf-8") as file:
         for sample in runner.samples():
             shown = _told(sample, names, labels)
@@ -80,11 +99,24 @@ def bound(context: JobContext[CurateConfig]) -> list[Operator]:
     found: dict[str, Any] = {"limits": {}, "stopwords": {}}
     if config.limits:
         found = json.loads((context.one("limits").path / "limits.json").read_text(encoding="utf-8"))
-    operators = []
-    for operator in config.chain:
+    operators: list[Operator] = []
+    labels: Sequence[str] | None = None
+    if any(places.holds_pages(source, context.base) for source in config.sources):
+        limits = {name: getattr(config, name) for name in ("normalise", "min_chars", "max_chars")}
+        operators.append(Extract(kind="extract", **limits))
+        operators += [ExactDuplicates(kind="exact-duplicates")] if config.deduplicate else []
+    for chosen in config.chain:
+        operator = chosen.rooted(context.base)
         update: dict[str, Any] = {}
         if isinstance(operator, Language):
             update["model"] = str(context.base / operator.model) if operator.model else model
+            labels = LanguageModel.load(Path(update["model"])).labels
+        if labels is not None:
+            known_languages(operator, labels)
+        if isinstance(operator, Perplexity) and not operator.model:
+            update["model"] = str(context.one("ngrams").path)
+        if isinstance(operator, Quality) and not operator.model:
+            update["model"] = str(context.one("classifier").path)
         if isinstance(operator, Filter) and not operator.by_language:
             update["by_language"] = found["limits"].get(operator.name, {})
         if isinstance(operator, GopherQuality) and not operator.stopwords_by_language:
@@ -104,28 +136,48 @@ def _texts(source: SourceConfig, context: JobContext[CurateConfig]) -> Iterator[
         yield document.text
 
 
-def _given(config: CurateConfig, operators: list[Operator]) -> set[str]:
+def _given(facts: set[str], operators: list[Operator]) -> set[str]:
     """Facts of documents that operators or the corpus need from the start."""
-    found = {"url"} if any(source.url for source in config.sources) else set()
-    return found | ({"source"} if any(isinstance(o, LicenceTiers) for o in operators) else set())
+    found = facts & {"url", "carried"}
+    found |= {"extract"} if any(isinstance(o, Extract) for o in operators) else set()
+    of_source = (LicenceTiers, KeywordSafety, RepeatedBeginnings, RepeatedSentences, RepeatedEdges)
+    return found | ({"source"} if any(isinstance(o, of_source) for o in operators) else set())
 
 
 class _Reading:
     """Documents from sources and corpora, numbered; what leaves here already is written down beside.
 
-    labels: the sources' names by their number; licences: what is known of each.
+    labels: the sources' names by their number; licences: what is known of each. made: columns that the job
+    makes itself.
     """
 
     def __init__(
-        self, folder: Path, context: JobContext[CurateConfig], output: Output, given: set[str]
+        self,
+        folder: Path,
+        context: JobContext[CurateConfig],
+        output: Output,
+        corpora: Corpora,
+        given: set[str],
+        made: set[str],
     ) -> None:
-        self.context, self.output, self.folder, self.given = context, output, folder, given
+        self.context, self.output, self.folder = context, output, folder
+        self.corpora, self.given, self.made = corpora, given, made
         self.documents = 0
         self.licences = {source.label: source.licence for source in context.config.sources}
         self.labels = list(self.licences)
+        self._begins: list[tuple[int, str]] = [(0, "the sources")]  # numbers from which on they are of these
+        told = dict.fromkeys(self.licences, "here")
+        for label, licence, where in corpora.licences():
+            if self.licences.setdefault(label, licence) != licence:
+                raise ShunterError(
+                    f"source {label!r} has the licence {licence} in {where} and {self.licences[label]} "
+                    f"{told[label] if told[label] == 'here' else f'in {told[label]}'}",
+                    mend="Give sources that are not the same different names.",
+                )
+            told.setdefault(label, where)
 
     def __enter__(self) -> _Reading:
-        self._names: IO[bytes] = (self.folder / "names.bin").open("wb")
+        self._names = Names(self.folder / "names.bin")
         self._dropped: IO[str] = (self.folder / "dropped.jsonl").open("w", encoding="utf-8")
         return self
 
@@ -134,14 +186,15 @@ class _Reading:
         self._dropped.close()
 
     def chunks(self) -> Iterator[Documents]:
-        """Cut by characters, wherever files end."""
-        config, number = self.context.config, 0
+        """Cut by characters and documents, wherever files end."""
+        config = self.context.config
         known = {label: place for place, label in enumerate(self.labels)}
         texts: list[str] = []
         numbers: list[int] = []
         told: list[dict[str, str]] = []
         held = 0
-        for document, part_of in self._all():
+        for given in self._all():
+            document = given.document
             self.documents += 1
             if self.documents % 256 == 0 and self.context.control.stop_requested():
                 raise Stopped
@@ -149,78 +202,104 @@ class _Reading:
                 known[document.source] = len(self.labels)
                 self.labels.append(document.source)
                 self.licences.setdefault(document.source, None)
-            text = normalise(document.text) if config.normalise else document.text
-            parts = sections(text, config.section_chars)
+            # Of a page nothing is known before its text is found: `extract` does the same in a worker.
+            page = bool(document.extract)
+            text = normalise(document.text) if config.normalise and not page else document.text
+            parts = [text] if page else sections(text, config.section_chars)
             for index, part in enumerate(parts):
-                name = (known[document.source], document.row, part_of if len(parts) == 1 else index)
-                self._names.write(np.array(name, NAMES).tobytes())
-                reason, facts = self.output.reason(part, config)
+                part_of = given.part if len(parts) == 1 else index
+                number = self._names.add(known[document.source], document.row, part_of, given.split)
+                reason, facts = (None, {}) if page else self.output.reason(part, number, config)
                 if reason is None:
                     numbers.append(number)
                     texts.append(part)
-                    told.append({"url": document.url, "source": document.source})
-                    held += len(part)
+                    told.append(
+                        {
+                            "url": document.url,
+                            "source": document.source,
+                            "extract": document.extract,
+                            "carried": given.carried,
+                        }
+                    )
+                    held += len(part) + len(document.url) + len(given.carried)
                 else:
                     record = {"number": number, "operator": "reading", "reason": reason, **facts}
                     self._dropped.write(json.dumps(record) + "\n")
-                number += 1
-            if held >= config.how.chunk_chars:
+            if held >= config.how.chunk_chars or len(texts) >= CHUNK_DOCUMENTS:
                 yield self._chunk(numbers, texts, told)
                 texts, numbers, told, held = [], [], [], 0
         if texts:
             yield self._chunk(numbers, texts, told)
         self._names.flush()
         self._dropped.flush()
+        if self.corpora.artefacts:
+            self._no_id_twice()
 
     def _chunk(self, numbers: list[int], texts: list[str], told: list[dict[str, str]]) -> Documents:
-        facts = {name: np.array([each[name] for each in told], np.str_) for name in sorted(self.given)}
+        facts = {name: np.array([each[name] for each in told], object) for name in sorted(self.given)}
         return Documents(np.array(numbers, np.int64), texts, facts)
 
-    def _all(self) -> Iterator[tuple[Document, int]]:
-        """Documents with the part of a document that they are, or -1."""
+    def _all(self) -> Iterator[Given]:
+        """Documents with what is known of them."""
         for document in read(self.context, self.output):
-            yield document, -1
-        for artefact in self.context.many("corpora") if self.context.config.corpora else []:
-            known = json.loads((artefact.path / "summary.json").read_text(encoding="utf-8")).get(
-                "sources", {}
-            )
-            self.licences.update({label: counts.get("licence") for label, counts in known.items()})
-            for split in SPLITS:
-                for text in corpus.texts(artefact.path / split):
-                    row, _, part = text.id.rpartition(":")[2].partition(".")
-                    yield Document(text.source, int(row), text.text), int(part or -1)
+            yield Given(document)
+        for where, given in self.corpora.documents(self.made):
+            if self._begins[-1][1] != where:
+                self._begins.append((self._names.count, where))
+            yield given
+
+    def _no_id_twice(self) -> None:
+        """Refuse two documents of one name: nobody could tell what became of which."""
+        names = names_in(self.folder / "names.bin")
+        if (found := twice(names, self.labels)) is None:
+            return
+        name, same = found
+        places = [where for _, where in self._begins]
+        begins = [begin for begin, _ in self._begins]
+        there = [places[bisect.bisect_right(begins, number) - 1] for number in same]
+        raise ShunterError(
+            f"two documents have the id {name}: in {there[0]} and in {there[1]}",
+            mend="Give their sources different names.",
+        )
 
 
 class _Watch:
-    """Progress, and the request to stop, between two chunks."""
+    """Progress, and the request to stop, between two chunks.
+
+    Speed is of what this attempt has done since the stage began, in characters; the share that is kept is
+    of all. How long a stage still takes is told from the second on, once it is known how many chunks there
+    are. Chunks of an earlier attempt cost no time, so they count for neither.
+    """
 
     def __init__(self, context: JobContext[CurateConfig]) -> None:
         self.context = context
+        self.begins(-1)
+        self.chunks = 0
+
+    def begins(self, stage: int) -> None:
+        """A stage begins."""
         self.begin = time.perf_counter()
-        self.stage = -1
-        self.counts: dict[int, int] = {}
-        self.documents = self.kept = self.characters = 0
+        self.seen = self.fresh = self.documents = self.kept = self.characters = 0
 
     def __call__(self, stage: int, done: Done) -> None:
         if self.context.control.stop_requested():
             raise Stopped
-        if stage != self.stage:
-            self.stage, self.begin = stage, time.perf_counter()
-            self.documents = self.kept = self.characters = 0
-        self.counts[stage] = self.counts.get(stage, 0) + 1
-        seen = done.tallies[0].documents if done.tallies else done.documents
-        self.documents += seen
+        self.seen += 1
+        self.chunks += stage == 0
+        tally = done.tallies[0] if done.tallies else None
+        self.documents += tally.documents if tally else done.documents
         self.kept += done.documents
-        self.characters += done.tallies[0].characters if done.tallies else 0
+        if done.fresh:
+            self.fresh += 1
+            self.characters += tally.characters if tally else 0
         seconds = max(time.perf_counter() - self.begin, 1e-9)
         shown: dict[str, float | int | str] = {
             "stage": stage + 1,
             "MB/s": round(self.characters / 1e6 / seconds, 2),
             "kept": f"{self.kept / max(self.documents, 1):.0%}",
         }
-        if stage:  # how many chunks there are is known once all are read
-            left = self.counts[0] - self.counts[stage]
-            shown["seconds left"] = round(seconds / self.counts[stage] * left)
+        if stage and self.fresh:
+            shown["seconds left"] = round(seconds / self.fresh * (self.chunks - self.seen))
         self.context.events.progress(self.documents, None, "documents", **shown)
 
 
@@ -245,7 +324,7 @@ def _publish(
     table: dict[int, int],
 ) -> dict[str, Counter[str]]:
     """Write what is left and what left, each in the order of reading; counts by language."""
-    names = _names(folder)
+    names = names_in(folder / "names.bin")
     languages: dict[str, Counter[str]] = {}
     early = (json.loads(line) for line in (folder / "dropped.jsonl").open(encoding="utf-8"))
     streams = [early, *(runner.dropped(stage) for stage in range(len(runner.stages)))]
@@ -257,7 +336,7 @@ def _publish(
         text = record.pop("text", None)
         if excluded is not None and text is not None:
             why = (record["operator"], record["reason"])
-            excluded.write(_id(name, labels), source, int(name["row"]), text, *why)
+            excluded.write(id_of(name, labels), source, int(name["row"]), text, *why)
         output.drop(source, _told(record, names, labels))
         if "language" in record:
             languages.setdefault(record["language"], Counter())[f"dropped: {record['reason']}"] += 1
@@ -269,12 +348,13 @@ def _publish(
         if table and len(documents):
             sizes = documents.facts["cluster_size"].tolist()
             documents.facts["copies"] = np.array([rehydration.of(size, table) for size in sizes], np.int32)
-        facts = [documents.facts[name].tolist() for name in output.facts or {}] if len(documents) else []
+        facts = list(_columns(documents, list(output.facts or {})))
         for place, text in enumerate(documents.texts):
             name = names[documents.number[place]]
             document = Document(labels[int(name["source"])], int(name["row"]), text)
             own = [column[place] for column in facts]
-            output.keep(document, _id(name, labels), text, context.config, *own)
+            split = SPLITS[int(name["split"])] if name["split"] >= 0 else None
+            output.keep(document, id_of(name, labels), text, context.config, split, *own)
             if "language" in documents.facts:
                 counts = languages.setdefault(str(documents.facts["language"][place]), Counter())
                 counts["documents"] += 1
@@ -282,23 +362,27 @@ def _publish(
     return languages
 
 
+def _columns(documents: Documents, names: Sequence[str]) -> Iterator[list[Any]]:
+    """A value of each fact for each document; of what is not known of it, nothing, and one copy."""
+    if not len(documents):
+        return
+    told = documents.facts.get("carried", np.full(len(documents), "", object))
+    carried = [json.loads(each) if each else {} for each in told.tolist()]
+    for name in names:
+        if name in documents.facts:
+            yield documents.facts[name].tolist()
+        else:
+            missing = 1 if name == "copies" else None
+            yield [facts.get(name, missing) for facts in carried]
+
+
 def _told(record: dict[str, Any], names: np.ndarray, labels: list[str]) -> dict[str, Any]:
     """A record of removal with ids for numbers."""
-    told = {"id": _id(names[record["number"]], labels), **record}
+    told = {"id": id_of(names[record["number"]], labels), **record}
     del told["number"]
     if "of" in told:
-        told["of"] = _id(names[told["of"]], labels)
+        told["of"] = id_of(names[told["of"]], labels)
     return told
-
-
-def _id(name: Any, labels: list[str]) -> str:
-    part = int(name["part"])
-    return f"{labels[int(name['source'])]}:{int(name['row'])}" + ("" if part < 0 else f".{part}")
-
-
-def _names(folder: Path) -> np.ndarray:
-    path = folder / "names.bin"
-    return np.memmap(path, NAMES, "r") if path.stat().st_size else np.zeros(0, NAMES)
 
 
 def _facts(operators: list[Operator]) -> dict[str, pa.DataType]:

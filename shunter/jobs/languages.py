@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from shunter.data import checks
@@ -34,7 +35,7 @@ class LanguagesJob:
 
     kind: ClassVar[str] = "languages"
     produces: ClassVar[str] = "languages"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Config: ClassVar[type[JobConfig]] = LanguagesConfig
 
     def check(self, config: LanguagesConfig, base: Path) -> Sequence[str]:
@@ -47,29 +48,29 @@ class LanguagesJob:
 
     def run(self, context: JobContext[LanguagesConfig]) -> dict[str, Any]:
         config = context.config
-        texts, labels = labelled(context, config.chars, config.limit)
+        texts, labels, origins = labelled(context, config.chars, config.limit)
         # A fifth is held out for the figure; the model that is kept has learnt from all.
-        taught = [place % HELD != 0 for place in range(len(texts))]
+        asked, fits = (held_out(labels, origins, fold) for fold in (0, 1))
+        taught = np.flatnonzero(~asked).tolist()
         model = LanguageModel.train(
-            [t for t, k in zip(texts, taught, strict=True) if k],
-            [t for t, k in zip(labels, taught, strict=True) if k],
-            config.bits,
+            [texts[place] for place in taught], [labels[place] for place in taught], config.bits, fits[taught]
         )
-        asked = [place for place, known in enumerate(taught) if not known]
-        best = model.scores([texts[place] for place in asked]).argmax(axis=1).tolist()
-        right = sum(model.labels[b] == labels[place] for b, place in zip(best, asked, strict=True))
-        LanguageModel.train(texts, labels, config.bits).save(context.out)
+        places = np.flatnonzero(asked).tolist()
+        best = model.scores([texts[place] for place in places]).argmax(axis=1).tolist()
+        right = sum(model.labels[b] == labels[place] for b, place in zip(best, places, strict=True))
+        LanguageModel.train(texts, labels, config.bits, fits).save(context.out)
         return {
             "languages": len(model.labels),
             "texts": len(texts),
             "least_texts": min(Counter(labels).values()),
-            "heldout_texts": len(asked),
-            "heldout_accuracy": right / max(len(asked), 1),
+            "heldout_texts": len(places),
+            "heldout_accuracy": right / max(len(places), 1),
         }
 
 
-def labelled(context: JobContext[Any], chars: int, limit: int) -> tuple[list[str], list[str]]:
-    """Pieces of the texts of the job's sources and corpora, and the names of their sources, in order.
+def labelled(context: JobContext[Any], chars: int, limit: int) -> tuple[list[str], list[str], list[int]]:
+    """Pieces of the texts of the job's sources and corpora, in order; for each the name of its source and
+    the number of the document that it is of.
 
     At most `limit` of each source, if not 0. Problems of reading go to the event log.
     """
@@ -88,8 +89,9 @@ def labelled(context: JobContext[Any], chars: int, limit: int) -> tuple[list[str
 
     texts: list[str] = []
     labels: list[str] = []
+    origins: list[int] = []
     counts: Counter[str] = Counter()
-    for label, text in every():
+    for number, (label, text) in enumerate(every()):
         if context.control.stop_requested():
             raise Stopped
         for piece in pieces(text, chars):
@@ -98,7 +100,25 @@ def labelled(context: JobContext[Any], chars: int, limit: int) -> tuple[list[str
             counts[label] += 1
             texts.append(piece)
             labels.append(label)
-    return texts, labels
+            origins.append(number)
+    return texts, labels, origins
+
+
+def held_out(labels: Sequence[str], origins: Sequence[int], fold: int) -> np.ndarray:
+    """bool per piece: whether it is in this fold, of five. What is held out has no piece of a document that
+    teaches; of a language with fewer than five documents it is a fifth of the pieces that follow each
+    other, of one with fewer than five pieces nothing.
+    """
+    held = np.zeros(len(labels), bool)
+    names, origin = np.array(labels, object), np.array(origins, np.int64)
+    for label in sorted(set(labels)):
+        mine = np.flatnonzero(names == label)
+        documents, inverse = np.unique(origin[mine], return_inverse=True)
+        if len(documents) >= HELD:
+            held[mine] = inverse % HELD == fold
+        elif len(mine) >= HELD:
+            held[mine] = np.arange(len(mine)) * HELD // len(mine) == fold
+    return held
 
 
 def pieces(text: str, chars: int) -> list[str]:

@@ -18,7 +18,7 @@ from shunter.recipe import disk
 from shunter.recipe.graph import Graph, Node
 from shunter.train.config import Parallel, TrainConfig, TrainHow
 from shunter.train.layout_check import check_layout
-from shunter.train.layout_describe import describe, must_fit, spec_settings
+from shunter.train.layout_describe import describe, host_bytes, must_fit, spec_settings
 from shunter.train.layout_parts import Plan
 
 GUESSED_VOCABULARY = 16384  # where no tokenizer's size is told
@@ -157,6 +157,8 @@ def laid_out(graph: Graph, node: Node, memory: int | None = None) -> Layout:
     if how.checkpoint_async:
         most = max(each.weights + each.optimizer for each in layout.ranks)
         layout.notes.append(f"checkpoint_async keeps up to {disk.human(most)} more in a rank's host memory")
+    if most := max(host_bytes(plan, rank) for rank in range(plan.grid.size)):
+        layout.notes.append(f"offload keeps up to {disk.human(most)} of a rank's layers in host memory")
     if memory is not None:
         must_fit(layout, memory, plan, train.optimizer, train.batch_rows)
     return layout

@@ -13,10 +13,9 @@ from shunter.config.errors import ShunterError
 from shunter.data import checks
 from shunter.data.curation.kinds import AnyOperator, preset
 from shunter.data.curation.operators import Filter
-from shunter.data.curation.pages import Pages
 from shunter.data.curation.precision import AFFINITY, own_words
 from shunter.data.curation.stopwords import LEAST, SHARE, counted, stopwords
-from shunter.data.curation.thresholds import ADAPTED, Method, adapt
+from shunter.data.curation.thresholds import ADAPTED, Method, adapt, measured
 from shunter.data.sources import SourceConfig, files
 from shunter.jobs.languages import labelled
 from shunter.recipe.job import Input, JobConfig, JobContext
@@ -67,7 +66,7 @@ class LimitsJob:
 
     def run(self, context: JobContext[LimitsConfig]) -> dict[str, Any]:
         config = context.config
-        texts, labels = labelled(context, config.chars, config.limit)
+        texts, labels, _ = labelled(context, config.chars, config.limit)
         by_language: dict[str, list[str]] = {}
         for text, label in zip(texts, labels, strict=True):
             by_language.setdefault(label, []).append(text)
@@ -79,24 +78,24 @@ class LimitsJob:
         filters = [
             o for o in config.operators or preset("fineweb2") if isinstance(o, Filter) and o.name in ADAPTED
         ]
-        english = Pages(by_language[config.english])
+        english = {o.name: measured(o, by_language[config.english]) for o in filters}
         limits: dict[str, dict[str, dict[str, float | None]]] = {o.name: {} for o in filters}
         words = {}
         for language, mine in by_language.items():
-            pages = Pages(mine)
             words[language] = counted(mine)
             for operator in filters:
                 if language != config.english:
                     method = config.methods.get(operator.name)
-                    limits[operator.name][language] = adapt(operator, english, pages, method)
+                    found = adapt(operator, english[operator.name], measured(operator, mine), method)
+                    limits[operator.name][language] = found
         chosen = {
             language: stopwords(counts, config.stopword_share, config.stopwords)
             for language, counts in words.items()
             if language != config.english
         }
-        found = {"limits": limits, "stopwords": chosen, "own_words": own_words(words, config.affinity)}
+        told = {"limits": limits, "stopwords": chosen, "own_words": own_words(words, config.affinity)}
         (context.out / "limits.json").write_text(
-            json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         off = sum(v is None for f in limits.values() for one in f.values() for v in one.values())
         return {"languages": len(by_language), "documents": len(texts), "rules_turned_off": off}

@@ -16,11 +16,12 @@ from typing import Any
 
 from shunter.config.errors import ShunterError
 from shunter.launch import elastic
+from shunter.launch.recur import RankDied, forget, told_again
 from shunter.recipe.artefact import Artefact, Manifest
 from shunter.recipe.control import RunControl, request
 from shunter.recipe.graph import Graph
 from shunter.recipe.job import JobContext, Stopped
-from shunter.record.events import EventLog
+from shunter.record.events import EventLog, read
 from shunter.train.config import Parallel
 
 WAIT = 60  # seconds for processes of an earlier attempt to be gone
@@ -43,20 +44,42 @@ def needed(graph: Graph, selected: Sequence[str]) -> dict[str, int]:
 
 def spread(context: JobContext[Any], parallel: Parallel) -> dict[str, Any]:
     """The job of this context on as many processes as `parallel` says: those of the context's crew, or
-    else started here on this machine. Returns its metrics. Raises Stopped after they saved on request."""
+    else started here on this machine. Returns its metrics. Raises Stopped after they saved on request.
+
+    By a plan they are watched, and started again under a better one, where the recipe asks for it."""
+    from shunter.jobs.replanning import Course
+
     folder = context.work.absolute() / "ranks"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("stop", "save"):
-        (folder / name).unlink(missing_ok=True)
     follow = _follower(context)
+    course = Course(context, context.config.how.parallel, parallel)
 
     def poll() -> None:
         if context.control.stop_requested():
             request(folder, "stop")
         if context.control.take_save_request():
             request(folder, "save")
-        follow()
+        for event in follow():
+            if course.see(event):
+                request(folder, "stop")
 
+    try:
+        while True:
+            for name in ("stop", "save"):
+                (folder / name).unlink(missing_ok=True)
+            answer = _launch(context, course.parallel, folder, poll)
+            if not answer.get("stopped"):
+                return {**answer["metrics"], **course.account()}
+            if context.control.stop_requested() or course.turned() is None:
+                raise Stopped
+    finally:
+        course.close()
+
+
+def _launch(
+    context: JobContext[Any], parallel: Parallel, folder: Path, poll: Callable[[], None]
+) -> dict[str, Any]:
+    """What rank 0 answers."""
     count, threads = processes(parallel), context.config.how.threads
     if context.crew is None:
         start, threads = elastic.launch, threads or max(1, len(os.sched_getaffinity(0)) // count)
@@ -65,51 +88,53 @@ def spread(context: JobContext[Any], parallel: Parallel) -> dict[str, Any]:
 
         assert isinstance(context.crew, Crew)
         start = context.crew.launch
-    answer = start(
-        "shunter.jobs.ranks",
-        {
-            "kind": context.config.kind,
-            "name": context.name,
-            "config": _with(context.config, parallel),
-            "inputs": {
-                field: [_told(each) for each in found] if isinstance(found, list) else _told(found)
-                for field, found in context.inputs.items()
-            },
-            "out": str(context.out.absolute()),
-            "log": str(context.log.absolute()),
-            "work": str(context.work.absolute()),
-            "base": str(context.base.absolute()),
-            "attempt": context.events.attempt,
-            "timeout": parallel.timeout,
+    told = {
+        "kind": context.config.kind,
+        "name": context.name,
+        "config": _with(context.config, parallel),
+        "inputs": {
+            field: [_told(each) for each in found] if isinstance(found, list) else _told(found)
+            for field, found in context.inputs.items()
         },
-        count,
-        folder,
-        threads=threads,
-        poll=poll,
-    )
-    if answer.get("stopped"):
-        raise Stopped
-    metrics: dict[str, Any] = answer["metrics"]
-    if parallel.plan is not None:
-        from shunter.jobs.account import account  # with numpy, which no command needs to start
-        from shunter.plan.plan import Plan
+        "out": str(context.out.absolute()),
+        "log": str(context.log.absolute()),
+        "work": str(context.work.absolute()),
+        "base": str(context.base.absolute()),
+        "attempt": context.events.attempt,
+        "timeout": parallel.timeout,
+        "ranks": parallel.ranks,
+    }
+    try:
+        answer: dict[str, Any] = start("shunter.jobs.ranks", told, count, folder, threads=threads, poll=poll)
+    except RankDied as error:
+        raise told_again(error, folder, _last_step(context.log, context.events.attempt)) from None
+    forget(folder)
+    return answer
 
-        metrics["account"] = account(Plan.load(Path(parallel.plan)), context.log / "events.jsonl")
-    return metrics
+
+def _last_step(log: Path, attempt: int) -> int | None:
+    """The last one that this attempt has written of; None before any was."""
+    for name in ("ledger.jsonl", "events.jsonl"):
+        steps = [e["step"] for e in read(log / name) if e.get("attempt") == attempt and "step" in e]
+        if steps:
+            return int(steps[-1])
+    return None
 
 
-def _follower(context: JobContext[Any]) -> Callable[[], None]:
-    """Shows the events that rank 0 writes: hands each new whole line of the log to the listener."""
+def _follower(context: JobContext[Any]) -> Callable[[], list[dict[str, Any]]]:
+    """Shows the events that rank 0 writes: hands each new whole line of the log to the listener, and returns
+    them."""
     file = context.events.path.open(encoding="utf-8")
     file.seek(0, os.SEEK_END)
     rest = ""
 
-    def follow() -> None:
+    def follow() -> list[dict[str, Any]]:
         nonlocal rest
         *lines, rest = (rest + file.read()).split("\n")
-        for line in lines:
-            if line.strip():
-                context.events.relay(json.loads(line))
+        found = [json.loads(line) for line in lines if line.strip()]
+        for event in found:
+            context.events.relay(event)
+        return found
 
     return follow
 

@@ -13,6 +13,11 @@ _ENTRIES = {
     "babel": "shunter.jobs.babel:JOB",
     "languages": "shunter.jobs.languages:JOB",
     "limits": "shunter.jobs.limits:JOB",
+    "mix": "shunter.jobs.mix:JOB",
+    "by-site": "shunter.jobs.sites:JOB",
+    "commons": "shunter.jobs.commons:JOB",
+    "ngrams": "shunter.jobs.ngrams:JOB",
+    "classifier": "shunter.jobs.classifier:JOB",
     "tokenizer": "shunter.jobs.tokenizer:JOB",
     "tokens": "shunter.jobs.tokens:JOB",
     "conversations": "shunter.jobs.conversations:JOB",
@@ -32,6 +37,8 @@ _ENTRIES = {
     "memory-samples": "shunter.jobs.memory:JOB",
     "stream": "shunter.jobs.stream:JOB",
     "traffic": "shunter.jobs.traffic:JOB",
+    "reshard": "shunter.jobs.reshard:JOB",
+    "map-roles": "shunter.jobs.mapping:JOB",
 }
 
 

@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.generate.config import ToolConfig
-from shunter.jobs import taught
-from shunter.post.config import PolicyConfig, PostHow, PostTrain, RewardConfig
+from shunter.jobs import placed, taught
+from shunter.post.config import PolicyConfig, PostTrain, RewardConfig, RlHow
 from shunter.recipe.job import Input, JobConfig, JobContext
 
 
@@ -50,7 +50,7 @@ class RlConfig(JobConfig):
         "the mean; more stops the run.",
     )
     train: PostTrain = Field(description="How long, how fast, with which optimizer.")
-    how: PostHow = Field(default_factory=PostHow, description="Choices that must not change the result.")
+    how: RlHow = Field(default_factory=RlHow, description="Choices that must not change the result.")
 
     @model_validator(mode="after")
     def _comparable(self) -> RlConfig:
@@ -75,6 +75,8 @@ class RlJob:
     def check(self, config: RlConfig, base: Path) -> Sequence[str]:
         taught.check_how(config.how)
         taught.check_rewards(config.rewards, config.reward_model, base)
+        if config.how.placement is not None:
+            placed.check(config)
         return []
 
     def reads(self, config: RlConfig, base: Path) -> Sequence[Path]:
@@ -93,6 +95,8 @@ class RlJob:
         from shunter.train.device import choose_precision
 
         config = context.config
+        if config.how.placement is not None:
+            return placed.run(context)
         folder = context.one("model").path
         tokenizer: Tokenizer = taught.opened(folder)
         decoder = load_model(folder)
@@ -138,7 +142,7 @@ class RlJob:
             per_step=config.prompts_per_step,
             max_gap=config.max_gap,
             seed=config.seed,
-            stop_ids=_stops(folder),
+            stop_ids=stops(folder),
             tools=None if config.tools is None else Toolbox(config.tools, tokenizer),
         )
         try:
@@ -163,7 +167,7 @@ class RlJob:
         }
 
 
-def _stops(folder: Path) -> list[int]:
+def stops(folder: Path) -> list[int]:
     """Tokens that end an answer by the model's own configuration."""
     from shunter.jobs import models
 

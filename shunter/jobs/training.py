@@ -17,7 +17,7 @@ from shunter.schedule.action import WEIGHT
 from shunter.schedule.order import Order
 from shunter.surgery.config import AdapterConfig
 from shunter.train.config import Parallel, TrainConfig, TrainHow
-from shunter.train.layout_check import check_layout
+from shunter.train.layout_check import check_dropout, check_layout
 
 if TYPE_CHECKING:
     from shunter.models.decoder import Decoder
@@ -35,6 +35,7 @@ def check_how(
     shape: of the model, where that is known beforehand.
     """
     check_trackers(how.track)
+    check_dropout(train.dropout, shape)
     if how.parallel is not None:
         check_parallel(how, how.parallel.located(base), train, shape)
     if how.compile and shutil.which("c++") is None and shutil.which("g++") is None:
@@ -57,8 +58,10 @@ def check_parallel(how: TrainHow, parallel: Parallel, train: TrainConfig, shape:
     order = parallel.order()
     check_combination(parallel)
     if parallel.gather == "bf16" and train.precision != "bf16":
+        auto = "precision auto may choose float32, whose products take weights whole"
+        whole = f"products of precision {train.precision} take weights whole"
         raise ShunterError(
-            f"gather: bf16 rounds weights that products of precision {train.precision} take whole",
+            f"gather: bf16 rounds weights, and {auto if train.precision == 'auto' else whole}",
             where=where,
             mend="Set train.precision to bf16, or leave gather out.",
         )
@@ -78,6 +81,12 @@ def check_compiled(parallel: Parallel, order: Order) -> None:
             "recompute: selective looks at single operations, and a compiled layer is one",
             where="how.parallel",
             mend="Use recompute: full, or set how.compile to false.",
+        )
+    if parallel.offload:
+        raise ShunterError(
+            "offload looks at what single operations keep, and a compiled layer is one",
+            where="how.parallel",
+            mend="Leave offload out, or set how.compile to false.",
         )
     if any(action.op == WEIGHT for actions in order.actions for action in actions):
         raise ShunterError(

@@ -191,7 +191,7 @@ class Crew:
         ):
             found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
             return found
-        raise self._cause(replies, count, gone, folder)
+        raise self._cause(replies, request, count, gone, folder)
 
     def end(self, code: int) -> None:
         """Let the others go with this exit code."""
@@ -204,7 +204,12 @@ class Crew:
         self._ended.set()
 
     def _cause(
-        self, replies: dict[int, dict[str, Any]], count: int, gone: ShunterError | None, folder: Path
+        self,
+        replies: dict[int, dict[str, Any]],
+        request: dict[str, Any],
+        count: int,
+        gone: ShunterError | None,
+        folder: Path,
     ) -> Exception:
         for rank, reply in sorted(replies.items()):
             if refused := reply.get("refused"):
@@ -228,6 +233,7 @@ class Crew:
                 mend="Look at that machine; the same command continues from the last checkpoint.",
             )
         where = folder / f"output-{ended[0][0] if ended else 0}.txt"
+        ended = [(elastic.place_of(request, process), code) for process, code in ended]
         return elastic.cause(failures, ended, "rank 0 gave no answer", where)
 
     def _gone(self, ranks: Sequence[int], limit: float = SILENT) -> ShunterError | None:

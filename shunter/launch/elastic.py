@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shunter.config.errors import ShunterError
+from shunter.launch.recur import RankDied
 
 EVERY = 0.1  # seconds between two looks at the processes
 _FAILED = re.compile(r"rank +: (\d+) [^\n]*\n +exitcode +: (-?\d+)")  # of torch's report, for each rank
@@ -29,6 +30,7 @@ def launch(
 ) -> dict[str, Any]:
     """Run `python -m module FILE` on `count` ranks; `request` stands in FILE. Returns what rank 0 answered.
 
+    Its `ranks`, if there: the number of the process, and so of the device, that has each rank.
     poll: called many times a second meanwhile. folder: for the request, answers and the processes' output.
 
     One rank that ends badly ends all. Raises what the first of them told: its ShunterError, or a
@@ -70,8 +72,15 @@ def launch(
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return found
     codes = _FAILED.findall(output.read_text(encoding="utf-8", errors="replace"))
-    ended = [(int(rank), int(number)) for rank, number in codes]
+    ended = [(place_of(request, int(rank)), int(number)) for rank, number in codes]
     raise cause(failures, ended, f"the launch of the ranks ended with code {process.returncode}", output)
+
+
+def place_of(request: dict[str, Any], process: int) -> int:
+    """The rank that a process has: its place in the request's `ranks`, where these say which process has
+    which; else its number."""
+    order = request.get("ranks")
+    return process if order is None else int(order.index(process))
 
 
 def cause(
@@ -107,7 +116,7 @@ def cause(
         what = failures[0]["what"]
     else:
         what = otherwise
-    return ShunterError(
+    return RankDied(
         what, where=str(where), mend="Run the same command again: it continues from the last checkpoint."
     )
 
@@ -145,7 +154,8 @@ def serve(work: Callable[[dict[str, Any], int, int], dict[str, Any] | None]) -> 
     """In a rank: `work(request, rank, world size)`; rank 0's result is the answer. Returns the exit code."""
     guard()
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    process, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = place_of(request, process)
     folder = Path(request["folder"])
     try:
         answer = work(request, rank, size)
@@ -156,7 +166,7 @@ def serve(work: Callable[[dict[str, Any], int, int], dict[str, Any] | None]) -> 
             "what": getattr(error, "what", str(error)), "where": getattr(error, "where", None),
             "mend": getattr(error, "mend", None), "lost": getattr(error, "lost", False),
         }  # fmt: skip
-        _write(folder / f"failed-{rank}.json", failure)
+        _write(folder / f"failed-{process}.json", failure)
         return 2 if user else 1
     if rank == 0:
         _write(folder / "answer.json", answer or {})

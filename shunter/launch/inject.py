@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections import Counter
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from shunter.config.seed import derive_seed
 from shunter.record import points
 
 VARIABLE = "SHUNTER_INJECT"
-Kind = Literal["kill", "stop", "exception", "nan", "full-disk", "truncate"]
+Kind = Literal["kill", "stop", "exception", "nan", "full-disk", "truncate", "slow"]
 # What each kind does, for people; the two that mislead only work where the product asks for a directive.
 KINDS: dict[str, str] = {
     "kill": "SIGKILL: the process ends at once, no handler runs",
@@ -29,6 +30,7 @@ KINDS: dict[str, str] = {
     "nan": "the step's loss is not a number",
     "full-disk": "the next write fails because the disk is full",
     "truncate": "a shard of a checkpoint loses its second half after its digest was taken",
+    "slow": "the process sleeps for `seconds`, at this passage and at each later one",
 }
 DIRECTIVES = {"nan": "train.step", "truncate": "checkpoint.shard"}
 
@@ -50,9 +52,12 @@ class Fault(Config):
     probability: float = Field(
         1.0, gt=0, le=1, description="Strike at each matching passage with this chance instead."
     )
+    seconds: float = Field(0.0, ge=0, description="Of slow: how long it sleeps.")
 
     @model_validator(mode="after")
     def _there(self) -> Fault:
+        if (self.kind == "slow") != (self.seconds > 0):
+            raise ValueError("seconds, above 0, belong to the kind slow")
         if self.point not in points.POINTS:
             near = nearest(self.point, list(points.POINTS))
             raise ValueError(f"no such point: {self.point!r}" + (f"; did you mean {near!r}?" if near else ""))
@@ -76,6 +81,7 @@ class Injector:
     def __init__(self, plan: Plan, rank: int | None = None, job: str | None = None) -> None:
         self.plan, self.rank, self.job = plan, rank, job
         self.passages: Counter[int] = Counter()
+        self._said: set[int] = set()  # of those that strike again and again
         self.draws = [random.Random(derive_seed(plan.seed, "fault", i)) for i in range(len(plan.faults))]
 
     def __call__(self, point: str, facts: dict[str, Any]) -> str | None:
@@ -93,18 +99,29 @@ class Injector:
             self.passages[number] += 1
             if fault.probability < 1:
                 struck = self.draws[number].random() < fault.probability
+            elif fault.kind == "slow":
+                struck = self.passages[number] >= fault.hit
             else:
                 struck = self.passages[number] == fault.hit
-            if struck:
+            if struck and fault.kind == "slow":
+                if number not in self._said:
+                    self._say(fault, facts)
+                    self._said.add(number)
+                time.sleep(fault.seconds)
+            elif struck:
                 directive = self._strike(fault, facts)
                 if directive is not None:
                     return directive
         return None
 
-    def _strike(self, fault: Fault, facts: dict[str, Any]) -> str | None:
+    @staticmethod
+    def _say(fault: Fault, facts: dict[str, Any]) -> None:
         at = ", ".join(f"{key} {value}" for key, value in facts.items())
         # write: print may be in the middle of another line; the process may be gone a moment later.
         os.write(2, f"injected {fault.kind} at {fault.point}{f' ({at})' if at else ''}\n".encode())
+
+    def _strike(self, fault: Fault, facts: dict[str, Any]) -> str | None:
+        self._say(fault, facts)
         if fault.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif fault.kind == "stop":

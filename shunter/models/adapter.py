@@ -21,7 +21,7 @@ Held = Literal["none", "bf16", "int8", "nf4"]  # none: as it is
 
 
 class Place(NamedTuple):
-    """Where a target stands in a block, and which dim a tensor-parallel layout cuts its projection by.
+    """Where a target stands in a dense block, and which dim a layout cuts its projection by.
 
     cut: "output", the rows of W: A is whole on every rank, B is cut as W is. "input", the columns: A is cut
     as W is, B is whole; products with B are then parts of a sum, as those with W are.
@@ -47,14 +47,19 @@ TARGETS = {
 }
 
 
-def projections(spec: DecoderSpec) -> dict[str, dict[str, int]]:
-    """module -> its targets in order of rows, each with its number of rows."""
+def projections(spec: DecoderSpec, layer: int) -> dict[str, dict[str, int]]:
+    """module -> its targets in order of rows, each with its number of rows; routed experts left out."""
     query, key = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    attention = {"attention.qkv": {"q": query, "k": key, "v": key}, "attention.out": {"out": spec.dim}}
+    place, width = "ffn", spec.ffn_dim
+    if spec.experts is not None and spec.experts.inside(layer):
+        place, width = "ffn.shared", spec.experts.shared_ffn_dim
+        if not width:
+            return attention
     return {
-        "attention.qkv": {"q": query, "k": key, "v": key},
-        "attention.out": {"out": spec.dim},
-        "ffn.gate_up": {"gate": spec.ffn_dim, "up": spec.ffn_dim},
-        "ffn.down": {"down": spec.dim},
+        **attention,
+        f"{place}.gate_up": {"gate": width, "up": width},
+        f"{place}.down": {"down": spec.dim},
     }
 
 
@@ -99,8 +104,10 @@ class AdaptedLinear(nn.Module):
         self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
         for name, count in rows.items():
             if name in adapted:
-                self.a[name] = nn.Parameter(torch.empty(rank, weight.shape[1], dtype=wide))
-                self.b[name] = nn.Parameter(torch.empty(count, rank, dtype=wide))
+                self.a[name] = nn.Parameter(
+                    torch.empty(rank, weight.shape[1], dtype=wide, device=weight.device)
+                )
+                self.b[name] = nn.Parameter(torch.empty(count, rank, dtype=wide, device=weight.device))
         self.place(rows)
 
     def place(self, rows: Mapping[str, int]) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shunter.models.cache import Cache
+from shunter.models.dropout import ATTENTION, EMBED, FFN, HEADS
 from shunter.models.moe import MoE
 from shunter.models.norm import rms_norm
 from shunter.models.rope import rotate, tables
@@ -60,13 +61,13 @@ class CausalAttention(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention (arXiv 2305.13245), the three projections fused into one product.
 
-    num_heads, num_kv_heads: those whose weights are here.
+    num_heads, num_kv_heads: those whose weights are here; first: number of the first of the queries'.
     """
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
         self.spec, self.layer = spec, layer
-        self.num_heads, self.num_kv_heads = spec.num_heads, spec.num_kv_heads
+        self.num_heads, self.num_kv_heads, self.first = spec.num_heads, spec.num_kv_heads, 0
         heads = spec.num_heads + 2 * spec.num_kv_heads
         self.qkv = nn.Linear(spec.dim, heads * spec.head_dim, bias=spec.qkv_bias)
         self.out = nn.Linear(spec.num_heads * spec.head_dim, spec.dim, bias=False)
@@ -101,8 +102,10 @@ class Attention(nn.Module):
         elif self.num_heads == self.num_kv_heads:
             # A view would keep the whole fused product for the backward pass.
             v = v.contiguous()
-        y = self.core(q, k, v, segments, mask)
-        return self.out(y.transpose(1, 2).reshape(rows, length, -1))
+        y = self.core(q, k, v, segments, mask).transpose(1, 2).reshape(rows, length, -1)
+        if segments is not None and segments.masks is not None:
+            y = segments.masks.inside(y, self.layer, HEADS, self.first * self.spec.head_dim)
+        return self.out(y)
 
 
 class Block(nn.Module):
@@ -110,6 +113,7 @@ class Block(nn.Module):
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.attention_norm = RMSNorm(spec.dim, spec.norm_eps)
         self.attention = Attention(spec, layer)
         self.ffn_norm = RMSNorm(spec.dim, spec.norm_eps)
@@ -127,12 +131,23 @@ class Block(nn.Module):
         mask: Tensor | None,
         cache: Cache | None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, segments, mask, cache)
+        masks = None if segments is None else segments.masks
+        y = self.attention(self.attention_norm(x), rope, segments, mask, cache)
+        x = x + (y if masks is None else masks.outside(y, self.layer, ATTENTION))
         h = self.ffn_norm(x)
         if isinstance(self.ffn, MoE):
             real = None if segments is None else segments.real
-            return x + self.ffn(h, real, drop=cache is None)
-        return x + self.ffn(h)
+            y = self.ffn(h, real, drop=cache is None)
+        else:
+            y = self.ffn(h, masks, self.layer)
+        return x + (y if masks is None else masks.outside(y, self.layer, FFN))
+
+
+def embedded(x: Tensor, segments: SegmentPlan | None) -> Tensor:
+    """Embeddings x [B, T, D] as they enter the first layer."""
+    if segments is None or segments.masks is None:
+        return x
+    return segments.masks.outside(x, -1, EMBED)
 
 
 class Decoder(nn.Module):
@@ -167,7 +182,7 @@ class Decoder(nn.Module):
             positions = cache.positions(tokens.shape[1])
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        x = self.embed(tokens)
+        x = embedded(self.embed(tokens), segments)
         if cache is not None:
             rope, mask = cache.rope(positions, x.dtype), cache.mask(tokens.shape[1])
         else:

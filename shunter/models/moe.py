@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -43,16 +45,20 @@ Dispatch = Callable[[Tensor, Routing], Tensor]
 class MoE(nn.Module):
     """A router, its experts, and a SwiGLU that every token passes through beside them.
 
-    dispatch: how tokens reach experts that are not all here; None: they are.
+    dispatch: how tokens reach experts that are not all here; None: they are. pad: where a capacity is heeded,
+    each expert gets as many rows as it allows, zeros where it has fewer: sizes are known beforehand, and
+    nothing waits for the device.
     """
 
     def __init__(self, dim: int, spec: ExpertsSpec) -> None:
         super().__init__()
         self.spec = spec
         self.router = Router(dim, spec)
-        self.experts = Experts(spec.num_experts, dim, spec.ffn_dim)
+        # Something of the same call may stand in its place: with adapters, say.
+        self.experts: nn.Module = Experts(spec.num_experts, dim, spec.ffn_dim)
         self.shared = SwiGLU(dim, spec.shared_ffn_dim) if spec.shared_ffn_dim else None
         self.dispatch: Dispatch | None = None
+        self.pad = False
 
     @torch.compiler.disable
     def forward(self, x: Tensor, real: Tensor | None = None, *, drop: bool = True) -> Tensor:
@@ -69,6 +75,12 @@ class MoE(nn.Module):
 
     def here(self, x: Tensor, routing: Routing) -> Tensor:
         """All experts are in this process: x [n, D] sorted by expert, and back."""
+        room = routing.room
+        if self.pad and room is not None:
+            x, routing, pairs = with_void(x, routing, self.spec.num_experts)
+            rows, weights = spread(x, routing.weights, pairs)
+            filled = torch.full((self.spec.num_experts,), room, device=x.device)
+            return collect(self.experts(rows, weights, filled), pairs, *routing.experts.shape)[:-1]
         pairs, counts = by_expert(routing, self.spec.num_experts)
         if not routing.whole:  # waits for the device
             pairs = pairs[: int(counts.sum())]
@@ -82,6 +94,22 @@ def by_expert(routing: Routing, num_experts: int) -> tuple[Tensor, Tensor]:
     sorted_experts, pairs = routing.experts.flatten().sort(stable=True)
     bounds = torch.searchsorted(sorted_experts, torch.arange(num_experts + 1, device=pairs.device))
     return pairs, bounds.diff()
+
+
+def with_void(x: Tensor, routing: Routing, num_experts: int) -> tuple[Tensor, Routing, Tensor]:
+    """For experts that each get `routing.room` rows: choices [E * room] in the order of experts, those that
+    an expert lacks of a void token, which stands last in x [n + 1, D] and in the routing. No shape depends
+    on the choices."""
+    assert routing.room is not None
+    pairs, counts = by_expert(routing, num_experts)
+    slot = torch.arange(routing.room, device=pairs.device)
+    begin = counts.cumsum(0) - counts
+    void = len(pairs)  # the first choice of the void token
+    at = torch.where(slot < counts[:, None], begin[:, None] + slot, void)
+    chosen = F.pad(pairs, (0, 1), value=void)[at.flatten()]
+    experts = F.pad(routing.experts, (0, 0, 0, 1), value=num_experts)
+    weights = F.pad(routing.weights, (0, 0, 0, 1))
+    return F.pad(x, (0, 0, 0, 1)), replace(routing, experts=experts, weights=weights), chosen
 
 
 def spread(x: Tensor, weights: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,10 +163,11 @@ def routers(model: nn.Module) -> Iterator[tuple[str, Router]]:
     return ((name, part) for name, part in model.named_modules() if isinstance(part, Router))
 
 
-def begin_step(model: nn.Module, tokens: int) -> None:
-    """Before a step's first forward pass: its tokens, padding left out, over all ranks and micro-batches."""
+def begin_step(model: nn.Module, tokens: int, rows: int = 0) -> None:
+    """Before a step's first forward pass: its tokens, padding left out, over all ranks and micro-batches, and
+    the rows of the largest micro-batch on any rank, where experts are filled up."""
     for _, router in routers(model):
-        router.tokens, router.load = tokens, None
+        router.tokens, router.rows, router.load = tokens, rows, None
 
 
 @torch.no_grad()

@@ -21,16 +21,21 @@ from shunter.models.spec import ExpertsSpec
 class Routing:
     """experts [n, k]: of each token; E where a choice is void (padding, dropped). weights [n, k], wide.
 
-    whole: no choice is void.
+    whole: no choice is void. room: most choices of an expert that can be, where a capacity is heeded.
     """
 
     experts: Tensor
     weights: Tensor
     whole: bool
+    room: int | None = None
 
 
 class Others(Protocol):
     """Ranks that hold other tokens of the same rows. Every one of them asks the same, in one order."""
+
+    @property
+    def ranks(self) -> int:
+        """How many they are, with this one; each has as many tokens of a row."""
 
     def total(self, counts: Tensor) -> Tensor:
         """The sum [B, E] of all ranks' counts."""
@@ -58,7 +63,8 @@ class Router(nn.Module):
 
     The bias takes part in the choice alone; it is moved by `moe.rebalance`, not by a gradient. tokens: of
     the whole step, over all ranks and micro-batches, padding left out: losses are means over them. At 0
-    each forward pass counts its own.
+    each forward pass counts its own. rows: most of a micro-batch on any rank, for what has to be equally
+    large on all; at 0 each takes its own.
     """
 
     bias: Tensor | None
@@ -69,7 +75,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(spec.num_experts, dim))
         nn.init.normal_(self.weight, std=0.02)
         self.register_buffer("bias", torch.zeros(spec.num_experts) if spec.biased else None)
-        self.tokens = 0
+        self.tokens = self.rows = 0
         self.others: Others | None = None
         self.load: Load | None = None
 
@@ -97,7 +103,9 @@ class Router(nn.Module):
         whole = real is None and not drops
         if not whole:
             experts = experts.masked_fill(~keep, spec.num_experts)
-        return Routing(experts.flatten(0, 1), weights.flatten(0, 1), whole)
+        parts = 1 if self.others is None else self.others.ranks
+        room = spec.room(max(len(x), self.rows), x.shape[1], parts) if drops else None
+        return Routing(experts.flatten(0, 1), weights.flatten(0, 1), whole, room)
 
     def _within_capacity(self, experts: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
         spec = self.spec

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from shunter.models.dropout import Masks
+
 # Longest row that takes a mask. On 2 cores, forward and backward: at 256 the mask is 2.5 times faster than
 # gathering, at 1,024 as fast (float32) or 1.4 times faster (bfloat16), at 2,048 half as fast (float32).
 MASK_UP_TO = 1024
@@ -38,6 +40,7 @@ class SegmentPlan:
     padding [m]:     the flat tokens that are padding
     real    [B, T]: True where a token is not padding; None: everywhere.
     edges   [n + 1] int32: the flat tokens where segments begin, padding's too, and B * T; on a GPU only.
+    masks   what is dropped, while a model learns with dropout.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -49,6 +52,7 @@ class SegmentPlan:
     whole: Any = None
     real: Tensor | None = None
     edges: Tensor | None = None
+    masks: Masks | None = None
 
     @classmethod
     def build(cls, segments: Tensor, mask_up_to: int = MASK_UP_TO) -> SegmentPlan:

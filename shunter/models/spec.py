@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -96,6 +97,16 @@ class ExpertsSpec(Config):
     def biased(self) -> bool:
         """Whether a bias takes part in the choice of experts, but not in their weights (arXiv 2408.15664)."""
         return self.router == "sigmoid" or self.bias_update > 0
+
+    def room(self, rows: int, length: int, parts: int = 1) -> int | None:
+        """Most choices of one expert that can stay among `rows` with `length` tokens each, known without
+        looking at them; parts: so many ranks have as many tokens of the same rows. None: all can."""
+        if self.capacity is None:
+            return None
+        local = self.capacity_scope == "local"
+        among = rows * length if local else length * parts
+        most = ceil(among * self.per_token * self.capacity / self.num_experts - 1e-9)
+        return min(most, rows * length) if local else rows * min(most, length)
 
     def inside(self, layer: int) -> bool:
         """Whether a layer has experts."""

@@ -9,17 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from shunter.models.dropout import HIDDEN, Masks
+
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202), gate and up fused into one product."""
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202), gate and up fused into one product.
+
+    width: of the whole; first: number of the first of its columns that are here.
+    """
 
     def __init__(self, dim: int, ffn_dim: int) -> None:
         super().__init__()
+        self.width, self.first = ffn_dim, 0
         self.gate_up = nn.Linear(dim, 2 * ffn_dim, bias=False)
         self.down = nn.Linear(ffn_dim, dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate_up(x)))
+    def forward(self, x: Tensor, masks: Masks | None = None, layer: int = 0) -> Tensor:
+        """masks, layer: what is dropped of what enters `down`."""
+        active = swiglu(self.gate_up(x))
+        if masks is not None:
+            active = masks.inside(active, layer, HIDDEN, self.first)
+        return self.down(active)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 Searched: its own profile of Llama 2 7B on 8 GPUs, in its own space and cost model, by memory budget, beside
 the best plan with one strategy for all layers, its own search's result, and what lies beyond its space.
-Measured: a small decoder laid out over two processes in eleven ways; two of them set two coefficients of this
-project's cost model, which then orders all and picks the one it believes to be fastest.
+Measured: a small decoder laid out over two processes in fourteen ways; two of them set two coefficients of
+this project's cost model, which then orders all and picks the one it believes to be fastest. In one step of
+each the tensors that are alive are counted, beside what the layout says of them.
 """
 
 from __future__ import annotations
@@ -42,16 +43,20 @@ LAYOUTS: Mapping[str, tuple[Mapping[str, int], str, int, str, int]] = {
     "pp 2, interleaved": ({"pp": 2}, "interleaved-1f1b", 2, "none", 4),
     "pp 2, recomputed": ({"pp": 2}, "1f1b", 1, "stage", 4),
     "pp 2, one part": ({"pp": 2}, "1f1b", 1, "none", 1),
+    "pp 2, backwards in halves": ({"pp": 2}, "zb1p", 1, "none", 4),
+    "fsdp 2, four parts": ({"fsdp": 2}, "1f1b", 1, "none", 4),
+    "tp 2, four parts": ({"tp": 2}, "1f1b", 1, "none", 4),
 }
 FITTED = ("dp 2", "tp 2")
 WARM = 3  # steps that are not counted
+WATCHED = 4  # step that is recorded; in the next one, what is alive is counted
 
 
 def _arms(seed: int, short: bool) -> Mapping[str, Sequence[str]]:
     quick = ["jobs.base.train.steps=5", "jobs.base.train.warmup=1"] if short else []
     arms = {ALONE: quick}
     for name, (degrees, schedule, chunks, recompute, parts) in LAYOUTS.items():
-        keys: dict[str, Any] = {**degrees, "microbatches": parts}
+        keys: dict[str, Any] = {**degrees, "microbatches": parts, "timeline": 2 if short else WATCHED}
         if "pp" in degrees:
             keys["schedule"] = schedule
         if chunks > 1:
@@ -71,9 +76,14 @@ def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
         rates = [float(row["train/tokens_per_second"]) for row in rows if "train/tokens_per_second" in row]
         seconds = ROWS * LENGTH / statistics.median(rates[WARM:] or rates)
         found[name] = {"step": seconds, "gap": gap(losses(arm), expected)}
+        if (alive := _alive(arm)) is not None:
+            found[name] |= {"alive": float(alive), "counted": float(counted(name))}
     predicted = predictions({name: found[name]["step"] for name in LAYOUTS})
     for name, value in predicted.items():
         found[name]["predicted"] = value
+    found[ALONE]["off"] = 0.0
+    off = [abs(it["alive"] / it["counted"] - 1) for it in found.values() if "alive" in it]
+    found["the layouts"] = {"off": max(off, default=float("nan"))}
     chosen = min(predicted, key=predicted.__getitem__)
     fastest = min(LAYOUTS, key=lambda name: found[name]["step"])
     found["the plan"] = {
@@ -83,6 +93,26 @@ def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
     }
     found["the fastest"] = {"step": found[fastest]["step"], "order": 0.0}
     return {**found, **{name: dict(values) for name, values in searched().items()}}
+
+
+def _alive(arm: Arm) -> int | None:
+    """Bytes of the fullest rank; None without a layout."""
+    told = [e for e in events.read(arm["base"].path / "log" / "events.jsonl") if e["event"] == "memory"]
+    return max(told[-1]["peak_bytes"]) if told else None
+
+
+def counted(name: str) -> int:
+    """What `shunter layout` says of the fullest rank."""
+    from shunter.train.config import Parallel
+    from shunter.train.layout_describe import describe
+    from shunter.train.layout_parts import Plan
+
+    degrees, schedule, chunks, recompute, parts = LAYOUTS[name]
+    written: dict[str, Any] = {**degrees, "schedule": schedule, "microbatches": parts}
+    written |= {"recompute": recompute != "none", "chunks": chunks if chunks > 1 else None}
+    parallel = Parallel.model_validate(written).settled(ROWS, ROWS)
+    laid = describe(Plan.make(spec(), parallel, LENGTH, ROWS), "adamw", {})
+    return max(rank.total for rank in laid.ranks)
 
 
 def predictions(measured: Mapping[str, float]) -> dict[str, float]:
@@ -178,8 +208,9 @@ def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
         "predicted: by this project's cost model of a two-core CPU, products and links fitted to "
         + " and ".join(FITTED)
         + ", whose own steps are therefore met.",
-        "Layers with layouts of their own are planned, but not executed: a run has one layout for all.",
-        "Online profiling and re-planning are not built.",
+        "Layers with degrees of their own are planned, but not executed: a run has one grid for all. Layers "
+        "that are computed again, put aside or kept by themselves are (`shunter plan`, recompute=layer).",
+        "alive: storages of tensors that operations make, with weights and the optimizer's state.",
     ]
 
 
@@ -194,6 +225,9 @@ EXPERIMENT = Experiment(
         "step": "s a step, measured",
         "predicted": "s a step, predicted",
         "gap": "nats/token, largest over the steps",
+        "alive": "bytes of tensors alive at most, fullest rank",
+        "counted": "bytes, as the layout counts them",
+        "off": "largest share by which these differ",
         "order": "rank correlation of predicted and measured steps",
         "model": "s a step by the profile's cost model",
         "search": "CPU s of the search",

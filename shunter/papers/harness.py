@@ -7,10 +7,11 @@ import importlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shunter.config.errors import ShunterError
 from shunter.papers import catalogue
@@ -18,6 +19,9 @@ from shunter.papers.experiment import Experiment, Killed, Samples
 from shunter.papers.statistics import MIN_SEEDS, Verdict, judge
 from shunter.recipe.artefact import Artefact
 from shunter.recipe.graph import Graph
+
+if TYPE_CHECKING:
+    from shunter.recipe.store import Store
 
 DEFAULT_STORE = "shunter-store"
 
@@ -64,7 +68,7 @@ def reproduce(
     """
     experiment = load_experiment(slug)
     seeds = list(seeds if seeds is not None else experiment.seeds)
-    work: dict[Path, float] = {}  # of each artefact, made now or found in the store
+    work: dict[int, float] = {}  # of each artefact, made now or found in the store
     samples = {seed: _run_seed(experiment, seed, store, short, quiet, work) for seed in seeds}
     return conclude(experiment, samples, seconds=sum(work.values()), short=short)
 
@@ -151,7 +155,7 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def _run_seed(
-    experiment: Experiment, seed: int, store: Path, short: bool, quiet: bool, work: dict[Path, float]
+    experiment: Experiment, seed: int, store: Path, short: bool, quiet: bool, work: dict[int, float]
 ) -> dict[str, Samples]:
     from shunter.jobs.registry import KINDS
     from shunter.recipe.graph import load_recipe
@@ -169,11 +173,44 @@ def _run_seed(
         if (before := experiment.killed.get(arm)) is not None:
             recipe = experiment.recipes.get(arm, experiment.recipe)
             _until_killed(load_recipe(recipe, [*chosen, *before.overrides], KINDS), place, before, quiet)
+        if place != store:
+            share(graph, Store(store), Store(place))
         runs[arm] = run_graph(graph, Store(place), quiet=quiet)
         for artefact in runs[arm].values():
             attempts = artefact.manifest.attempts
-            work[artefact.path] = sum(float(attempt.get("seconds") or 0) for attempt in attempts)
+            # By the file: a linked artefact is the one that it is linked to.
+            work[(artefact.path / "manifest.json").stat().st_ino] = sum(
+                float(attempt.get("seconds") or 0) for attempt in attempts
+            )
     return {arm: dict(values) for arm, values in experiment.measure(runs).items()}
+
+
+def share(graph: Graph, source: Store, place: Store) -> None:
+    """Give an arm's own store what the common one has of jobs that are computed alike there, as hard links:
+    corpora and rows need not be made once more for each arm."""
+    from shunter.recipe import identity
+    from shunter.recipe.store import Damaged
+
+    place.create()
+    alike: set[str] = set()
+    for name, node in graph.nodes.items():
+        folders = [folder for folder, owner, _, _ in source.folders() if owner == name]
+        try:
+            made = [source.load(folder) for folder in folders]
+        except Damaged:
+            continue
+        same = all(each.manifest.how == identity.how(node.config) for each in made)
+        if not made or not same or not set(node.upstream) <= alike:
+            continue
+        alike.add(name)
+        for each in made:
+            there = place.artefacts / each.path.name
+            if there.exists():
+                continue
+            aside = place.work / f"{each.path.name}.linked"
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(each.path, aside, copy_function=os.link)
+            aside.rename(there)
 
 
 def _until_killed(graph: Graph, place: Path, before: Killed, quiet: bool) -> None:

@@ -26,13 +26,11 @@ from shunter.plan.pipette import (
     Objective,
     amp_latency,
     choices,
-    gradient_bytes,
-    message_bytes,
     need_layouts,
 )
 from shunter.plan.placement import anneal
 from shunter.plan.transformer import Shape, device_bytes
-from shunter.plan.truth import simulated_step
+from shunter.plan.truth import passed_on, sent_by_stage, simulated_step
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "papers"
 CLUSTERS, STEPS, BATCH, CLOSEST = 20, 1500, 512, 5
@@ -173,7 +171,7 @@ def _case(it: Chosen) -> dict[str, Any]:
     return {
         "grid": list(it.grid), "pp": choice.pp, "microbatches": choice.microbatches,
         "forward": [choice.compute / 3] * choice.pp, "backward": [2 * choice.compute / 3] * choice.pp,
-        "message": message_bytes(SMALL, choice), "gradients": gradient_bytes(SMALL, choice),
+        "message": passed_on(SMALL, choice), "gradients": sent_by_stage(SMALL, choice),
     }  # fmt: skip
 
 

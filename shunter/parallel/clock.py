@@ -17,48 +17,59 @@ from shunter.schedule.program import Node
 Mark = Any  # seconds, or a CUDA event
 
 
-class Clock:
-    """Notes spans while `on`. On CUDA by events, so that nothing waits; on the CPU by the host's clock."""
+class Stamps:
+    """Moments: on CUDA events, so that nothing waits; on the CPU the host's clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
-        self.on = False
-        self._spans: list[tuple[Node, Mark, Mark]] = []
-        self._zero: tuple[float, Mark] | None = None
-
-    def start(self) -> None:
-        """Forget what was noted, and note from now on."""
-        self.on, self._spans = True, []
         if self.cuda:
             torch.cuda.synchronize()
-        self._zero = time.perf_counter(), self._now()
+        self._zero = time.perf_counter(), self.mark()
 
     def mark(self) -> Mark:
-        return self._now() if self.on else None
-
-    def note(self, node: Node, begin: Mark) -> None:
-        if self.on:
-            self._spans.append((node, begin, self._now()))
-
-    def stop(self) -> list[tuple[Node, float, float]]:
-        """What was noted, in seconds of the host's monotonic clock."""
-        self.on = False
-        if not self.cuda:
-            return self._spans
-        torch.cuda.synchronize()
-        assert self._zero is not None
-        host, zero = self._zero
-        return [
-            (node, host + zero.elapsed_time(begin) / 1e3, host + zero.elapsed_time(end) / 1e3)
-            for node, begin, end in self._spans
-        ]
-
-    def _now(self) -> Mark:
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+    def seconds(self, mark: Mark) -> float:
+        """Of the host's monotonic clock; on CUDA only after the device has been waited for."""
+        if not self.cuda:
+            return float(mark)
+        host, zero = self._zero
+        return float(host + zero.elapsed_time(mark) / 1e3)
+
+
+class Clock:
+    """Notes spans while `on`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.on = False
+        self._spans: list[tuple[Node, Mark, Mark]] = []
+        self._stamps: Stamps | None = None
+
+    def start(self) -> None:
+        """Forget what was noted, and note from now on."""
+        self.on, self._spans, self._stamps = True, [], Stamps(self.device)
+
+    def mark(self) -> Mark:
+        return self._stamps.mark() if self.on and self._stamps is not None else None
+
+    def note(self, node: Node, begin: Mark) -> None:
+        if self.on and self._stamps is not None:
+            self._spans.append((node, begin, self._stamps.mark()))
+
+    def stop(self) -> list[tuple[Node, float, float]]:
+        """What was noted, in seconds of the host's monotonic clock."""
+        self.on = False
+        stamps = self._stamps
+        if stamps is None:
+            return []
+        if stamps.cuda:
+            torch.cuda.synchronize()
+        return [(node, stamps.seconds(begin), stamps.seconds(end)) for node, begin, end in self._spans]
 
 
 ROUNDS = 16

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shunter.models.decoder import Decoder
+from shunter.models.decoder import Decoder, embedded
 from shunter.models.head import Others, linear_cross_entropy
 from shunter.models.segments import SegmentPlan
 from shunter.parallel.stage import LOSS
@@ -44,6 +44,7 @@ class DecoderStage(nn.Module):
     def __init__(self, decoder: Decoder, begin: int, end: int, *, layers_only: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(decoder.layers[begin:end])
+        self.is_first = begin == 0
         self.has_head = end == len(decoder.layers) and not layers_only
         self.embed = decoder.embed if begin == 0 and not layers_only else None
         self.norm = decoder.norm if end == len(decoder.layers) else None
@@ -66,6 +67,8 @@ class DecoderStage(nn.Module):
     def forward(self, inputs: Tree, rows: Rows) -> Tree:
         decoder = self._decoder[0]
         x = inputs["hidden"] if self.embed is None else self.embed(rows.tokens)
+        if self.is_first:
+            x = embedded(x, rows.plan)
         rope, mask = decoder.geometry(rows.positions, rows.plan, x.dtype)
         for layer in self.layers:
             x = layer(x, rope, rows.plan, mask, None)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from shunter.models.moe import Experts, MoE, by_expert, collect, routers, spread
+from shunter.models.moe import MoE, by_expert, collect, routers, spread, with_void
 from shunter.models.router import Routing
 from shunter.models.spec import ExpertsSpec
 from shunter.parallel.collective import all_gather
@@ -31,6 +31,7 @@ def reach_experts(
     *,
     sequence: Peers | None = None,
     places: Callable[[int], Tensor] | None = None,
+    pad: bool = False,
 ) -> None:
     """Reach the experts of other ranks; those here are this rank's part already.
 
@@ -39,10 +40,12 @@ def reach_experts(
 
     sequence: ranks that hold other tokens of the same rows, equally many each, one after the other: what
     looks at whole rows (capacity, balance) asks them.  places: of a row's length, where in the row each
-    of these tokens stands, when a rank's are not neighbours.
+    of these tokens stands, when a rank's are not neighbours.  pad: see `MoE`; `router.rows` is the same on
+    all ranks then.
     """
+    moe.pad = pad
     if ep.size * etp.size > 1:
-        moe.dispatch = Dispatcher(moe.experts, moe.spec, ep, etp)
+        moe.dispatch = Dispatcher(moe.experts, moe.spec, ep, etp, pad=pad)
     if sequence is not None and sequence.size > 1:
         moe.router.others = RowPeers(sequence, places)
 
@@ -67,19 +70,36 @@ class Route:
 class Dispatcher:
     """Tokens to the ranks that hold their experts, and the sums back."""
 
-    def __init__(self, experts: Experts, spec: ExpertsSpec, ep: Peers, etp: Peers) -> None:
+    def __init__(
+        self, experts: nn.Module, spec: ExpertsSpec, ep: Peers, etp: Peers, *, pad: bool = False
+    ) -> None:
         # Not a child: the experts' names are those of the whole model.
         self.experts, self.num_experts = experts, spec.num_experts
-        self.ep, self.etp = ep, etp
+        self.ep, self.etp, self.pad = ep, etp, pad
 
     def __call__(self, x: Tensor, routing: Routing) -> Tensor:
         """[n, D] for this rank's tokens x [n, D]; every peer calls it, with however many."""
+        if self.pad and routing.room is not None:
+            x, routing, pairs = with_void(x, routing, self.num_experts)
+            return self._travel(x, routing, pairs, self.filled(len(pairs), x.device))[:-1]
         pairs, counts = by_expert(routing, self.num_experts)
         route = self.plan(counts)
-        pairs = pairs[: sum(route.send)]
+        return self._travel(x, routing, pairs[: sum(route.send)], route)
+
+    def _travel(self, x: Tensor, routing: Routing, pairs: Tensor, route: Route) -> Tensor:
         rows, weights = _Send.apply(*spread(x, routing.weights, pairs), route)
         rows = _Return.apply(self.experts(rows, weights, route.counts), route)
         return collect(rows, pairs, *routing.experts.shape)
+
+    def filled(self, rows: int, device: torch.device) -> Route:
+        """Where every rank sends as many rows to each expert, `rows` to all: nobody has to be asked."""
+        ep, etp = self.ep, self.etp
+        each, local = rows // ep.size, self.num_experts // ep.size
+        arrived = torch.arange(etp.size * ep.size * each, device=device)
+        order = arrived.view(etp.size, ep.size, local, each // local).permute(2, 0, 1, 3).flatten()
+        counts = torch.full((local,), len(order) // local, device=device)
+        even = [each] * ep.size
+        return Route(ep, etp, even, even, [rows] * etp.size, order, counts)
 
     @torch.no_grad()
     def plan(self, counts: Tensor) -> Route:
@@ -163,6 +183,11 @@ class RowPeers:
 
     def __init__(self, peers: Peers, places: Callable[[int], Tensor] | None = None) -> None:
         self.peers, self._places = peers, places
+
+    @property
+    def ranks(self) -> int:
+        """How many they are."""
+        return self.peers.size
 
     def total(self, counts: Tensor) -> Tensor:
         """The sum [B, E] of all ranks' counts."""

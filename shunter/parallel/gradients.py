@@ -21,22 +21,28 @@ def add_up_gradients(parameters: Mapping[str, Tensor], held: Mapping[str, Holdin
 
     A parameter that nothing here depends on has a gradient of zeros: other ranks may have used theirs.
     """
-    for name, parameter in parameters.items():
-        if parameter.grad is None and parameter.requires_grad and (held[name].partial or held[name].shared):
-            parameter.grad = torch.zeros_like(parameter)
+    add_up_shared(parameters, held, mesh)
     by_axes: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
     for name, parameter in parameters.items():
-        holding = held[name]
-        if parameter.grad is None:  # frozen, or nobody's
-            continue
-        for shared in holding.shared:
-            rows = parameter.grad[shared.begin : shared.end]
-            _sum_neighbours(rows, mesh.peers(shared.axis), shared.every)
-        if axes := mesh.real(holding.partial):
+        # Without a gradient: frozen, or nobody's.
+        if parameter.grad is not None and (axes := mesh.real(held[name].partial)):
             by_axes[axes].append(parameter.grad)
     for axes in sorted(by_axes):
         for bucket in _buckets(by_axes[axes]):
             _sum(bucket, mesh.peers(*axes))
+
+
+@torch.no_grad()
+def add_up_shared(parameters: Mapping[str, Tensor], held: Mapping[str, Holding], mesh: Mesh) -> None:
+    """The first half of it: rows that some neighbours alone hold alike, and zeros where nothing was used."""
+    for name, parameter in parameters.items():
+        if parameter.grad is None and parameter.requires_grad and (held[name].partial or held[name].shared):
+            parameter.grad = torch.zeros_like(parameter)
+        if parameter.grad is None:
+            continue
+        for shared in held[name].shared:
+            rows = parameter.grad[shared.begin : shared.end]
+            _sum_neighbours(rows, mesh.peers(shared.axis), shared.every)
 
 
 @torch.no_grad()

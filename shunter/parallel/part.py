@@ -17,7 +17,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from shunter.layout.holding import Holding
-from shunter.models.adapter_sharding import adapted_holdings
+from shunter.layout.zero import Whole
+from shunter.models.adapted_experts import AdaptedExperts
+from shunter.models.adapter_sharding import adapted_holdings, place_packed
 from shunter.models.decoder import Decoder, RMSNorm
 from shunter.models.moe import Experts, MoE
 from shunter.models.router import Router
@@ -26,11 +28,13 @@ from shunter.parallel.collect import cut
 from shunter.parallel.context.zigzag import zigzag
 from shunter.parallel.decoder import decoder_stages, drop_others
 from shunter.parallel.experts import reach_experts
-from shunter.parallel.gradients import add_up_gradients, squared_norm
+from shunter.parallel.gradients import add_up_gradients, add_up_shared, squared_norm
 from shunter.parallel.mesh import Mesh, Peers
+from shunter.parallel.offload import offload_layers
 from shunter.parallel.recompute import recompute_layer
 from shunter.parallel.sharded import hand_over
 from shunter.parallel.tensor import VocabularyRows, first_row, split_tensor
+from shunter.parallel.zero import SharedState
 
 Fill = Callable[[str, Tensor], None]
 
@@ -40,9 +44,11 @@ SHARDING = ("fsdp", "cp")  # ranks that share one copy of the weights, where wei
 class DecoderPart:
     """What one rank holds of a decoder.
 
-    parameters: this rank's parts by name, plain tensors that share memory with what the model computes
-                with; after `finish` their `.grad` is the whole gradient of that part.
+    weights:    this rank's parts by name, plain tensors that share memory with what the model computes with.
     held:       which part of the whole each is.
+    parameters: what the optimizer works on: the weights, or where copies share its state (`zero`) some rows
+                of each, or some; after `finish` their `.grad` is the whole gradient of that part.
+    kept:       which part of the whole each of these is, and its state.
     modules:    the stages, by number.
     """
 
@@ -60,9 +66,12 @@ class DecoderPart:
         compiled: bool = False,
         again: Sequence[int] = (),
         selective: bool = False,
+        aside: Sequence[int] = (),
         reshard: bool = True,
         narrow: bool = False,
         by_program: bool = False,
+        zero: Whole | None = None,
+        pad: bool = False,
         fill: Fill | None = None,
     ) -> None:
         """decoder: whole, on the CPU, or on the meta device; it keeps this rank's part, and the rest is on
@@ -72,21 +81,24 @@ class DecoderPart:
         bounds, stages: first layer of each stage, and the numbers of those that are here.
         layers_only: embedding and head are computed elsewhere. more: parts beside the stages'.
         compiled: each layer is, by itself. again: layers that are computed again for their backward;
-        selective: all but what is dear.
+        selective: all but what is dear. aside: layers whose inside waits in the host's memory.
         reshard: give gathered weights up between forward and backward. narrow: gather layers' matrices in
         bfloat16, as products under autocast take them; their gradients are added up in float32.
         by_program: the program, not `fully_shard`, decides when weights are gathered.
+        zero: copies share the optimizer's state; it says of which parameters an update is made of the whole.
+        pad: fill experts up to their capacity; see `MoE`.
         """
         self.decoder, self.mesh = decoder, mesh
         self.sharded = mesh.grid.fsdp > 1
         self.by_program = by_program
-        declared = holdings(decoder.spec, mesh.grid, mesh.place, sequence=sequence)
-        declared = adapted_holdings(decoder, declared, mesh.grid)
+        plain = holdings(decoder.spec, mesh.grid, mesh.place, sequence=sequence)
+        declared = adapted_holdings(decoder, plain, mesh.grid)
         found = decoder_stages(decoder, bounds, stages, layers_only=layers_only).values()
         owned = {name for stage in found for name in stage.owned()}
         self.held = {name: declared[name] for name in declared if name in owned} | dict(more or {})
         drop_others(decoder, set(self.held))
         localise(decoder, self.held, device, fill)
+        place_packed(decoder, plain)
         self.tokens = split_tensor(decoder, self.held, mesh.peers("tp"), sequence=sequence)
         for module in decoder.modules():
             if isinstance(module, MoE):
@@ -96,6 +108,7 @@ class DecoderPart:
                     mesh.peers("etp"),
                     sequence=mesh.peers("cp", "tp"),
                     places=self._places,
+                    pad=pad,
                 )
         self.modules = decoder_stages(decoder, bounds, stages, layers_only=layers_only)
         for stage in self.modules.values():
@@ -109,9 +122,17 @@ class DecoderPart:
                     layer.forward = torch.compile(layer.forward)
         for number in again:
             recompute_layer(decoder.layers[number], selective=selective)
+        if aside:
+            mine = ({n: decoder.layers[n] for n in range(bounds[s], bounds[s + 1])} for s in stages)
+            offload_layers(mine, aside, device)
         if self.sharded:
             self._shard(device, reshard, narrow)
-        self.parameters = self._plain()
+        self.weights = self._plain()
+        self.shared: SharedState | None = None
+        self.parameters, self.kept = self.weights, self.held
+        if zero is not None:
+            self.shared = SharedState(self.weights, self.held, mesh, zero)
+            self.parameters, self.kept = self.shared.parameters, self.shared.held
 
     def _places(self, length: int) -> Tensor:
         """Where in a row of `length` the tokens of context and tensor ranks stand, one after the other."""
@@ -128,7 +149,7 @@ class DecoderPart:
             stage.into_grad = False
             elsewhere: set[nn.Parameter] = set()
             for layer in stage.layers:
-                for experts in (part for part in layer.modules() if isinstance(part, Experts)):
+                for experts in (p for p in layer.modules() if isinstance(p, (Experts, AdaptedExperts))):
                     # Copies of an expert are on other ranks than copies of the rest.
                     if copies.size > 1:
                         fully_shard(
@@ -172,9 +193,9 @@ class DecoderPart:
     def state(self) -> dict[str, Tensor]:
         """What makes up the model here: the parameters, and buffers that are learnt otherwise."""
         stored = {name: buffer for name, buffer in self.decoder.named_buffers() if name in self.held}
-        return {**self.parameters, **stored}
+        return {**self.weights, **stored}
 
-    def _plain(self) -> dict[str, Tensor]:
+    def _plain(self) -> dict[str, nn.Parameter]:
         named = {name: p for name, p in self.decoder.named_parameters() if name in self.held}
         if not self.sharded:
             return dict(named)
@@ -202,14 +223,23 @@ class DecoderPart:
         """After the last backward: add up what other ranks have a part of."""
         if self.sharded:
             for name, parameter in self.decoder.named_parameters():
-                if isinstance(parameter, DTensor) and name in self.parameters and parameter.grad is not None:
-                    self.parameters[name].grad = local(parameter.grad)
+                if isinstance(parameter, DTensor) and name in self.weights and parameter.grad is not None:
+                    self.weights[name].grad = local(parameter.grad)
                     parameter.grad = None
-        add_up_gradients(self.parameters, self.held, self.mesh)
+        if self.shared is None:
+            add_up_gradients(self.weights, self.held, self.mesh)
+        else:
+            add_up_shared(self.weights, self.held, self.mesh)
+            self.shared.scatter()
+
+    def renew(self) -> None:
+        """After an update: have the weights that other copies have updated."""
+        if self.shared is not None:
+            self.shared.gather()
 
     def squared_norm(self, twice: frozenset[str] = frozenset()) -> Tensor:
         """This rank's share of the gradient's squared norm; see gradients.squared_norm."""
-        return squared_norm(self.parameters, self.held, self.mesh, twice)
+        return squared_norm(self.parameters, self.kept, self.mesh, twice)
 
 
 def _device_mesh(peers: Peers, device: torch.device) -> DeviceMesh:

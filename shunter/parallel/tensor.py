@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shunter.layout.holding import Holding
+from shunter.layout.piece import balanced
 from shunter.models.adapter import AdaptedLinear
 from shunter.models.decoder import Attention, Decoder
 from shunter.models.sharding import kv_heads
@@ -89,9 +90,12 @@ def split_tensor(
             spec = module.spec
             low, high = kv_heads(spec, peers.index, peers.size)
             module.num_heads, module.num_kv_heads = spec.num_heads // peers.size, high - low
+            module.first = module.num_heads * peers.index
             if isinstance(module.qkv, AdaptedLinear):
                 key = module.num_kv_heads * spec.head_dim
                 module.qkv.place({"q": module.num_heads * spec.head_dim, "k": key, "v": key})
+        if isinstance(module, SwiGLU):
+            module.first = balanced(module.width, peers.size, peers.index)[0]
         if isinstance(module, SwiGLU) and isinstance(module.gate_up, AdaptedLinear):
             half = module.gate_up.frozen.shape[0] // 2
             module.gate_up.place({"gate": half, "up": half})

@@ -19,26 +19,39 @@ from shunter.config import write, yaml
 from shunter.config.errors import ShunterError
 from shunter.plan.choices import Choices, Question
 from shunter.plan.practice import Coefficients
-from shunter.plan.score import predict
+from shunter.plan.score import Prediction, predict
+from shunter.plan.sited import Grounds
 
 LEAST, MOST = 0.05, 20.0  # times its value beyond which a coefficient explains nothing any more
 
 
 @dataclass(frozen=True)
 class Run:
-    """A measured step. question: with any coefficients; choice: of length 1."""
+    """A measured step. question: with any coefficients; choice: of length 1. order: of the devices, where it
+    matters which does what (`plan.Plan.ranks`). strategies: of its layers, where each has its own."""
 
     name: str
     question: Question
     choice: Choices
     seconds: float
+    order: tuple[int, ...] = ()
+    strategies: Sequence[int] | None = None
 
     def asked(self, coefficients: Coefficients) -> Question:
         """The question with other coefficients."""
         return replace(self.question, coefficients=coefficients)
 
     def predicted(self, coefficients: Coefficients) -> float:
-        return predict(self.asked(coefficients), self.choice).seconds
+        return self.prediction(coefficients).seconds
+
+    def prediction(self, coefficients: Coefficients) -> Prediction:
+        """Of the whole step, with its parts."""
+        asked = self.asked(coefficients)
+        if self.order and asked.fabric.terrain is not None:
+            found = Grounds(asked, self.choice, asked.fabric.room(None)).predict(self.order)
+            if found is not None:
+                return found
+        return predict(asked, self.choice, strategies=self.strategies)
 
 
 def fit(runs: Sequence[Run], names: Sequence[str], start: Coefficients, source: str = "") -> Coefficients:
@@ -113,24 +126,37 @@ CALIBRATED = Path(__file__).parent / "calibrated.yaml"
 
 
 def coefficients_of(cluster: Cluster, path: Path | None = None) -> Coefficients:
-    """Those for a cluster's slowest kind of device: the general ones, those fitted to published runs on that
-    kind, and those of a calibration's file, each over the ones before.
+    """Those for a cluster's devices: the general ones, those fitted to published runs on that kind, and those
+    of a calibration's file, each over the ones before. Of several kinds each has its own.
 
     Raises ShunterError for a file that is none.
     """
     kinds = {device.kind for device in cluster.devices}
+    if len(kinds) > 1:
+        each_kind = {kind: _of_kind(cluster, kind, path) for kind in sorted(kinds)}
+        slowest = min(
+            cluster.devices, key=lambda device: max(rates.peak for rates in device.spec.flops.values())
+        )
+        return replace(
+            each_kind[slowest.kind], kinds={kind: found.known for kind, found in each_kind.items()}
+        )
+    return _of_kind(cluster, kinds.pop(), path)
+
+
+def _of_kind(cluster: Cluster, kind: str, path: Path | None) -> Coefficients:
     found = Coefficients()
     for each in (CALIBRATED, path):
         if each is None:
             continue
         data = yaml.load(each).data
-        if each == CALIBRATED and any(device.spec.type == "cpu" for device in cluster.devices):
+        if each == CALIBRATED and cluster.description.devices[kind].type == "cpu":
             found = _with(found, data["cpu"], str(each))
-        for kind in sorted(kinds & data.keys()):
+        if kind in data:
             found = _with(found, data[kind], str(each))
-        if each == path and not kinds & data.keys():
+        if each == path and not data.keys() & {device.kind for device in cluster.devices}:
+            others = sorted({device.kind for device in cluster.devices})
             raise ShunterError(
-                f"the calibration is of {', '.join(sorted(data))}, the cluster of {', '.join(sorted(kinds))}",
+                f"the calibration is of {', '.join(sorted(data))}, the cluster of {', '.join(others)}",
                 where=str(path),
                 mend="Calibrate with a run on this cluster.",
             )

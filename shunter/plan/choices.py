@@ -131,6 +131,13 @@ class Choices:
             return np.ones_like(self.fsdp)
         return np.where(self.shards(practice) > 1, self.edp, 1)
 
+    def updates(self, practice: Practice) -> tuple[Ints, Ints]:
+        """Parts into which the optimizer's state is cut besides tensor and expert parallelism: of dense
+        weights, and of experts."""
+        if practice.zero:
+            return self.data * self.cp, self.edp
+        return self.shards(practice), self.expert_shards(practice)
+
     def microbatches(self, batch: int) -> Ints:
         """Of a step on each data rank; the last may be smaller."""
         return np.ceil(np.ceil(batch / self.data) / self.rows).astype(np.int64)

@@ -53,11 +53,16 @@ def messages(question: Question, choices: Choices, weights: Floats, expert_weigh
         choices.expert_shards(practice),
         practice.gathered * expert_weights,
     )
-    cut = choices.tp if practice.sequence or practice.scatter else one
-    message = practice.hidden * tokens * spec.dim / cut
     latency, bandwidth = question.fabric.hop(choices.stage_ranks, choices.pp)
-    occupied = message / (bandwidth * question.coefficients["links"])
+    occupied = message(question, choices) / (bandwidth * question.coefficients["links"])
     return Messages(tensor, context, experts, gather, np.where(choices.pp > 1, latency, 0.0), occupied)
+
+
+def message(question: Question, choices: Choices) -> Floats:
+    """Bytes that a rank sends to the next stage for one micro-batch."""
+    practice = question.practice
+    cut = choices.tp if practice.sequence or practice.scatter else np.ones_like(choices.tp)
+    return practice.hidden * choices.rows * question.row / choices.cp * question.spec.dim / cut
 
 
 def gradients(question: Question, choices: Choices, weights: Floats, expert_weights: Floats) -> Floats:

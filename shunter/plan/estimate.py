@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from shunter.cluster.device import DeviceKind
 from shunter.plan import communication, compute, memory
 from shunter.plan.choices import SCHEDULES, Choices, Floats, Question
 from shunter.plan.practice import RECOMPUTE
+
+COPIES = 12  # storages that a layer puts aside, about: each is a call
 
 
 class Pass(NamedTuple):
@@ -30,12 +33,14 @@ class Pass(NamedTuple):
 @dataclass(frozen=True)
 class LayerCost:
     """One layer on a rank. again: what is computed (and sent) once more under the choice's recomputation.
-    weights: share of the backward's compute that is the weights' gradients."""
+    weights: share of the backward's compute that is the weights' gradients. aside: seconds that a layer takes
+    longer, forward and backward, where it is put aside; None where it cannot be."""
 
     forward: Pass
     backward: Pass
     again: Pass
     weights: Floats
+    aside: tuple[Floats, Floats] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,23 @@ def _layer(
             for part in ("compute", "messages")
         )
     )
-    return LayerCost(forward, backward, again, times.weights)
+    return LayerCost(forward, backward, again, times.weights, _aside(question, choices, times, device))
+
+
+def _aside(
+    question: Question, choices: Choices, times: compute.Times, device: DeviceKind
+) -> tuple[Floats, Floats] | None:
+    """Copies go beside what is computed, and are waited for where they take longer. A schedule with backwards
+    in halves would hold what came back until the second one, so none is put aside there."""
+    if not question.practice.offload or device.copy_bandwidth is None:
+        return None
+    copy: Floats = memory.put_aside(question, choices) / device.copy_bandwidth
+    copy = copy + COPIES * question.coefficients["kernel"]
+    nothing = np.zeros(len(choices))
+    return (
+        _hidden(times.forward, nothing, copy, device).messages,
+        _hidden(times.backward, nothing, copy, device).messages,
+    )
 
 
 def _hidden(compute_seconds: Floats, exposed: Floats, behind: Floats, device: DeviceKind) -> Pass:
@@ -113,25 +134,32 @@ def _hidden(compute_seconds: Floats, exposed: Floats, behind: Floats, device: De
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: of a step. bytes: of the fullest rank. first, last: bytes by part of the two ends' ranks."""
+    """seconds: of a step. bytes: of the fullest rank. spare: layers might be computed again, and none has to
+    be."""
 
     seconds: Floats
     bytes: Floats
     microbatch: Floats  # seconds of the busiest rank for one micro-batch
+    spare: npt.NDArray[np.bool_]
 
 
-def estimate(question: Question, choices: Choices) -> Estimate:
-    """By formulas, with stages of L / p layers, which need not be whole: a look ahead, not a prediction."""
+def estimate(question: Question, choices: Choices, room: float | None = None) -> Estimate:
+    """By formulas, with stages of L / p layers, which need not be whole: a look ahead, not a prediction.
+
+    room: bytes of a rank: where layers can be chosen, as few as that needs are computed again, or put aside;
+    without it all are.
+    """
     spec, device = question.spec, question.fabric.device
     found = costs(question, choices, device)
     mixtures = mixture_layers(question)
     plain = spec.num_layers - mixtures
     m = choices.microbatches(question.batch).astype(float)
     p, v = choices.pp.astype(float), choices.chunks.astype(float)
+    lean = _lean(question, choices, found, plain / p, mixtures / p, room)
     forward = (plain * found.dense.forward.both + mixtures * found.mixture.forward.both) / p
     backward = (
-        plain * (found.dense.backward.both + found.dense.again.both)
-        + mixtures * (found.mixture.backward.both + found.mixture.again.both)
+        plain * (found.dense.backward.both + lean.seconds(found.dense))
+        + mixtures * (found.mixture.backward.both + lean.seconds(found.mixture))
     ) / p
     ends = found.embedding.forward + found.embedding.backward + found.head.forward + found.head.backward
     layer = (forward + backward) * p / spec.num_layers
@@ -150,7 +178,58 @@ def estimate(question: Question, choices: Choices) -> Estimate:
     bubble = (p - 1) * (np.maximum(drain, 0.0) + 2 * hops)
     seconds = m * busiest + bubble + np.where(choices.pp > 1, exposed, 0.0)
     seconds = seconds + ends_of_step(question, choices, found, plain / p, mixtures / p, backward, device)
-    return Estimate(seconds, _fullest(question, choices, plain / p, mixtures / p), busiest)
+    spare = (choices.recompute == RECOMPUTE.index("layer")) & (lean.again + lean.aside <= 0)
+    return Estimate(seconds, lean.bytes, busiest, spare)
+
+
+@dataclass(frozen=True)
+class Lean:
+    """Shares of the layers that are computed again and put aside, and the bytes of the fullest rank then."""
+
+    again: Floats
+    aside: Floats
+    bytes: Floats
+
+    def seconds(self, layer: LayerCost) -> Floats:
+        """More of the mean layer: of those that are computed again or put aside, what takes less."""
+        again = layer.again.both
+        if layer.aside is None:
+            return self.again * again
+        put = layer.aside[0] + layer.aside[1]
+        return self.again * np.minimum(again, put) + self.aside * put
+
+
+def _lean(
+    question: Question, choices: Choices, found: Costs, dense: Floats, mixtures: Floats, room: float | None
+) -> Lean:
+    every = np.where(choices.recompute > 0, 1.0, 0.0)
+    nothing = 0 * every
+    most = _fullest(question, choices, dense, mixtures, every, nothing)
+    free = (choices.recompute == RECOMPUTE.index("layer")) & question.practice.offers
+    if not free.any():
+        return Lean(every, nothing, most)
+    which = np.flatnonzero(free)
+    some = choices.take(which)
+
+    def bytes_(again: float, aside: float) -> Floats:
+        parts = np.full(len(which), again), np.full(len(which), aside)
+        return _fullest(question, some, dense[which], mixtures[which], *parts)
+
+    again, aside, least = every.copy(), nothing.copy(), most.copy()
+    tight = most[which] > (np.inf if room is None else room)
+    if found.dense.aside is not None:
+        put = bytes_(0.0, 1.0)
+        better = (put < most[which]) & (tight | (room is None))
+        again[which], aside[which] = np.where(better, 0.0, 1.0), np.where(better, 1.0, 0.0)
+        least[which] = np.where(better, put, most[which])
+    if room is not None:
+        kept, one = bytes_(0.0, 0.0), bytes_(1e-9, 0.0)  # the first of them takes room for its inside
+        share = np.clip((one - room) / np.maximum(one - most[which], 1.0), 0.0, 1.0)
+        layers = np.maximum(dense[which] + mixtures[which], 1.0)
+        share = np.where(kept <= room, 0.0, np.minimum(np.ceil(share * layers - 1e-9) / layers, 1.0))
+        again[which] = np.where(tight, again[which], share)
+        least[which] = np.where(tight, least[which], np.minimum(kept, room))
+    return Lean(again, aside, least)
 
 
 def ends_of_step(
@@ -171,7 +250,8 @@ def ends_of_step(
     sums = communication.gradients(question, choices, plain, expert)
     if practice.overlap_gradients:
         sums = np.maximum(sums - backward, 0.05 * sums)  # the last layer's come when all is done
-    mine = plain / choices.shards(practice) + expert / choices.expert_shards(practice)
+    updates, expert_updates = choices.updates(practice)
+    mine = plain / updates + expert / expert_updates
     stays = (choices.pp > 1) & practice.stage_gathered
     first = np.where(stays, (dense + mixtures) * found.messages.gather, 0.0)
     return sums + first + compute.update(question, mine, device)
@@ -185,8 +265,11 @@ def mixture_layers(question: Question) -> int:
     return sum(spec.experts.inside(layer) for layer in range(spec.num_layers))
 
 
-def _fullest(question: Question, choices: Choices, dense: Floats, mixtures: Floats) -> Floats:
-    """Bytes of the fuller of the first and the last rank: the first has most in flight, the last the head."""
+def _fullest(
+    question: Question, choices: Choices, dense: Floats, mixtures: Floats, again: Floats, aside: Floats
+) -> Floats:
+    """Bytes of the fuller of the first and the last rank: the first has most in flight, the last the head.
+    again, aside: shares of the layers."""
     m = choices.microbatches(question.batch)
     alone = choices.pp == 1
     vee = choices.schedule == SCHEDULES.index("zbv")
@@ -202,7 +285,8 @@ def _fullest(question: Question, choices: Choices, dense: Floats, mixtures: Floa
             np.where(tied, 1.0, ends),
             has_head.astype(float),
             flight,
-            np.where(choices.recompute > 0, 1.0, 0.0),
+            again,
+            aside,
         )
         both.append(memory.total(memory.stage_bytes(question, choices, stage)))
     return np.maximum(*both)

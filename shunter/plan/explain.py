@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from shunter.cluster.cluster import Cluster
 from shunter.config.errors import ShunterError
 from shunter.config.nearest import nearest
+from shunter.plan import placing
 from shunter.plan.choices import SCHEDULES, Question
+from shunter.plan.fabric import Fabric
 from shunter.plan.practice import RECOMPUTE
 from shunter.plan.score import Prediction, predict
 from shunter.plan.search import Found, lost_because, search
@@ -79,6 +82,8 @@ def why(found: Found, asked: Mapping[str, int | str]) -> Reason:
         smallest = choices.take([int(estimate(question, choices).bytes.argmin())])
         prediction = predict(question, smallest, found.room)
         over = prediction.fullest - found.room
+        if over <= 0:  # where devices differ: the largest would do
+            return Reason(asked, "does not fit: in no order do its stages fit the devices", prediction, best)
         parts = max(prediction.bytes, key=lambda parts: sum(parts.values()))
         most = max(parts, key=parts.__getitem__)
         return Reason(
@@ -109,7 +114,9 @@ def what_would_help(found: Found) -> list[Help]:
     """
     question = found.question
     before = question.tokens / found.plans[0].prediction.seconds
-    tries: list[tuple[str, Question, float]] = []
+    tries: list[Try] = []
+    if question.fabric.terrain is not None:
+        return _helped(found, before, [*_varied(question.fabric.terrain.cluster, found), *_general(found)])
     names = ["links within a node", "links between nodes"]
     levels = question.fabric.levels
     if len(levels) == 1 and question.fabric.block < question.fabric.world:
@@ -134,19 +141,50 @@ def what_would_help(found: Found) -> list[Help]:
     more = replace(question, fabric=replace(question.fabric, kinds=kinds))
     if len({id(kind) for kind in question.fabric.kinds}) == 1:
         tries.append(("half as much memory again", more, 1.5 * found.room))
-    tries.append(("twice the rows of a step", replace(question, batch=2 * question.batch), found.room))
+    return _helped(found, before, [*tries, *_general(found)])
+
+
+Try = tuple[str, Question, float]
+
+
+def _general(found: Found) -> list[Try]:
+    """What does not depend on how the cluster is described."""
+    question = found.question
     quick = question.coefficients.but("a change to see", products=1.25 * question.coefficients["products"])
-    tries.append(("products a quarter faster", replace(question, coefficients=quick), found.room))
+    return [
+        ("twice the rows of a step", replace(question, batch=2 * question.batch), found.room),
+        ("products a quarter faster", replace(question, coefficients=quick), found.room),
+    ]
+
+
+def _varied(cluster: Cluster, found: Found) -> Iterator[Try]:
+    """Each link of a cluster whose links or devices differ twice as fast, by name; half as much memory
+    again."""
+    described, question = cluster.description, found.question
+    for name, link in described.links.items():
+        faster = link.model_copy(update={"bandwidth": 2 * link.bandwidth})
+        other = described.model_copy(update={"links": {**described.links, name: faster}})
+        fabric = Fabric.of(cluster.varied(other))
+        yield f"links {name} twice as fast", replace(question, fabric=fabric), found.room
+    larger = {
+        name: kind.model_copy(update={"memory": 1.5 * kind.memory})
+        for name, kind in described.devices.items()
+    }
+    fabric = Fabric.of(cluster.varied(described.model_copy(update={"devices": larger})))
+    yield "half as much memory again", replace(question, fabric=fabric), 1.5 * found.room
+
+
+def _helped(found: Found, before: float, tries: Sequence[Try]) -> list[Help]:
     helped = []
     for name, other, room in tries:
         try:
-            again = search(
+            changed = search(
                 other, fixed=found.fixed, room=room, objective=found.objective, top=1, finalists=FEW
             )
         except ShunterError:
             continue
         # The same layout is there as well: what is changed makes nothing slower.
-        same = predict(other, found.plans[0].prediction.choice, room)
-        seconds = min(again.plans[0].prediction.seconds, same.seconds if same.fullest <= room else math.inf)
+        same = placing.again(other, found.plans[0].prediction, room)
+        seconds = min(changed.plans[0].prediction.seconds, math.inf if same is None else same.seconds)
         helped.append(Help(name, other.tokens / seconds / before))
     return sorted(helped, key=lambda each: -each.times)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import gcd
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from shunter.cluster.cluster import Cluster
 from shunter.cluster.description import Link
 from shunter.cluster.device import DeviceKind
-from shunter.config.errors import ShunterError
+from shunter.plan.terrain import Terrain, differs
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Fabric:
-    """levels: from close to far. kinds: of each block of `block` neighbouring ranks, its slowest device."""
+    """levels: from close to far. kinds: of each block of `block` neighbouring ranks, its slowest device.
+
+    terrain: of a cluster whose devices or links differ, its links pair by pair; there the levels are a first
+    look, and what counts is where ranks are placed (`plan.placing`). None where all nodes are alike.
+    """
 
     name: str
     world: int
@@ -35,22 +40,18 @@ class Fabric:
     kinds: tuple[DeviceKind, ...]
     block: int
     price_per_hour: float | None = None
+    terrain: Terrain | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, cluster: Cluster) -> Fabric:
         """What is slowest stands for a level, so that a ring through it is no faster than its slowest link.
 
-        Raises ShunterError for nodes of unequal size: ranks of a group would not be where the model
-        believes them to be.
+        Of nodes that differ in size a block is their greatest common part; of links that differ pair by pair
+        the one in the middle stands for all, as placement keeps off the slow ones.
         """
-        sizes = {len(node.ranks) for node in cluster.nodes}
-        if len(sizes) > 1:
-            raise ShunterError(
-                f"nodes of {' and '.join(map(str, sorted(sizes)))} devices in one cluster",
-                where=cluster.path or cluster.name,
-                mend="Plan for those of one size, or describe the larger ones as several nodes.",
-            )
-        (size,) = sizes
+        if differs(cluster):
+            return cls._uneven(cluster)
+        size = len(cluster.nodes[0].ranks)
         levels: list[Level] = []
         groups = {node.group: node.ranks for node in reversed(cluster.nodes)}  # the first of each
         firsts = list(groups.values())
@@ -76,6 +77,40 @@ class Fabric:
         )
         return cls(cluster.name, cluster.world, tuple(levels), kinds, size, cluster.price_per_hour)
 
+    @classmethod
+    def _uneven(cls, cluster: Cluster) -> Fabric:
+        """Levels: a block, what is between neighbours of one group of nodes, and the rest."""
+        block = gcd(*(len(node.ranks) for node in cluster.nodes))
+        levels: list[Level] = []
+        if block > 1:
+            inside = [
+                cluster.link(node.ranks[0], other) for node in cluster.nodes for other in node.ranks[1:]
+            ]
+            slow = _slowest(inside)
+            levels.append(Level(block, slow.latency, slow.bandwidth))
+        share = min(1.0, *(cluster.group(node.ranks[0]).nics / len(node.ranks) for node in cluster.nodes))
+        groups: dict[str, list[int]] = {}
+        for node in cluster.nodes:
+            groups.setdefault(node.group, []).append(node.ranks[0])
+        within = [cluster.link(a, b) for heads in groups.values() for a in heads for b in heads if a != b]
+        island = gcd(*(len(ranks) for ranks in cluster.groups().values()))
+        if within and block < island < cluster.world:
+            middle = _middle(within)
+            levels.append(Level(island, middle.latency, middle.bandwidth, share))
+        heads = [node.ranks[0] for node in cluster.nodes]
+        if len(heads) > 1:
+            between = [cluster.link(a, b) for a in heads for b in heads if a != b]
+            link = _middle(between) if cluster.description.pairs else _slowest(between)
+            levels.append(Level(cluster.world, link.latency, link.bandwidth, share))
+        kinds = tuple(
+            cluster.device(node.ranks[0]).spec
+            for node in cluster.nodes
+            for _ in range(len(node.ranks) // block)
+        )
+        return cls(
+            cluster.name, cluster.world, tuple(levels), kinds, block, cluster.price_per_hour, Terrain(cluster)
+        )
+
     @property
     def device(self) -> DeviceKind:
         """The slowest."""
@@ -85,6 +120,20 @@ class Fabric:
     def memory(self) -> float:
         """Bytes of the smallest device."""
         return min(kind.memory for kind in set_of(self.kinds))
+
+    def room(self, budget: float | None) -> float:
+        """Bytes of any device that a rank may take at most; no device is given more than it has.
+
+        Where devices differ: those of the largest, as a stage is held to the devices that it is placed on.
+        """
+        most = self.memory if self.terrain is None else max(kind.memory for kind in set_of(self.kinds))
+        return most if budget is None else min(budget, most)
+
+    def peak(self, format: str) -> float:
+        """FLOP/s that a device's maker states, on average over the devices."""
+        kinds = self.kinds if self.terrain is not None else (self.device,)
+        peaks = [kind.peak(format if format in kind.flops else next(iter(kind.flops))) for kind in kinds]
+        return sum(peaks) / len(peaks)
 
     def kind(self, begin: int, end: int) -> DeviceKind:
         """The slowest device among ranks [begin, end)."""
@@ -142,6 +191,11 @@ def set_of(kinds: Sequence[DeviceKind]) -> list[DeviceKind]:
 
 def _speed(kind: DeviceKind) -> float:
     return max(rates.peak for rates in kind.flops.values())
+
+
+def _middle(links: Sequence[Link]) -> Link:
+    """The one with as many slower ones as faster ones."""
+    return sorted(links, key=lambda link: (link.bandwidth, -link.latency))[len(links) // 2]
 
 
 def _slowest(links: Sequence[Link]) -> Link:

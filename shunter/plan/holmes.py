@@ -5,7 +5,7 @@ one type of NIC, and only pipelines cross. Layers are cut by the speed of each t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -70,28 +70,32 @@ def arrange(
     order: Sequence[str] = (),
     *,
     strict: bool = True,
+    type_of: Callable[[Cluster, int], str] = nic_of,
 ) -> Arrangement:
     """Devices sorted by type of NIC, then rank, on a grid of stages, replicas and parts, parts fastest.
 
-    order: of types; those not named follow as they come. Raises ShunterError where degrees do not make up the
-    cluster, a type is named twice or is not there, tensor groups would leave a node, or with `strict` where a
-    type's devices are no whole stages, so that some data group would be mixed.
+    order: of types; those not named follow as they come. type_of: another sorting of devices.
+
+    Raises ShunterError where degrees do not make up the cluster, a type is named twice or is not there,
+    tensor groups would leave a node, or with `strict` where a type's devices are no whole stages, so that
+    some data group would be mixed.
     """
     if pipeline * data * tensor != cluster.world:
         raise ShunterError(
             f"{pipeline} stages x {data} replicas x {tensor} parts are not the {cluster.world} devices"
         )
-    present = list(dict.fromkeys(nic_of(cluster, rank) for rank in range(cluster.world)))
+    types = [type_of(cluster, rank) for rank in range(cluster.world)]
+    present = list(dict.fromkeys(types))
     for name in order:
         if name not in present or list(order).count(name) > 1:
             what = "is named twice" if name in present else "is no type of NIC here"
             raise ShunterError(f"{name!r} {what}", mend=f"Here are {', '.join(present)}.")
     ranking = {name: at for at, name in enumerate(dict.fromkeys([*order, *present]))}
-    ranks = tuple(sorted(range(cluster.world), key=lambda rank: (ranking[nic_of(cluster, rank)], rank)))
+    ranks = tuple(sorted(range(cluster.world), key=lambda rank: (ranking[types[rank]], rank)))
     each = data * tensor
     if strict:
         for name in ranking:
-            count = sum(nic_of(cluster, rank) == name for rank in ranks)
+            count = types.count(name)
             if count % each:
                 raise ShunterError(
                     f"{count} devices with {name} are no whole stages of {data} x {tensor} devices: "

@@ -1,9 +1,10 @@
 """Bytes that a rank holds, stage by stage: the same figures filter the search and are printed with a plan.
 
-weights, gradients, optimizer: of the rank's layers, cut as the layout cuts them.
+weights, gradients, optimizer: of the rank's layers, cut as the layout cuts them; of the optimizer's state
+each copy has a part where the practice shares it (ZeRO-1).
 gathered: whole weights of other ranks that are there for a while, and whole gradients that wait (fsdp).
-activations: of all micro-batches in flight. inside: of the layers that are computed again, at once.
-logits: of the head. other: the device's context and buffers, and what the allocator loses to fragments.
+activations: of all micro-batches in flight. inside: of the layers that are computed again, or put aside, at
+once. logits: of the head. other: the device's context and buffers, and what the allocator loses to fragments.
 
 Imports without torch.
 """
@@ -18,6 +19,7 @@ import numpy as np
 from shunter.plan.choices import SCHEDULES, Choices, Floats, Ints, Question
 from shunter.plan.practice import RECOMPUTE
 
+TRAVEL = 2  # layers of a stage that are on the device while others are put aside (`parallel.offload.FLIGHT`)
 PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "inside", "logits", "other")
 
 
@@ -50,8 +52,8 @@ class Stage:
     """Arrays as long as the choices: what a rank of the pipeline has.
 
     dense, mixtures: layers of each sort. ends: embedding and heads (0, 1 or 2). head: whether the head is
-    there. flight: micro-batches whose activations are held, in those of the whole rank. recomputed: share
-    of its layers that are computed again.
+    there. flight: micro-batches whose activations are held, in those of the whole rank. recomputed, aside:
+    shares of its layers that are computed again, and that wait in the host's memory.
     """
 
     dense: Floats
@@ -60,6 +62,7 @@ class Stage:
     head: Floats
     flight: Floats
     recomputed: Floats
+    aside: Floats | float = 0.0
 
 
 def activations(question: Question, choices: Choices) -> Mapping[str, Floats]:
@@ -98,6 +101,7 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     plain = stage.dense * shape.dense + stage.mixtures * shape.mixture + stage.ends * shape.end
     expert = stage.mixtures * shape.experts
     mine = plain / shards + expert / spread
+    updates, expert_updates = choices.updates(practice)
     cut = (shards > 1) | (spread > 1)
     layers = stage.dense + stage.mixtures
     each = np.where(stage.mixtures > 0, shape.mixture + shape.experts, shape.dense)
@@ -121,16 +125,21 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     # Of all layers: as they are, and those matrices that are kept once more.
     copies = (stage.dense * shape.dense + stage.mixtures * (shape.mixture + shape.experts)) * practice.compute
     copies = copies if practice.copies else 0 * copies
-    per = layers * ((1 - stage.recomputed) * full + stage.recomputed * again) + copies
+    kept_whole = 1 - stage.recomputed - stage.aside
+    per = layers * (kept_whole * full + stage.recomputed * again) + kept_whole * copies
     held_whole = layers * full + copies
     by_entry = entry * choices.chunks + (1 - stage.recomputed) * held_whole
     per = np.where(by_stage, by_entry, per)
-    # A rank holds `flight` whole micro-batches; the layers being computed again are there besides.
+    # A rank holds `flight` whole micro-batches; the layer that is computed again is there besides, or those
+    # that are on their way to the host's memory and back.
+    travelling = TRAVEL * (full + copies / np.maximum(layers, 1.0))
     inside = np.where(
         by_stage,
         held_whole / choices.chunks - entry,
-        np.where(stage.recomputed > 0, full, 0.0) * (choices.recompute > 0),
+        np.where(stage.aside > 0, travelling, np.where(stage.recomputed > 0, full, 0.0)),
     )
+    # What a stage was sent stays, though its first layer may be put aside.
+    per = per + np.where((stage.aside > 0) & (choices.pp > 1), entry * choices.chunks, 0.0)
     # The head keeps the hidden states' gradient.
     last = stage.head * stage.flight * entry if practice.whole_inputs else 0 * entry
     logits = stage.head * practice.logits * choices.rows * question.row / choices.cp
@@ -138,15 +147,22 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     parts = {
         "weights": mine * practice.weights,
         "gradients": mine * practice.gradients,
-        "optimizer": mine * practice.optimizer,
+        "optimizer": (plain / updates + expert / expert_updates) * practice.optimizer,
         "gathered": np.where(cut, gathered + waiting, 0.0),
         "activations": stage.flight * per + last,
-        "inside": np.where(stage.recomputed > 0, inside, 0.0),
+        "inside": np.where(stage.recomputed + stage.aside > 0, inside, 0.0),
         "logits": logits,
     }
     total = sum(parts.values(), np.zeros(len(choices)))
     parts["other"] = known["fixed"] + known["margin"] * total
     return parts
+
+
+def put_aside(question: Question, choices: Choices) -> Floats:
+    """Bytes that one dense layer sends to the host's memory for a micro-batch, and gets back."""
+    practice, shape = question.practice, held(question, choices)
+    copies = shape.dense * practice.compute if practice.copies else 0 * shape.dense
+    return activations(question, choices)["none"] + copies
 
 
 def total(parts: Mapping[str, Floats]) -> Floats:

@@ -118,12 +118,15 @@ def prove(
     weight: float,
     *,
     seconds: float = 10.0,
+    work: float | None = None,
     hint: Sequence[int] | None = None,
 ) -> Placement:
     """The order with least weight * (longest row of hops) + (slowest ring), with a proof, by CP-SAT.
 
     hop[a][b], ring[stage][a][b], inner[stage]: as `pipette.Objective` has them. Times are rounded to a
-    millionth of the largest. Raises MissingExtra without OR-Tools, ShunterError for more than 12 nodes.
+    millionth of the largest. seconds: after which it gives up; work: the same in CP-SAT's own count, some
+    seconds each, by which a busy machine gives the same answer. Raises MissingExtra without OR-Tools,
+    ShunterError for more than 12 nodes.
     """
     try:
         from ortools.sat.python import cp_model as cp
@@ -171,6 +174,8 @@ def prove(
     solver = cp.CpSolver()
     solver.parameters.num_workers, solver.parameters.random_seed = 1, 0
     solver.parameters.max_time_in_seconds = seconds
+    if work is not None:
+        solver.parameters.max_deterministic_time = work
     status = solver.solve(model)
     if status not in (cp.OPTIMAL, cp.FEASIBLE):
         raise ShunterError(f"no placement was found in {seconds:g} s", mend="Give more time, or anneal.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,10 +17,11 @@ from shunter.cluster.cluster import Cluster
 from shunter.config import write, yaml
 from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderSpec
-from shunter.plan.choices import SCHEDULES, Question
+from shunter.plan.choices import SCHEDULES, Choices, Question
 from shunter.plan.practice import RECOMPUTE
 from shunter.plan.score import Prediction
 from shunter.plan.search import Found
+from shunter.plan.strategies import AGAIN, ASIDE
 
 VERSION = 1
 FORMAT = "shunter-plan"
@@ -28,12 +30,18 @@ DEGREES = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
 
 @dataclass(frozen=True)
 class Plan:
-    """layout: degrees, chunks, cut (first layer of each stage but the first), recompute (kind, and layers of
-    each stage). microbatch: rows; microbatches: of a step on each data rank.
+    """layout: degrees, chunks, cut (first layer of each stage but the first), zero (1 where copies share the
+    optimizer's state), recompute (kind, layers of each stage, and where single ones can be chosen their
+    numbers: `again`, and `offload` of those put aside). microbatch: rows; microbatches: of a step on each
+    data rank.
 
     Predicted, in seconds of a step: step, of which the busiest rank computes, waits for messages, and for
     other ranks. memory_bytes_by_stage: of a rank at each place of the pipeline. coefficients: name -> value
-    and source.
+    and source. machine: the cluster's description, so that a run can plan anew.
+
+    ranks, where it matters which device does what: of each place of the grid, the number of its device among
+    those that are used, and so of its process. placed: their names, how the order was found, seconds of a
+    step with devices in the order of the file, and NICs of each stage's devices.
     """
 
     model: dict[str, Any]
@@ -58,6 +66,9 @@ class Plan:
     memory_parts: dict[str, float]
     coefficients: dict[str, Any] = field(default_factory=dict)
     price_per_hour: float | None = None
+    machine: dict[str, Any] | None = None
+    ranks: list[int] = field(default_factory=list)
+    placed: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, question: Question, cluster: Cluster, prediction: Prediction) -> Plan:
@@ -68,8 +79,12 @@ class Plan:
         layout["chunks"] = int(choice.chunks[0])
         layout["cut"] = list(prediction.bounds[1:-1])
         layout["recompute"] = RECOMPUTE[choice.recompute[0]]
+        if _shares(question, choice):
+            layout["zero"] = 1
         if choice.recompute[0]:
             layout["recomputed_layers"] = list(prediction.recomputed)
+        if layout["recompute"] == "layer":
+            layout["again"], layout["offload"] = prediction.which(AGAIN), prediction.which(ASIDE)
         rate = question.flops / prediction.seconds / world
         device = question.fabric.device
         format = "bf16" if "bf16" in device.flops else next(iter(device.flops))
@@ -93,11 +108,14 @@ class Plan:
             bubble_seconds=prediction.bubble,
             tokens_per_second_per_device=question.tokens / prediction.seconds / world,
             flops_per_device=rate,
-            mfu=rate / device.peak(format),
+            mfu=rate / question.fabric.peak(format),
             memory_bytes_by_stage=totals,
             memory_parts=fullest,
             coefficients={name: asdict(value) for name, value in question.coefficients.known.items()},
             price_per_hour=question.fabric.price_per_hour,
+            machine=cluster.description.model_dump(mode="json", exclude_defaults=True),
+            ranks=list(prediction.placed.order) if prediction.placed else [],
+            placed=_placed(question, prediction),
         )
 
     def row(self, lost_because: str = "") -> dict[str, Any]:
@@ -107,7 +125,8 @@ class Plan:
             "bubble_seconds", "tokens_per_second_per_device", "flops_per_device", "mfu",
             "memory_bytes_by_stage",
         )  # fmt: skip
-        return {**{name: getattr(self, name) for name in names}, "lost_because": lost_because}
+        found = {**{name: getattr(self, name) for name in names}, "lost_because": lost_because}
+        return {**found, "ranks": self.ranks, "placed": self.placed} if self.ranks else found
 
     def parallel(self) -> dict[str, Any]:
         """As a recipe's `how.parallel` has it, without what is at its default.
@@ -115,19 +134,26 @@ class Plan:
         Raises ShunterError for recomputation that this program cannot do.
         """
         kind = self.layout["recompute"]
-        if kind not in ("none", "stage"):
+        if kind not in ("none", "stage") and not (kind == "layer" and self.practice.startswith("shunter")):
             raise ShunterError(
                 f"the plan recomputes by {kind}, which recipes cannot",
                 mend="Plan with --practice shunter.",
             )
         found = {name: self.layout[name] for name in DEGREES if self.layout[name] > 1}
         found["microbatches"] = self.microbatches
+        if self.layout.get("zero"):
+            found["zero"] = 1
         if self.layout["pp"] > 1:
             found |= {"schedule": self.schedule, "cut": self.layout["cut"]}
             if self.schedule == "interleaved-1f1b":
                 found["chunks"] = self.layout["chunks"]
         if kind == "stage":
             found["recompute"] = True
+        for key, name in (("again", "recompute"), ("offload", "offload")):
+            if self.layout.get(key) and kind == "layer":
+                found[name] = self.layout[key]
+        if self.ranks and self.ranks != sorted(self.ranks):
+            found["ranks"] = self.ranks
         return found
 
     def must_be_for(self, spec: DecoderSpec | None = None, cluster: Cluster | None = None) -> None:
@@ -145,6 +171,15 @@ class Plan:
                 f"{cluster.name} of {cluster.world} as it is described now",
                 mend="Plan again for this cluster.",
             )
+
+    def part_of(self, cluster: Cluster) -> Cluster:
+        """The devices that it uses, in the order of the cluster's file: its `ranks` are their numbers."""
+        names = self.placed.get("devices")
+        if (len(names) if names else self.devices) == cluster.world:
+            return cluster
+        if names is None:
+            return cluster.subcluster(range(self.devices))
+        return cluster.subcluster([device.rank for device in cluster.devices if device.name in set(names)])
 
     def data(self) -> dict[str, Any]:
         """As JSON values."""
@@ -175,7 +210,8 @@ class Plan:
             )
         known = {each.name for each in fields(cls)}
         given = {key: value for key, value in data.items() if key not in ("format", "version")}
-        if wrong := (known ^ given.keys()) - {"coefficients", "price_per_hour"}:
+        fresh = {"coefficients", "price_per_hour", "machine", "ranks", "placed"}
+        if wrong := (known ^ given.keys()) - fresh:
             raise ShunterError(
                 f"{'no ' if sorted(wrong)[0] in known else 'unknown '}{sorted(wrong)[0]}",
                 where=str(path),
@@ -191,6 +227,29 @@ class Plan:
             for name in dict.fromkeys([*here, *there])
             if here.get(name) != there.get(name)
         }
+
+
+def _shares(question: Question, choice: Choices) -> bool:
+    """Whether there are copies that share their optimizer's state."""
+    dense, experts = (int(parts[0]) for parts in choice.updates(question.practice))
+    more = dense > choice.shards(question.practice)[0]
+    spread = question.spec.experts is not None and experts > choice.expert_shards(question.practice)[0]
+    return bool(more or spread)
+
+
+def _placed(question: Question, prediction: Prediction) -> dict[str, Any]:
+    placed, terrain = prediction.placed, question.fabric.terrain
+    if placed is None or terrain is None:
+        return {}
+    cluster, each = terrain.cluster, int(prediction.choice.stage_ranks[0])
+    return {
+        "devices": [cluster.devices[rank].name for rank in placed.order],
+        "how": placed.how,
+        "naive_step_seconds": placed.naive if math.isfinite(placed.naive) else None,
+        "nics": [
+            sorted(cluster.nics(placed.order[at : at + each])) for at in range(0, len(placed.order), each)
+        ],
+    }
 
 
 def fingerprint(cluster: Cluster) -> str:

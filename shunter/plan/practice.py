@@ -49,6 +49,7 @@ class Practice:
     scatter:   without `sequence`, messages between stages are cut between tensor ranks.
     sharding:  `all`: fsdp cuts weights, gradients and optimizer; `none`: copies are whole.
     context:   context ranks share in that too where fsdp is 1.
+    zero:      copies share the optimizer's state (ZeRO-1).
     stage_gathered: with stages, weights are gathered once a step and stay, and gradients wait whole.
     waits: without stages too, where there are several micro-batches, gradients wait whole.
     overlap_tensor: share of tensor messages hidden behind products. overlap_gradients: whether gradients are
@@ -58,8 +59,9 @@ class Practice:
     take them.
     logits: bytes a token and word of the vocabulary that the head holds. logit_passes: bytes it moves.
     casts: bytes moved an element of a product's operands to turn them into `products`.
-    recompute: which ways it has. offers: whether it can choose them layer by layer. schedules, axes: that it
-    knows.
+    recompute: which ways it has. offers: whether it can choose `layer` for some layers and not for others.
+    offload: whether it can put layers aside in the host's memory, too, where the speed of copies is known.
+    schedules, axes: that it knows.
     source: where this is from.
     """
 
@@ -77,6 +79,7 @@ class Practice:
     scatter: bool = False
     sharding: str = "all"
     context: bool = False
+    zero: bool = False
     stage_gathered: bool = True
     waits: bool = False
     overlap_tensor: float = 0.0
@@ -90,6 +93,7 @@ class Practice:
     casts: float = 0.0
     recompute: tuple[str, ...] = ("none",)
     offers: bool = False
+    offload: bool = False
     schedules: tuple[str, ...] = ("1f1b", "interleaved-1f1b", "zb1p", "zbv", "gpipe")
     axes: tuple[str, ...] = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
     source: str = ""
@@ -110,11 +114,14 @@ PRACTICES: dict[str, Practice] = {
             optimizer=8,
             gathered=4,
             hidden=4,
+            zero=True,
             waits=True,
             inner=3,
             whole_inputs=True,
             copies=True,
-            recompute=("none", "stage"),
+            recompute=("none", "stage", "layer"),
+            offers=True,
+            offload=True,
             source="this program: shunter.train.layout_describe",
         ),
         Practice(
@@ -126,10 +133,12 @@ PRACTICES: dict[str, Practice] = {
             gathered=4,
             hidden=4,
             products="fp32",
+            zero=True,
             waits=True,
             inner=3,
             whole_inputs=True,
-            recompute=("none", "stage"),
+            recompute=("none", "stage", "layer"),
+            offers=True,
             source="this program on a CPU without fast bfloat16",
         ),
         Practice(
@@ -210,15 +219,17 @@ def _defaults() -> dict[str, Coefficient]:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Those of one machine and practice."""
+    """Those of one machine and practice. kinds: those that differ on some kinds of its devices, by name."""
 
     known: dict[str, Coefficient] = field(default_factory=_defaults)
+    kinds: dict[str, dict[str, Coefficient]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
         return self.known[name].value
 
     def but(self, source: str, **values: float) -> Coefficients:
-        """With some others. Raises ShunterError for a name that is none."""
+        """With some others; on kinds with their own, changed by as much. Raises ShunterError for a name that
+        is none."""
         for name in values:
             if name not in self.known:
                 raise ShunterError(
@@ -226,4 +237,17 @@ class Coefficients:
                     mend=f"Known are {', '.join(self.known)}.",
                 )
         new = {name: Coefficient(value, source) for name, value in values.items()}
-        return Coefficients({**self.known, **new})
+        kinds = {
+            kind: {
+                name: Coefficient(own.value * values[name] / self[name], source)
+                if name in values and self[name]
+                else own
+                for name, own in theirs.items()
+            }
+            for kind, theirs in self.kinds.items()
+        }
+        return Coefficients({**self.known, **new}, kinds)
+
+    def on(self, kind: str) -> Coefficients:
+        """Those of one kind of device."""
+        return Coefficients({**self.known, **self.kinds[kind]}) if self.kinds.get(kind) else self

@@ -12,11 +12,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from shunter.plan import compute, dynamic, memory
+from shunter.plan import compute, memory
 from shunter.plan.choices import SCHEDULES, Choices, Question
 from shunter.plan.cuts import cut_alike, cut_mixed
 from shunter.plan.estimate import Costs as RankCosts
 from shunter.plan.estimate import LayerCost, costs, ends_of_step
+from shunter.plan.practice import RECOMPUTE
+from shunter.plan.strategies import AGAIN, ASIDE, KEEP, cheapest
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT
 from shunter.schedule.assemble import assemble
 from shunter.schedule.catalogue import schedule
@@ -33,59 +35,111 @@ class Prediction:
     """What one layout takes. Seconds of a step: what the busiest rank computes, what messages add to it, and
     the rest, in which it waits.
 
-    bounds: layers of the stages. recomputed: of each stage, layers that are computed again. bytes: by stage
-    of a rank's place in the pipeline, by part (`memory.PARTS`).
+    bounds: layers of the stages. strategies: of each layer (`plan.strategies`). bytes: by stage of a rank's
+    place in the pipeline, by part (`memory.PARTS`).
     """
 
     choice: Choices
     bounds: tuple[int, ...]
-    recomputed: tuple[int, ...]
+    strategies: tuple[int, ...]
     seconds: float
     compute: float
     communication: float
     bubble: float
     bytes: tuple[dict[str, float], ...]
     microbatches: int
+    placed: Placed | None = None
 
     @property
     def fullest(self) -> float:
         """Bytes of the fullest rank."""
         return max(sum(parts.values()) for parts in self.bytes)
 
+    def which(self, strategy: int) -> list[int]:
+        """Numbers of the layers with a strategy."""
+        return [layer for layer, each in enumerate(self.strategies) if each == strategy]
 
-def predict(question: Question, choice: Choices, room: float | None = None) -> Prediction:
-    """Of one layout (`choice` has length 1). room: bytes that a rank has; layers are computed again where the
-    practice can choose them, as few as fit."""
+    @property
+    def recomputed(self) -> tuple[int, ...]:
+        """Of each stage, layers that are computed again."""
+        return tuple(self.strategies[a:b].count(AGAIN) for a, b in pairwise(self.bounds))
+
+    def fits(self, room: float) -> bool:
+        """Whether every rank has memory for it: its devices', where it is placed, else `room` bytes."""
+        rooms = (room,) * len(self.bytes) if self.placed is None else self.placed.rooms
+        return all(sum(parts.values()) <= most for parts, most in zip(self.bytes, rooms, strict=True))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Which device does what, on a cluster where that matters. order[place of the grid]: number of the
+    device. rooms: bytes of the smallest device of each stage. how: in words, how the order was found. naive:
+    seconds of a step with devices in the order of the cluster's file; infinite where it does not fit."""
+
+    order: tuple[int, ...]
+    rooms: tuple[float, ...]
+    how: str = ""
+    naive: float = 0.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """What `predict` needs of ranks that have been placed. By rank of the pipeline: asked, the question over
+    its own links; costs; rooms, bytes. bounds: layers of the stages. links: of each pipeline that differs."""
+
+    asked: tuple[Question, ...]
+    costs: tuple[RankCosts, ...]
+    rooms: tuple[float, ...]
+    bounds: tuple[int, ...]
+    links: tuple[Links, ...]
+
+
+def predict(
+    question: Question,
+    choice: Choices,
+    room: float | None = None,
+    site: Site | None = None,
+    strategies: Sequence[int] | None = None,
+) -> Prediction:
+    """Of one layout (`choice` has length 1). room: bytes that a rank has; layers are computed again, or put
+    aside, where the practice can choose them, as few as fit. site: where its ranks are, if that has been
+    decided. strategies: of the layers, likewise."""
     assert len(choice) == 1
     pp, chunks = int(choice.pp[0]), int(choice.chunks[0])
     m = int(choice.microbatches(question.batch)[0])
     name = SCHEDULES[choice.schedule[0]]
     placement = _placement(name, pp, chunks)
     ranks = int(choice.stage_ranks[0])
-    # By the rank of the pipeline: its slowest device.
-    kinds = [question.fabric.kind(rank * ranks, (rank + 1) * ranks) for rank in range(pp)]
-    known: dict[int, RankCosts] = {}
-    for kind in kinds:
-        if id(kind) not in known:
-            known[id(kind)] = costs(question, choice, kind)
-    each = [known[id(kinds[rank])] for rank in placement]
-    bounds = _cut(question, each, placement)
+    asked = (question,) * pp if site is None else site.asked
+    if site is None:
+        # By the rank of the pipeline: its slowest device.
+        kinds = [question.fabric.kind(rank * ranks, (rank + 1) * ranks) for rank in range(pp)]
+        known: dict[int, RankCosts] = {}
+        for kind in kinds:
+            if id(kind) not in known:
+                known[id(kind)] = costs(question, choice, kind)
+        each = [known[id(kinds[rank])] for rank in placement]
+        bounds = _cut(question, each, placement)
+    else:
+        each, bounds = [site.costs[rank] for rank in placement], list(site.bounds)
     stages = len(placement)
-    recomputed = _recomputed(question, choice, each, bounds, placement, m, room)
-    held = [_bytes(question, choice, bounds, recomputed, placement, rank, m) for rank in range(pp)]
+    rooms: Sequence[float | None] = (room,) * pp if site is None else site.rooms
+    chosen = strategies or _strategies(question, choice, each, bounds, placement, m, rooms)
+    held = [_bytes(asked[rank], choice, bounds, chosen, placement, rank, m) for rank in range(pp)]
     forward, backward, weights, busy = ([0.0] * stages for _ in range(4))
     for stage in range(stages):
         cost, begin, end = each[stage], bounds[stage], bounds[stage + 1]
         ahead = behind = w = inner = 0.0
-        again = recomputed[stage]
         for layer in range(begin, end):
             part = _part(question, cost, layer)
             f, b = float(part.forward.both[0]), float(part.backward.both[0])
             w += float(part.weights[0] * part.backward.compute[0])
             inner += float(part.forward.compute[0] + part.backward.compute[0])
-            if layer - begin < again:
+            if chosen[layer] == AGAIN:
                 b += float(part.again.both[0])
                 inner += float(part.again.compute[0])
+            elif chosen[layer] == ASIDE and part.aside is not None:
+                f, b = f + float(part.aside[0][0]), b + float(part.aside[1][0])
             ahead, behind = ahead + f, behind + b
         for end_part, there in ((cost.embedding, stage == 0), (cost.head, stage == stages - 1)):
             if there:
@@ -94,13 +148,18 @@ def predict(question: Question, choice: Choices, room: float | None = None) -> P
                 w += float(end_part.weights[0] * end_part.backward[0])
                 inner += float(end_part.forward[0] + end_part.backward[0])
         forward[stage], backward[stage], weights[stage], busy[stage] = ahead, behind, w, inner
-    elapsed = _elapsed(question, choice, placement, forward, backward, weights, name, chunks, m, each[0])
+    wires = (_links(question, choice, each[0]),) if site is None else site.links
+    limit = NODES if site is None else NODES // 4  # placed ones are simulated many times
+    elapsed = max(
+        _elapsed(choice, placement, forward, backward, weights, name, chunks, m, wire, limit)
+        for wire in wires
+    )
     work, busiest = [0.0] * pp, [0.0] * pp
     for stage, rank in enumerate(placement):
         work[rank] += m * (forward[stage] + backward[stage])
         busiest[rank] += m * busy[stage]
     top = max(range(pp), key=work.__getitem__)
-    extra, updating = _ends(question, choice, each, bounds, placement, backward)
+    extra, updating = _ends(asked, choice, each, bounds, placement, backward)
     seconds = elapsed + extra
     inner = busiest[top] + updating
     sent = max(work[top] - busiest[top] + extra - updating, 0.0)
@@ -108,7 +167,7 @@ def predict(question: Question, choice: Choices, room: float | None = None) -> P
     waiting = seconds - inner - sent
     waiting = waiting if waiting > 1e-9 * seconds else 0.0
     return Prediction(
-        choice, tuple(bounds), tuple(recomputed), seconds, inner, sent, waiting,
+        choice, tuple(bounds), tuple(chosen), seconds, inner, sent, waiting,
         tuple(held), m,
     )  # fmt: skip
 
@@ -149,7 +208,7 @@ def _stage(
     question: Question,
     choice: Choices,
     bounds: Sequence[int],
-    recomputed: Sequence[int],
+    strategies: Sequence[int],
     placement: Sequence[int],
     rank: int,
     m: int,
@@ -162,7 +221,9 @@ def _stage(
     ends = (0 in mine) + (len(placement) - 1 in mine)
     if question.spec.tied and ends == 2:
         ends = 1
-    again = sum(recomputed[s] for s in mine) / max(len(layers), 1)
+    again, aside = (
+        [strategies[n] for n in layers].count(name) / max(len(layers), 1) for name in (AGAIN, ASIDE)
+    )
     flight = memory.in_flight(
         choice.schedule, choice.pp, choice.chunks, np.array([m]), np.array([rank], dtype=np.int64)
     )
@@ -178,6 +239,7 @@ def _stage(
         np.array([float(len(placement) - 1 in mine)]),
         flight,
         np.array([again]),
+        np.array([aside]),
     )
 
 
@@ -185,63 +247,53 @@ def _bytes(
     question: Question,
     choice: Choices,
     bounds: Sequence[int],
-    recomputed: Sequence[int],
+    strategies: Sequence[int],
     placement: Sequence[int],
     rank: int,
     m: int,
 ) -> dict[str, float]:
-    stage = _stage(question, choice, bounds, recomputed, placement, rank, m)
+    stage = _stage(question, choice, bounds, strategies, placement, rank, m)
     return {name: float(part[0]) for name, part in memory.stage_bytes(question, choice, stage).items()}
 
 
-def _recomputed(
+def _strategies(
     question: Question,
     choice: Choices,
     each: Sequence[RankCosts],
     bounds: Sequence[int],
     placement: Sequence[int],
     m: int,
-    room: float | None,
+    rooms: Sequence[float | None],
 ) -> list[int]:
-    """Layers of each stage that are computed again: all, or by the dynamic programme as few as fit."""
-    every = [end - begin for begin, end in pairwise(bounds)]
+    """Of each layer: alike for all, or by the dynamic programme what takes least time of what fits."""
+    layers = question.spec.num_layers
     if choice.recompute[0] == 0:
-        return [0] * len(every)
-    if not question.practice.offers or room is None:
-        return every
-    found = [0] * len(every)
-    for rank in range(max(placement) + 1):
+        return [KEEP] * layers
+    found = [AGAIN] * layers
+    if not question.practice.offers or RECOMPUTE[choice.recompute[0]] != "layer" or None in rooms:
+        return found
+    for rank, room in enumerate(rooms):
+        assert room is not None
         mine = [stage for stage, holder in enumerate(placement) if holder == rank]
-        count = sum(every[stage] for stage in mine)
-        none, full = (
-            sum(_bytes(question, choice, bounds, them, placement, rank, m).values())
-            for them in ([0] * len(every), every)
-        )
-        if none <= room or count == 0:
-            continue
-        part = _part(question, each[mine[0]], bounds[mine[0]])
-        one = sum(_bytes(question, choice, bounds, _some(every, mine, 1), placement, rank, m).values())
-        saved = (one - full) / max(count - 1, 1)  # by each layer but the first, beside which it is made again
-        units = np.array([[1.0 * max(saved, 1.0), 0.0]] * count)
-        times = np.array([[0.0, float(part.again.both[0])]] * count)
-        left = room - full
-        again = count if left < 0 else dynamic.solve(units, times, None, left).count(1)
-        for stage in mine:
-            found[stage] = min(every[stage], again)
-            again -= found[stage]
-    return found
+        numbers = [n for stage in mine for n in range(bounds[stage], bounds[stage + 1])]
+        parts = [_part(question, each[mine[0]], n) for n in numbers]
+        again = [float(part.again.both[0]) for part in parts]
+        aside = [float(part.aside[0][0] + part.aside[1][0]) for part in parts if part.aside is not None]
 
+        def bytes_of(chosen: Sequence[int], rank: int = rank, numbers: list[int] = numbers) -> float:
+            whole = list(found)
+            for number, strategy in zip(numbers, chosen, strict=True):
+                whole[number] = strategy
+            return sum(_bytes(question, choice, bounds, whole, placement, rank, m).values())
 
-def _some(every: Sequence[int], mine: Sequence[int], count: int) -> list[int]:
-    found = [0] * len(every)
-    for stage in mine:
-        found[stage] = min(every[stage], count)
-        count -= found[stage]
+        chosen = cheapest(again, aside if len(aside) == len(parts) else None, room, bytes_of)
+        for number, strategy in zip(numbers, chosen, strict=True):
+            found[number] = strategy
     return found
 
 
 def _ends(
-    question: Question,
+    asked: Sequence[Question],
     choice: Choices,
     each: Sequence[RankCosts],
     bounds: Sequence[int],
@@ -250,7 +302,7 @@ def _ends(
 ) -> tuple[float, float]:
     """Seconds of what stands at both ends of a step on the slowest rank, and of them the optimizer's."""
     most = updating = 0.0
-    for rank in sorted(set(placement)):
+    for rank, question in enumerate(asked):
         mine = [stage for stage, holder in enumerate(placement) if holder == rank]
         layers = [n for s in mine for n in range(bounds[s], bounds[s + 1])]
         experts = question.spec.experts
@@ -264,14 +316,13 @@ def _ends(
         if found > most:
             shape = memory.held(question, choice)
             whole = dense * shape.dense + mixed * shape.mixture + shape.end
-            mine_ = whole / choice.shards(question.practice)
-            mine_ = mine_ + mixed * shape.experts / choice.expert_shards(question.practice)
+            updates, expert_updates = choice.updates(question.practice)
+            mine_ = whole / updates + mixed * shape.experts / expert_updates
             most, updating = found, float(compute.update(question, mine_, device)[0])
     return most, updating
 
 
 def _elapsed(
-    question: Question,
     choice: Choices,
     placement: Sequence[int],
     forward: Sequence[float],
@@ -280,9 +331,10 @@ def _elapsed(
     name: str,
     chunks: int,
     m: int,
-    cost: RankCosts,
+    links: Links,
+    limit: int,
 ) -> float:
-    """Seconds from the first forward to the last backward, as simulated."""
+    """Seconds from the first forward to the last backward, as simulated. limit: nodes of a program."""
     pp = int(choice.pp[0])
     if pp == 1:
         return m * (sum(forward) + sum(backward))
@@ -295,10 +347,9 @@ def _elapsed(
             seconds[WEIGHT, stage] = weights[stage]
         else:
             seconds[BACKWARD, stage] = backward[stage]
-    links = _links(question, choice, cost)
     many = 2 * len(placement)
     least = 2 * pp if name != "gpipe" else m
-    long = max(least + pp, NODES // many // pp * pp)
+    long = max(least + pp, limit // many // pp * pp)
     if m <= long:
         return simulate(_program(name, pp, m, chunks), Costs(seconds), links).elapsed
     # After the first micro-batches each further group takes as long as the one before.

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from shunter.config.errors import ShunterError
+from shunter.plan import placing
 from shunter.plan.choices import Choices, Floats, Question
 from shunter.plan.estimate import Estimate, estimate
-from shunter.plan.score import Prediction, predict
-from shunter.plan.space import Fixed, divisors, space
+from shunter.plan.fitting import fits_nowhere
+from shunter.plan.score import Prediction
+from shunter.plan.space import Fixed, space
 
 Objective = Literal["time", "cost", "memory"]
 
@@ -58,38 +60,55 @@ def search(
     finalists: int = FINALISTS,
 ) -> Found:
     """The `top` best layouts. room: bytes of each rank, by default all that the smallest device has.
-    finalists: most layouts that are simulated. objective: `cost` looks at parts of the cluster too, so many
-    whole nodes as divide it, and answers for the one whose step costs least; the others keep all devices.
+    finalists: most layouts that are simulated. objective: `cost` looks at parts of the cluster too
+    (`plan.parts`), and answers for the one whose step costs least; the others keep all devices, but for some
+    of nodes whose sizes have too little in common.
 
     Raises ShunterError where what is fixed leaves no layout, and where none fits: with the smallest cluster
     of that kind in which one would, and the largest batch and row that fit in this one.
     """
-    begin = time.perf_counter()
     fixed = dict(fixed or {})
-    if objective == "cost":
-        return _cheapest(question, fixed, room, top, finalists)
-    room = question.fabric.memory if room is None else min(room, question.fabric.memory)
-    choices, found = _estimated(question, fixed)
+    if objective == "cost" or question.fabric.terrain is not None:
+        from shunter.plan.parts import best_part  # which searches them
+
+        return best_part(question, fixed, room, objective, top, finalists)
+    return search_all(question, fixed, room, objective, top, finalists)
+
+
+def search_all(
+    question: Question, fixed: Fixed, room: float | None, objective: Objective, top: int, finalists: int
+) -> Found:
+    """As `search`, with all devices."""
+    begin = time.perf_counter()
+    room = question.fabric.room(room)
+    lean = objective == "memory"  # asked for with all that makes it so
+    choices, found = _estimated(question, fixed, None if lean else room)
     fits = found.bytes <= room
     if not fits.any():
-        raise _fits_nowhere(question, fixed, room, float(found.bytes.min()))
-    order = _order(found, fits, objective)
+        raise fits_nowhere(question, fixed, room, float(found.bytes.min()))
+    # Those that need not compute anything again are there without it, too.
+    order = _order(found, fits if "recompute" in fixed else fits & ~found.spare, objective)
     scored, tried = [], set()
+    if question.fabric.terrain is not None:
+        scored = placing.looked_at(question, choices, found, order, room, finalists)
+        order = order[:0]  # that is all there is to look at
     for index in _finalists(question, choices, found, order, objective, finalists):
         tried.add(index)
-        prediction = predict(question, choices.take([index]), room)
-        if prediction.fullest <= room:
+        prediction = placing.scored(question, choices.take([index]), room, lean=lean)
+        if prediction is not None:
             scored.append(prediction)
     if not scored:  # whole layers need a little more room than parts of them: go on until one fits
         for index in order:
             if int(index) in tried:
                 continue
-            prediction = predict(question, choices.take([index]), room)
-            if prediction.fullest <= room:
+            prediction = placing.scored(question, choices.take([index]), room, lean=lean)
+            if prediction is not None:
                 scored.append(prediction)
                 break
         else:
-            raise _fits_nowhere(question, fixed, room, float(found.bytes.min()))
+            raise fits_nowhere(question, fixed, room, float(found.bytes.min()))
+    scored.sort(key=lambda each: _worth(each, objective))
+    scored = placing.improved(question, scored, room, finalists)
     scored.sort(key=lambda each: _worth(each, objective))
     best = scored[0]
     plans = [
@@ -98,48 +117,10 @@ def search(
     ]
     spent = time.perf_counter() - begin
     rejected = int((~fits).sum())
-    return Found(question, tuple(plans), len(choices), rejected, spent, room, objective, fixed)
+    return Found(question, tuple(plans), len(choices), rejected, spent, room, objective, dict(fixed))
 
 
-def _cheapest(question: Question, fixed: Fixed, room: float | None, top: int, finalists: int) -> Found:
-    """Of all parts of the cluster the one whose best step costs least, with its plans by time."""
-    fabric = question.fabric
-    if fabric.price_per_hour is None:
-        raise ShunterError(
-            f"the cluster {fabric.name} has no price",
-            mend="Give its nodes a price_per_hour in the cluster's file, or ask for the least time.",
-        )
-    begin = time.perf_counter()
-    nodes = fabric.world // fabric.block
-    best: Found | None = None
-    least, problem = float("inf"), None
-    considered = rejected = 0
-    for count in divisors(nodes):
-        part = replace(
-            fabric,
-            world=count * fabric.block,
-            kinds=fabric.kinds[:count],
-            price_per_hour=fabric.price_per_hour * count / nodes,
-        )
-        try:
-            found = search(
-                replace(question, fabric=part), fixed=fixed, room=room, top=top, finalists=finalists
-            )
-        except ShunterError as error:
-            problem = error
-            continue
-        considered, rejected = considered + found.considered, rejected + found.rejected
-        cost = found.plans[0].prediction.seconds * count
-        if cost < least:
-            best, least = found, cost
-    if best is None:
-        assert problem is not None
-        raise problem
-    spent = time.perf_counter() - begin
-    return replace(best, considered=considered, rejected=rejected, seconds=spent, objective="cost")
-
-
-def _estimated(question: Question, fixed: Fixed) -> tuple[Choices, Estimate]:
+def _estimated(question: Question, fixed: Fixed, room: float | None) -> tuple[Choices, Estimate]:
     choices = space(question, fixed)
     if not len(choices):
         raise ShunterError(
@@ -147,7 +128,7 @@ def _estimated(question: Question, fixed: Fixed) -> tuple[Choices, Estimate]:
             + (", ".join(f"{key} {value}" for key, value in fixed.items()) or f"a batch of {question.batch}"),
             mend=_why_none(question, fixed),
         )
-    return choices, estimate(question, choices)
+    return choices, estimate(question, choices, room)
 
 
 def _why_none(question: Question, fixed: Fixed) -> str:
@@ -197,6 +178,8 @@ def _finalists(
     finalists: int,
 ) -> Iterator[int]:
     """The best by formula, and the best of each pair of stages and tensor degree that is not far behind."""
+    if not len(order):
+        return
     worth = found.bytes if objective == "memory" else found.seconds
     limit, spent, taken = MARGIN * worth[order[0]], 0, 0
     seen: dict[tuple[int, int], int] = {}
@@ -243,81 +226,3 @@ def lost_because(prediction: Prediction, best: Prediction, objective: Objective 
 
 def _most(prediction: Prediction, part: str) -> float:
     return max(parts[part] for parts in prediction.bytes)
-
-
-def _fits_nowhere(question: Question, fixed: Fixed, room: float, least: float) -> ShunterError:
-    hints = []
-    if (nodes := smallest_cluster(question, fixed, room)) is not None:
-        hints.append(f"{nodes} devices of this kind would do")
-    for name, value in (
-        ("batch", largest(question, fixed, room, "batch")),
-        ("sequence", largest(question, fixed, room, "row")),
-    ):
-        if value:
-            hints.append(f"here a {name} of {value} fits")
-    text = "; ".join(hints) or "no larger cluster of this kind, and no smaller batch, would do"
-    return ShunterError(
-        f"the model fits nowhere: the smallest of all layouts needs {least / 1e9:.1f} GB of a device, "
-        f"which has {room / 1e9:.1f} GB",
-        mend=text[:1].upper() + text[1:] + ".",
-    )
-
-
-def smallest_cluster(question: Question, fixed: Fixed, room: float) -> int | None:
-    """Devices of the smallest cluster of that kind in which a layout fits: 2, 4, ... times this one, then
-    by whole nodes in between. None where 256 times as many would not do."""
-    fabric, block = question.fabric, question.fabric.block
-    free = {name: value for name, value in fixed.items() if name not in ("dp", "fsdp")}
-
-    def fit(world: int) -> bool:
-        wider = _wider(question, world)
-        return _fit(wider, free, room)
-
-    world = fabric.world * 2
-    while world <= fabric.world * 256:
-        if fit(world):
-            break
-        world *= 2
-    else:
-        return None
-    low, high = world // 2, world
-    while high - low > block:
-        middle = (low + high) // 2 // block * block
-        if middle in (low, high):
-            break
-        low, high = (low, middle) if fit(middle) else (middle, high)
-    return high
-
-
-def _wider(question: Question, world: int) -> Question:
-    """The question for more devices of the same kind. A batch that no longer divides is made to."""
-    fabric = question.fabric
-    levels = list(fabric.levels)
-    if not levels or world > levels[-1].extent:
-        last = levels[-1] if levels else None
-        if len(levels) > 1 or (last is not None and last.extent > fabric.block):
-            assert last is not None
-            levels[-1] = replace(last, extent=world)
-        elif last is not None:  # one node until now: as its links, a tenth as fast
-            levels.append(replace(last, extent=world, bandwidth=last.bandwidth / 10))
-    kinds = tuple(fabric.kinds[number % len(fabric.kinds)] for number in range(-(-world // fabric.block)))
-    wider = replace(fabric, world=world, levels=tuple(levels), kinds=kinds)
-    batch = -(-question.batch // world) * world if question.batch % world else question.batch
-    return replace(question, fabric=wider, batch=max(question.batch, batch))
-
-
-def _fit(question: Question, fixed: Fixed, room: float) -> bool:
-    choices = space(question, fixed)
-    return bool(len(choices)) and bool((estimate(question, choices).bytes <= room).any())
-
-
-def largest(question: Question, fixed: Fixed, room: float, what: Literal["batch", "row"]) -> int | None:
-    """The largest smaller batch (rows), or sequence (tokens), that fits; None where not one row does."""
-    value = getattr(question, what)
-    for size in reversed(divisors(value)[:-1]):
-        if what == "row" and size < 16:
-            return None
-        smaller = replace(question, batch=size) if what == "batch" else replace(question, row=size)
-        if _fit(smaller, fixed, room):
-            return size
-    return None

@@ -12,6 +12,7 @@ from shunter.plan.choices import SCHEDULES, Choices, Question
 from shunter.plan.practice import RECOMPUTE
 
 MOST_CHUNKS = 12
+HALVES = ("zb1p", "zbv")  # schedules with backwards in halves
 Fixed = Mapping[str, int | str]
 
 
@@ -40,6 +41,8 @@ def space(question: Question, fixed: Fixed) -> Choices:
             count = rows // size
             for schedule, chunks in _schedules(question, fixed, pp, count):
                 for name in question.practice.recompute:
+                    if name == "layer" and question.practice.offers and schedule in HALVES:
+                        continue  # what is computed again would be held until the second half
                     if _is(fixed, "recompute", name):
                         line = (*degrees, size, SCHEDULES.index(schedule), chunks, RECOMPUTE.index(name))
                         lines.append(line)

@@ -1,14 +1,16 @@
 """A step by event simulation: pipelines over links that differ by pair, and the rings after them.
 
 This is the judge of formulas, and it is a simulation, not a measurement: say so wherever its numbers stand.
+Bytes are counted here from the model's matrices, one by one, not by the formulas that are judged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 
-from shunter.plan.pipette import Choice, Nodes, gradient_bytes, message_bytes
+from shunter.plan.pipette import Choice, Nodes
 from shunter.plan.transformer import Shape
 from shunter.schedule.action import BACKWARD, FORWARD
 from shunter.schedule.assemble import assemble
@@ -16,6 +18,38 @@ from shunter.schedule.catalogue import schedule
 from shunter.schedule.costs import Costs, Links
 from shunter.schedule.program import Program
 from shunter.schedule.simulate import simulate
+
+SENT = 2  # bytes of a number
+
+
+def matrices(shape: Shape) -> dict[str, list[tuple[int, ...]]]:
+    """Sizes of all tensors of GPT with learnt positions left out: of a layer, the embedding, the head."""
+    width, words = shape.hidden, shape.vocabulary
+    layer: list[tuple[int, ...]] = [
+        (width,), (width,),  # the norm before attention
+        (width, 3 * width), (3 * width,), (width, width), (width,),
+        (width,), (width,),  # the norm before the feed-forward part
+        (width, 4 * width), (4 * width,), (4 * width, width), (width,),
+    ]  # fmt: skip
+    return {"layer": layer, "embedding": [(words, width)], "head": [(width, words)]}
+
+
+def sent_by_stage(shape: Shape, choice: Choice) -> list[float]:
+    """Bytes of gradients that a device of each stage has, layers spread evenly."""
+    parts = {name: sum(prod(sizes) for sizes in tensors) for name, tensors in matrices(shape).items()}
+    found = []
+    for stage in range(choice.pp):
+        weights = parts["layer"] * shape.layers / choice.pp
+        weights += parts["embedding"] if stage == 0 else 0
+        weights += parts["head"] if stage == choice.pp - 1 else 0
+        found.append(SENT * weights / choice.tp)
+    return found
+
+
+def passed_on(shape: Shape, choice: Choice) -> float:
+    """Bytes of a micro-batch's activations between two stages: a vector for each token of each row."""
+    tokens = choice.rows * shape.sequence
+    return float(SENT * tokens * shape.hidden)
 
 
 def simulated_step(
@@ -29,7 +63,7 @@ def simulated_step(
     node, 1 by default."""
     pp, rows = choice.pp, nodes.count // choice.pp
     k = choice.replicas(nodes.devices)
-    message, grads = message_bytes(shape, choice) * k, gradient_bytes(shape, choice)
+    message, grads = passed_on(shape, choice) * k, sent_by_stage(shape, choice)
     program = _program(pp, choice.microbatches)
     ready = [0.0] * pp
     ends = [0.0]

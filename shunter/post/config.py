@@ -96,6 +96,47 @@ class PostHow(How):
     )
 
 
+class PoolConfig(Config):
+    """Processes that some roles share."""
+
+    roles: list[Literal["actor", "critic", "reference", "reward"]] = Field(
+        min_length=1, description="Roles on it, which take turns."
+    )
+    processes: int = Field(
+        1, ge=1, description="Processes of the pool; each has a copy of its roles' models."
+    )
+
+
+class PlacementConfig(Config):
+    """Roles of reinforcement learning on processes of this machine."""
+
+    arrangement: Literal["colocate", "split", "standalone", "auto"] = Field(
+        "colocate",
+        description="colocate: all roles on all processes; split: actor and reference, and the others beside "
+        "them; standalone: each role on its own; auto: what the cost model finds fastest.",
+    )
+    processes: int = Field(2, ge=1, description="Processes in all.")
+    pools: list[PoolConfig] | None = Field(None, description="Instead of an arrangement: who is with whom.")
+    parts: int = Field(
+        1,
+        ge=1,
+        description="Parts of the actor's matrices while it learns, each on its own process; they come "
+        "together to write. Not with deterministic.",
+    )
+    backend: Literal["processes", "inline"] = Field(
+        "processes", description="inline: everything in one process, each pool of one."
+    )
+    timeout: float = Field(600.0, gt=0, description="Seconds after which a silent process is given up.")
+
+
+class RlHow(PostHow):
+    """Choices that do not change what is learnt."""
+
+    placement: PlacementConfig | None = Field(
+        None, description="Roles on processes; none: one process for everything."
+    )
+
+
 Algorithm = Literal["ppo", "grpo", "dapo", "dr_grpo", "rloo", "reinforce++", "gspo"]
 
 

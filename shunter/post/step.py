@@ -49,10 +49,7 @@ class Scorer:
             for array in (batch.tokens, batch.positions, batch.targets)
         )
         segments = torch.from_numpy(batch.segments).to(self.device)
-        if isinstance(batch, Answers) and batch.shared:
-            plan = _sharing(segments)
-        else:
-            plan = SegmentPlan.build(segments)
+        plan = segment_plan(batch, segments)
         logprob = entropy = value = None
         with autocast(self.device, self.precision):
             hidden = self.decoder(tokens, positions, plan)
@@ -142,6 +139,11 @@ def scored_step(
         optimizers.step(rate)
     optimizers.zero_grad()
     return ScoredResult(total, terms, told, norm, updated)
+
+
+def segment_plan(batch: Batch, segments: Tensor) -> SegmentPlan:
+    """Who sees whom in a batch; segments [B, T] on the device."""
+    return _sharing(segments) if isinstance(batch, Answers) and batch.shared else SegmentPlan.build(segments)
 
 
 def _sharing(segments: Tensor) -> SegmentPlan:

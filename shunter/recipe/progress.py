@@ -195,6 +195,8 @@ TOLD: dict[str, tuple[str, ...]] = {
     "problem": ("problem",),
     "note": ("note",),
     "saved": ("step", "why"),
+    "drift": ("step", "measured", "predicted", "ratio"),
+    "replan": ("step", "was", "is", "why"),
 }
 
 

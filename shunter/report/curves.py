@@ -29,6 +29,7 @@ PANELS: list[tuple[str, str, str, bool]] = [
     ("heldout/accuracy", "Held-out pairs whose better answer is preferred", "fraction", False),
     ("valid/bits_per_byte", "Held-out bits per byte", "", False),
     ("train/tokens_per_second", "Throughput", "tokens/s", True),
+    ("train/step_seconds", "Time of a step", "s", True),
     ("train/lr", "Learning rate", "", True),
     ("train/grad_norm", "Gradient norm before clipping", "", True),
     ("train/memory_mib", "Memory", "MiB", True),

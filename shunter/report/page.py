@@ -19,6 +19,7 @@ from shunter.report.contents import describe_data, environment_table
 from shunter.report.curves import group_curves
 from shunter.report.facts import Facts, JobFacts, read_json
 from shunter.report.pipelines import describe_pipelines
+from shunter.report.plans import describe_plans
 from shunter.report.samples import read_samples
 from shunter.report.scores import Pair, Score, Scores, parse
 from shunter.report.summary import seen_in_part
@@ -55,12 +56,14 @@ def arrange(facts: Facts) -> dict[str, Any]:
     samples, samples_note = read_samples(facts.with_answers(), facts.problems)
     groups = group_curves(facts.jobs)
     pipelines = describe_pipelines(facts.jobs, facts.problems)
+    plans = describe_plans(facts.jobs, facts.problems)
     corpora = describe_data(facts)
     environment = environment_table(attempt for job in facts.jobs for attempt in job.attempts)
     graph = _graph(facts.jobs) if facts.jobs else None
     sections = [
         ("scores", "Scores", tables),
         ("training", "Training", groups),
+        ("plans", "Plans", plans),
         ("pipelines", "Pipelines", pipelines),
         ("samples", "Samples", samples),
         ("jobs", "Jobs", True),
@@ -76,6 +79,7 @@ def arrange(facts: Facts) -> dict[str, Any]:
         "sections": [(anchor, name) for anchor, name, content in sections if content],
         "scores": tables,
         "groups": groups,
+        "plans": plans,
         "pipelines": pipelines,
         "samples": samples,
         "samples_note": samples_note,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shunter.config.errors import ShunterError
+from shunter.models.adapted_experts import AdaptedExperts
 from shunter.models.adapter import AdaptedLinear
 from shunter.models.decoder import Decoder
+from shunter.models.families import family_of
 from shunter.models.hf import EMBEDDING, HEAD, their_parts
+from shunter.models.mixtures import PARTS
 from shunter.surgery.config import AdapterConfig
 from shunter.surgery.peft_config import CONFIG, WEIGHTS, check_config
 
@@ -23,19 +27,23 @@ _NAMES = {
     "q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj",
     "gate": "gate_proj", "up": "up_proj", "down": "down_proj",
 }  # fmt: skip
+_LORA = re.compile(r"\.(\w+)\.lora_[AB]\.weight$")
 _NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "norm")
 
 
 def save_adapter(decoder: Decoder, config: AdapterConfig, folder: Path) -> None:
     """Write the adapters of `decoder`, and what else was trained, so that peft loads them on the base model.
 
-    The base there is the model that the adapters were put into, unquantised.
+    The base there is the model that the adapters were put into, unquantised. Each expert's stand by
+    themselves, under the names of the stored model, as peft wrote them for transformers before 5 and reads
+    them for later ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{_PREFIX}{name}": tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in _trained(decoder)
     }
+    adapted = dict.fromkeys(found[1] for name in tensors if (found := _LORA.search(name)))
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     besides = []
     if "norms" in config.also:
@@ -51,7 +59,7 @@ def save_adapter(decoder: Decoder, config: AdapterConfig, folder: Path) -> None:
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
-        "target_modules": [_NAMES[each] for each in config.targets],
+        "target_modules": list(adapted),
         "modules_to_save": besides or None,
         "use_rslora": config.rank_stabilised,
         "use_dora": False,
@@ -67,10 +75,19 @@ def save_adapter(decoder: Decoder, config: AdapterConfig, folder: Path) -> None:
 def _trained(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
     """peft's names, after its prefix, of what was trained."""
     for number, layer in enumerate(decoder.layers):
+        parts = PARTS[family_of(decoder.spec)] if decoder.spec.experts is not None else {}
         for place, module in layer.named_modules():
+            if isinstance(module, AdaptedExperts):
+                for name in module.a:
+                    for expert, (a, b) in enumerate(zip(module.a[name], module.b[name], strict=True)):
+                        base = f"model.layers.{number}.{parts['experts']}.{expert}.{parts[name]}"
+                        yield f"{base}.lora_A.weight", a
+                        yield f"{base}.lora_B.weight", b
             if not isinstance(module, AdaptedLinear):
                 continue
             block = "self_attn" if place.startswith("attention") else "mlp"
+            if place.startswith("ffn.shared"):
+                block = parts["shared"]
             for name in module.bounds:
                 base = f"model.layers.{number}.{block}.{_NAMES[name]}"
                 yield f"{base}.lora_A.weight", module.a[name]

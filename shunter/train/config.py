@@ -42,6 +42,24 @@ class Restart(Config):
     )
 
 
+class DropoutConfig(Config):
+    """What is zeroed at random while a model learns. The same is dropped on every layout."""
+
+    residual: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of what embedding, attention and feed-forward add to the residual stream.",
+    )
+    inner: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of what enters the second product of each attention and feed-forward; not with "
+        "experts.",
+    )
+
+
 class TrainConfig(Config):
     """One optimisation: the same configuration gives the same weights, however it is computed."""
 
@@ -70,6 +88,12 @@ class TrainConfig(Config):
     input_noise: float = Field(
         0.0, ge=0, lt=1, description="Share of input tokens replaced by random ones, against overfitting."
     )
+    dropout: DropoutConfig | None = Field(
+        None,
+        # Jobs without it are those that they were before there was any.
+        exclude_if=lambda value: value is None,
+        description="Drop at random while learning, against overfitting: {residual: 0.1}.",
+    )
     validate_every: int = Field(0, ge=0, description="Steps between validations; 0: at the end only.")
     validate_rows: int = Field(128, ge=1, description="Held-out rows per validation.")
     restart: Restart | None = Field(None, description="A planned interruption, to study lossy restores.")
@@ -85,6 +109,10 @@ class TrainConfig(Config):
         return self
 
 
+# What a recipe may say beside a plan's file.
+BESIDE_A_PLAN = frozenset(
+    {"plan", "replan", "replans", "timeout", "timeline", "attention", "sequence", "reshard", "pad_experts"}
+)
 AUTO = "auto"  # in place of a plan's file: plan for the machine that the recipe runs on
 
 
@@ -101,6 +129,11 @@ class Parallel(Config):
     tp: int = Field(1, ge=1, description="Parts of each matrix, for wide layers and fast links.")
     ep: int = Field(1, ge=1, description="Parts of the set of experts, over the ranks of a stage.")
     etp: int = Field(1, ge=1, description="Parts of each expert, likewise.")
+    pad_experts: bool = Field(
+        False,
+        description="Fill each expert up to its capacity with zeros: all sizes are known beforehand, and "
+        "nothing waits for the device. Needs experts.capacity.",
+    )
     sequence: bool = Field(True, description="Tensor ranks have a part of the tokens each between products.")
     attention: Literal["ring", "gather", "ulysses"] = Field(
         "ring", description="How context ranks see the rest of a row: keys and values that travel, or are "
@@ -108,6 +141,11 @@ class Parallel(Config):
     )  # fmt: skip
     reshard: bool = Field(
         True, description="fsdp: free gathered weights between forward and backward, and gather them again."
+    )
+    zero: Literal[0, 1] = Field(
+        0,
+        description="1: ranks with the same weights share the optimizer's state (ZeRO-1): each updates "
+        "a part, and the parts are gathered.",
     )
     gather: Literal["fp32", "bf16"] = Field(
         "fp32",
@@ -138,11 +176,28 @@ class Parallel(Config):
         description="What is computed again for backwards: true: all between stages; full: each layer by "
         "itself; selective: likewise, but for products and attention; or the numbers of some layers.",
     )
+    offload: bool | list[int] = Field(
+        False,
+        description="Layers whose inside waits in the host's memory for their backward: true: all; or the "
+        "numbers of some.",
+    )
+    ranks: list[int] | None = Field(
+        None,
+        description="Number of the process, and so of the device, that has each rank; default: its own. "
+        "A plan says it where devices or links differ.",
+    )
     plan: str | None = Field(
         None,
         description="Instead of degrees and schedule: a file of `shunter plan -o`, for this model; or auto, "
         "a plan for the machine that runs it.",
     )
+    replan: float | None = Field(
+        None,
+        gt=1,
+        description="With a plan: how many times longer, or shorter, than predicted steps may take before "
+        "the run plans anew, and goes on from a checkpoint under what it finds.",
+    )
+    replans: int = Field(2, ge=1, description="How many times it may do so.")
     timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
     timeline: int | None = Field(
         None, ge=0, description="Step whose timeline is measured, and whose collectives are counted."
@@ -152,6 +207,20 @@ class Parallel(Config):
     @classmethod
     def _plan_alone(cls, data: Any) -> Any:
         return {"plan": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _replanned(self) -> Parallel:
+        if self.replan is not None and self.plan is None:
+            raise ValueError("replan holds a run to a plan, and there is none: give plan, a file or auto")
+        return self
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Parallel:
+        if self.ranks is not None and sorted(self.ranks) != list(range(self.grid.size)):
+            raise ValueError(
+                f"ranks must name each of the {self.grid.size} processes once (got {self.ranks})"
+            )
+        return self
 
     @property
     def grid(self) -> Grid:
@@ -190,6 +259,12 @@ class Parallel(Config):
         if isinstance(self.recompute, list):
             return self.recompute
         return list(range(layers)) if isinstance(self.recompute, str) else []
+
+    def aside(self, layers: int) -> list[int]:
+        """Which of so many layers are put aside."""
+        if isinstance(self.offload, list):
+            return self.offload
+        return list(range(layers)) if self.offload else []
 
     def order(self, head: float = 0.5) -> Order:
         """What each rank does. Raises ShunterError for a schedule that does not exist or does not fit.
@@ -266,7 +341,7 @@ class Parallel(Config):
         """As a plan says; `plan` is then where it stands, so that the run can be held to it."""
         from shunter.plan.plan import Plan  # with numpy, which no command needs to start
 
-        given = self.model_fields_set - {"plan", "timeout", "timeline", "attention", "sequence", "reshard"}
+        given = self.model_fields_set - BESIDE_A_PLAN
         made = Plan.load(path).parallel()
         if wrong := sorted(name for name in given if getattr(self, name) != made.get(name, None)):
             raise ShunterError(

@@ -6,9 +6,10 @@ from itertools import pairwise
 
 from shunter.config.errors import ShunterError
 from shunter.models.sharding import check
-from shunter.models.spec import DecoderSpec
+from shunter.models.spec import DecoderShape, DecoderSpec
+from shunter.schedule.action import RECOMPUTE
 from shunter.schedule.order import Order
-from shunter.train.config import Parallel
+from shunter.train.config import DropoutConfig, Parallel
 
 WHERE = "how.parallel"
 
@@ -25,6 +26,15 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
             where=WHERE,
             mend="Use fewer ranks or fewer chunks.",
         )
+    if parallel.pad_experts and (spec.experts is None or spec.experts.capacity is None):
+        raise ShunterError(
+            "pad_experts fills experts up to their capacity, and "
+            + ("the model has no experts" if spec.experts is None else "they have none"),
+            where=WHERE,
+            mend="Leave pad_experts out."
+            if spec.experts is None
+            else "Set experts.capacity, or leave it out.",
+        )
     if isinstance(parallel.cut, list):
         check_cut(parallel.cut, spec.num_layers)
     if parallel.gather == "bf16" and order.stages > 1:
@@ -33,8 +43,10 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
             where=WHERE,
             mend="Leave gather out: with stages each weight is gathered once a step only.",
         )
-    if isinstance(parallel.recompute, list):
-        check_again(parallel.recompute, spec.num_layers)
+    for name, chosen in (("recompute", parallel.recompute), ("offload", parallel.offload)):
+        if isinstance(chosen, list):
+            check_again(chosen, spec.num_layers, name)
+    check_aside(parallel, order, spec.num_layers)
     if parallel.cp > 1 and parallel.attention == "ulysses":
         _check_heads(spec, parallel)
     placement = order.placement
@@ -51,6 +63,16 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
         check_rows(parallel, row_length)
 
 
+def check_dropout(dropout: DropoutConfig | None, shape: DecoderShape | None) -> None:
+    """Raise ShunterError for what a model cannot drop. shape: where it is known."""
+    if dropout is not None and dropout.inner and shape is not None and shape.experts is not None:
+        raise ShunterError(
+            "inner would drop inside of experts, which is not there",
+            where="train.dropout",
+            mend="Use residual alone, which goes with experts.",
+        )
+
+
 def check_cut(cut: list[int], layers: int) -> None:
     """Raise ShunterError for bounds that are not layers in order."""
     if any(a >= b for a, b in pairwise([0, *cut, layers])):
@@ -61,13 +83,34 @@ def check_cut(cut: list[int], layers: int) -> None:
         )
 
 
-def check_again(chosen: list[int], layers: int) -> None:
-    """Raise ShunterError for numbers that are no layers, or twice the same."""
+def check_again(chosen: list[int], layers: int, name: str = "recompute") -> None:
+    """Raise ShunterError for numbers that are no layers, or twice the same. name: of the key."""
     if len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(layers)):
+        every = "full" if name == "recompute" else "true"
         raise ShunterError(
-            f"recompute {chosen} does not name layers of {layers}",
+            f"{name} {chosen} does not name layers of {layers}",
             where=WHERE,
-            mend=f"Name each once, from 0 to {layers - 1}, or write full for all.",
+            mend=f"Name each once, from 0 to {layers - 1}, or write {every} for all.",
+        )
+
+
+def check_aside(parallel: Parallel, order: Order, layers: int) -> None:
+    """Raise ShunterError for layers that are put aside and computed again, of which one is of no use."""
+    aside = set(parallel.aside(layers))
+    if not aside:
+        return
+    light = any(action.op == RECOMPUTE for actions in order.actions for action in actions)
+    if light or parallel.recompute is True:
+        raise ShunterError(
+            "recompute: true keeps nothing between forward and backward that offload could put aside",
+            where=WHERE,
+            mend="Leave one of the two out, or give recompute the numbers of other layers.",
+        )
+    if both := sorted(aside & set(parallel.again(layers))):
+        raise ShunterError(
+            f"layer {both[0]} is both put aside and computed again",
+            where=WHERE,
+            mend="Name it in offload or in recompute.",
         )
 
 

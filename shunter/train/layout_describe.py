@@ -13,8 +13,9 @@ the shared part, and D / s more. A stage with the head keeps D + D / s more, the
 and what the last norm is given. With
 `recompute: true` a stage keeps its inputs, D / s, and the inside of one micro-batch. A layer that is computed
 again keeps its input, and with `selective` also (2 H + 2 K) d / tp + 2 F / tp + 2 D, what products and
-attention make; one at a time is whole. Norms' inputs are float32, the rest bfloat16 with precision bf16,
-which also keeps the matrices of layers that are not computed again once more in bfloat16.
+attention make; one at a time is whole. A layer that is put aside (`offload`) keeps nothing; two of a stage
+are there at a time, on the way out or back. Norms' inputs are float32, the rest bfloat16 with precision bf16,
+which also keeps the matrices of layers that stay once more in bfloat16.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from math import prod
 from typing import Any
 
 from shunter.config.errors import ShunterError
+from shunter.layout import zero
 from shunter.layout.described import KindOfWeight, Layout, RankHolds
 from shunter.layout.grid import DENSE, EXPERT
 from shunter.models.spec import DecoderSpec
@@ -31,8 +33,8 @@ from shunter.recipe.disk import human
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, RECOMPUTE, WEIGHT
 from shunter.schedule.order import Order
 from shunter.train.config import Parallel
-from shunter.train.layout_parts import Plan
-from shunter.train.layout_traffic import muon_owners, muon_takes, step_traffic
+from shunter.train.layout_parts import Plan, muon_takes
+from shunter.train.layout_traffic import muon_owners, step_traffic
 
 KINDS = {
     "embed.weight": "embedding",
@@ -59,6 +61,8 @@ def describe(
     ranks = [_rank(plan, rank, optimizer) for rank in range(plan.grid.size)]
     traffic = [step_traffic(plan, rank, optimizer) for rank in range(plan.grid.size)]
     told = [*(notes or [])]
+    if plan.parallel.zero and not plan.shared(plan.grid.coordinates(0), optimizer):
+        told.append("zero: 1 changes nothing here: no ranks hold the same weights")
     if plan.order.collectives:
         told.append("messages of `vocabulary` are not counted")
     if plan.parallel.cp > 1 and plan.parallel.attention == "ring":
@@ -83,11 +87,11 @@ def must_fit(layout: Layout, memory: int, plan: Plan, optimizer: str, batch_rows
 
 
 def _smaller(plan: Plan, memory: int, optimizer: str, batch_rows: int) -> str:
-    """The mend: one axis made larger, with the fewest ranks."""
+    """The mend: shared state, or one axis made larger, with the fewest ranks."""
     best: tuple[int, int, str] | None = None
-    for order, axis in enumerate(("fsdp", "tp", "pp", "cp", "ep")):
-        for factor in (2, 3, 4, 6, 8, 12, 16, 32, 64):
-            degree = getattr(plan.parallel, axis) * factor
+    for order, axis in enumerate(("zero", "fsdp", "tp", "pp", "cp", "ep")):
+        for factor in (2, 3, 4, 6, 8, 12, 16, 32, 64) if axis != "zero" else (1,):
+            degree = getattr(plan.parallel, axis) * factor if axis != "zero" else 1
             try:
                 parallel = Parallel.model_validate({**plan.parallel.model_dump(), axis: degree})
                 other = Plan.make(
@@ -113,7 +117,7 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
     held = {name: h for name, h in plan.held(place).items() if not name.endswith("router.bias")}
     owners = muon_owners(plan, rank, held) if optimizer == "muon" else {}
     state = 0
-    for name, holding in held.items():
+    for name, holding in zero.holdings(held, plan.shared(place, optimizer)).items():
         if name in owners:  # momentum and update of the whole matrix, at its owner
             state += 2 * prod(holding.piece.shape) if owners[name][0] == rank else 0
         elif optimizer == "muon" and muon_takes(name, holding.piece.shape):
@@ -169,11 +173,12 @@ def _activations(plan: Plan, stages: list[int], order: Order, at: int) -> tuple[
             continue
         if action.op == FORWARD:
             held += light[action.stage] if recompute else inside[action.stage]
+            most = max(most, held + _travels(plan, action.stage))
         elif action.op == RECOMPUTE:
             held += inside[action.stage] - light[action.stage]
         most = max(most, held)
         if action.op in (BACKWARD, INPUT):  # one layer after the other is whole for a moment
-            most = max(most, held + _once_more(plan, action.stage))
+            most = max(most, held + max(_once_more(plan, action.stage), _travels(plan, action.stage)))
         if action.op in (BACKWARD, WEIGHT):
             held -= inside[action.stage]
     return sum((light if recompute else inside).values()), most
@@ -182,18 +187,48 @@ def _activations(plan: Plan, stages: list[int], order: Order, at: int) -> tuple[
 def _inside(plan: Plan, stage: int) -> int:
     """What a stage keeps of one micro-batch for its backward."""
     layers = range(plan.bounds[stage], plan.bounds[stage + 1])
-    again = set(plan.parallel.again(plan.spec.num_layers))
-    total = 0
-    if plan.narrow < plan.wide:  # products keep the weights as they take them, once a micro-batch
-        place = plan.grid.coordinates(plan.grid.rank(pp=plan.order.placement[stage]))
-        mine = plan.cut(place)
-        matrices = (mine[n].piece for n in plan.owned(stage) if muon_takes(n, mine[n].piece.shape)
-                    and int(n.split(".")[1]) not in again)  # fmt: skip
-        total += plan.narrow * sum(piece.numel for piece in matrices)
-    total += sum(_kept(plan, layer) if layer in again else _layer(plan, layer) for layer in layers)
+    again, aside = (set(found(plan.spec.num_layers)) for found in (plan.parallel.again, plan.parallel.aside))
+    total = sum(_copies(plan, stage, layer) for layer in layers if layer not in again | aside)
+    stay = (layer for layer in layers if layer not in aside)
+    total += sum(_kept(plan, layer) if layer in again else _layer(plan, layer) for layer in stay)
+    if stage and layers[0] in aside:  # what was sent here is not the layer's alone
+        total += plan.own_tokens * plan.spec.dim * plan.wide
     if stage == plan.order.stages - 1:
         total += (plan.tokens + plan.own_tokens) * plan.spec.dim * plan.wide
     return total
+
+
+def _copies(plan: Plan, stage: int, layer: int) -> int:
+    """With precision bf16, products keep the weights as they take them, once a micro-batch."""
+    if plan.narrow == plan.wide:
+        return 0
+    mine = plan.cut(plan.grid.coordinates(plan.grid.rank(pp=plan.order.placement[stage])))
+    own = (name for name in plan.owned(stage) if name.startswith(f"layers.{layer}."))
+    return plan.narrow * sum(mine[n].piece.numel for n in own if muon_takes(n, mine[n].piece.shape))
+
+
+def _travels(plan: Plan, stage: int) -> int:
+    """The inside of the layers that are put aside, of those two that are on a device at a time."""
+    layers = range(plan.bounds[stage], plan.bounds[stage + 1])
+    aside = [layer for layer in plan.parallel.aside(plan.spec.num_layers) if layer in layers]
+    sizes = sorted((_layer(plan, layer) + _copies(plan, stage, layer) for layer in aside), reverse=True)
+    return sum(sizes[:2])
+
+
+def host_bytes(plan: Plan, rank: int) -> int:
+    """What a rank's layers have in the host's memory at most, where some are put aside."""
+    place = plan.grid.coordinates(rank)
+    held, most = 0, 0
+    aside = set(plan.parallel.aside(plan.spec.num_layers))
+    for action in plan.order.actions[place["pp"]] if aside else ():
+        layers = range(plan.bounds[action.stage], plan.bounds[action.stage + 1])
+        size = sum(_layer(plan, n) + _copies(plan, action.stage, n) for n in layers if n in aside)
+        if action.op == FORWARD:
+            held += size
+        elif action.op in (BACKWARD, INPUT):
+            held -= size
+        most = max(most, held)
+    return most
 
 
 def _layer(plan: Plan, layer: int) -> int:

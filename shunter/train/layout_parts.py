@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, prod
 
-from shunter.layout.grid import Grid
+from shunter.layout.grid import DENSE, Grid
 from shunter.layout.holding import Holding
+from shunter.layout.zero import Kept, share_out
 from shunter.models.sharding import holdings, shapes
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.cut import cut_layers, decoder_costs
@@ -152,6 +153,15 @@ class Plan:
                 found[name] = holding.sharded(place["edp"], self.grid.edp, ("edp",))
         return found
 
+    def shared(self, place: Mapping[str, int], optimizer: str) -> dict[str, Kept]:
+        """What the rank at `place` keeps the optimizer's state of, among that which has copies (zero: 1)."""
+        if not self.parallel.zero:
+            return {}
+        rank = self.grid.rank(**{axis: place[axis] for axis in DENSE})
+        trained = {name: held for name, held in self.held(place).items() if not name.endswith("router.bias")}
+        whole = muon_takes if optimizer == "muon" else lambda name, shape: False
+        return share_out(trained, self.grid, rank, whole)
+
     def units(self, place: Mapping[str, int], stage: int) -> list[Unit]:
         """What `fully_shard` gathers at once: experts, layers, and the rest of the stage, as it is nested.
 
@@ -176,6 +186,11 @@ class Plan:
                 thin = narrow and key and not key.endswith("whole")
                 units.append(Unit(key == "", size, share, HALF if thin else self.wide))
         return units
+
+
+def muon_takes(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether Muon, where it is chosen, takes a parameter."""
+    return len(shape) >= 2 and "layers" in name.split(".")
 
 
 @dataclass(frozen=True)

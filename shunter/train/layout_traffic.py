@@ -11,7 +11,9 @@ context   `shunter.layout.context_traffic`, for rows of one document; documents 
 experts   arXiv 2504.14960 (section 3.3): rows to the experts' ranks and back, in both passes, load even.
 pipeline  hidden states and their gradients, and a tied weight's gradient between the two ends.
 fsdp      weights gathered, gradients reduced and scattered (arXiv 2004.09336; FSDP2's padding included).
-data      gradients added up over ranks that saw other tokens (all axes of which a rank has a part).
+data      gradients added up over ranks that saw other tokens (all axes of which a rank has a part). Where
+          copies share the optimizer's state, in two halves: sums scattered, and what is updated gathered;
+          of a matrix with one owner, its gradient to it and the matrix from it.
 muon      a matrix that is cut has one owner, which gets the gradient's parts and sends the update's.
 counts    loss, norm, numbers of tokens, load of experts.
 """
@@ -25,10 +27,11 @@ from math import prod
 from shunter.layout.context_traffic import traffic as context_traffic
 from shunter.layout.grid import DENSE
 from shunter.layout.holding import Holding
+from shunter.layout.zero import Kept, holdings, padded_rows
 from shunter.models.sharding import kv_heads
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, RECOMPUTE, REDUCE, UNSHARD
 from shunter.schedule.lower import SENDS
-from shunter.train.layout_parts import Plan
+from shunter.train.layout_parts import Plan, muon_takes
 
 BUCKET_BYTES = 64 << 20  # as `shunter.parallel.gradients`
 COUNT = 8  # bytes of a number that is counted
@@ -49,10 +52,10 @@ def step_traffic(plan: Plan, rank: int, optimizer: str = "adamw") -> dict[str, i
     if plan.grid.pp > 1:
         messages = sum(node.rank == place["pp"] and node.op in SENDS for node in plan.program.nodes)
         sent["pipeline"] += messages * plan.own_tokens * plan.spec.dim * plan.wide
-        sent["pipeline"] += _tied(plan, place)
+        sent["pipeline"] += _tied(plan, place, optimizer)
     if plan.grid.fsdp > 1:
         sent["fsdp"] += _sharded(plan, place)
-    sent["data"] += _gradients(plan, place)
+    sent["data"] += _gradients(plan, place, optimizer)
     if optimizer == "muon":
         sent["muon"] += _muon(plan, rank)
     sent["counts"] += _counts(plan, place)
@@ -124,14 +127,18 @@ def _mixture(plan: Plan, *, backward: bool) -> int:
     spec, ep, etp = plan.spec, plan.grid.ep, plan.grid.etp
     assert spec.experts is not None
     sent = 0
+    others = plan.grid.cp * plan.grid.tp
     if ep * etp > 1:
-        rows = plan.own_tokens * spec.experts.per_token
+        rows, padded = plan.own_tokens * spec.experts.per_token, plan.parallel.pad_experts
+        if padded:
+            room = spec.experts.room(plan.rows, plan.own_tokens // plan.rows, others)
+            assert room is not None
+            rows = room * spec.experts.num_experts
         moved = rows * (ep - 1) // ep + rows * (etp - 1)  # to ranks with other experts; to parts of an expert
         # There and back; and each row's weight, in full precision, one of the two ways.
         sent += moved * (2 * spec.dim * plan.narrow + plan.wide)
-        if not backward:  # how many rows each is to get
+        if not backward and not padded:  # how many rows each is to get
             sent += COUNT * spec.experts.num_experts * ((ep - 1) + ep * (etp - 1))
-    others = plan.grid.cp * plan.grid.tp
     if others > 1 and not backward:
         if spec.experts.balance_loss:
             sent += all_reduce(COUNT * plan.rows * spec.experts.num_experts, others)
@@ -141,11 +148,13 @@ def _mixture(plan: Plan, *, backward: bool) -> int:
     return sent
 
 
-def _tied(plan: Plan, place: Mapping[str, int]) -> int:
+def _tied(plan: Plan, place: Mapping[str, int], optimizer: str) -> int:
     ends = plan.order.placement[0], plan.order.placement[-1]
     if not plan.spec.tied or ends[0] == ends[1] or plan.order.collectives or place["pp"] not in ends:
         return 0
-    return plan.held(place)["embed.weight"].piece.numel * plan.wide
+    # Of a gradient that is scattered already, the rows that each updates.
+    mine = holdings(plan.held(place), plan.shared(place, optimizer))["embed.weight"]
+    return mine.piece.numel * plan.wide
 
 
 def _sharded(plan: Plan, place: Mapping[str, int]) -> int:
@@ -177,7 +186,8 @@ def _sharded(plan: Plan, place: Mapping[str, int]) -> int:
     return sent
 
 
-def _gradients(plan: Plan, place: Mapping[str, int]) -> int:
+def _gradients(plan: Plan, place: Mapping[str, int], optimizer: str) -> int:
+    kept = plan.shared(place, optimizer)
     sent, by_axes = 0, defaultdict[tuple[str, ...], list[int]](list)
     for name, holding in plan.held(place).items():
         if name.endswith("router.bias"):
@@ -186,12 +196,22 @@ def _gradients(plan: Plan, place: Mapping[str, int]) -> int:
         for shared in holding.shared:
             rows = (shared.end - shared.begin) * prod(holding.piece.local_shape[1:])
             sent += rows * plan.wide * (plan.grid.degree(shared.axis) - 1)
-        if axes := tuple(axis for axis in holding.partial if plan.grid.degree(axis) > 1):
+        if name in kept:
+            sent += _shared(plan, place, holding, kept[name])
+        elif axes := tuple(axis for axis in holding.partial if plan.grid.degree(axis) > 1):
             by_axes[axes].append(elements * plan.wide)
     for axes, sizes in by_axes.items():
         ranks = prod(plan.grid.degree(axis) for axis in axes)
         sent += sum(all_reduce(size, ranks) for size in _buckets(sizes))
     return sent
+
+
+def _shared(plan: Plan, place: Mapping[str, int], holding: Holding, kept: Kept) -> int:
+    """Of a parameter whose state copies share: its gradient to those that update it, and what they made."""
+    shape, others = holding.piece.local_shape, prod(plan.grid.degree(axis) for axis in kept.axes) - 1
+    if kept.owner is None:
+        return 2 * padded_rows(shape[0], others + 1) * prod(shape[1:]) * plan.wide * others
+    return holding.piece.numel * plan.wide * (1 if kept.holding is None else others)
 
 
 def _buckets(sizes: Iterable[int]) -> list[int]:
@@ -204,14 +224,17 @@ def _buckets(sizes: Iterable[int]) -> list[int]:
     return found
 
 
-def muon_takes(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether Muon, where it is chosen, takes a parameter."""
-    return len(shape) >= 2 and name.startswith("layers.")
-
-
 def muon_owners(plan: Plan, rank: int, held: Mapping[str, Holding]) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Of each matrix that is cut and of which `rank` has a part: its owner, and all ranks that have parts."""
-    names = sorted(n for n, h in held.items() if muon_takes(n, h.piece.shape) and not h.piece.is_whole)
+    """Of each matrix that is cut and of which `rank` has a part (and no copy alone the state): its owner, and
+    all ranks that have parts."""
+    kept = plan.shared(plan.grid.coordinates(rank), "muon")
+    names = sorted(
+        name
+        for name, each in held.items()
+        if muon_takes(name, each.piece.shape)
+        and not each.piece.is_whole
+        and not (name in kept and kept[name].holding is None)
+    )
     found = {}
     for number, name in enumerate(names):
         axes = [axis for axis in held[name].cut if plan.grid.degree(axis) > 1]
@@ -237,7 +260,7 @@ def _counts(plan: Plan, place: Mapping[str, int]) -> int:
     data, everyone = plan.parallel.data, plan.grid.size
     sent = all_reduce(2 * COUNT, data) + all_reduce(2 * COUNT, everyone) + all_reduce(COUNT, everyone)
     if (experts := plan.spec.experts) is not None:
-        sent += all_reduce(COUNT, data)
+        sent += all_reduce(COUNT, data) * (2 if plan.parallel.pad_experts else 1)
         layers = (n for s in plan.stages(place) for n in range(plan.bounds[s], plan.bounds[s + 1]))
         mixtures = sum(experts.inside(n) for n in layers)
         ranks = prod(plan.grid.degree(axis) for axis in DENSE[1:])

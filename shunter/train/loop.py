@@ -6,7 +6,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,18 +33,22 @@ from shunter.train.device import (
     prepare_determinism,
     set_determinism,
 )
+from shunter.train.dropping import Dropping
 from shunter.train.flops import batch_flops, trained_share
+from shunter.train.layout_check import check_dropout
 from shunter.train.meter import Meter
 from shunter.train.objective import Objective
 from shunter.train.passes import OnePass, Passes
 from shunter.train.pipeline import LaidOutPasses
-from shunter.train.recording import Recording, keep
+from shunter.train.recording import Peak, Recording, keep
 from shunter.train.schedule import rate
 from shunter.train.session import Session
 from shunter.train.shares import noised_batches, split
 from shunter.train.step import StepResult, train_step
 from shunter.train.validation import validate
-from shunter.train.world import World
+from shunter.train.world import Shared, World
+
+RECORD = 100  # steps between those that are recorded, in a training by a plan
 
 # What a caller wants to know at each validation besides the loss: `(step, tokens) -> metrics`.
 Milestone = Callable[[int, int], Mapping[str, float]]
@@ -86,6 +90,7 @@ class Training:
         self.decoder, self.objective, self.rows, self.heldout = decoder, objective, rows, heldout
         self.config, self.how, self.place, self.seed = config, how, place, seed
         self.milestone = milestone
+        check_dropout(config.dropout, decoder.spec)
         self.trained = trained_share(decoder)
         self.device = choose_device(how.device) if world is None else world.device
         if how.deterministic:
@@ -107,6 +112,7 @@ class Training:
                 rows=most,
                 precision=self.precision,
                 compiled=how.compile,
+                optimizer=config.optimizer,
             )
             self.checkpointer = SharedCheckpointer(
                 checkpoints,
@@ -115,13 +121,17 @@ class Training:
                 self.layout.part.held,
                 self.layout.elsewhere,
                 beside=how.checkpoint_async,
+                kept=self.layout.part.kept,
             )
         else:
             decoder.to(self.device)
             self.checkpointer = Checkpointer(checkpoints, how.keep)
+        if isinstance(place.control, Shared):
+            place.control.more = self.checkpointer.landed
         part = None if self.layout is None else self.layout.part
         self.session = Session.fresh(decoder, config, rows, seed, part)
         self.ledger = EventLog(place.log / "ledger.jsonl", attempt=place.events.attempt)
+        self._first = 0  # step at which this attempt begins
         self.passes: Passes  # laid out when the run begins: a checkpoint may have decided the precision
 
     def run(self) -> dict[str, Any]:
@@ -134,7 +144,7 @@ class Training:
         meter: Meter | None = None
         try:
             self._resume()
-            self.passes = self._lay_out()
+            self.passes, self._first = self._lay_out(), self.session.step
             meter = Meter(self)
             while self.session.step < self.config.steps:
                 self._heed_requests()
@@ -193,8 +203,10 @@ class Training:
         self.session.facts = {**facts, "precision": self.precision}
 
     def _heed_requests(self) -> None:
-        self.checkpointer.look()
-        if self.place.control.stop_requested():
+        control = self.place.control
+        stop = control.stop_requested()
+        self.checkpointer.look(control.answer if isinstance(control, Shared) else None)
+        if stop:
             self._save()
             self.place.events.write("saved", step=self.session.step, why="stop")
             raise Stopped
@@ -243,19 +255,27 @@ class Training:
                 session.stream,
                 session.step,
                 config.batch_rows,
-                Peers.alone() if self.layout is None else self.layout.world.data,
+                self._data,
+            )
+        dropping = None
+        if config.dropout is not None:
+            rows = [len(batch.tokens) for batch in batches]
+            dropping = Dropping.of(
+                config.dropout, rows, session.stream, session.step, config.batch_rows, self._data
             )
         recording = self._recording()
-        result = train_step(
-            self.passes,
-            session.optimizers,
-            self.objective,
-            batches,
-            step=session.step,
-            rate=self._rate(),
-            clip=config.clip,
-            z_loss=config.z_loss,
-        )
+        with self._peak():
+            result = train_step(
+                self.passes,
+                session.optimizers,
+                self.objective,
+                batches,
+                step=session.step,
+                rate=self._rate(),
+                clip=config.clip,
+                z_loss=config.z_loss,
+                dropping=dropping,
+            )
         if recording is not None:
             keep(recording, session.optimizers, session.step, self.place.log, self.place.events)
         number = session.step
@@ -280,6 +300,11 @@ class Training:
         tokens, flops = self.passes.total([seen, flops])
         meter.add(result, int(tokens), flops)
 
+    @property
+    def _data(self) -> Peers:
+        """Ranks that see other rows."""
+        return Peers.alone() if self.layout is None else self.layout.world.data
+
     def _micro_batches(self, ids: np.ndarray) -> list[np.ndarray]:
         if self.layout is not None:
             data = self.layout.world.data
@@ -290,11 +315,31 @@ class Training:
         return [ids[i : i + size] for i in range(0, len(ids), size)]
 
     def _recording(self) -> Recording | None:
-        """Of the step that begins, where it is the one to be watched."""
-        parallel = self.how.parallel
-        if self.layout is None or parallel is None or parallel.timeline != self.session.step:
+        """Of the step that begins, where it is one to be watched: the one that is asked for, or by a plan the
+        third after the start and then one in RECORD, so that the plan can be held to account."""
+        parallel, step = self.how.parallel, self.session.step
+        if self.layout is None or parallel is None:
             return None
-        return Recording(self.layout)
+        if parallel.timeline == step or (self._by_plan and (step - self._first) % RECORD == 2):
+            return Recording(self.layout)
+        return None
+
+    def _peak(self) -> AbstractContextManager[object]:
+        """Counts what is alive in the step that begins, the one after the first that is watched."""
+        parallel, step = self.how.parallel, self.session.step
+        if self.layout is None or parallel is None or self.how.compile:
+            return nullcontext()
+        asked = parallel.timeline is not None and parallel.timeline + 1 == step
+        if not asked and not (self._by_plan and step == self._first + 3):
+            return nullcontext()
+        return Peak(self.layout, self.session.optimizers, self.session.step, self.place.events)
+
+    @property
+    def _by_plan(self) -> bool:
+        """Compiled layers run otherwise where every operation is looked at, so that they are not watched
+        without being asked for."""
+        planned = self.how.parallel is not None and self.how.parallel.plan is not None
+        return planned and not self.how.compile
 
     def _skipped(self, step: int, ids: list[int], result: StepResult) -> None:
         skipped = self.session.skipped

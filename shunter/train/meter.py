@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Work:
-    """What steps have done.
+    """What steps have done, and how many of them.
 
     tokens: those that are not padding.  flops: see `batch_flops`.  seconds: inside steps only, neither
     validation nor checkpoints.  possible: FLOP that the devices could have done in these seconds.
@@ -29,12 +29,14 @@ class Work:
     flops: float = 0.0
     seconds: float = 0.0
     possible: float = 0.0
+    steps: int = 0
 
     def add(self, other: Work) -> None:
         self.tokens += other.tokens
         self.flops += other.flops
         self.seconds += other.seconds
         self.possible += other.possible
+        self.steps += other.steps
 
     @property
     def tokens_per_second(self) -> float:
@@ -100,7 +102,7 @@ class Meter:
     def add(self, result: StepResult, tokens: int, flops: float) -> None:
         """Count a step of `tokens` real tokens; log and show at the configured interval."""
         seconds = time.perf_counter() - self._clock
-        work = Work(tokens, flops, seconds, seconds * self.peak)
+        work = Work(tokens, flops, seconds, seconds * self.peak, 1)
         training, tally = self.training, self.training.session.tally
         tally.recent.add(work)
         self.attempt.add(work)
@@ -149,6 +151,7 @@ class Meter:
             "train/grad_norm": tally.norm,
             "train/lr": last.rate,
             "train/tokens_per_second": tally.recent.tokens_per_second,
+            "train/step_seconds": tally.recent.seconds / max(tally.recent.steps, 1),
             "train/mfu": tally.recent.mfu,
             "train/memory_mib": memory_mib(self.training.device),
             "train/tokens": session.tokens,

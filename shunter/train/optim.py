@@ -14,6 +14,7 @@ from shunter.models.swiglu import SwiGLU
 from shunter.parallel.part import DecoderPart
 from shunter.train.config import TrainConfig
 from shunter.train.cut_muon import CutMuon, matrices
+from shunter.train.layout_parts import muon_takes
 
 
 class Optimizers:
@@ -23,25 +24,27 @@ class Optimizers:
     like any other.
 
     The state is keyed by parameter name, so it does not depend on the order in which a layout
-    happens to list parameters. Muon takes a fused product's projections one by one: that they stand in
-    one matrix is a matter of arithmetic, and must not change what is learnt. Their momentum is saved as
-    one tensor, as the parameter is. Measured on the quickstart's model: held-out loss lower by 0.014 to
-    0.023 nats/token (three seeds, 150 or 250 steps), Muon's part of a step 18 % longer at width 256 and
-    3 % at 512, on two cores.
+    happens to list parameters. Where copies share it, this one has that of what it updates. Muon takes a
+    fused product's projections one by one: that they stand in one matrix is a matter of arithmetic, and must
+    not change what is learnt. Their momentum is saved as one tensor, as the parameter is. Measured on the
+    quickstart's model: held-out loss lower by 0.014 to 0.023 nats/token (three seeds, 150 or 250 steps),
+    Muon's part of a step 18 % longer at width 256 and 3 % at 512, on two cores.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, part: DecoderPart | None = None) -> None:
         """part: this rank's, where the model is laid out over several."""
-        self.model = model
+        self.model, self.part = model, part
         named = dict(model.named_parameters()) if part is None else part.parameters
         parameters = {name: p for name, p in named.items() if p.requires_grad}
         self.names = {id(p): name for name, p in parameters.items()}
         hidden = {
             name: p
             for name, p in parameters.items()
-            if config.optimizer == "muon" and p.ndim >= 2 and "layers" in name.split(".")
+            if config.optimizer == "muon" and muon_takes(name, tuple(p.shape))
         }
         rest = [p for name, p in parameters.items() if name not in hidden]
+        if part is not None and any(p.shape != part.weights[name].shape for name, p in hidden.items()):
+            raise RuntimeError("copies share single rows of a matrix: the passes were not made for muon")
         cut = {name for name in hidden if part is not None and not part.held[name].piece.is_whole}
         self.cut_muon: CutMuon | None = None
         if part is not None and config.optimizer == "muon":
@@ -124,6 +127,8 @@ class Optimizers:
             part.step()
         if self.cut_muon is not None:
             self.cut_muon.step(rate)
+        if self.part is not None:
+            self.part.renew()
         rebalance(self.model)
 
     def zero_grad(self) -> None:

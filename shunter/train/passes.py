@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from shunter.data.tokens import Batch
 from shunter.models.decoder import Decoder
+from shunter.models.dropout import Masks
 from shunter.models.head import linear_cross_entropy
 from shunter.models.moe import begin_step
 from shunter.models.segments import SegmentPlan
 from shunter.train.device import autocast
+from shunter.train.dropping import Dropping
 
 
 class Passes(Protocol):
@@ -21,12 +24,16 @@ class Passes(Protocol):
     rows, with the same."""
 
     def gradients(
-        self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float
+        self,
+        batches: Sequence[Batch],
+        coefficients: Sequence[Tensor],
+        z_loss: float,
+        dropping: Dropping | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Add the gradient of sum of coefficient x log-probability, and of the z-loss, to `.grad`.
 
-        coefficients: [B, T] of each micro-batch. Returns that sum as float64 scalars, with and without the
-        z-loss, over all ranks.
+        coefficients: [B, T] of each micro-batch. dropping: what is dropped of them. Returns that sum as
+        float64 scalars, with and without the z-loss, over all ranks.
         """
 
     def total(self, values: Sequence[float]) -> list[float]:
@@ -51,13 +58,18 @@ class OnePass:
         return list(values)
 
     def gradients(
-        self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float
+        self,
+        batches: Sequence[Batch],
+        coefficients: Sequence[Tensor],
+        z_loss: float,
+        dropping: Dropping | None = None,
     ) -> tuple[Tensor, Tensor]:
         whole = torch.zeros((), dtype=torch.float64, device=self.device)
         plain = torch.zeros_like(whole)
         begin_step(self.decoder, sum(int((batch.segments >= 0).sum()) for batch in batches))
-        for batch, factors in zip(batches, coefficients, strict=True):
-            part, without = self._forward(self.model, batch, factors, z_loss)
+        for number, (batch, factors) in enumerate(zip(batches, coefficients, strict=True)):
+            masks = None if dropping is None else dropping.masks(number, batch.tokens.shape[1], self.device)
+            part, without = self._forward(self.model, batch, factors, z_loss, masks)
             part.backward()
             whole += part.detach()
             plain += without
@@ -74,7 +86,12 @@ class OnePass:
         return torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), limit)
 
     def _forward(
-        self, model: torch.nn.Module, batch: Batch, coefficients: Tensor, z_loss: float
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        coefficients: Tensor,
+        z_loss: float,
+        masks: Masks | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The sum as two scalars: with the z-loss and with a gradient, and without both."""
         tokens, positions, targets = (
@@ -82,6 +99,8 @@ class OnePass:
             for array in (batch.tokens, batch.positions, batch.targets)
         )
         plan = SegmentPlan.build(torch.from_numpy(batch.segments).to(self.device))
+        if masks is not None:
+            plan = replace(plan, masks=masks)
         factors = coefficients.to(self.device, non_blocking=True).flatten()
         with autocast(self.device, self.precision):
             hidden = model(tokens, positions, plan)

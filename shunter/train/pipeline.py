@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shunter.data.tokens import Batch
 from shunter.layout.grid import DENSE
+from shunter.layout.holding import Holding
 from shunter.models.decoder import Decoder
 from shunter.models.moe import begin_step
 from shunter.models.segments import SegmentPlan
@@ -37,7 +38,9 @@ from shunter.schedule.program import Program
 from shunter.schedule.vocabulary import parallel_vocabulary
 from shunter.train.config import Parallel
 from shunter.train.device import autocast
+from shunter.train.dropping import Dropping
 from shunter.train.layout_check import check_layout
+from shunter.train.layout_parts import muon_takes
 from shunter.train.shares import share
 from shunter.train.stage_cut import cut_decoder, tell_costs
 from shunter.train.world import World
@@ -66,8 +69,10 @@ class LaidOutPasses:
         rows: int = 1,
         precision: str = "fp32",
         compiled: bool = False,
+        optimizer: str = "adamw",
     ) -> None:
         """decoder, fill, compiled: as in `DecoderPart`. rows, precision: of a micro-batch, for cut: measured.
+        optimizer: which is to be; copies that share its state (zero: 1) do so in another way for muon.
 
         Raises ShunterError for a layout that cannot be.
         """
@@ -97,11 +102,15 @@ class LaidOutPasses:
             compiled=compiled,
             again=parallel.again(decoder.spec.num_layers),
             selective=parallel.recompute == "selective",
+            aside=parallel.aside(decoder.spec.num_layers),
             reshard=parallel.reshard,
             narrow=parallel.gather == "bf16",
             by_program=grid.pp > 1,
+            zero=(muon_takes if optimizer == "muon" else _by_rows) if parallel.zero else None,
+            pad=parallel.pad_experts,
             fill=fill,
         )
+        self.pads = parallel.pad_experts
         self.spread: Tensor | None = None
         if grid.cp > 1:
             self.spread = spread_rows(decoder, mesh.peers("cp"), row_length, parallel.attention)
@@ -140,8 +149,8 @@ class LaidOutPasses:
         return self.twice if self.world.stage != self.order.placement[0] else frozenset()
 
     @property
-    def parameters(self) -> dict[str, Tensor]:
-        """What the optimizer shall work on: this rank's parts by name."""
+    def parameters(self) -> Mapping[str, Tensor]:
+        """What the optimizer shall work on: this rank's parts by name; see `DecoderPart`."""
         return self.part.parameters
 
     def total(self, values: Sequence[float]) -> list[float]:
@@ -152,14 +161,18 @@ class LaidOutPasses:
         return list(self.world.sum(sums, data).tolist())
 
     def gradients(
-        self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float
+        self,
+        batches: Sequence[Batch],
+        coefficients: Sequence[Tensor],
+        z_loss: float,
+        dropping: Dropping | None = None,
     ) -> tuple[Tensor, Tensor]:
         if len(batches) != self.order.microbatches:
             raise ValueError(f"{len(batches)} micro-batches, the program is of {self.order.microbatches}")
-        self._load(batches, coefficients, z_loss)
+        self._load(batches, coefficients, z_loss, dropping)
         if self.decoder.spec.experts is not None:
             real = sum(int((batch.segments >= 0).sum()) for batch in batches)
-            begin_step(self.decoder, int(self.total([real])[0]))
+            begin_step(self.decoder, int(self.total([real])[0]), self._most_rows(batches))
         losses = self._run(self.executor, train=True)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for microbatch, loss in losses.items():
@@ -192,6 +205,16 @@ class LaidOutPasses:
         for loss in losses.values():
             total += loss
         return self._sum_losses(total)
+
+    def _most_rows(self, batches: Sequence[Batch]) -> int:
+        """Of a micro-batch on any rank, where experts are filled up: what is sent is equally large then."""
+        if not self.pads:
+            return 0
+        most = torch.tensor(max(len(batch.tokens) for batch in batches), device=self.device)
+        if self.world.data.size > 1:
+            with answering(self.world.rank, "compare rows"):
+                dist.all_reduce(most, dist.ReduceOp.MAX, group=self.world.data.group)
+        return int(most)
 
     def _sum_losses(self, sums: Tensor) -> Tensor:
         """Tensor ranks all have the loss of their tokens; other ranks have those of others."""
@@ -235,9 +258,14 @@ class LaidOutPasses:
         whole.load_state_dict(found, strict=True, assign=True)
         return True
 
-    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Tensors that are cut as the parameters of these names are, put together on rank 0's CPU."""
-        world, held = self.world, self.part.held
+    def whole(
+        self, parts: Mapping[str, Tensor], held: Mapping[str, Holding] | None = None
+    ) -> dict[str, Tensor] | None:
+        """Tensors that are cut as the weights of these names are, put together on rank 0's CPU.
+
+        held: otherwise; `part.kept` for gradients and an optimizer's state.
+        """
+        world, held = self.world, held or self.part.held
         mine = {
             name: tensor
             for name, tensor in parts.items()
@@ -257,13 +285,19 @@ class LaidOutPasses:
 
         return compute
 
-    def _load(self, batches: Sequence[Batch], coefficients: Sequence[Tensor], z_loss: float) -> None:
+    def _load(
+        self,
+        batches: Sequence[Batch],
+        coefficients: Sequence[Tensor],
+        z_loss: float,
+        dropping: Dropping | None = None,
+    ) -> None:
         def put(array: Tensor) -> Tensor:
             """This rank's positions of whole rows."""
             whole = array.to(self.device, non_blocking=True)
             return whole if self.spread is None else whole[:, self.spread]
 
-        def plan(segments: Tensor) -> SegmentPlan:
+        def plan(segments: Tensor, number: int) -> SegmentPlan:
             there = segments.to(self.device)
             if self.spread is None:
                 found = SegmentPlan.build(there)
@@ -275,6 +309,12 @@ class LaidOutPasses:
             if self.part.tokens is not None and found.real is not None:
                 # Experts see this tensor rank's tokens.
                 found = replace(found, real=self.part.tokens.mine(found.real))
+            if dropping is not None:
+                masks = dropping.masks(number, there.shape[1], self.device, self.spread)
+                if self.part.tokens is not None:
+                    own = torch.stack([self.part.tokens.mine(half) for half in masks.keys])
+                    masks = replace(masks, own=own)
+                found = replace(found, masks=masks)
             return found
 
         self.rows = [
@@ -283,10 +323,10 @@ class LaidOutPasses:
                 put(torch.from_numpy(batch.positions)),
                 put(torch.from_numpy(batch.targets)),
                 put(factors),
-                plan(torch.from_numpy(batch.segments)),
+                plan(torch.from_numpy(batch.segments), number),
                 z_loss,
             )
-            for batch, factors in zip(batches, coefficients, strict=True)
+            for number, (batch, factors) in enumerate(zip(batches, coefficients, strict=True))
         ]
 
     def _key(self, microbatch: int) -> object:
@@ -313,3 +353,8 @@ class LaidOutPasses:
                 dist.recv(other, ranks[high], group=groups.down)
                 weight.grad += other
                 dist.send(weight.grad, ranks[high], group=groups.up)
+
+
+def _by_rows(name: str, shape: tuple[int, ...]) -> bool:
+    """AdamW updates each value by itself."""
+    return False

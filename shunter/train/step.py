@@ -10,6 +10,7 @@ import torch
 
 from shunter.data.tokens import Batch
 from shunter.record.points import reach
+from shunter.train.dropping import Dropping
 from shunter.train.objective import Objective, total
 from shunter.train.optim import Optimizers
 from shunter.train.passes import Passes
@@ -38,6 +39,7 @@ def train_step(
     rate: float,
     clip: float,
     z_loss: float = 0.0,
+    dropping: Dropping | None = None,
 ) -> StepResult:
     """Accumulate the gradient of the global batch over its micro-batches, then update once.
 
@@ -49,7 +51,7 @@ def train_step(
     directive = reach("train.step", step=step)
     counts, tokens = count(passes, objective, batches)
     coefficients = [torch.from_numpy(objective.coefficients(batch, counts)) for batch in batches]
-    whole, loss = passes.gradients(batches, coefficients, z_loss)
+    whole, loss = passes.gradients(batches, coefficients, z_loss, dropping)
     if directive == "nan":
         whole, loss = whole * math.nan, loss * math.nan
     norm = passes.clip(clip)

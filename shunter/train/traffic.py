@@ -47,7 +47,7 @@ class StepTraffic:
 def kept_bytes(part: DecoderPart, optimizers: Optimizers) -> dict[str, int]:
     """Bytes of this rank's weights, and of its optimizer's state."""
     states = [tensor for state in optimizers.state().values() for tensor in state.values()]
-    return {"weights": _bytes(part.parameters.values()), "optimizer": _bytes(states)}
+    return {"weights": _bytes(part.weights.values()), "optimizer": _bytes(states)}
 
 
 def _bytes(tensors: Any) -> int:

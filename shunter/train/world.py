@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -70,22 +71,35 @@ class World:
             dist.broadcast(told, self.mesh.everyone.ranks[0], group=self.mesh.everyone.group)
         return int(told)
 
-    def shared(self, control: Control) -> Control:
+    def shared(self, control: Control) -> Shared:
         """Requests as rank 0 hears them: all ranks must act on one between the same two steps."""
-        return _Shared(self, control)
+        return Shared(self, control)
 
 
-class _Shared:
+class Shared:
+    """One message of rank 0 answers all that is asked between two steps: whether to stop, whether to save,
+    and `more`, which whoever trains may put in."""
+
     def __init__(self, world: World, control: Control) -> None:
         self.world, self.control = world, control
+        self.more: Callable[[], bool] = lambda: False
+        self.answer = False  # to `more`, as of the last `stop_requested`
+        self._save: bool | None = None  # heard with it, and not yet taken
 
     def stop_requested(self) -> bool:
-        heard = self.world.rank == 0 and self.control.stop_requested()
-        return bool(self.world.first(int(heard)))
+        heard = 0
+        if self.world.rank == 0:
+            waiting = self._save or self.control.take_save_request()
+            heard = int(self.control.stop_requested()) | waiting << 1 | self.more() << 2
+        told = self.world.first(heard)
+        self._save, self.answer = bool(told & 2), bool(told & 4)
+        return bool(told & 1)
 
     def take_save_request(self) -> bool:
-        heard = self.world.rank == 0 and self.control.take_save_request()
-        return bool(self.world.first(int(heard)))
+        if self._save is None:  # nothing was asked before it
+            self.stop_requested()
+        found, self._save = bool(self._save), None
+        return found
 
 
 def join(grid: Grid, rank: int, device: str, timeout: float) -> World:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,49 @@ def test_the_table_says_why_and_what_would_help(capsys: pytest.CaptureFixture[st
     assert "1e+12 tokens: " in text
     assert "Predicted, not measured" in text
     Plan.load(out)
+
+
+MIXED = ["plan", "--model", "llama-2-13b", "--cluster", "mixed-lab", "--global-batch", "64", "--seq", "1024"]
+
+
+def test_a_mixed_cluster_has_its_ranks_placed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    few = ["--fix", "pp=8,schedule=1f1b,microbatch=1"]
+    assert (
+        cli.main([*MIXED, *few, "--json", "--out", str(out), "--top", "1", "--why", "pp=4,tp=2,microbatch=2"])
+        == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    (best,) = told["plans"]
+    assert sorted(best["ranks"]) == list(range(8)) != best["ranks"]
+    assert best["step_seconds"] < 0.98 * best["placed"]["naive_step_seconds"]
+    assert sorted(told["why"]["ranks"]) == list(range(8))
+    plan = Plan.load(out)
+    assert plan.ranks == best["ranks"]
+    assert plan.parallel()["ranks"] == plan.ranks
+    # Stages on consumer cards have fewer layers than any on the station's devices.
+    layers = [b - a for a, b in pairwise([0, *plan.layout["cut"], 40])]
+    station = ["station" in name for name in plan.placed["devices"]]
+    assert max(n for n, there in zip(layers, station, strict=True) if not there) < min(
+        n for n, there in zip(layers, station, strict=True) if there
+    )
+    assert cli.main([*MIXED, *few, "--top", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "station.0/0" in text
+    assert "in the order of the cluster's file" in text
+
+
+def test_links_that_are_missing_or_said_twice(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from shunter.cluster.files import MACHINES
+
+    text = (MACHINES / "mixed-lab.yaml").read_text()
+    path = tmp_path / "lab.yaml"
+    ask = [*MIXED[:4], str(path), *MIXED[5:]]
+    path.write_text(text.replace("\nbetween: ethernet\n", "\n"))
+    assert "have no link" in refused(capsys, *ask)
+    twice = "pairs:\n  - {ends: [old, new], link: pcie}\n  - {ends: [new, old], link: nvlink3}\n"
+    path.write_text(text + twice)
+    assert "name that one there as `back`" in refused(capsys, *ask)
 
 
 def test_a_recipe_and_a_configuration_are_models(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

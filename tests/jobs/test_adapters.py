@@ -110,9 +110,16 @@ def test_a_resumed_run_ends_with_the_same_bits(
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_two_processes_make_the_adapters_of_one(elsewhere: Path, rows: Path, work: Work) -> None:
-    alone, expected = tune(work, elsewhere, rows, "alone")
-    piped, told = tune(work, elsewhere, rows, "piped", how={"parallel": {"pp": 2, "microbatches": 2}})
+@pytest.mark.parametrize(
+    ("parallel", "quantise"), [({"pp": 2, "microbatches": 2}, "none"), ({"tp": 2}, "nf4")], ids=str
+)
+def test_two_processes_make_the_adapters_of_one(
+    elsewhere: Path, rows: Path, work: Work, parallel: dict[str, int], quantise: str
+) -> None:
+    """Each reads its part of the folder, and packs it as the whole is packed."""
+    adapter = {"quantise": quantise}
+    alone, expected = tune(work, elsewhere, rows, "alone", adapter=adapter)
+    piped, told = tune(work, elsewhere, rows, "piped", adapter=adapter, how={"parallel": parallel})
     assert told["loss"] == pytest.approx(expected["loss"], rel=1e-4)
     assert json.loads((piped / "adapter" / "adapter_config.json").read_text())["r"] == 4
     for mine, theirs in zip(load_model(piped).parameters(), load_model(alone).parameters(), strict=True):
@@ -201,9 +208,6 @@ def test_adapters_of_nothing_are_refused(tmp_path: Path) -> None:
     restart = {"steps": 8, "restart": {"at": 4}}
     with pytest.raises(ShunterError, match="Leave out either restart or adapter"):
         sft.JOB.check(sft.SftConfig(**{**BASE, "train": restart}, adapter=ADAPTER), tmp_path)
-    packed = {"adapter": {**ADAPTER, "quantise": "int8"}, "how": {"parallel": {"tp": 2}}}
-    with pytest.raises(ShunterError, match="held as int8 are not cut over tensor ranks yet"):
-        sft.JOB.check(sft.SftConfig(**BASE, **packed), tmp_path)
     for key, value in (("recompute", "selective"), ("gather", "bf16")):
         laid = {"adapter": ADAPTER, "how": {"parallel": {"fsdp": 2, key: value}}}
         with pytest.raises(ShunterError, match=f"{key}: {value} would"):

@@ -15,8 +15,10 @@ from shunter.cli.corpus import sentence
 from shunter.config.errors import ShunterError
 from shunter.data import corpus
 from shunter.data.curation import language
+from shunter.data.curation.chain import Tally
+from shunter.data.curation.runner import Done
 from shunter.data.curation.why import why
-from shunter.jobs import curate, limits, tokens
+from shunter.jobs import curate, curate_chain, limits, tokens
 from shunter.jobs import languages as languages_job
 from shunter.recipe.job import Stopped
 from tests.data.curation import test_languages as languages
@@ -137,10 +139,88 @@ def test_a_stopped_job_goes_on(tmp_path: Path, work: Work) -> None:
     assert [(out / name).read_bytes() for name in FILES] == [(expected / name).read_bytes() for name in FILES]
 
 
-def test_what_leaves_nothing_is_refused(tmp_path: Path, work: Work) -> None:
+@pytest.mark.parametrize("preset", ["gopher", None])
+def test_what_leaves_nothing_is_refused(tmp_path: Path, work: Work, preset: str | None) -> None:
+    """What is staged goes when a job fails; the reasons lie in its log then, as the sentence says."""
     write(tmp_path / "web", ["short.", "", "also short."], 1)
-    with pytest.raises(ShunterError, match="none of 3 documents is left"):
-        work(curate.JOB, {**CONFIG, "preset": "gopher", "operators": []})
+    with pytest.raises(ShunterError, match="none of 3 documents is left") as caught:
+        work(curate.JOB, {**CONFIG, "preset": preset, "operators": [], "min_chars": 7 if preset else 90})
+    folder = Path(str(caught.value.where))
+    assert folder == tmp_path / "made" / "curate" / "log"
+    assert {record["id"] for record in lines(folder / "dropped.jsonl")} == {"web:0", "web:1", "web:2"}
+    assert json.loads((folder / "summary.json").read_text())["read"] == 3
+    assert (folder / "samples.jsonl").is_file() == (preset is not None)
+
+
+@pytest.mark.parametrize("operators", [[{"kind": "mask-personal"}], []])
+def test_a_duplicate_names_the_first(tmp_path: Path, work: Work, operators: list[dict[str, Any]]) -> None:
+    write(tmp_path / "web", ["first text.", "second text.", "first text.", "third.", "second text."], 1)
+    config = {**CONFIG, "preset": None, "operators": operators, "heldout": 0.0, "how": {"workers": 1}}
+    out, _ = work(curate.JOB, config)
+    dropped = {record["id"]: record for record in lines(out / "dropped.jsonl")}
+    assert {name: record["of"] for name, record in dropped.items()} == {"web:2": "web:0", "web:4": "web:1"}
+    assert "duplicate of web:0" in sentence(why(out, "web:2"))
+
+
+def test_what_an_operator_leaves_empty_goes(tmp_path: Path, work: Work) -> None:
+    """C4's rules without a least number of sentences, repeated paragraphs. What came empty stays."""
+    paragraph = "A sentence of some words, which is long enough to be looked at."
+    menu = "Home\nAbout us\nContact"
+    write(tmp_path / "web", [f"{paragraph}\n{menu}", menu, f"{paragraph} And more."], 1)
+    config = {**CONFIG, "preset": None, "heldout": 0.0, "how": {"workers": 1}}
+    out, _ = work(curate.JOB, {**config, "operators": [{"kind": "c4-quality", "min_sentences": None}]})
+    assert [each.text for each in corpus.texts(out / "train")] == [paragraph, f"{paragraph} And more."]
+    told = {"operator": "c4-quality", "reason": "nothing is left", "value": 0.0, "limit": 0.0}
+    assert lines(out / "dropped.jsonl") == [{"id": "web:1", **told}]
+    write(tmp_path / "twice" / "web", [f"{paragraph}\n\nmore", paragraph, "   "], 1)
+    operators = [{"kind": "repeated-paragraphs", "min_left": 0}]
+    config.update(operators=operators, normalise=False)
+    out, _ = work(curate.JOB, config, base=tmp_path / "twice", name="twice")
+    assert [each.id for each in corpus.texts(out / "train")] == ["web:0", "web:2"], (
+        "one that came empty stays"
+    )
+    assert [(d["id"], d["reason"]) for d in lines(out / "dropped.jsonl")] == [("web:1", "nothing is left")]
+
+
+def test_speed_and_time_are_of_this_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stages of four chunks, of which an earlier attempt did the first two."""
+    now, told = [100.0], []
+
+    class Events:
+        def progress(self, done: int, total: None, unit: str, **shown: Any) -> None:
+            told.append((done, shown))
+
+    class Context:
+        control, events = Still(), Events()
+
+    monkeypatch.setattr(curate_chain.time, "perf_counter", lambda: now[0])
+    watch = curate_chain._Watch(Context())  # type: ignore[arg-type]
+    tally = Tally(documents=10, characters=3_000_000, kept=5, kept_characters=1)
+    for stage in range(2):
+        watch.begins(stage)
+        for chunk in range(4):
+            fresh = chunk >= 2
+            now[0] += 2.0 if fresh else 0.0
+            watch(stage, Done(5, [], [tally], [], fresh))
+    assert [shown["MB/s"] for _, shown in told] == [0.0, 0.0, 1.5, 1.5] * 2
+    assert [shown.get("seconds left") for _, shown in told] == [None] * 6 + [2, 0]
+    assert [done for done, _ in told] == [10, 20, 30, 40] * 2
+    assert {shown["kept"] for _, shown in told} == {"50%"}
+
+
+def test_a_language_that_the_model_does_not_tell_is_refused(tmp_path: Path, work: Work) -> None:
+    labels = ["aa"] * 9 + ["bb"] * 9
+    model = language.LanguageModel.train(["aaa"] * 9 + ["bbb"] * 9, labels, 8)
+    (tmp_path / "m").mkdir()
+    model.save(tmp_path / "m")
+    write(tmp_path / "web", ["words"], 1)
+    asked = {"kind": "language", "model": "m", "keep": ["aa", "cc"]}
+    config = {**CONFIG, "preset": None, "operators": [asked]}
+    with pytest.raises(ShunterError, match="does not tell 'cc', which language asks for"):
+        work(curate.JOB, config)
+    config["operators"] = [{**asked, "keep": None}, {"kind": "precision", "language": "ab", "words": ["x"]}]
+    with pytest.raises(ShunterError, match="does not tell 'ab', which precision asks for"):
+        work(curate.JOB, config)
 
 
 def test_damaged_sources_are_told_and_passed(tmp_path: Path, work: Work) -> None:
@@ -246,6 +326,28 @@ def test_copies_are_shown_as_often(tmp_path: Path) -> None:
         ({"operators": [{"kind": "confidence-cut"}]}, "needs language before it"),
         ({"preset": "gopher", "limits": "f"}, "limits serve documents whose language is known"),
         ({"preset": "gopher", "languages": "l"}, "languages serve documents whose language is known"),
+        (
+            {"operators": [{"kind": "gopher-quality"}, {"kind": "language", "model": "m"}], "limits": "f"},
+            "limits serve gopher-quality only after language",
+        ),
+        (
+            {"operators": [{"kind": "fineweb-quality", "by_language": {"aa": {"line feeds": 1.0}}}]},
+            "fineweb-quality has limits by language and needs language before it",
+        ),
+        (
+            {"operators": [{"kind": "gopher-quality", "stopwords_by_language": {"aa": ["a"]}}]},
+            "gopher-quality has limits by language and needs language before it",
+        ),
+        (
+            {"operators": [{"kind": "precision", "language": "aa", "words": ["a"]}]},
+            "precision needs language before it",
+        ),
+        (
+            {"operators": [{"kind": "language", "model": "m"}], "languages": "l"},
+            "no language operator uses languages",
+        ),
+        ({"operators": [{"kind": "gopher-repetition", "top": {0: 0.2}}]}, "greater than or equal to 1"),
+        ({"operators": [{"kind": "gopher-repetition", "repeated": {-1: 0.2}}]}, "greater than or equal to 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(config: dict[str, Any], message: str) -> None:

@@ -71,22 +71,6 @@ def test_the_split_depends_on_the_text_alone(texts: Path, work: Work) -> None:
         assert {d.text for d in corpus.texts(first / split)} == {d.text for d in corpus.texts(second / split)}
 
 
-@given(st.text())
-def test_normalising_twice_changes_nothing(text: str) -> None:
-    once = curate.normalise(text)
-    assert curate.normalise(once) == once
-
-
-def test_a_long_run_of_blanks_takes_no_long_time() -> None:
-    """A million of them inside a line; tried from each place on, they would take hours."""
-    text = "a" + " " * 10**6 + "b"
-    assert curate.normalise(text) == text
-
-
-def test_normalise() -> None:
-    assert curate.normalise("\ufeffa\u0301b  \r\nc\x00\r\rd\n\n\n\ne\t\n") == "\u00e1b\nc\n\nd\n\ne"
-
-
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(20, 200), st.booleans())
 def test_sections_are_the_text(lengths: list[int], limit: int, lines: bool) -> None:
     mark = "\n" if lines else "\n\n"

@@ -59,6 +59,19 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert (qkv["whole"], qkv["local"], qkv["axes"]) == ([80, 24], [40, 24], ["pp", "tp"])
 
 
+def test_shared_state_helps_before_another_axis_does(capsys: pytest.CaptureFixture[str]) -> None:
+    copies = "jobs.base.how.parallel.dp=4"
+    plain = json.loads(run(capsys, copies, "--json"))
+    found = plain["ranks"][0]
+    limit = str(found["total"] - found["optimizer"] // 2)
+    assert "Use zero=1 (4 ranks)." in run(capsys, copies, "--memory", limit, code=2)
+    shared = json.loads(run(capsys, copies, "jobs.base.how.parallel.zero=1", "--memory", limit, "--json"))
+    assert shared["ranks"][0]["optimizer"] == pytest.approx(found["optimizer"] / 4, rel=0.1)
+    assert shared["traffic"][0]["data"] == pytest.approx(plain["traffic"][0]["data"], rel=0.05)
+    alone = run(capsys, DP, "jobs.base.how.parallel.zero=1")
+    assert "zero: 1 changes nothing here" in alone
+
+
 BIG = [
     f"{MODEL}={{dim: 4096, num_layers: 16, num_heads: 32, num_kv_heads: 8, head_dim: 128, ffn_dim: 14336}}",
     "jobs.rows.row_length=4096",
@@ -152,6 +165,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"dp": 9}, "8 rows a step cannot be cut", "Set train.batch_rows to at least 9."),
     ({"pp": 2, "cut": [4]}, "cut [4] does not give every stage a layer of 4", "rising numbers from 1 to 3"),
     ({"fsdp": 2, "pp": 2, "vocabulary": 2}, "both cut embedding and head", "Leave vocabulary out."),
+    ({"dp": 2, "pad_experts": True}, "and the model has no experts", "Leave pad_experts out."),
+    ({"dp": 2, "pad_experts": True, "experts": True}, "and they have none", "Set experts.capacity"),
     ({"tp": 320, "num_heads": 320, "num_kv_heads": 320}, "cannot be cut into tp=320 parts", "Use tp="),
 ]  # fmt: skip
 

@@ -15,6 +15,7 @@ from shunter.plan.presets import preset
 from shunter.plan.score import predict
 from shunter.plan.search import search
 from shunter.plan.space import space
+from shunter.plan.strategies import AGAIN, ASIDE, KEEP
 from shunter.train.config import Parallel
 from shunter.train.layout_check import check_layout
 from shunter.train.layout_describe import describe
@@ -49,6 +50,7 @@ def test_what_is_planned_can_be_trained(model: str, cluster: str, batch: int, ro
 LAYOUTS = [
     ({"fsdp": 8}, "1f1b", 1, "none", 1),
     ({"dp": 8}, "1f1b", 1, "none", 2),
+    ({"dp": 2, "fsdp": 4}, "1f1b", 1, "none", 2),
     ({"tp": 8}, "1f1b", 1, "none", 2),
     ({"cp": 2, "fsdp": 4}, "1f1b", 1, "none", 2),
     ({"pp": 8}, "1f1b", 1, "none", 1),
@@ -57,6 +59,9 @@ LAYOUTS = [
     ({"pp": 2, "fsdp": 2, "tp": 2}, "1f1b", 1, "stage", 2),
     ({"pp": 4, "fsdp": 2}, "zb1p", 1, "none", 2),
     ({"fsdp": 8, "ep": 4}, "1f1b", 1, "none", 1),
+    ({"fsdp": 8}, "1f1b", 1, "layer", 1),
+    ({"pp": 4, "fsdp": 2}, "1f1b", 1, "layer", 2),
+    ({"dp": 4, "tp": 2, "ep": 4}, "1f1b", 1, "none", 1),
 ]
 
 
@@ -78,3 +83,32 @@ def test_memory_is_what_the_layout_counts(practice: str) -> None:
             assert found == pytest.approx(rank.total, rel=0.02), (degrees, schedule, stage)
             for name in ("weights", "gradients", "optimizer", "gathered"):
                 assert parts[name] == pytest.approx(getattr(rank, name), rel=0.01), (degrees, name)
+
+
+@pytest.mark.parametrize("practice", ["shunter", "shunter-fp32"])
+def test_memory_of_layers_of_their_own_is_what_the_layout_counts(practice: str) -> None:
+    """Some computed again, some put aside, some kept; on the fullest rank of each stage."""
+    where = files.find("8xa100-80")
+    question = Question(preset("llama-3-8b"), Fabric.of(where), 64, 2048, PRACTICES[practice], Coefficients())
+    for degrees, again, aside in (
+        ({"pp": 2, "tp": 4}, 8, 4),
+        ({"pp": 2, "tp": 4}, 0, 16),
+        ({"tp": 8}, 16, 0),
+        ({"fsdp": 8}, 4, 20),
+    ):
+        choice = Choices.one(Grid(**degrees), 2, "1f1b", 1, "layer")
+        stages = degrees.get("pp", 1)
+        each = 32 // stages
+        # The cut is even to a layer; every stage has at least so many of each sort.
+        part = [AGAIN] * (again // stages) + [ASIDE] * (aside // stages)
+        strategies = (part + [KEEP] * (each - len(part))) * stages
+        prediction = predict(question, choice, strategies=strategies)
+        parallel = Parallel.model_validate(Plan.of(question, where, prediction).parallel()).settled(64, 2)
+        assert parallel.again(32) == prediction.which(AGAIN)
+        assert parallel.aside(32) == prediction.which(ASIDE)
+        laid = Laid.make(question.spec, parallel, 2048, 64, bf16=practice == "shunter")
+        counted = describe(laid, "adamw", {}, [])
+        for stage, parts in enumerate(prediction.bytes):
+            rank = next(each for each in counted.ranks if each.place.get("pp", 0) == stage)
+            found = sum(size for name, size in parts.items() if name not in ("other", "logits"))
+            assert found == pytest.approx(rank.total, rel=0.03), (degrees, again, aside, stage)

@@ -175,6 +175,7 @@ REFUSED = [
     ({"pp": 2, "schedule": "interleaved-1f1b", "microbatches": 1}, {}, "fewer than the 2 ranks"),
     ({"pp": 2, "schedule": "zb1p"}, {"compile": True}, "zb1p takes gradients of weights later"),
     ({"recompute": "selective"}, {"compile": True}, "looks at single operations"),
+    ({"offload": [0]}, {"compile": True}, "looks at what single operations keep"),
     ({"pp": 2}, {"compile_memory": 0.9}, "none is compiled"),
     ({"pp": 2, "schedule": "dualpipev", "vocabulary": 2}, {}, "cannot stand between actions that run as one"),
 ]

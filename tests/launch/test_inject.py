@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,18 @@ def test_each_kind_in_a_process(kind: str, code: int, state: str, last: str, tmp
     assert made["base"].manifest.attempts[0]["outcome"] == last
     assert made["base"].manifest.metrics == {"steps": 5, "first": 2}, "work is kept"
     assert read_attempts(store.work_folder("base", made["base"].id)) == []
+
+
+def test_slowness_strikes_again_and_again_and_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    fault = {"kind": "slow", "point": "train.step", "hit": 2, "seconds": 0.05}
+    hook = injector(fault)
+    begin = time.perf_counter()
+    hook("train.step", {"step": 0})
+    assert time.perf_counter() - begin < 0.05
+    for step in (1, 2, 3):
+        hook("train.step", {"step": step})
+    assert time.perf_counter() - begin > 3 * 0.05
+    assert capfd.readouterr().err.count("injected slow") == 1
+    for wrong in ({"seconds": 0}, {"kind": "kill"}):
+        with pytest.raises(ShunterError, match="belong to the kind slow"):
+            inject.read(json.dumps({"faults": [{**fault, **wrong}]}))

@@ -51,6 +51,13 @@ def inputs(rows: int = 3, length: int = 7) -> Tensor:
     return torch.randn(rows, length, DIM, generator=draw, dtype=torch.float64)
 
 
+class ByRow(torch.nn.Module):
+    """In the place of experts."""
+
+    def forward(self, rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+        return rows.sin() * weights[:, None]
+
+
 def by_hand(moe: MoE, x: Tensor, real: Tensor | None = None) -> Tensor:
     """One token after the other, dropping as the card of the paper says it."""
     s = moe.spec
@@ -107,6 +114,67 @@ def test_outputs_and_gradients_are_those_of_a_loop_over_tokens(name: str, padded
     theirs = gradients(moe, expected, x)
     for part, grad in gradients(moe, moe(x, real), x).items():
         torch.testing.assert_close(grad, theirs[part], rtol=1e-11, atol=1e-12, msg=part)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "dropped" in name])
+def test_experts_filled_up_to_their_capacity_compute_the_same(name: str) -> None:
+    """Within rounding: products of more rows, and sums with zeros among them, are taken in other blocks."""
+    real = torch.arange(7) < torch.tensor([7, 3, 0])[:, None]
+    found = []
+    for pad in (False, True):
+        moe, x = layer(**VARIANTS[name]), inputs().requires_grad_()
+        moe.pad = pad
+        shapes: list[torch.Size] = []
+        moe.experts.register_forward_pre_hook(lambda _, given, shapes=shapes: shapes.append(given[0].shape))
+        y = moe(x, real)
+        moe(inputs(), None)
+        found.append((y, gradients(moe, y, x), shapes))
+    (plain, exact, _), (filled, grads, shapes) = found
+    torch.testing.assert_close(filled, plain, rtol=1e-12, atol=1e-13)
+    for part, grad in grads.items():
+        torch.testing.assert_close(grad, exact[part], rtol=1e-12, atol=1e-13, msg=part)
+    # Three rows of 7, two experts a token of five: 7 x 2 / 5 x 0.7 = 1.96 of a row, 5.88 of all.
+    room = 6 if "among all" in name else 3 * 2
+    assert set(shapes) == {torch.Size([5 * room, DIM])}, "no shape depends on what is chosen"
+
+
+def test_what_is_filled_up_comes_back_to_the_bit() -> None:
+    """With experts that do each row by itself: rows, weights, their gradients and the order of sums."""
+    found = []
+    for pad in (False, True):
+        moe, x = layer(capacity=0.7), inputs().requires_grad_()
+        moe.pad, moe.experts = pad, ByRow()
+        y = moe(x, None)
+        found.append((y, gradients(moe, y, x)))
+    (plain, exact), (filled, grads) = found
+    assert torch.equal(plain, filled)
+    assert grads.keys() == exact.keys() == {"x", "router.weight"}
+    assert all(torch.equal(grad, exact[name]) for name, grad in grads.items())
+
+
+def test_without_a_capacity_to_heed_nothing_is_filled_up() -> None:
+    moe = layer(capacity=0.3).eval()
+    expected = moe(inputs())
+    moe.pad = True
+    assert torch.equal(moe(inputs()), expected), "nothing is dropped in evaluation, so there is no bound"
+
+
+@given(
+    capacity=st.floats(0.05, 3), rows=st.integers(1, 4), length=st.integers(1, 9), local=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_no_expert_ever_has_more_than_its_room(
+    capacity: float, rows: int, length: int, local: bool, seed: int
+) -> None:
+    scope = "local" if local else "sequence"
+    router = layer(capacity=capacity, capacity_scope=scope).router
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, length, DIM, generator=draw, dtype=torch.float64)
+    x[:, :, 0] += 3 * (seed % 2)  # some crowd
+    real = torch.rand(rows, length, generator=draw) < 0.8
+    routing = router(x, real, drop=True)
+    assert routing.room is not None
+    assert int(routing.experts.flatten().bincount(minlength=6)[:5].max()) <= routing.room
 
 
 def test_experts_without_tokens_and_batches_without_tokens() -> None:

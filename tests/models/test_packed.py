@@ -5,15 +5,20 @@ Not shown: speed on a GPU, and that a model's quality survives (arXiv 2305.14314
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from shunter.layout.piece import Piece
 from shunter.models import packed
 from shunter.models.packed import BLOCK, GROUP, NF4, Kind, PackedWeight
+from shunter.parallel.collect import cut
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -72,6 +77,30 @@ def test_integers_hold_the_scales_better_than_eight_bit_floats() -> None:
     integers = (groups / top * 127).round() / 127 * top
     floats = (groups / top * 448).to(torch.float8_e4m3fn).float() / 448 * top
     assert float((integers - groups).norm()) < 0.5 * float((floats - groups).norm())
+
+
+@given(
+    kind=st.sampled_from(["nf4", "int8"]),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 700)),
+    data=st.data(),
+)
+@settings(max_examples=60)
+def test_a_part_reads_what_the_whole_reads_there(
+    kind: Kind, shape: tuple[int, int], data: st.DataObject
+) -> None:
+    """Rows of several ranges, columns through bytes, blocks and groups: the same bits."""
+    whole = PackedWeight(normal(*shape), kind)
+    edges = data.draw(st.lists(st.integers(0, shape[0]), min_size=2, max_size=6, unique=True).map(sorted))
+    rows = list(zip(edges[::2], edges[1::2], strict=False))
+    begin = data.draw(st.integers(0, shape[1] - 1))
+    piece = Piece.full(shape).take(0, *rows).take(1, (begin, data.draw(st.integers(begin + 1, shape[1]))))
+    part = copy.deepcopy(whole)
+    for name, held in whole.pieces(piece).items():
+        setattr(part, name, torch.nn.Parameter(cut(getattr(whole, name).detach(), held), requires_grad=False))
+    part.place(piece)
+    expected = cut(whole.weight(torch.float32), piece)
+    assert part.shape == expected.shape
+    assert torch.equal(part.weight(torch.float32), expected)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

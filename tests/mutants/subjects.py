@@ -21,6 +21,7 @@ from shunter.train.shares import noised_batches, split
 from shunter.train.world import World
 from tests.mutants.mutant import Mutant
 from tests.parallel.pool import GROUPS, Pool, Task
+from tests.surgery import tuning
 from tests.train import layouts
 from tests.train.checkpoint import saving
 from tests.train.layouts import CPU, Case
@@ -83,6 +84,7 @@ SIGMOID = {
     "bias_update": 0.01,
     "z_loss": 0.1,
 }
+CROWDED = {"num_experts": 4, "per_token": 2, "ffn_dim": 6, "capacity": 0.8}
 SOFTMAX = {"num_experts": 2, "per_token": 1, "ffn_dim": 6, "normalise": False}
 
 
@@ -124,6 +126,18 @@ def saved(source: str, target: str) -> Subject:
     return Subject(wrong)
 
 
+def adapted(case: Case, **adapter: Any) -> Subject:
+    """A few steps of adapters; see `laid_out`."""
+    each = tuning.Tuned(case, adapter)
+    expected = cache(lambda: tuning.alone(each))
+
+    def wrong(run: Run) -> list[str]:
+        answers = run(tuning.drawn_task, each, case.layout.grid)
+        return [found for other in answers for found in layouts.differs(other, expected())]
+
+    return Subject(wrong)
+
+
 SUBJECTS: dict[str, Subject] = {
     "dense": laid_out(case({"dp": 2, "tp": 2}, decoder(qk_norm=True))),
     "heads": laid_out(case({"tp": 4}, decoder())),
@@ -139,11 +153,24 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "columns": laid_out(case({"tp": 2, "etp": 2}, decoder(qk_norm=True, experts=SOFTMAX))),
     "muon": laid_out(case({"fsdp": 2, "tp": 2}, decoder(), optimizer="muon")),
+    "shared state": laid_out(case({"dp": 2, "tp": 2, "zero": 1}, decoder(qk_norm=True))),
+    "shared experts": laid_out(
+        case({"dp": 2, "cp": 2, "ep": 2, "zero": 1}, decoder(qk_norm=True, experts=SIGMOID), z_loss=0.0)
+    ),
+    "shared matrices": laid_out(case({"dp": 2, "zero": 1}, decoder(), optimizer="muon")),
+    "dropped": laid_out(case({"dp": 2, "tp": 2}, decoder(), dropout=(0.2, 0.3))),
+    "dropped in parts": laid_out(case({"cp": 2}, decoder(), length=16, dropout=(0.2, 0.0))),
+    "filled": laid_out(
+        case({"dp": 2, "ep": 2, "pad_experts": True}, decoder(qk_norm=True, experts=CROWDED), z_loss=0.0)
+    ),
+    "packed": adapted(case({"tp": 2}, decoder()), rank=2, quantise="nf4"),
+    "adapted experts": adapted(case({"dp": 2, "etp": 2}, decoder(qk_norm=True, experts=SOFTMAX)), rank=2),
     "noise": noisy(Grid(dp=2)),
     "stages saved": saved("pp", "one"),
     "sharded saved": saved("fsdp", "one"),
     "to tensor ranks": saved("one", "tp"),
     "experts saved": saved("ep", "one"),
+    "shared state saved": saved("zero", "one"),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants import cuts, rest, sums
+from tests.mutants import cuts, drops, rest, states, sums
 
-LISTED = [*sums.MUTANTS, *cuts.MUTANTS, *rest.MUTANTS]
+LISTED = [*sums.MUTANTS, *cuts.MUTANTS, *rest.MUTANTS, *states.MUTANTS, *drops.MUTANTS]
 MUTANTS = {mutant.name: mutant for mutant in LISTED}

@@ -23,6 +23,9 @@ def trained(folder: Path, seconds: float) -> Any:
             "step", step=step, loss=5.0 - step, rows=f"{step}", position=[step, step + 1], grad_norm=1.0
         )
         log.metrics(step, **{"train/tokens_per_second": tokens / (seconds * (3 if step < 3 else 1))})
+    if folder.name in galvatron.LAYOUTS:
+        counted = galvatron.counted(folder.name)
+        log.write("memory", step=5, peak_bytes=[counted // 2, int(1.05 * counted)])
     ledger.close()
     log.close()
     return {"base": SimpleNamespace(path=folder)}

@@ -203,3 +203,24 @@ def test_dmas_llama_in_short(tmp_path: Path) -> None:
     exact = [claim for claim in result["claims"] if claim["name"].startswith("full restore")]
     assert len(exact) == 4
     assert all(claim["holds"] for claim in exact)
+
+
+def test_an_arm_with_a_store_of_its_own_is_given_what_is_made_alike(tmp_path: Path) -> None:
+    from shunter.recipe.graph import load_recipe
+    from shunter.recipe.runner import run_graph
+    from shunter.recipe.store import Store
+    from tests.recipe.fakes import KINDS, write
+
+    recipe = write(tmp_path)
+    common, own = Store(tmp_path / "common"), Store(tmp_path / "own")
+    first = run_graph(load_recipe(recipe, [], KINDS), common, quiet=True)
+    graph = load_recipe(recipe, ["jobs.base.how.threads=2"], KINDS)
+    for _ in range(2):  # again does no harm
+        harness.share(graph, common, own)
+    made = run_graph(graph, own, quiet=True)
+    linked = {name for name, each in made.items() if (each.path / "manifest.json").stat().st_nlink > 1}
+    assert linked
+    assert "base" not in linked, "it is computed otherwise there"
+    assert {name: each.content for name, each in made.items()} == {
+        name: each.content for name, each in first.items()
+    }

@@ -26,12 +26,15 @@ EXPERIMENTS = [
 ]
 
 
-def trained(folder: Path, gap: float = 0.0, ranks: list[dict[str, Any]] | None = None) -> Any:
+def trained(
+    folder: Path, gap: float = 0.0, ranks: list[dict[str, Any]] | None = None, blocked: float = 1.0
+) -> Any:
     (folder / "log").mkdir(parents=True)
     ledger, log = (EventLog(folder / "log" / f"{name}.jsonl", attempt=1) for name in ("ledger", "events"))
     for step in range(3):
         facts = {"rows": f"{step}", "position": [step, step + 1], "grad_norm": 1.0 + gap}
         ledger.write("step", step=step, loss=5.0 - step + gap * step, **facts)
+        log.write("checkpoint", step=step, blocked=blocked if step < 2 else 1.0, staging_bytes=0)
     if ranks is not None:
         log.write("traffic", step=2, ranks=ranks)
     ledger.close()
@@ -77,13 +80,18 @@ def test_tensor_parallelism_on_ideal_measurements(tmp_path: Path) -> None:
 def test_composition_on_ideal_measurements(tmp_path: Path) -> None:
     experiment = torchtitan.EXPERIMENT
     arms = {
-        name: trained(tmp_path / str(number), 1e-6 * bool(number))
+        name: trained(
+            tmp_path / str(number), 1e-6 * bool(number), blocked=0.2 if name == torchtitan.BESIDE else 1.0
+        )
         for number, name in enumerate(experiment.arms(0, False))
     }
     found = experiment.measure(arms)
+    assert found[torchtitan.BESIDE]["blocked"] == 200.0  # ms; the save after the last step is left out
     assert not judge(experiment, found)
     worse = {**found, torchtitan.RESUMED: {**found[torchtitan.RESUMED], "gap": 1e-3, "rows": 2.0}}
     assert len(judge(experiment, worse)) == 2
+    waited = {**found, torchtitan.BESIDE: {**found[torchtitan.BESIDE], "blocked": 400.0}}
+    assert [name[:6] for name in judge(experiment, waited)] == ["a save"]
 
 
 def test_folding_on_ideal_measurements(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from shunter.models.router import Routing
 from shunter.models.sharding import expert_holding
 from shunter.models.spec import ExpertsSpec
 from shunter.parallel import exchange
-from shunter.parallel.experts import reach_experts, sum_load
+from shunter.parallel.experts import Dispatcher, reach_experts, sum_load
 from shunter.parallel.mesh import Groups, Mesh, Peers, ProcessGroups, make_groups
 from shunter.parallel.part import localise
 from tests.parallel.pool import Pool
@@ -87,8 +87,10 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     mesh = Mesh(grid, rank, GROUPS)
     moe, sequence = layer(case), mesh.peers("cp", "tp")
     places = None if "places" not in case else lambda length: torch.tensor(case["places"])
-    on_ranks(moe, mesh, sequence=sequence, places=places)
-    begin_step(moe, case.get("count", 0))
+    on_ranks(moe, mesh, sequence=sequence, places=places, pad=case.get("pad", False))
+    if case.get("pad") and isinstance(moe.dispatch, Dispatcher):
+        moe.dispatch.plan = None  # nobody is asked
+    begin_step(moe, case.get("count", 0), max(len(each) for each in tokens(case)))
     real = None if "real" not in case else case["real"][rank]
     found = run(moe, tokens(case)[rank], rank, real)
     sum_load(moe, mesh.peers("dp", "fsdp", "cp", "tp"))
@@ -152,6 +154,8 @@ SCOPES: dict[str, dict[str, Any]] = {
     "probs": {"experts": {"capacity": 0.8}},
     "position": {"experts": {"capacity": 0.8, "drop": "position"}},
     "position, folded": {"experts": {"capacity": 0.8, "drop": "position"}, "places": ZIGZAG},
+    "filled up": {"experts": {"capacity": 0.8}, "pad": True},
+    "filled up, folded": {"experts": {"capacity": 1.3, "drop": "position"}, "places": ZIGZAG, "pad": True},
     "losses": {"experts": {"balance_loss": 0.5, "z_loss": 0.1}},
     "losses of micro-batches": {
         "experts": {"balance_loss": 0.5, "balance_scope": "microbatch", "router": "sigmoid"}
@@ -188,9 +192,10 @@ def test_whole_rows_are_heeded_where_a_rank_has_a_part(
     compare(whole(case, answers), {name: p.grad for name, p in single.named_parameters()})
 
 
-def test_local_dropping_looks_at_a_rank_alone(pool: Pool) -> None:
+@pytest.mark.parametrize("pad", [False, True])
+def test_local_dropping_looks_at_a_rank_alone(pad: bool, pool: Pool) -> None:
     experts = {"capacity": 0.6, "capacity_scope": "local"}
-    case = {"grid": {"cp": 4, "ep": 2, "etp": 2}, "tokens": [4, 4, 4, 4], "experts": experts}
+    case = {"grid": {"cp": 4, "ep": 2, "etp": 2}, "tokens": [4, 4, 4, 4], "experts": experts, "pad": pad}
     answers = pool.run(task, 4, case)
     single = layer(case)
     for rank, x in enumerate(tokens(case)):

@@ -127,6 +127,21 @@ def test_directions_count_both() -> None:
     assert isinstance(try_all(score, 2), Placement)
 
 
+def test_the_judge_counts_bytes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrix by matrix it comes to what the formulas say, and it does not ask them."""
+    from shunter.plan import pipette, truth
+
+    for pp, tp in ((1, 1), (2, 1), (4, 2), (3, 4)):
+        choice = Choice(pp, tp, 1, 2, 8, 0.1)
+        assert truth.sent_by_stage(SHAPE, choice) == pytest.approx(pipette.gradient_bytes(SHAPE, choice))
+        assert truth.passed_on(SHAPE, choice) == pipette.message_bytes(SHAPE, choice)
+    it, choice = nodes(4, 0), Choice(2, 1, 2, 1, 8, 0.05)
+    before = simulated_step(SHAPE, it, choice, range(4))
+    for name in ("gradient_bytes", "message_bytes"):
+        monkeypatch.setattr(pipette, name, lambda shape, choice: 1 / 0)
+    assert simulated_step(SHAPE, it, choice, range(4)) == before
+
+
 def test_nodes_of_a_cluster_have_what_all_of_their_nics_carry() -> None:
     it = Nodes.of(files.find("3x8xa100-80"))
     assert (it.count, it.devices) == (3, 8)

@@ -95,8 +95,9 @@ def test_a_model_that_fits_nowhere_says_what_would_do() -> None:
         search(question("llama-2-70b"))
     assert "16 devices of this kind would do" in str(caught.value)
     assert search(question("llama-2-70b", "2x8xa100-80"), top=1, finalists=2).plans
+    fixed = {"microbatch": 1, "cp": 1, "tp": 1, "pp": 1, "recompute": "none"}
     with pytest.raises(ShunterError, match=r"sequence of \d+ fits"):
-        search(question(batch=8, row=131072), fixed={"microbatch": 1, "cp": 1, "tp": 1, "pp": 1})
+        search(question(batch=8, row=131072), fixed=fixed)
 
 
 def test_conflicting_degrees_are_refused() -> None:

@@ -32,7 +32,12 @@ CONFIGS = {
     "llama2": AdapterConfig(rank=3, alpha=5, targets=["q", "v", "down"]),
     "qwen3": FULL,
     "llama-gqa-tied": FULL,
+    "mixtral": AdapterConfig(rank=4, alpha=6),
+    "qwen3-moe": AdapterConfig(rank=3, alpha=5, targets=["q", "gate", "up", "down"]),
+    "glm4-moe": AdapterConfig(rank=4, alpha=6),
 }
+# peft 0.21 takes adapters of a name for experts alone where the model has any.
+READABLE = sorted(CONFIGS.keys() - {"glm4-moe"})
 
 
 def ours(decoder: Decoder) -> Tensor:
@@ -56,7 +61,8 @@ def base(folder: Path) -> Any:
     """The base model in transformers, in float64."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float64).eval()
+    kind = {"experts_implementation": "eager"}  # fused experts have no float64
+    return AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float64, **kind).eval()
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama2"])
@@ -75,7 +81,7 @@ def test_the_tensors_mean_in_transformers_what_they_mean_here(tmp_path: Path, na
         assert close(theirs(TOKENS).logits, ours(decoder), 1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", READABLE)
 def test_peft_reads_what_we_write(tmp_path: Path, name: str) -> None:
     peft = pytest.importorskip("peft")
     decoder = written(tmp_path, name)

@@ -5,6 +5,8 @@ Not shown: that a tuned model is good. Multi-rank runs stand in test_layouts.py.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 from shunter.config.errors import ShunterError
 from shunter.models.adapter import AdaptedLinear
 from shunter.models.decoder import Decoder
+from shunter.models.hf import load_model, open_model, save_model
 from shunter.surgery.config import ALL, AdapterConfig
-from shunter.surgery.lora import attach, is_adapted, merged
+from shunter.surgery.lora import attach, filler, is_adapted, merged
 from shunter.train.config import TrainConfig
 from shunter.train.optim import Optimizers
 from tests.models.small import CASES, redraw, spec_of
@@ -43,10 +46,7 @@ def logits(decoder: Decoder, length: int = 20) -> Tensor:
     return decoder.logits(decoder(tokens))
 
 
-DENSE = [name for name in sorted(CASES) if spec_of(name).experts is None]
-
-
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", sorted(CASES))
 def test_a_fresh_adapter_changes_nothing(name: str) -> None:
     decoder = model(name)
     before = logits(decoder).detach()
@@ -55,7 +55,7 @@ def test_a_fresh_adapter_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("quantise", ["none", "bf16", "int8", "nf4"])
-@pytest.mark.parametrize("name", ["qwen2", "qwen3-tied", "llama-gqa-tied"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3-tied", "llama-gqa-tied", "mixtral", "glm4-moe"])
 def test_merged_logits_are_the_unmerged(quantise: str, name: str) -> None:
     config = AdapterConfig(rank=5, alpha=7, also=["norms", "embed"], quantise=quantise)  # type: ignore[arg-type]
     decoder = tuned(config, name)
@@ -161,3 +161,27 @@ def test_what_cannot_be_is_refused(config: dict, name: str, says: str) -> None:
     with pytest.raises(ShunterError, match=says):
         attach(model(name), AdapterConfig(**config), seed=0)
     attach(model("qwen2"), AdapterConfig(rank=20, targets=["down"]), seed=0)
+
+
+@pytest.mark.parametrize("quantise", ["none", "bf16", "int8", "nf4"])
+@pytest.mark.parametrize("name", ["qwen2", "mixtral", "glm4-moe"])
+def test_tensors_filled_one_by_one_are_those_of_a_model_that_was_whole(
+    name: str, quantise: str, tmp_path: Path
+) -> None:
+    """As a rank has them that never had room for the whole."""
+    save_model(model(name), tmp_path, dtype=torch.bfloat16)
+    config = AdapterConfig(rank=4, also=["norms"], quantise=quantise)  # type: ignore[arg-type]
+    whole = load_model(tmp_path) if quantise == "none" else load_model(tmp_path, None)
+    attach(whole, config, seed=3)
+    bare, read = open_model(tmp_path)
+    attach(bare, config, seed=3)
+    fill, expected = filler(bare, 3, read), whole.state_dict()
+    assert bare.state_dict().keys() == expected.keys()
+    for key, tensor in bare.state_dict().items():
+        assert tensor.is_meta
+        filled = torch.empty_like(tensor, device="cpu")
+        fill(key, filled)
+        assert filled.dtype == expected[key].dtype, key
+        assert torch.equal(filled, expected[key]), key
+    trained = [[p.requires_grad for p in each.parameters()] for each in (whole, bare)]
+    assert trained[0] == trained[1]

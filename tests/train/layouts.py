@@ -9,15 +9,16 @@ from unittest import mock
 
 import numpy as np
 import torch
-from hypothesis import assume
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch.optim import _muon
 
 from shunter.data.tokens import IGNORE, Batch
 from shunter.models.decoder import Decoder
 from shunter.models.spec import DecoderSpec
-from shunter.parallel.mesh import Groups
-from shunter.train.config import Parallel, TrainConfig
+from shunter.parallel.mesh import Groups, Peers
+from shunter.train.config import DropoutConfig, Parallel, TrainConfig
+from shunter.train.dropping import Dropping
 from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass, Passes
@@ -37,7 +38,8 @@ ALL = (*AXES, "ep", "etp")
 class Case:
     """spec, parallel: configurations as JSON values. rows: of a step. ragged: documents of any length.
 
-    optimizer: adamw, or muon, whose own rounding to bfloat16 is taken out.
+    optimizer: adamw, or muon, whose own rounding to bfloat16 is taken out. padding: tokens of padding at the
+    end of each row, which the ranks have and one process has not. dropout: residual and inner share.
     """
 
     spec: dict[str, Any]
@@ -48,19 +50,28 @@ class Case:
     ragged: bool
     seed: int
     optimizer: str = "adamw"
+    padding: int = 0
+    dropout: tuple[float, float] = (0.0, 0.0)
 
     @property
     def layout(self) -> Parallel:
         return Parallel(**self.parallel)
+
+    @property
+    def width(self) -> int:
+        """Tokens of a row on the ranks."""
+        return self.length + self.padding
 
     def features(self) -> set[str]:
         """What the case shows: for the table of coverage."""
         found = {axis for axis in ALL if self.parallel.get(axis, 1) > 1}
         found |= {
             name
-            for name in ("recompute", "tied", "ragged")
-            if {**self.parallel, **self.spec, **vars(self)}[name]
+            for name in ("recompute", "tied", "ragged", "zero", "vocabulary", "padding")
+            if {**self.parallel, **self.spec, **vars(self)}.get(name)
         }
+        found |= {self.optimizer}
+        found |= {"dropout"} if any(self.dropout) else set()
         return found
 
 
@@ -74,6 +85,13 @@ def factorings(size: int, axes: tuple[str, ...] = AXES) -> list[dict[str, int]]:
         if size % degree == 0
         for rest in factorings(size // degree, axes[1:])
     ]
+
+
+def beside(recompute: Any) -> list[Any]:
+    """What may be put aside while that is computed again."""
+    if recompute is False:
+        return [False, [0], True]
+    return [False, [0]] if isinstance(recompute, list) and 0 not in recompute else [False]
 
 
 def divisors(number: int) -> list[int]:
@@ -122,7 +140,7 @@ def cases(
     if schedule == "zbv":
         microbatches = max(microbatches, 2 * pp)
     inner = degrees["dp"] * degrees["fsdp"] * cp * tp
-    experts = None
+    experts, filled = None, False
     if mixtures and (draw(st.integers(0, 2)) < 2 or folded):
         ep, etp = draw(
             st.sampled_from(
@@ -148,6 +166,7 @@ def cases(
             "capacity": draw(st.sampled_from([None, 0.8, 1.5])),
             "drop": draw(st.sampled_from(["probs", "position"])),
         }
+        filled = experts["capacity"] is not None and draw(st.booleans())
         if experts["router"] == "sigmoid":
             experts["shared_ffn_dim"] = width * draw(st.integers(-(-tp // width), 3))
             experts["bias_update"] = draw(st.sampled_from([0.0, 0.01]))
@@ -170,6 +189,9 @@ def cases(
         "experts": experts,
     }
     assume(published(spec))
+    recompute = draw(
+        st.sampled_from([False, "full", "selective", [stages - 1], *([True] if schedule != "zbv" else [])])
+    )
     parallel = {
         **degrees,
         "schedule": schedule,
@@ -177,12 +199,13 @@ def cases(
         "sequence": sequence,
         "attention": attention,
         "reshard": draw(st.booleans()),
-        "recompute": draw(
-            st.sampled_from(
-                [False, "full", "selective", [stages - 1], *([True] if schedule != "zbv" else [])]
-            )
-        ),
+        "recompute": recompute,
+        "offload": draw(st.sampled_from(beside(recompute))),
+        "zero": draw(st.integers(0, 1)),
+        "pad_experts": filled,
     }
+    if pp > 1 and tp == 1 and degrees["fsdp"] == 1:
+        parallel["vocabulary"] = draw(st.sampled_from([None, None, 1, 2]))
     data = degrees["dp"] * degrees["fsdp"]
     return Case(
         spec=spec,
@@ -192,6 +215,11 @@ def cases(
         z_loss=draw(st.sampled_from([0.0, 0.01])),
         ragged=draw(st.booleans()),
         seed=draw(st.integers(0, 999)),
+        optimizer=draw(st.sampled_from(["adamw", "adamw", "muon"])),
+        padding=parts * draw(st.sampled_from([0, 0, 1])),
+        dropout=draw(
+            st.sampled_from([(0.0, 0.0), (0.3, 0.0), (0.1, 0.2) if experts is None else (0.1, 0.0)])
+        ),
     )
 
 
@@ -209,8 +237,8 @@ def model(case: Case) -> Decoder:
     return decoder
 
 
-def batch(case: Case, step: int) -> Batch:
-    """Rows with documents, padding at some ends, and targets that do not count."""
+def batch(case: Case, step: int, width: int | None = None) -> Batch:
+    """Rows with documents, padding at some ends, and targets that do not count; padded to `width`."""
     draw = np.random.default_rng([case.seed, step])
     shape = (case.rows, case.length)
     tokens = draw.integers(0, case.spec["vocab_size"], shape)
@@ -229,7 +257,14 @@ def batch(case: Case, step: int) -> Batch:
             if row % 2 and case.length > 4:
                 segments[row, -2:], targets[row, -2:] = -1, IGNORE
     targets[draw.random(shape) < 0.2] = IGNORE
-    return Batch(tokens, targets, segments, positions.astype(np.int64), np.arange(case.rows))
+    more = ((0, 0), (0, (width or case.length) - case.length))
+    return Batch(
+        np.pad(tokens, more),
+        np.pad(targets, more, constant_values=IGNORE),
+        np.pad(segments, more, constant_values=-1),
+        np.pad(positions.astype(np.int64), more),
+        np.arange(case.rows),
+    )
 
 
 @dataclass
@@ -246,11 +281,13 @@ def take(whole: Batch, ids: np.ndarray) -> Batch:
     return Batch(*(array[ids] for array in vars(whole).values()))
 
 
-def learn(case: Case, passes: Passes, optimizers: Optimizers, parts: Any) -> Outcome:
-    """Some steps. parts(ids) are this process's micro-batches."""
+def learn(
+    case: Case, passes: Passes, optimizers: Optimizers, parts: Any, width: int | None = None
+) -> Outcome:
+    """Some steps. parts(ids) are this process's micro-batches; width: see `batch`."""
     outcome = Outcome()
     for step in range(STEPS):
-        batches = [take(batch(case, step), ids) for ids in parts(np.arange(case.rows))]
+        batches = [take(batch(case, step, width), ids) for ids in parts(np.arange(case.rows))]
         with mock.patch.object(_muon, "_zeropower_via_newtonschulz", orthogonal):
             result = train_step(
                 passes,
@@ -261,10 +298,21 @@ def learn(case: Case, passes: Passes, optimizers: Optimizers, parts: Any) -> Out
                 rate=1e-2,
                 clip=CLIP,
                 z_loss=case.z_loss,
+                dropping=dropping(case, passes, batches, step),
             )
         outcome.losses.append(result.loss + result.z_loss)
         outcome.norms.append(result.grad_norm)
     return outcome
+
+
+def dropping(case: Case, passes: Passes, batches: list[Batch], step: int) -> Dropping | None:
+    """As the training loop makes it."""
+    if not any(case.dropout):
+        return None
+    residual, inner = case.dropout
+    data = passes.world.data if isinstance(passes, LaidOutPasses) else Peers.alone()
+    config = DropoutConfig(residual=residual, inner=inner)
+    return Dropping.of(config, [len(each.tokens) for each in batches], case.seed, step, case.rows, data)
 
 
 def orthogonal(gradient: torch.Tensor, coefficients: Any, steps: int, eps: float) -> torch.Tensor:
@@ -279,12 +327,12 @@ def orthogonal(gradient: torch.Tensor, coefficients: Any, steps: int, eps: float
     return x.T if gradient.size(0) > gradient.size(1) else x
 
 
-def gradients(case: Case, passes: Passes, parts: Any) -> None:
+def gradients(case: Case, passes: Passes, parts: Any, width: int | None = None) -> None:
     """The gradient of the first step, left in `.grad`."""
-    batches = [take(batch(case, 0), ids) for ids in parts(np.arange(case.rows))]
+    batches = [take(batch(case, 0, width), ids) for ids in parts(np.arange(case.rows))]
     counts, _ = count(passes, CrossEntropy(), batches)
     factors = [torch.from_numpy(CrossEntropy().coefficients(each, counts)) for each in batches]
-    passes.gradients(batches, factors, case.z_loss)
+    passes.gradients(batches, factors, case.z_loss, dropping(case, passes, batches, 0))
 
 
 def alone(case: Case) -> Outcome:
@@ -304,17 +352,18 @@ def task(rank: int, groups: Groups, case: Case) -> Outcome:
     """The same on one rank of a layout; gradients and weights on rank 0 only."""
     parallel = case.layout
     world = World.create(parallel.grid, rank, CPU, GROUPS)
-    passes = LaidOutPasses(model(case), parallel, world, case.length)
+    passes = LaidOutPasses(model(case), parallel, world, case.width, optimizer=case.optimizer)
 
     def parts(ids: np.ndarray) -> list[np.ndarray]:
         return split(split(ids, world.data.size)[world.data.index], parallel.parts)
 
-    gradients(case, passes, parts)
-    found = passes.whole({name: p.grad.clone() for name, p in passes.parameters.items()})
+    gradients(case, passes, parts, case.width)
+    learnt = {name: p.grad.clone() for name, p in passes.parameters.items() if p.grad is not None}
+    found = passes.whole(learnt, passes.part.kept)
     for parameter in passes.parameters.values():
         parameter.grad = None
     optimizers = Optimizers(passes.decoder, config(case), passes.part)
-    outcome = learn(case, passes, optimizers, parts)
+    outcome = learn(case, passes, optimizers, parts, case.width)
     weights = passes.whole(passes.part.state)
     outcome.gradients, outcome.weights = found or {}, weights or {}
     return outcome
@@ -344,6 +393,20 @@ def differs(found: Outcome, expected: Outcome) -> list[str]:
             if not float((mine[name] - tensor).abs().max()) <= close * scale:
                 wrong.append(f"{what} {name}")
     return wrong
+
+
+def drawn(count: int, worlds: tuple[int, ...]) -> list[Case]:
+    """The same ones each time."""
+    found: list[Case] = []
+
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(case=cases(worlds))
+    def collect(case: Case) -> None:
+        found.append(case)
+
+    collect()
+    return found
 
 
 def size(case: Case) -> int:

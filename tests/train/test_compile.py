@@ -102,7 +102,7 @@ def gradients(
 def test_layers_compiled_under_a_layout_have_the_gradients_of_plain_ones(
     pool: Pool, parallel: dict[str, Any]
 ) -> None:
-    made = case(parallel, decoder(num_layers=2, qk_norm=True), rows=8, length=16)
+    made = case(parallel, decoder(num_layers=2, qk_norm=True), rows=8, length=16, dropout=(0.2, 0.1))
     grid = made.layout.grid
     (expected, none), *_ = pool.run(gradients, grid.size, (made, False), grid)
     (found, graphs), *_ = pool.run(gradients, grid.size, (made, True), grid)

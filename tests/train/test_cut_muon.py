@@ -24,6 +24,11 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ep": ("ep", {}),
     "etp": ("etp", {}),
     "pp x fsdp": ("pp x fsdp", {}),
+    "zero": ("zero", DENSE),
+    "zero, tp": ("zero, tp", {}),
+    "zero, fsdp": ("zero, fsdp", DENSE),
+    "zero, ep": ("zero, ep", {}),
+    "zero, pp": ("zero, pp", {}),
 }
 
 

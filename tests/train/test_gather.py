@@ -75,7 +75,7 @@ def test_the_same_bits(pool: Pool, written: dict[str, Any], changed: dict[str, A
 @pytest.mark.parametrize(
     ("written", "precision", "says"),
     [
-        ({"fsdp": 2}, "fp32", "rounds weights that products of precision fp32 take whole"),
+        ({"fsdp": 2}, "fp32", "products of precision fp32 take weights whole"),
         ({"fsdp": 2, "pp": 2}, "bf16", "would round gradients, which stages add up"),
     ],
 )

@@ -79,3 +79,19 @@ def test_layers_that_are_computed_again_keep_their_inputs(pool: Pool, recompute:
     for stage, real in enumerate(found):
         (at_once,) = {each.at_once for each in describe(plan, "adamw", {}).ranks if each.place["pp"] == stage}
         assert 0.8 < real / (at_once - layout_describe._once_more(plan, stage)) < 1.2
+
+
+@pytest.mark.parametrize("offload", [True, [0, 3]])
+def test_layers_that_are_put_aside_keep_nothing(pool: Pool, offload: Any) -> None:
+    """Between forward and backward: what travels is not seen here; tests/parallel/test_offload.py sees it."""
+    written = {"pp": 2, "microbatches": 4, "offload": offload}
+    plan = Plan.make(DecoderSpec(**MODEL), Parallel(**written), LENGTH, ROWS)
+    found = pool.run(held, 2, (written, {}, "fp32"), plan.grid)[0]
+    for stage, real in enumerate(found):
+        (at_once,) = {each.at_once for each in describe(plan, "adamw", {}).ranks if each.place["pp"] == stage}
+        kept = at_once - layout_describe._travels(plan, stage)
+        if offload is True and stage == 0:
+            assert kept == 0
+            assert real < 1024  # tokens' numbers, where other stages have hidden states
+            continue
+        assert 0.8 < real / kept < 1.2, stage

@@ -35,6 +35,8 @@ SPEC: dict[str, Any] = {
 }  # fmt: skip
 # Each token passes through every expert, so that load is even.
 EXPERTS = {"num_experts": 4, "per_token": 4, "ffn_dim": 6}
+# As many rows as a capacity allows, whatever is chosen.
+FILLED = {**EXPERTS, "per_token": 1, "capacity": 1.5}
 SHARED = {**EXPERTS, "router": "sigmoid", "shared_ffn_dim": 6}
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"tp": 2, "sequence": False, "microbatches": 2}, {}),
@@ -58,6 +60,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"tp": 2, "sequence": False, "microbatches": 1, "recompute": [1]}, {}),
     ({"fsdp": 4, "ep": 2, "microbatches": 2, "recompute": "full"}, {"experts": EXPERTS}),
     ({"tp": 2, "ep": 2, "microbatches": 1, "recompute": "selective"}, {"experts": SHARED, "qk_norm": True}),
+    ({"dp": 3, "microbatches": 2, "zero": 1}, {"qkv_bias": True}),
+    ({"dp": 2, "tp": 2, "microbatches": 2, "zero": 1}, {"tied": True, "num_kv_heads": 1}),
+    ({"dp": 2, "fsdp": 2, "microbatches": 1, "zero": 1}, {}),
+    ({"pp": 2, "cp": 2, "microbatches": 2, "zero": 1}, {"tied": True}),
+    ({"dp": 2, "tp": 2, "ep": 2, "microbatches": 1, "zero": 1}, {"experts": EXPERTS}),
     (
         {
             "chunks": 2,
@@ -68,6 +75,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
         {},
     ),
+    ({"dp": 2, "ep": 2, "microbatches": 2, "pad_experts": True}, {"experts": FILLED}),
+    ({"fsdp": 2, "tp": 2, "ep": 2, "etp": 2, "microbatches": 1, "pad_experts": True}, {"experts": FILLED}),
 ]
 
 
@@ -88,7 +97,9 @@ def measure(
     parallel = Parallel(**written)
     world = World.create(parallel.grid, rank, CPU, GROUPS)
     torch.manual_seed(0)
-    passes = LaidOutPasses(Decoder(DecoderSpec(**{**SPEC, **changed})), parallel, world, LENGTH)
+    passes = LaidOutPasses(
+        Decoder(DecoderSpec(**{**SPEC, **changed})), parallel, world, LENGTH, optimizer=optimizer
+    )
     passes.precision = precision
     config = TrainConfig(steps=2, optimizer=optimizer)  # type: ignore[arg-type]
     optimizers = Optimizers(passes.decoder, config, passes.part)
@@ -99,7 +110,7 @@ def measure(
     calls: dict[str, int] = {}
     for (kind, _), count in sent.calls.items():
         calls[kind] = calls.get(kind, 0) + count
-    weights = sum(parameter.numel() for parameter in passes.parameters.values())
+    weights = sum(parameter.numel() for parameter in passes.part.weights.values())
     state = sum(t.numel() for each in optimizers.state().values() for n, t in each.items() if n != "step")
     if optimizers.cut_muon is not None:
         state += sum(m.update.numel() for m in optimizers.cut_muon.matrices.values() if m.update is not None)
@@ -131,7 +142,13 @@ def test_bytes_sent_and_elements_held_are_those_counted(
 
 
 @pytest.mark.parametrize(
-    "parallel", [{"tp": 2, "fsdp": 2, "microbatches": 2}, {"fsdp": 3, "microbatches": 1}]
+    "parallel",
+    [
+        {"tp": 2, "fsdp": 2, "microbatches": 2},
+        {"fsdp": 3, "microbatches": 1},
+        {"dp": 3, "microbatches": 1, "zero": 1},
+        {"dp": 2, "tp": 2, "microbatches": 2, "zero": 1},
+    ],
 )
 def test_muon_s_messages(pool: Pool, parallel: dict[str, Any]) -> None:
     compare(pool, (parallel, {}, "muon", "fp32"))

@@ -129,6 +129,21 @@ def test_two_steps_are_those_of_one_process(
         torch.testing.assert_close(weights[name], parameter, rtol=close, atol=close, check_dtype=True)
 
 
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {"pp": 2, "recompute": [0, 3], "offload": [1], "microbatches": 3},
+        {"pp": 2, "schedule": "zb1p", "offload": True, "microbatches": 3},
+        {"fsdp": 2, "recompute": [0], "offload": [2, 3], "microbatches": 2},
+    ],
+)
+def test_layers_of_their_own_strategies_take_the_steps_of_one_process(
+    pool: Pool, tmp_path: Path, parallel: dict[str, Any]
+) -> None:
+    """As `shunter plan` gives them: kept, computed again and put aside, each by its number."""
+    test_two_steps_are_those_of_one_process(pool, tmp_path, parallel, True, "adamw")
+
+
 def single(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     rows, parallel = corpora.rows(Path(case["rows"])), Parallel(**case["parallel"])
     decoder = model(True).float()

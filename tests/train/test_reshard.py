@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from shunter.layout.grid import Grid
 from shunter.models.decoder import Decoder
 from shunter.models.init import init_weights
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.mesh import Groups
 from shunter.recipe.job import Stopped
 from shunter.record import events
+from shunter.train.config import Parallel
 from shunter.train.loop import Training
 from shunter.train.world import World
 from tests.jobs.conftest import Still
@@ -39,6 +39,7 @@ TITAN: list[dict[str, int]] = [
 FOLDED: list[dict[str, int]] = [
     {"tp": 2, "cp": 2, "ep": 4},
     {"dp": 2, "tp": 2, "ep": 2, "etp": 2},
+    {"dp": 2, "cp": 2, "ep": 2, "zero": 1},
     {},
     {"pp": 2, "fsdp": 2, "ep": 2},
 ]
@@ -99,13 +100,14 @@ def tensors(training: Training) -> dict[str, Tensor]:
     for part in ("exp_avg", "exp_avg_sq", ""):
         mine = {name: each[part] for name, each in state["optimizer"].items()} if part else state["model"]
         if training.layout is not None:
-            mine = training.layout.whole(mine) or {}
+            held = training.layout.part.kept if part else None
+            mine = training.layout.whole(mine, held) or {}
         found |= {f"{part} {name}": tensor.detach().clone() for name, tensor in mine.items()}
     return found
 
 
 def task(rank: int, groups: Groups, leg: Leg) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    world = World.create(Grid(**leg.parallel), rank, CPU, GROUPS)
+    world = World.create(Parallel(**leg.parallel).grid, rank, CPU, GROUPS)
     return walk(leg, rank, world)
 
 
@@ -125,7 +127,7 @@ def test_a_checkpoint_is_lossless_under_other_layouts(
         done = number == len(layouts) - 1
         leg = Leg(tmp_path / "together", parallel, experts, steps, None if done else EACH)
         if parallel:
-            grid = Grid(**parallel)
+            grid = Parallel(**parallel).grid
             before, after = pool.run(task, grid.size, leg, grid)[0]
         else:
             before, after = walk(leg, 0, None)

@@ -138,7 +138,7 @@ def test_a_kill_leaves_no_mark_in_the_metrics(at: int, tmp_path: Path) -> None:
     assert curves[0] == curves[1]
 
 
-CLOCK = {"t", "attempt", "tokens_per_second", "mfu", "memory_mib"}
+CLOCK = {"t", "attempt", "tokens_per_second", "step_seconds", "mfu", "memory_mib"}
 
 
 def test_killed_before_its_publication_a_run_knows_its_metrics(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,9 +191,9 @@ class Overflowing(OnePass):
     value = math.inf
 
     def gradients(
-        self, batches: Sequence[Batch], coefficients: Sequence[torch.Tensor], z_loss: float
+        self, batches: Sequence[Batch], coefficients: Sequence[torch.Tensor], z_loss: float, *more: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        sums = super().gradients(batches, coefficients, z_loss)
+        sums = super().gradients(batches, coefficients, z_loss, *more)
         gradient = self.decoder.norm.weight.grad
         assert gradient is not None
         gradient[0] = self.value

@@ -49,6 +49,7 @@ class C4Quality(Operator):
     def judge(self, pages: Pages) -> Verdicts:
         texts: list[str] | None = None
         counts: dict[str, int] = {}
+        given = pages
         if self.citations and (marked := [i for i in np.flatnonzero(pages.count("[")).tolist()]):
             texts = list(pages.texts)
             for number in marked:
@@ -107,6 +108,8 @@ class C4Quality(Operator):
             for number in np.flatnonzero(changed).tolist():
                 texts[number] = _joined(pages, number, stays)
         verdicts.texts, verdicts.counts = texts, {name: n for name, n in counts.items() if n}
+        if pages is not given:
+            pages.forget()
         return verdicts
 
 

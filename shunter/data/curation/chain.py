@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,15 @@ from shunter.data.curation.pages import Pages
 
 BATCH_CHARS = 1 << 18  # of one batch: its arrays then stay in a core's own cache
 SAMPLES, SAMPLE_CHARS = 3, 400
+EMPTIED = "nothing is left"
 
 
 @dataclass
 class Documents:
-    """Columns of equal length. number: place among all documents of the job, rising."""
+    """Columns of equal length. number: place among all documents of the job, rising.
+
+    Facts that are strings are arrays of objects: one long address must not make all the others as long.
+    """
 
     number: np.ndarray
     texts: list[str]
@@ -155,6 +159,7 @@ def run(stage: Stage, documents: Documents, settled: Keys | None) -> Result:
         left.append(batch)
         if stage.closes is not None:
             keys.append(stage.closes.keys_with(pages, batch.facts))
+        pages.forget()
     if stage.closes is not None and not keys:
         keys.append(stage.closes.keys_with(Pages([]), {}))
     names = keys[0] if keys else {}
@@ -179,12 +184,15 @@ def _batch(
         if not isinstance(operator, Filter) and not alive.all():
             # What edits is shown only what is left, so that its counts hang on no batch.
             batch = batch.only(alive)
+            pages.forget()
             pages, alive = Pages(batch.texts), np.ones(len(batch), bool)
         if isinstance(operator, Barrier):
             assert settled is not None, "a barrier opens its stage: every document is there"
             verdicts = operator.judge_settled(pages, settled)
         else:
             verdicts = operator.judge_with(pages, batch.facts)
+        if verdicts.texts is not None:
+            verdicts = _emptied(verdicts, batch.texts)
         fails = alive & ~verdicts.kept
         batch.facts.update(verdicts.facts)
         lengths = pages.lengths
@@ -204,13 +212,28 @@ def _batch(
             chosen = [text for text, keep in zip(verdicts.texts, alive.tolist(), strict=True) if keep]
             batch = batch.only(alive)
             batch.texts = chosen
+            pages.forget()
             pages, alive = Pages(chosen), np.ones(len(chosen), bool)
         tally.kept += int(alive.sum())
         tally.kept_characters += int(pages.lengths[alive].sum())
     if not alive.all():
         batch = batch.only(alive)
+        pages.forget()
         pages = Pages(batch.texts)
     return batch, pages
+
+
+def _emptied(verdicts: Verdicts, before: Sequence[str]) -> Verdicts:
+    """The same, and what an operator has left without a word goes."""
+    assert verdicts.texts is not None
+    left = zip(verdicts.texts, before, verdicts.kept.tolist(), strict=True)
+    blank = np.array([kept and new != old and not new.strip() for new, old, kept in left], bool)
+    if not blank.any():
+        return verdicts
+    reasons = [*verdicts.reasons, EMPTIED]
+    reason = np.where(blank, len(reasons) - 1, verdicts.reason).astype(np.int16)
+    value, limit = np.where(blank, 0.0, verdicts.value), np.where(blank, 0.0, verdicts.limit)
+    return replace(verdicts, reasons=reasons, reason=reason, value=value, limit=limit)
 
 
 def _record(operator: Operator, verdicts: Verdicts, batch: Documents, place: int) -> dict[str, Any]:
@@ -226,7 +249,7 @@ def _record(operator: Operator, verdicts: Verdicts, batch: Documents, place: int
         record["of"] = int(verdicts.of[place])
     for name in ("language", "cluster_size", "licence_rule"):
         if name in batch.facts:
-            record[name] = batch.facts[name][place].item()
+            record[name] = batch.facts[name].item(place)
     return record
 
 

@@ -39,7 +39,8 @@ class Decontaminate(Operator):
 
     def common(self, pages: Pages, table: dict[int, np.ndarray]) -> np.ndarray:
         """int64 per document: different runs in common; a text that is looked for whole counts `hits`."""
-        words = pages.folded().words
+        folded = pages.folded()
+        words = folded.words
         total = np.zeros(len(pages), np.int64)
         for key, known in table.items():
             size = abs(key)
@@ -52,6 +53,7 @@ class Decontaminate(Operator):
             pairs = np.unique(np.stack([words.document[starts[hits]], at[hits]]), axis=1)
             weight = 1 if key > 0 else self.hits
             total += weight * np.bincount(pairs[0], minlength=len(pages))
+        folded.forget()
         return total
 
     def runs(self, texts: Iterable[str]) -> dict[int, np.ndarray]:

@@ -15,7 +15,11 @@ from shunter.data.curation.repeats import duplicates
 
 
 class FineWebQuality(Filter):
-    """Drops documents that are lists rather than prose. Defaults: FineWeb, section 3.6."""
+    """Drops documents that are lists rather than prose.
+
+    Defaults: FineWeb, section 3.6, and of repeated lines that of the released code (datatrove 0.10.1,
+    FineWebQualityFilter: 0.01), where the paper's text says 0.1.
+    """
 
     kind: Literal["fineweb-quality"] = Field("fineweb-quality", description="FineWeb's rules of quality.")
     min_ended: float | None = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -13,6 +13,7 @@ from shunter.data.curation.operators import Facts, Filter, Rule, Verdicts, decid
 from shunter.data.curation.pages import Pages, Words
 from shunter.data.curation.repeats import Grams, duplicates
 
+Size = Annotated[int, Field(ge=1)]  # words in a run
 STOPWORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
 
@@ -108,11 +109,11 @@ class GopherRepetition(Filter):
     max_paragraph_chars: float | None = Field(
         0.2, ge=0, le=1, description="Largest share of characters in paragraphs that are repeats."
     )
-    top: dict[int, float] = Field(
+    top: dict[Size, float] = Field(
         {2: 0.2, 3: 0.18, 4: 0.16},
         description="Words in a run: largest share of characters in the run that is most frequent.",
     )
-    repeated: dict[int, float] = Field(
+    repeated: dict[Size, float] = Field(
         {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1},
         description="Words in a run: largest share of characters in runs that stand earlier too.",
     )

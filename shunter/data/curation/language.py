@@ -37,28 +37,37 @@ class LanguageModel:
         self.bits = int(weights.shape[0]).bit_length() - 1
 
     @staticmethod
-    def train(texts: Sequence[str], labels: Sequence[str], bits: int = 16) -> LanguageModel:
-        """Learn from texts with one label each. A fifth of them, drawn by place, fits the confidence."""
+    def train(
+        texts: Sequence[str], labels: Sequence[str], bits: int = 16, held: np.ndarray | None = None
+    ) -> LanguageModel:
+        """Learn from texts with one label each.
+
+        held: bool per text, those that fit the confidence while the others teach; default: every fifth.
+        """
         names = sorted(set(labels))
         if len(names) < 2:
             raise ShunterError("a language model needs texts of two languages at least")
-        held = np.arange(len(texts)) % HELD == HELD - 1
+        if held is None:
+            held = np.arange(len(texts)) % HELD == HELD - 1
         known = np.array([names.index(label) for label in labels])
         taught = LanguageModel(names, _weights(texts, known, ~held, len(names), bits), 1.0)
         sharpness = taught._fitted([t for t, h in zip(texts, held.tolist(), strict=True) if h], known[held])
         return LanguageModel(names, _weights(texts, known, held | True, len(names), bits), sharpness)
 
-    def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """float64 [texts, languages]: mean log-probability of a run, by the root of the number of runs."""
+    def scores(self, texts: Sequence[str], seen: int = SEEN) -> np.ndarray:
+        """float64 [texts, languages]: mean log-probability of a run, by the root of the number of runs.
+
+        seen: characters of a text that are looked at, from its beginning; 0: all.
+        """
         found = np.zeros((len(texts), len(self.labels)))
-        for row, runs in zip(found, hashed(texts, self.bits), strict=True):
+        for row, runs in zip(found, hashed(texts, self.bits, seen), strict=True):
             if len(runs):
                 row += self.weights[runs].sum(axis=0, dtype=np.float64) / np.sqrt(len(runs))
         return found
 
-    def confidences(self, texts: Sequence[str]) -> np.ndarray:
+    def confidences(self, texts: Sequence[str], seen: int = SEEN) -> np.ndarray:
         """float64 [texts, languages], each row of sum 1."""
-        return _softmax(self.scores(texts) * self.sharpness)
+        return _softmax(self.scores(texts, seen) * self.sharpness)
 
     def save(self, folder: Path) -> None:
         """Two files: languages.json and languages.safetensors."""
@@ -96,9 +105,9 @@ class LanguageModel:
         return float(tried[int(np.argmin(loss))])
 
 
-def hashed(texts: Sequence[str], bits: int) -> list[np.ndarray]:
+def hashed(texts: Sequence[str], bits: int, seen: int = SEEN) -> list[np.ndarray]:
     """int64 per text: the places in the table of its runs of letters, spaces between words included."""
-    pages = Pages([f" {text[:SEEN]} " for text in texts])
+    pages = Pages([f" {text[: seen or None]} " for text in texts])
     codes = np.take(_lowered(), pages.codes, mode="clip")
     codes[pages.ends] = 10  # what crosses documents is left out below
     repeated = np.zeros(len(codes), bool)
@@ -160,18 +169,21 @@ class Language(Operator):
     keep: list[str] | None = Field(None, description="Languages that stay; null: all.")
     min_confidence: float = Field(0.0, ge=0, le=1, description="Least confidence in the label.")
     cuts: dict[str, float] = Field({}, description="Least confidence by language, instead of min_confidence.")
+    seen: int = Field(
+        SEEN, ge=0, description="Characters that are looked at, from the beginning of a document; 0: all."
+    )
 
     def columns(self) -> dict[str, str]:
         return {"language": "string", "language_score": "double"}
 
     def judge_with(self, pages: Pages, facts: Facts) -> Verdicts:
         model = loaded(self.model)
-        sure = model.confidences(pages.texts)
+        sure = model.confidences(pages.texts, self.seen)
         best = sure.argmax(axis=1) if len(pages) else np.zeros(0, np.int64)
         score = sure[np.arange(len(pages)), best]
-        labels = np.array(model.labels)[best] if len(pages) else np.zeros(0, "U1")
-        cut = np.array([self.cuts.get(label, self.min_confidence) for label in labels.tolist()])
-        wanted = np.isin(labels, self.keep) if self.keep is not None else np.ones(len(pages), bool)
+        labels = np.array(model.labels, object)[best]
+        cut = np.array([self.cuts.get(label, self.min_confidence) for label in model.labels])[best]
+        wanted = np.array([self.keep is None or label in self.keep for label in model.labels])[best]
         reason = np.where(~wanted, 0, np.where(score < cut, 1, -1)).astype(np.int16)
         told = {"language": labels, "language_score": score.round(6)}
         return Verdicts(["another language", "unsure of the language"], reason, score, cut, told)
@@ -190,12 +202,12 @@ class ConfidenceCut(Barrier):
             raise ShunterError("confidence-cut needs `language` before it in the chain")
         empty = np.zeros(0)
         return {
-            "labels": facts.get("language", empty.astype("U1")),
+            "labels": facts.get("language", empty).astype(np.str_),
             "scores": facts.get("language_score", empty),
         }
 
     def settle(self, keys: Any) -> Keys:
-        """score and cut: float64 per document."""
+        """score and cut: float64 per document. All scores and labels are held: about 60 bytes a document."""
         labels, scores = np.asarray(keys["labels"]), np.asarray(keys["scores"], np.float64)
         cuts = np.zeros(len(scores))
         for label in np.unique(labels):

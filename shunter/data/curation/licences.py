@@ -70,7 +70,7 @@ class LicenceTiers(Operator):
 
     def judge_with(self, pages: Pages, facts: Facts) -> Verdicts:
         size = len(pages)
-        blank = np.array([""] * size, np.str_)
+        blank = np.full(size, "", object)
         urls, sources = facts.get("url", blank).tolist(), facts.get("source", blank).tolist()
         reason = np.full(size, -1, np.int16)
         tiers, rules = [], []
@@ -81,7 +81,7 @@ class LicenceTiers(Operator):
             reason[place] = number
             tiers.append(tier)
             rules.append(rule)
-        told = {"tier": np.array(tiers, np.str_), "licence_rule": np.array(rules, np.str_)}
+        told = {"tier": np.array(tiers, object), "licence_rule": np.array(rules, object)}
         return Verdicts(REASONS, reason, np.zeros(size), np.zeros(size), told)
 
     def tier(self, text: str, url: str, source: str) -> tuple[int, str, str]:

@@ -13,8 +13,10 @@ import numpy as np
 from pydantic import Field
 
 from shunter.data.curation.operators import Barrier, Keys, Verdicts
-from shunter.data.curation.pages import Pages, mixed
+from shunter.data.curation.pages import Pages, Words, mixed
+from shunter.data.curation.room import Room, blocks, inside, parts_of, room_of
 
+EACH = 48  # bytes a document while one bucket is sorted
 TILE = 1024  # runs hashed at once: with 112 hashes 448 KiB, which a core's own cache holds
 
 
@@ -41,9 +43,10 @@ class NearDuplicates(Barrier):
 
     def digests(self, pages: Pages) -> tuple[np.ndarray, np.ndarray]:
         """uint64 [documents, buckets], and bool per document: whether it has a run at all."""
+        folded = pages.folded()
         size = self.buckets * self.hashes
-        least = self.minima(pages)
-        signed = least[:, 0] != 0xFFFFFFFF
+        least, signed = self._least(folded.words), folded.words.counts >= self.words
+        folded.forget()
         parts = least.reshape(len(pages), self.buckets, self.hashes).astype(np.uint64)
         digests = np.broadcast_to(np.arange(self.buckets, dtype=np.uint64), (len(pages), self.buckets))
         for column in range(self.hashes):
@@ -52,11 +55,14 @@ class NearDuplicates(Barrier):
 
     def minima(self, pages: Pages) -> np.ndarray:
         """uint32 [documents, buckets x hashes]: the least value of each hash over the document's runs."""
-        words = pages.folded().words
+        return self._least(pages.folded().words)
+
+    def _least(self, words: Words) -> np.ndarray:
         runs = (mixed(words.sequence.grams(self.words)) >> np.uint64(32)).astype(np.uint32)
+        runs = np.maximum(runs, 1)  # 0 would be 0 under every hash, and all that have it one cluster
         draw = np.random.default_rng(self.seed)
         factors = draw.integers(0, 1 << 31, (self.buckets * self.hashes, 1), dtype=np.uint32) * 2 + 1
-        least = np.full((len(pages), len(factors)), 0xFFFFFFFF, np.uint32)
+        least = np.full((len(words.pages), len(factors)), 0xFFFFFFFF, np.uint32)
         values = np.empty((len(factors), TILE), np.uint32)
         stops = words.first[1:] - self.words + 1
         for number, (begin, stop) in enumerate(zip(words.first[:-1].tolist(), stops.tolist(), strict=True)):
@@ -69,10 +75,15 @@ class NearDuplicates(Barrier):
 
     def settle(self, keys: Mapping[str, Any]) -> Keys:
         """root: int64 per document, the number of the first of its cluster; size: int64, the cluster's."""
-        digests, signed = keys["digests"], np.asarray(keys["signed"])
-        root = clusters((np.asarray(digests[:, n]) for n in range(self.buckets)), signed)
-        size = np.bincount(root, minlength=len(root))[root]
-        return {"root": np.asarray(keys["number"])[root], "size": size}
+        room = room_of(keys)
+        number = room.whole("number", keys["number"], np.int64)
+        parent = clusters(keys["digests"], keys["signed"], self.buckets, room)
+        count, root, size = (room.array(name, len(parent), np.int64) for name in ("count", "root", "size"))
+        for rows in blocks(len(parent)):
+            np.add.at(count, parent[rows], 1)
+        for rows in blocks(len(parent)):
+            root[rows], size[rows] = number[parent[rows]], count[parent[rows]]
+        return {"root": root, "size": size}
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
         root, number = settled["root"], settled["number"]
@@ -88,103 +99,70 @@ class NearDuplicates(Barrier):
         )
 
 
-def clusters(columns: Any, signed: np.ndarray) -> np.ndarray:
+def clusters(digests: Any, signed: Any, buckets: int, room: Room) -> np.ndarray:
     """int64 per document: the least document that it hangs together with, over all buckets.
 
-    columns: uint64 arrays, one a bucket; documents that are not signed are alone. Memory: about 40 bytes a
-    document, of one bucket at a time.
+    digests: uint64 [documents, buckets], signed: bool; arrays or columns of keys. Documents that are not
+    signed are alone. Memory: 8 bytes a document, and EACH for those of one bucket and one range of its
+    values; where that is more than there is room, the range is halved, and the 8 bytes lie in a file.
     """
-    parent = np.arange(len(signed))
-    places = np.flatnonzero(signed)
-    for column in columns:
-        values = column[places]
-        order = np.argsort(values, kind="stable")
-        values = values[order]
-        pairs = np.flatnonzero(values[1:] == values[:-1])
-        join(parent, places[order[pairs]], places[order[pairs + 1]])
+    count = sum(map(len, parts_of(signed)))
+    parent = room.array("parent", count, np.int64)
+    for rows in blocks(count):
+        parent[rows] = np.arange(rows.start, rows.stop)
+    parts = room.parts(count, EACH)
+    for bucket in range(buckets):
+        for part in range(parts):
+            values, places = _of_bucket(digests, signed, bucket, part, parts)
+            order = np.argsort(values, kind="stable")
+            values = values[order]
+            pairs = np.flatnonzero(values[1:] == values[:-1])
+            join(parent, places[order[pairs]], places[order[pairs + 1]])
+    for rows in blocks(count):  # a parent stands before its child, so one pass brings all to their roots
+        while not np.array_equal(shorter := parent[parent[rows]], parent[rows]):
+            parent[rows] = shorter
     return parent
 
 
-def join(parent: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
-    """Bring the edges (left, right) into `parent`, in which every document points at its root directly.
+def _of_bucket(
+    digests: Any, signed: Any, bucket: int, part: int, parts: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The digests of one bucket in one range of values, and which documents they are of, rising."""
+    values, places = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    begin = 0
+    for column, known in zip(parts_of(digests), parts_of(signed), strict=True):
+        mine = np.array(column[:, bucket])
+        chosen = inside(mine, part, parts)
+        chosen = chosen[known[chosen]]
+        values.append(mine[chosen])
+        places.append(chosen + begin)
+        begin += len(known)
+    return np.concatenate(values), np.concatenate(places)
 
-    Each round hooks the greater root of every edge to the lesser and then shortens all paths.
+
+def join(parent: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    """Bring the edges (left, right) into `parent`, whose roots are the least of their trees.
+
+    Each round hooks the greater root of every edge to the lesser and shortens the paths of these roots; the
+    work goes with the edges, not with the documents.
     """
+    a, b = _roots(parent, left), _roots(parent, right)
     while True:
-        a, b = parent[left], parent[right]
         open_ = a != b
         if not open_.any():
             return
-        left, right, a, b = left[open_], right[open_], a[open_], b[open_]
+        a, b = a[open_], b[open_]
         np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
-        while True:
-            shorter = parent[parent]
-            if np.array_equal(shorter, parent):
-                break
-            parent[:] = shorter
+        both = np.concatenate([a, b])
+        while not np.array_equal(shorter := parent[parent[both]], parent[both]):
+            parent[both] = shorter
+        a, b = parent[a], parent[b]
 
 
-class RepeatedParagraphs(Barrier):
-    """Removes paragraphs that stand earlier in the corpus; a document with too little left goes.
-
-    Paragraphs are parted by blank lines (`unit: line`: by line feeds) and compared by their characters.
-    """
-
-    kind: Literal["repeated-paragraphs"] = Field(
-        "repeated-paragraphs", description="Exact duplicates of paragraphs or lines over the whole corpus."
-    )
-    unit: Literal["paragraph", "line"] = Field("paragraph", description="What is compared.")
-    min_chars: int = Field(40, ge=1, description="Shorter ones are left alone: many are said often.")
-    times: int = Field(1, ge=1, description="How often one may stand before the next is removed.")
-    min_left: float = Field(
-        0.25, ge=0, le=1, description="Documents of whose characters a smaller share is left go."
-    )
-
-    def _parts(self, pages: Pages) -> Any:
-        return pages.paragraphs if self.unit == "paragraph" else pages.lines
-
-    def keys(self, pages: Pages) -> Keys:
-        parts = self._parts(pages)
-        long = parts.lengths >= self.min_chars
-        return {"rows": parts.sums(long), "hashes": parts.hashes[long]}
-
-    def settle(self, keys: Mapping[str, Any]) -> Keys:
-        """again: bool per paragraph that is long enough."""
-        hashes = np.asarray(keys["hashes"])
-        order = np.argsort(hashes, kind="stable")
-        values = hashes[order]
-        again = np.zeros(len(hashes), bool)
-        again[order[self.times :]] = values[self.times :] == values[: -self.times]
-        return {"rows": np.asarray(keys["rows"]), "again": again}
-
-    def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
-        parts = self._parts(pages)
-        gone = np.zeros(len(parts), bool)
-        gone[parts.lengths >= self.min_chars] = settled["again"]
-        removed = parts.sums(np.where(gone, parts.lengths, 0))
-        with np.errstate(invalid="ignore"):
-            left = 1 - removed / np.maximum(pages.lengths, 1)
-        reason = np.where((removed > 0) & (left < self.min_left), 0, -1).astype(np.int16)
-        texts = None
-        edited = np.flatnonzero((removed > 0) & (reason < 0))
-        if len(edited):
-            texts = list(pages.texts)
-            for number in edited.tolist():
-                texts[number] = self._without(pages, parts, gone, number)
-        return Verdicts(
-            ["little but repeats"],
-            reason,
-            left,
-            np.full(len(pages), self.min_left),
-            texts=texts,
-            counts={f"repeated {self.unit}s": int(gone.sum())} if gone.any() else {},
-        )
-
-    def _without(self, pages: Pages, parts: Any, gone: np.ndarray, number: int) -> str:
-        text, base = pages.texts[number], int(pages.begins[number])
-        inside = slice(parts.first[number], parts.first[number + 1])
-        places = zip(
-            parts.begins[inside].tolist(), parts.ends[inside].tolist(), gone[inside].tolist(), strict=True
-        )
-        kept = [text[low - base : high - base] for low, high, out in places if not out]
-        return ("\n\n" if self.unit == "paragraph" else "\n").join(kept)
+def _roots(parent: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The roots of some documents, which then point at them directly."""
+    found = np.asarray(parent[places])
+    while not np.array_equal(further := parent[found], found):
+        found = further
+    parent[places] = found
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,17 @@ class Operator(Config):
         """Facts that it gives to every document: column -> Arrow type."""
         return {}
 
+    def files(self) -> list[str]:
+        """Files of a person's that it reads, relative to the recipe; they are part of the job's identity."""
+        return []
+
+    def rooted(self, base: Path) -> Operator:
+        """The same with those files found from the recipe's folder."""
+        return self
+
+    def ready(self) -> None:
+        """Raise ShunterError when a package that it needs is not here."""
+
     @property
     def name(self) -> str:
         """What records of removal call it."""
@@ -89,7 +101,8 @@ class Barrier(Operator):
         return self.keys(pages)
 
     def settle(self, keys: Any) -> Keys:
-        """The settlement of all documents, from the keys of all in order (name -> array); `number` is one.
+        """The settlement of all documents, from the keys of all in order (name -> array or column of the
+        chunks' arrays); `number` is one. `room_of(keys)` says how much of them may be held at once.
 
         With `rows` among what is returned, the other arrays have so many rows a document; else one each.
         """

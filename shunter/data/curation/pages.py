@@ -3,7 +3,10 @@
 Everything that an operator asks of a text is an expression over these arrays, so that the cost of Python is
 paid once a batch, not once a word. A hash of a stretch is a difference of two prefix sums of a polynomial
 modulo 2^64 with random values for characters: equal stretches have equal hashes wherever they stand, also
-in other batches, and unequal ones collide with a chance below 2^-40 for stretches of a million characters.
+in other batches, and unequal ones of natural text collide with a chance below 2^-40 for stretches of a
+million characters. Texts that are made to collide do: the constants are known, and the Thue-Morse word of
+1,024 letters has the hash of its complement. Where a collision would cost others their text, a digest that
+nobody can aim at is taken instead (`RepeatedParagraphs`).
 """
 
 from __future__ import annotations
@@ -85,6 +88,12 @@ class Pages:
 
     def __len__(self) -> int:
         return len(self.begins)
+
+    def forget(self) -> None:
+        """Let go of words, lines and paragraphs. They point back here, so that without this all arrays would
+        stay until the interpreter looks for cycles, which it seldom does: they are few objects, but large."""
+        for name in ("words", "lines", "paragraphs"):
+            self.__dict__.pop(name, None)
 
     def folded(self) -> Pages:
         """The same documents without what near-duplicates may differ in: case, diacritics, punctuation,

@@ -1,25 +1,25 @@
 """Runs a chain over a corpus: chunk by chunk and stage by stage, each done once whatever is killed.
 
-A chunk is some consecutive documents. What a stage makes of a chunk is written aside and renamed, its
-record last; a later attempt does what has no record. Row-wise operators hold one chunk a worker; barriers
-hold a column of their keys at a time, which lie on disk.
+A chunk is some consecutive documents. What a stage makes of a chunk is written aside, brought to the disk and
+renamed, its record last; a later attempt does what has no record. Row-wise operators hold one chunk a worker,
+and this process two more for each; barriers hold what `memory` lets them of their keys, which lie on disk.
 """
 
 from __future__ import annotations
 
-import itertools
+import gc
 import json
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,10 @@ import pyarrow as pa
 from shunter.config.errors import ShunterError
 from shunter.data.curation.chain import SAMPLES, Documents, Stage, Tally, run, stages
 from shunter.data.curation.operators import Keys, Operator
+from shunter.data.curation.room import MB, Columns, Room
+from shunter.recipe import disk
 
+MEMORY = 256  # MB that a barrier may hold
 RETRIES = 3  # pools that may break before the job ends: a worker that is killed again and again has a cause
 Watch = Callable[[int, "Done"], None]
 
@@ -40,13 +43,15 @@ class Done:
     dropped: list[dict[str, Any]]
     tallies: list[Tally]
     samples: list[dict[str, Any]]
+    fresh: bool = True  # done in this attempt
 
 
 class Runner:
     """One chain in one folder, which survives a kill.
 
     watch(stage, done) is called in this process for every chunk that is done, also one done before; it may
-    raise to stop, and nothing that is done is lost.
+    raise to stop, and nothing that is done is lost. begins(stage) is called before a stage's first chunk.
+    memory: MB that a barrier may hold.
     """
 
     def __init__(
@@ -56,12 +61,18 @@ class Runner:
         workers: int,
         watch: Watch,
         excluded: bool = False,
+        begins: Callable[[int], None] = lambda stage: None,
+        memory: int = MEMORY,
     ) -> None:
         self.folder, self.workers, self.watch = folder, workers, watch
+        self.begins, self.memory = begins, memory
         self.stages = stages(operators, excluded)
         self.chunks = 0
         for number in range(len(self.stages)):
             (folder / str(number)).mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*/*"):
+            if path.suffix[1:].isdigit():  # of a worker that was killed while it wrote
+                path.unlink(missing_ok=True)
 
     def run(self, chunks: Iterable[Documents]) -> None:
         """All stages. The chunks must be cut alike in every attempt."""
@@ -74,10 +85,10 @@ class Runner:
 
         self._all(0, begin())
         for place in range(1, len(self.stages)):
-            settled = self._settled(place - 1)
+            settled = self._settle(place - 1)
             tasks = (
                 (number, partial(go_on, self.folder, self.stages[place], place, number, part))
-                for number, part in enumerate(settled)
+                for number, part in enumerate(self._cut(place - 1, settled))
             )
             self._all(place, tasks)
 
@@ -109,107 +120,100 @@ class Runner:
 
     def samples(self) -> list[dict[str, Any]]:
         """The first few documents removed for each reason, with the beginning of their text."""
-        every = [s for number in range(len(self.stages)) for done in self.done(number) for s in done.samples]
-        every.sort(key=lambda s: (s["operator"], s["reason"], s["number"]))
-        groups = itertools.groupby(every, key=lambda s: (s["operator"], s["reason"]))
-        return [sample for _, group in groups for sample in itertools.islice(group, SAMPLES)]
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for number in range(len(self.stages)):
+            for done in self.done(number):
+                for sample in done.samples:
+                    same = found.setdefault((sample["operator"], sample["reason"]), [])
+                    same.append(sample)
+                    same.sort(key=lambda each: int(each["number"]))
+                    del same[SAMPLES:]
+        return [sample for key in sorted(found) for sample in found[key]]
 
-    def _settled(self, stage: int) -> Iterator[Keys]:
-        """What the barrier at a stage's end settles, a part for each chunk."""
+    def _settle(self, stage: int) -> Keys:
+        """What the barrier at a stage's end settles."""
         barrier = self.stages[stage].closes
         assert barrier is not None
-        settled = barrier.settle(_Columns(self.folder / str(stage), self.chunks))
-        ends = np.cumsum(settled["rows"]) if "rows" in settled else None
-        begin = 0
+        place = self.folder / str(stage)
+        return barrier.settle(Columns(place, self.chunks, Room(place, self.memory * MB)))
+
+    def _cut(self, stage: int, settled: Keys) -> Iterator[Keys]:
+        """A part of it for each chunk, copied: it is sent to a worker, and may lie in a file."""
+        document = row = 0
         for done in self.done(stage):
-            end = begin + done.documents
-            part = {}
-            for name, values in settled.items():
-                if ends is None or name == "rows":
-                    part[name] = values[begin:end]
-                else:
-                    part[name] = values[ends[begin - 1] if begin else 0 : ends[end - 1] if end else 0]
+            documents = slice(document, document + done.documents)
+            part = {name: np.array(values[documents]) for name, values in settled.items() if name == "rows"}
+            rows = slice(row, row + int(part["rows"].sum())) if part else documents
+            part |= {name: np.array(values[rows]) for name, values in settled.items() if name != "rows"}
             yield part
-            begin = end
+            document, row = documents.stop, rows.stop
 
     def _all(self, stage: int, tasks: Iterator[tuple[int, Callable[[], Any]]]) -> None:
         """Do what is not done yet, some at a time, and tell of each in order."""
         waiting: deque[tuple[int, Callable[[], Any] | None]] = deque()
-        broken = 0
-        with ExitStack() as stack:
-            pool: ProcessPoolExecutor | None = None
-            futures: dict[int, Future[Any]] = {}
-            more = True
+        more = True
+        self.begins(stage)
+        with _Hands(self.workers) as hands:
             while more or waiting:
                 while more and len(waiting) < 2 * self.workers:
                     number, task = next(tasks, (-1, None))
                     more = task is not None
-                    if task is None:
-                        break
-                    finished = _place(self.folder, stage, number).with_suffix(".json").exists()
-                    waiting.append((number, None if finished else task))
-                    todo = sum(task is not None for _, task in waiting)
-                    if self.workers > 1 and pool is None and todo > 1:
-                        pool = stack.enter_context(_pool(self.workers))
+                    if task is not None:
+                        finished = _place(self.folder, stage, number).with_suffix(".json").exists()
+                        waiting.append((number, None if finished else task))
                 if not waiting:
                     break
-                number, task = waiting[0]
-                try:
-                    if pool is not None:
-                        for other, todo_ in waiting:
-                            if todo_ is not None and other not in futures:
-                                futures[other] = pool.submit(todo_)
-                        if number in futures:
-                            futures.pop(number).result()
-                    elif task is not None:
-                        task()
-                except BrokenProcessPool:
-                    broken += 1
-                    if broken > RETRIES:
-                        raise ShunterError(
-                            f"worker processes were killed {broken} times",
-                            mend="Look for a lack of memory; fewer `how.workers` need less. A rerun goes on.",
-                        ) from None
-                    futures.clear()
-                    pool = stack.enter_context(_pool(self.workers))
-                    continue
-                waiting.popleft()
-                try:
-                    self.watch(stage, _record(self.folder, stage, number))
-                except BaseException:
-                    if pool is not None:
-                        pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+                hands.do(waiting)
+                number, task = waiting.popleft()
+                self.watch(stage, replace(_record(self.folder, stage, number), fresh=task is not None))
 
 
-class _Columns:
-    """Keys of all chunks of a stage as if they were arrays: one is put together when it is asked for."""
+class _Hands:
+    """Worker processes, from the moment on when there are two things to do at once; before that, this one.
 
-    def __init__(self, folder: Path, chunks: int) -> None:
-        self._folder, self._chunks = folder, chunks
+    Left with an error, they finish what they have in hand and begin nothing more.
+    """
 
-    def __getitem__(self, name: str) -> Any:
-        return _Stacked([self._folder / f"{number:06}.{name}.npy" for number in range(self._chunks)])
+    def __init__(self, workers: int) -> None:
+        self.workers, self.broken = workers, 0
+        self.pool: ProcessPoolExecutor | None = None
+        self.futures: dict[int, Future[Any]] = {}
 
+    def __enter__(self) -> _Hands:
+        return self
 
-class _Stacked:
-    """Arrays one after another; a column or all of them is read when asked for. One file is open at a time: a
-    corpus may have more chunks than a process may have files."""
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        """`[:, n]` of two dims, else rows of everything."""
-        parts = []
-        for path in self._paths:
-            mapped: Literal["r"] | None = "r" if path.stat().st_size > 4096 else None
-            parts.append(np.array(np.load(path, mmap_mode=mapped)[key]))
-        return np.concatenate(parts) if parts else np.zeros(0)
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        whole = np.concatenate([np.load(path) for path in self._paths]) if self._paths else np.zeros(0)
-        return whole if dtype is None else whole.astype(dtype)
+    def do(self, waiting: Sequence[tuple[int, Callable[[], Any] | None]]) -> None:
+        """Have the first done, and the others begun. A worker that dies is replaced, some times."""
+        number, task = waiting[0]
+        if task is None:
+            return
+        if self.pool is None and (self.workers == 1 or sum(each is not None for _, each in waiting) < 2):
+            task()
+            return
+        while True:
+            try:
+                if self.pool is None:
+                    self.pool = _pool(self.workers)
+                for other, each in waiting:
+                    if each is not None and other not in self.futures:
+                        self.futures[other] = self.pool.submit(each)
+                self.futures.pop(number).result()
+                return
+            except BrokenProcessPool:
+                self.broken += 1
+                if self.broken > RETRIES:
+                    raise ShunterError(
+                        f"worker processes were killed {self.broken} times",
+                        mend="Look for a lack of memory; fewer `how.workers` need less. A rerun goes on.",
+                    ) from None
+                self.futures.clear()
+                assert self.pool is not None
+                self.pool.shutdown(wait=True)
+                self.pool = None
 
 
 def start(folder: Path, stage: Stage, number: int, documents: Documents) -> None:
@@ -235,7 +239,7 @@ def load(path: Path) -> Documents:
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_string(column.type):
-        return np.array(column.to_pylist(), np.str_)
+        return np.array(column.to_pylist(), object)
     return np.array(column.to_numpy())  # a copy: the file is closed
 
 
@@ -243,10 +247,12 @@ def _keep(
     folder: Path, place: int, number: int, stage: Stage, documents: Documents, settled: Keys | None
 ) -> None:
     result = run(stage, documents, settled)
+    if multiprocessing.parent_process() is not None:  # elsewhere the heap is not frozen, and this dear
+        gc.collect()  # whatever pages an operator has made and not let go
     path = _place(folder, place, number)
     columns = {"number": result.left.number, "text": pa.array(result.left.texts, pa.string())}
     for name, values in result.left.facts.items():
-        columns[name] = pa.array(values.tolist(), pa.string()) if values.dtype.kind == "U" else values
+        columns[name] = pa.array(values.tolist(), pa.string()) if values.dtype.kind in "OU" else values
     table = pa.table(columns)
     with (
         _aside(path) as aside,
@@ -257,19 +263,21 @@ def _keep(
     keys = {**result.keys, "number": result.left.number} if stage.closes is not None else {}
     for name, values in keys.items():
         with _aside(path.with_suffix(f".{name}.npy")) as aside, aside.open("wb") as raw:
-            np.save(raw, values, allow_pickle=False)
+            # A column of a table is read alone later: it must lie in one piece.
+            np.save(raw, np.asfortranarray(values) if values.ndim == 2 else values, allow_pickle=False)
     record = {
         "documents": len(result.left),
         "dropped": result.dropped,
         "tallies": [tally.data() for tally in result.tallies],
         "samples": result.samples,
     }
+    disk.sync(path.parent)  # no record may stand without what it tells of
     with _aside(path.with_suffix(".json")) as aside:
         aside.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
 
 
 class _aside:
-    """A file beside its place, brought there when it is whole."""
+    """A file beside its place, brought to the disk and there when it is whole."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.other = path, path.with_name(path.name + f".{os.getpid()}")
@@ -278,10 +286,12 @@ class _aside:
         return self.other
 
     def __exit__(self, kind: object, *error: object) -> None:
-        if kind is None:
-            os.replace(self.other, self.path)
-        else:
-            self.other.unlink(missing_ok=True)
+        try:
+            if kind is None:
+                disk.sync(self.other)
+                os.replace(self.other, self.path)
+        finally:
+            self.other.unlink(missing_ok=True)  # what is whole has its own name by now
 
 
 def _place(folder: Path, stage: int, number: int) -> Path:
@@ -299,4 +309,18 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     # Not forked from here: a fork of a process with threads may hang. One server loads this module once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(workers, mp_context=context)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_worker)
+
+
+def _worker() -> None:
+    """Let a worker end when the process that it works for is gone: it would wait for work for ever."""
+    gc.collect()
+    gc.freeze()  # what is loaded is not looked through after every chunk
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

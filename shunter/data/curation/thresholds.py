@@ -6,11 +6,12 @@ reference texts of both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
+from shunter.data.curation.chain import Documents
 from shunter.data.curation.operators import Filter
 from shunter.data.curation.pages import Pages
 
@@ -75,23 +76,31 @@ CHOSEN: Mapping[str, Method] = {
 }
 
 
+def measured(operator: Filter, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Measure -> a value for each text, exact. A batch is held at a time, beside the values."""
+    documents = Documents(np.arange(len(texts)), list(texts))
+    parts = [operator.measures(Pages(texts[cut]), exact=True) for cut in documents.batches()]
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+
+
 def adapt(
-    operator: Filter, english: Pages, ours: Pages, method: Method | None = None
+    operator: Filter,
+    english: Mapping[str, np.ndarray],
+    ours: Mapping[str, np.ndarray],
+    method: Method | None = None,
 ) -> dict[str, float | None]:
     """Limits by the rule's reason, for the rules of `operator` that are adapted.
 
-    method: default, what the paper chose for this filter. None turns a rule off: when its limit would remove
-    more than three quarters of the reference texts.
+    english, ours: what `measured` gives of reference texts. method: default, what the paper chose for this
+    filter. None turns a rule off: when its limit would remove more than three quarters of the texts.
     """
     chosen = method or CHOSEN.get(operator.name, "mean-std")
-    here, there = operator.measures(ours, exact=True), operator.measures(english, exact=True)
     limits: dict[str, float | None] = {}
     for rule in operator.rules():
         bound = rule.high if rule.high is not None else rule.low
         if bound is None or rule.measure not in ADAPTED.get(operator.name, ()):
             continue
-        values = here[rule.measure]
-        values, base = values[~np.isnan(values)], there[rule.measure][~np.isnan(there[rule.measure])]
+        values, base = (side[rule.measure][~np.isnan(side[rule.measure])] for side in (ours, english))
         if not len(values) or not len(base):
             continue
         limit = METHODS[chosen](bound, base, values, rule.high is not None)

@@ -96,10 +96,14 @@ class Checkpointer:
         self._flight = Flight(work)
         self.blocked = time.perf_counter() - begin
 
-    def look(self) -> None:
+    def look(self, landed: bool | None = None) -> None:
         """Raise what a save that goes on beside the training failed of, if it has ended."""
-        if self._flight is not None and self._flight.landed:
+        if self.landed():
             self.wait()
+
+    def landed(self) -> bool:
+        """Whether a save that went on beside the training has ended, well or not, and was not looked at."""
+        return self._flight is not None and self._flight.landed
 
     def wait(self) -> None:
         """Until no save is on its way. Raises what the last one failed of, once."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import combinations
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from shunter.train.checkpoint.shard import write_shard
 
 MAX_SHARD_BYTES = 2 << 30
 
+Source = tuple[slice, ...]  # in a stored block
+Target = tuple[slice, ...]  # in the part that is filled
 Described = dict[str, Any]  # as in tensors.json: name -> dtype, shape, chunks
 
 
@@ -80,34 +84,43 @@ def joined(every: Iterable[Described]) -> Described:
 
 def read_parts(folder: Path, described: Described, parts: Iterable[Part]) -> None:
     """Fill the parts in place. Raises ShunterError when blocks of one are missing."""
-    wanted: dict[str, list[tuple[str, Piece, Tensor, dict[str, Any]]]] = {}
-    filled: dict[str, int] = {}
+    wanted: dict[str, list[tuple[Tensor, Source, Target, str]]] = {}
     for name, piece, tensor in parts:
-        filled[name] = piece.numel
-        seen: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+        taken: list[Target] = []
         for chunk in described[name]["chunks"]:
-            at = tuple(chunk["offsets"]), tuple(chunk["sizes"])
-            if at in seen:
-                continue
-            seen.add(at)
-            wanted.setdefault(chunk["file"], []).append((name, piece, tensor, chunk))
-    masks = {name: torch.ones(piece.local_shape, dtype=torch.bool) for name, piece, _ in parts}
-    for file, items in sorted(wanted.items()):
-        with safe_open(str(folder / file), framework="pt") as shard:
-            for name, piece, tensor, chunk in items:
-                for source, target in _overlaps(piece, chunk["offsets"], chunk["sizes"]):
-                    block = (
-                        shard.get_slice(chunk["key"])[source] if source else shard.get_tensor(chunk["key"])
-                    )
-                    tensor.detach()[target] = block.to(tensor.device)
-                    masks[name][target] = False
-    for name, mask in masks.items():
-        if bool(mask.any()):
+            for source, target in _overlaps(piece, chunk["offsets"], chunk["sizes"]):
+                if target not in taken:
+                    taken.append(target)
+                    wanted.setdefault(chunk["file"], []).append((tensor, source, target, chunk["key"]))
+        there = _covered(taken, piece)
+        if there < piece.numel:
             raise ShunterError(
-                f"the checkpoint lacks {int(mask.sum())} of the {filled[name]} values of {name} needed here",
+                f"the checkpoint lacks {piece.numel - there} of the {piece.numel} values of {name} that are "
+                "needed here",
                 where=str(folder),
                 mend="Go back to an earlier checkpoint: remove this one.",
             )
+    for file, items in sorted(wanted.items()):
+        with safe_open(str(folder / file), framework="pt") as shard:
+            for tensor, source, target, key in items:
+                block = shard.get_slice(key)[source] if source else shard.get_tensor(key)
+                tensor.detach()[target] = block.to(tensor.device)
+
+
+def _covered(taken: list[Target], piece: Piece) -> int:
+    """Values of a part that stored blocks have. Few parts have blocks that overlap (heads that several tensor
+    ranks wrote): a mask as large as the part is made for these alone."""
+    if not any(_meet(one, other) for one, other in combinations(taken, 2)):
+        return sum(prod(each.stop - each.start for each in target) for target in taken)
+    mask = torch.zeros(piece.local_shape, dtype=torch.bool)
+    for target in taken:
+        mask[target] = True
+    return int(mask.sum())
+
+
+def _meet(one: Target, other: Target) -> bool:
+    """Whether two blocks have values in common."""
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
 
 
 def _overlaps(

@@ -35,9 +35,9 @@ from shunter.train.world import World
 class SharedCheckpointer(Checkpointer):
     """As `Checkpointer`; every rank calls the same methods in the same order, in a folder that all see.
 
-    held: what this rank holds of each parameter; its optimizer state is cut likewise. elsewhere: parameters
-    that another stage holds too, and writes. beside: whether saves will go on beside the training; the ranks
-    then agree on them over a group of their own, which no pass uses.
+    held: what this rank holds of each parameter. kept: what of its optimizer's state; by default as held.
+    elsewhere: parameters that another stage holds too, and writes. beside: whether saves will go on beside
+    the training; the ranks then agree on them over a group of their own, which no pass uses.
 
     A save is three rounds: reserve (rank 0), write (all), publish (rank 0). After each, all ranks hear how
     every one fared, and whatever one has failed of is raised on all.
@@ -52,15 +52,20 @@ class SharedCheckpointer(Checkpointer):
         elsewhere: frozenset[str] = frozenset(),
         *,
         beside: bool = False,
+        kept: Mapping[str, Holding] | None = None,
     ) -> None:
         super().__init__(folder, keep, clean=world.rank == 0)
         self.world, self.held, self.elsewhere = world, held, elsewhere
+        self.kept = held if kept is None else kept
         self.peers = world.mesh.beside() if beside else world.mesh.everyone
         self._device = torch.device("cpu") if beside else world.device
 
-    def look(self) -> None:
-        """All ranks act as rank 0 finds it: one that went ahead would leave the others waiting in a pass."""
-        if self._flight is not None and self.world.first(int(self._flight.landed)):
+    def look(self, landed: bool | None = None) -> None:
+        """All ranks act as rank 0 finds it: one that went ahead would leave the others waiting in a pass.
+
+        landed: whether rank 0's `landed` is true, where all ranks have been told already.
+        """
+        if self._flight is not None and (self.world.first(int(self.landed())) if landed is None else landed):
             self.wait()
 
     def _parts(self, state: State) -> list[Part]:
@@ -146,10 +151,11 @@ class SharedCheckpointer(Checkpointer):
 
     def _holding(self, name: str) -> tuple[str, Holding] | None:
         """Of a flattened name (`model.embed.weight`, `optimizer.embed.weight.exp_avg`)."""
-        inner = name.partition(".")[2]
+        owner, _, inner = name.partition(".")
+        held = self.kept if owner == "optimizer" else self.held
         for parameter in (inner, inner.rpartition(".")[0]):
-            if parameter in self.held:
-                return parameter, self.held[parameter]
+            if parameter in held:
+                return parameter, held[parameter]
         return None
 
     def _piece(self, name: str, tensor: Tensor) -> Piece:

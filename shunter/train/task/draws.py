@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,8 +48,17 @@ class Draws:
 
     def generator(self, *keys: int | str) -> torch.Generator:
         """A stream of one's own under this step."""
-        seed = derive_seed(self.seed, "task", self.step, *self.purpose, *keys)
-        return torch.Generator(self.device).manual_seed(seed)
+        return torch.Generator(self.device).manual_seed(self._seed(*keys))
+
+    def uniform_at_once(self, count: int, *keys: int | str) -> Tensor:
+        """[B, count] of whole numbers in [0, 2^24): element i of an example's stream is a function of its key
+        and of i alone, so that all are made together, on whatever device."""
+        seeds = [self._seed(example, *keys) for example in self.examples]
+        start = torch.tensor([_signed(seed) for seed in seeds], device=self.device)
+        return _mixed(start[:, None], torch.arange(1, count + 1, device=self.device))
+
+    def _seed(self, *keys: int | str) -> int:
+        return derive_seed(self.seed, "task", self.step, *self.purpose, *keys)
 
 
 class Dropout(TorchFunctionMode):
@@ -96,14 +106,32 @@ class Dropout(TorchFunctionMode):
         whole = list(shape)
         if cut is not None:
             whole[cut] *= self.peers.size
-        kept = []
-        for example in self.draws.examples:
-            draw = self.draws.generator(example, "dropout", place)
-            mask = torch.rand(whole, generator=draw, device=x.device) >= p
-            if cut is not None:
-                mask = mask.chunk(self.peers.size, cut)[self.peers.index]
-            kept.append(mask)
-        return torch.cat(kept, along).view(x.shape).to(x.dtype) / (1 - p)
+        drawn = self.draws.uniform_at_once(math.prod(whole), "dropout", place)
+        mask = (drawn >= round(p * (1 << BITS))).view(rows, *whole)
+        if cut is not None:
+            mask = mask.chunk(self.peers.size, cut)[self.peers.index]
+        return mask.movedim(0, along).reshape(x.shape).to(x.dtype) / (1 - p)
+
+
+BITS = 24
+
+
+def _mixed(start: Tensor, counts: Tensor) -> Tensor:
+    """The top BITS of splitmix64 (Steele, Lea and Flood 2014), which `start` seeds and `counts` numbers."""
+    x = start + counts * _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _right(x, 27)) * _signed(0x94D049BB133111EB)
+    return _right(x ^ _right(x, 31), 64 - BITS)
+
+
+def _signed(number: int) -> int:
+    """The same 64 bits as torch has them, whose products wrap round."""
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _right(x: Tensor, bits: int) -> Tensor:
+    """Shifted, with zeros from the left: int64's own shift would repeat the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 class Shapes(TorchFunctionMode):

@@ -79,7 +79,9 @@ class Engine:
         with self.drawing(part.numbers, step) as draws, autocast(self.world.device, self.precision):
             batch = moved(self.task.collate(part.examples), self.world.device)
             total, count = summed(self.task.loss(self.model, batch, draws), len(part.examples))
-        return (total, count) if part.counts else (total * 0, count * 0)
+        if part.counts:
+            return total, count
+        return torch.zeros_like(total), torch.zeros_like(count)  # an infinite one times 0 would be no number
 
     @contextmanager
     def drawing(self, numbers: Sequence[int], step: int, purpose: str = "") -> Iterator[Draws]:

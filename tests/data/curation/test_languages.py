@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shunter.config.errors import ShunterError
-from shunter.data.curation import precision, rehydration, thresholds
-from shunter.data.curation.gopher import GopherQuality
+from shunter.data.curation import chain, precision, rehydration, thresholds
+from shunter.data.curation.gopher import GopherQuality, GopherRepetition
 from shunter.data.curation.language import ConfidenceCut, Language, LanguageModel
 from shunter.data.curation.operators import Filter
 from shunter.data.curation.pages import Pages
 from shunter.data.curation.stopwords import counted, stopwords
+from shunter.jobs.languages import held_out
 
 ENGLISH = np.random.default_rng(0).normal(10, 2, 20_000)
 OURS = np.random.default_rng(1).normal(30, 5, 20_000)
@@ -59,12 +60,26 @@ def texts_of(seed: int, length: int, count: int, own: int = 0) -> list[str]:
     return [" ".join(draw.choice(words, 120, p=weights / weights.sum())) + "." for _ in range(count)]
 
 
+def measured(operator: Filter, *texts: list[str]) -> list[dict[str, np.ndarray]]:
+    return [thresholds.measured(operator, each) for each in texts]
+
+
+def test_measures_are_those_of_all_texts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = texts_of(1, 5, 9)
+    whole = GopherRepetition().measures(Pages(texts), exact=True)
+    monkeypatch.setattr(chain, "BATCH_CHARS", 500)
+    found = thresholds.measured(GopherRepetition(), texts)
+    assert set(found) == set(whole)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
 def test_limits_follow_the_language() -> None:
     """English limits drop what has long words; fitted ones do not, and both drop what is odd in each."""
     english, ours = texts_of(1, 5, 40), texts_of(2, 14, 40)
     operator = GopherQuality(min_stopwords=None)
     assert not operator.judge(Pages(ours)).kept.any()
-    limits = thresholds.adapt(operator, Pages(english), Pages(ours), "mean-std")
+    limits = thresholds.adapt(operator, *measured(operator, english, ours), "mean-std")
     assert set(limits) == {"short words", "long words", "words without letters"}
     assert limits["long words"] is not None
     assert limits["long words"] > 14
@@ -78,7 +93,7 @@ def test_limits_follow_the_language() -> None:
 
 def test_a_limit_that_removes_most_is_turned_off() -> None:
     english, ours = texts_of(1, 5, 30), texts_of(2, 14, 30)
-    limits = thresholds.adapt(GopherQuality(), Pages(english), Pages(ours), "english")
+    limits = thresholds.adapt(GopherQuality(), *measured(GopherQuality(), english, ours), "english")
     assert limits["long words"] is None, "the English limit would remove them all"
     operator: Filter = GopherQuality(min_stopwords=None, by_language={"xx": limits})
     assert operator.judge_with(Pages(ours), {"language": np.array(["xx"] * 30)}).kept.all()
@@ -185,6 +200,30 @@ def test_a_language_model_learns_and_is_sure_where_it_is_right(tmp_path: Path) -
     ]
     with pytest.raises(ShunterError, match="no language model"):
         LanguageModel.load(tmp_path / "none")
+
+
+def test_what_is_held_out_is_of_other_documents() -> None:
+    """Two languages of many documents in several pieces, one of a single one, one of hardly anything."""
+    labels = ["a"] * 30 + ["b"] * 40 + ["c"] * 20 + ["d"] * 3
+    origins = [n // 3 for n in range(30)] + [100 + n // 5 for n in range(40)] + [200] * 20 + [300] * 3
+    folds = [held_out(labels, origins, fold) for fold in range(5)]
+    assert (np.sum(folds, axis=0)[:90] == 1).all()
+    assert not np.any([fold[90:] for fold in folds])
+    for held in folds:
+        origin = np.array(origins)
+        assert set(origin[held]) & set(origin[~held]) <= {200}
+        single = np.flatnonzero(held[70:90])
+        assert (np.diff(single) == 1).all(), "pieces of one document follow each other"
+
+
+def test_how_much_of_a_document_is_looked_at(tmp_path: Path) -> None:
+    """A head in one language above a text in another: the first thousand characters decide, or all."""
+    texts = [texts_of(1 + n % 2, 5, 1, own=n + 1)[0] for n in range(40)]
+    LanguageModel.train(texts, ["aa", "bb"] * 20, bits=12).save(tmp_path)
+    long = " ".join(texts_of(1, 5, 2, own=99)) + " ".join(texts_of(2, 5, 20, own=99))
+    assert len(texts_of(1, 5, 2, own=99)[0]) * 2 > 1000
+    found = [Language(model=str(tmp_path), seen=seen).judge(Pages([long])) for seen in (1000, 0)]
+    assert [verdicts.facts["language"].tolist() for verdicts in found] == [["aa"], ["bb"]]
 
 
 def test_each_label_has_its_own_cut() -> None:

@@ -31,6 +31,8 @@ FREE, GATE = f"{BODY}Licensed under CC-BY-SA 4.0.", LicenceTiers(sources={"books
         (BODY, "http://evil.com#x.gov", "", "licence unknown"),
         (BODY, "http://user@[broken", "", "licence unknown"),
         (BODY, "nasa.gov:443/x", "", "3"),
+        (BODY, "https://nasa.gov./x", "", "3"),
+        (BODY, "https://me:word@nasa.gov/x", "", "3"),
         (f"Not in the public domain; copying is forbidden. {BODY}", "", "", "licence unknown"),
         (BODY, "", "books", "2a"),
         (BODY, "", "made", "a tier that is not wanted"),

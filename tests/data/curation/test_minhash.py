@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shunter.data.curation import minhash
 from shunter.data.curation.glyphs import folded
-from shunter.data.curation.minhash import NearDuplicates, RepeatedParagraphs, clusters
+from shunter.data.curation.minhash import NearDuplicates, clusters
 from shunter.data.curation.pages import Pages
+from shunter.data.curation.room import Room
 from tests.data.curation import reference
 
 
@@ -55,7 +57,8 @@ def test_the_rate_of_collisions_is_the_formula(share: float) -> None:
 @given(st.lists(st.lists(st.integers(0, 9), min_size=12, max_size=12), min_size=2, max_size=3))
 def test_clusters_are_connected_components(columns: list[list[int]]) -> None:
     signed = np.array([number % 5 != 4 for number in range(12)])
-    found = clusters([np.array(column, np.uint64) for column in columns], signed)
+    digests = np.array(columns, np.uint64).T
+    found = clusters(digests, signed, len(columns), Room())
     root = list(range(12))
     for _ in range(12):
         for column in columns:
@@ -114,14 +117,10 @@ def test_short_documents_are_not_compared() -> None:
     assert len(digests) == 3
 
 
-def test_repeated_paragraphs() -> None:
-    first, second, third = "a" * 50, "b" * 50, "c" * 10
-    texts = [f"{first}\n\n{third}", f"{second}\n\n\n{first}\n\n{third}", f"{first}\n\n{second}", third]
-    operator, pages = RepeatedParagraphs(), Pages(texts)
-    keys = {**operator.keys(pages), "number": np.arange(4)}
-    verdicts = operator.judge_settled(pages, operator.settle(keys))
-    assert verdicts.kept.tolist() == [True, True, False, True]
-    assert verdicts.texts is not None
-    assert verdicts.texts[1] == f"{second}\n\n{third}"
-    assert verdicts.texts[0] == texts[0]
-    assert verdicts.counts == {"repeated paragraphs": 3}
+def test_no_run_is_the_least_of_every_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose hash is 0 would be 0 times any factor: all documents that have it were one cluster."""
+    hashes = iter([np.array([0, 7 << 32, 8 << 32], np.uint64), np.array([0, 9 << 32, 5 << 32], np.uint64)])
+    monkeypatch.setattr(minhash, "mixed", lambda values: next(hashes))
+    texts = ["a b c", "a d e"]
+    least = [NearDuplicates(words=1).minima(Pages([text]))[0] for text in texts]
+    assert not (least[0] == least[1]).all()

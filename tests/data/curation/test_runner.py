@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from shunter.config.errors import ShunterError
 from shunter.data.curation import chain
-from shunter.data.curation.chain import Documents
+from shunter.data.curation.chain import Documents, stages
 from shunter.data.curation.kinds import preset
-from shunter.data.curation.minhash import NearDuplicates, RepeatedParagraphs
+from shunter.data.curation.minhash import NearDuplicates
 from shunter.data.curation.operators import Operator
-from shunter.data.curation.runner import Done, Runner, _Columns
+from shunter.data.curation.pages import Pages
+from shunter.data.curation.paragraphs import RepeatedParagraphs
+from shunter.data.curation.runner import Done, Runner
 from tests.data.curation.killer import Killer
 
 WORDS = ("the ship of state sails on over calm and rough water to that shore with all who have been").split()  # noqa: SIM905
@@ -159,13 +161,18 @@ def test_a_request_to_stop_keeps_what_is_done(tmp_path: Path) -> None:
     assert len(list((tmp_path / "0").glob("*.json"))) == 2
 
 
-def test_a_corpus_has_more_chunks_than_a_process_may_open_files(tmp_path: Path) -> None:
-    for number in range(200):
-        np.save(tmp_path / f"{number:06}.key.npy", np.full((1000, 2), number))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+def test_arrays_do_not_wait_for_the_collector() -> None:
+    """Pages and their words point at each other: a chunk's worth of them would be hundreds of megabytes."""
+    operators = [*preset("fineweb"), RepeatedParagraphs()]
+    documents = cut([text for text in corpus(2, 120) if text], 999)[0]
+    first = stages(operators)[0]
+    chain.run(first, documents, None)  # tables are made
+    gc.collect()
+    gc.disable()
     try:
-        column = _Columns(tmp_path, 200)["key"][:, 0]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chain, "BATCH_CHARS", 2000)
+            chain.run(first, documents, None)
+        assert not [each for each in gc.get_objects() if isinstance(each, Pages) and len(each) > 1]
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert column.tolist() == np.repeat(np.arange(200), 1000).tolist()
+        gc.enable()

@@ -58,6 +58,31 @@ GRIDS: dict[str, dict[str, int]] = {
     "fsdp x tp, ep": {"fsdp": 2, "tp": 2, "ep": 2},
     "pp x fsdp": {"pp": 2, "fsdp": 2},
     "cp x dp, ep x etp": {"dp": 2, "cp": 2, "ep": 2, "etp": 2},
+    "zero": {"dp": 3, "zero": 1},
+    "zero, tp": {"dp": 2, "tp": 2, "zero": 1},
+    "zero, fsdp": {"dp": 2, "fsdp": 2, "zero": 1},
+    "zero, ep": {"dp": 2, "cp": 2, "ep": 2, "zero": 1},
+    "zero, pp": {"pp": 2, "dp": 2, "zero": 1},
+}
+# Each is saved once, and loaded under all of its row.
+PAIRS = {
+    "one": ("pp", "fsdp", "tp", "cp x dp, ep x etp", "zero, tp"),
+    "pp": ("one", "tp", "fsdp"),
+    "dp": ("fsdp", "pp x tp"),
+    "fsdp": ("one", "dp", "tp", "pp x fsdp", "zero"),
+    "cp": ("ep",),
+    "tp": ("one", "fsdp", "etp"),
+    "ep": ("one", "cp", "etp"),
+    "etp": ("ep", "pp"),
+    "pp x tp": ("fsdp x tp, ep",),
+    "fsdp x tp, ep": ("one", "pp x fsdp", "cp x dp, ep x etp"),
+    "pp x fsdp": ("tp",),
+    "cp x dp, ep x etp": ("one", "pp x tp"),
+    "zero": ("one", "zero, fsdp", "tp"),
+    "zero, tp": ("zero", "pp x fsdp"),
+    "zero, fsdp": ("dp", "zero, tp", "zero, ep"),
+    "zero, ep": ("ep", "zero, pp"),
+    "zero, pp": ("zero", "tp"),
 }
 
 
@@ -66,8 +91,8 @@ def case(name: str, optimizer: str = "adamw", **spec: Any) -> Case:
     axes = {axis: GRIDS[name].get(axis, 1) for axis in layouts.ALL}
     return Case(
         spec={**SPEC, **spec},
-        parallel={**axes, "schedule": "1f1b", "microbatches": 2},
-        rows=6,
+        parallel={**axes, "schedule": "1f1b", "microbatches": 2, "zero": GRIDS[name].get("zero", 0)},
+        rows=8,
         length=8,
         z_loss=0.01,
         ragged=True,
@@ -82,11 +107,13 @@ class Held:
     def __init__(self, rank: int, case: Case, folder: Path, *, beside: bool = False) -> None:
         parallel = case.layout
         self.world = World.create(parallel.grid, rank, CPU, GROUPS)
-        self.passes = LaidOutPasses(layouts.model(case), parallel, self.world, case.length)
+        self.passes = LaidOutPasses(
+            layouts.model(case), parallel, self.world, case.length, optimizer=case.optimizer
+        )
         part = self.passes.part
         self.optimizers = Optimizers(part.decoder, layouts.config(case), part)
         self.checkpointer: Checkpointer = SharedCheckpointer(
-            folder, 2, self.world, part.held, self.passes.elsewhere, beside=beside
+            folder, 2, self.world, part.held, self.passes.elsewhere, beside=beside, kept=part.kept
         )
 
     @property
@@ -96,8 +123,8 @@ class Held:
 
     def piece(self, name: str, tensor: Tensor) -> Piece:
         """Which part of the whole a tensor of the state is; a count is whole."""
-        inner = name.partition(".")[2]
-        held = self.passes.part.held
+        owner, _, inner = name.partition(".")
+        held = self.passes.part.kept if owner == "optimizer" else self.passes.part.held
         found = held.get(inner) or held.get(inner.rpartition(".")[0])
         return Piece.full(()) if found is None or not tensor.ndim else found.piece
 

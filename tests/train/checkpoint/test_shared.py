@@ -11,39 +11,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 
 from shunter.config.errors import ShunterError
 from shunter.parallel.mesh import Groups
 from shunter.train.checkpoint import shared
-from shunter.train.objective import CrossEntropy
-from shunter.train.optim import Optimizers
-from shunter.train.passes import OnePass, Passes
-from shunter.train.shares import split
-from shunter.train.step import train_step
 from tests.parallel.pool import Pool
-from tests.train import layouts
 from tests.train.checkpoint import saving
-from tests.train.checkpoint.saving import GRIDS, Held
-from tests.train.layouts import CPU, Case
-
-# Each is saved once, and loaded under all of its row.
-PAIRS = {
-    "one": ("pp", "fsdp", "tp", "cp x dp, ep x etp"),
-    "pp": ("one", "tp", "fsdp"),
-    "dp": ("fsdp", "pp x tp"),
-    "fsdp": ("one", "dp", "tp", "pp x fsdp"),
-    "cp": ("ep",),
-    "tp": ("one", "fsdp", "etp"),
-    "ep": ("one", "cp", "etp"),
-    "etp": ("ep", "pp"),
-    "pp x tp": ("fsdp x tp, ep",),
-    "fsdp x tp, ep": ("one", "pp x fsdp", "cp x dp, ep x etp"),
-    "pp x fsdp": ("tp",),
-    "cp x dp, ep x etp": ("one", "pp x tp"),
-}
+from tests.train.checkpoint.saving import GRIDS, PAIRS, Held
+from tests.train.layouts import Case
 
 
 def run(pool: Pool, task: Any, name: str, folder: Path, **spec: Any) -> list[Any]:
@@ -63,58 +40,6 @@ def test_a_checkpoint_is_read_under_another_layout(pool: Pool, tmp_path: Path, n
 def test_enough_pairs_are_tried_and_each_axis_on_both_sides() -> None:
     assert sum(map(len, PAIRS.values())) >= 20
     assert PAIRS.keys() == GRIDS.keys() == {name for names in PAIRS.values() for name in names}
-
-
-def steps(case: Case, passes: Passes, optimizers: Optimizers, parts: Any, which: range) -> list[float]:
-    found = []
-    for step in which:
-        batches = [layouts.take(layouts.batch(case, step), ids) for ids in parts(np.arange(case.rows))]
-        result = train_step(
-            passes, optimizers, CrossEntropy(), batches, step=step, rate=1e-3, clip=1.0, z_loss=case.z_loss
-        )
-        found += [result.loss, result.grad_norm]
-    return found
-
-
-def trained(rank: int, groups: Groups, request: tuple[Case, Path, int, int]) -> list[float]:
-    """From step `begin` (whose checkpoint is there, unless it is 0) to `end`, which is saved."""
-    case, folder, begin, end = request
-    held = Held(rank, case, folder)
-    if begin:
-        held.checkpointer.load(begin, held.state)
-
-    def parts(ids: np.ndarray) -> list[np.ndarray]:
-        data = held.world.data
-        return split(split(ids, data.size)[data.index], case.layout.parts)
-
-    found = steps(case, held.passes, held.optimizers, parts, range(begin, end))
-    held.checkpointer.save(end, held.state, {})
-    return found
-
-
-def test_training_goes_on_under_another_layout_as_in_one_process(pool: Pool, tmp_path: Path) -> None:
-    """Two steps under each of some layouts, one after the other."""
-    go_on(pool, tmp_path, ["fsdp", "tp", "pp"], 2)
-
-
-@pytest.mark.long
-def test_training_goes_on_for_twenty_steps_under_each_layout(pool: Pool, tmp_path: Path) -> None:
-    go_on(pool, tmp_path, list(GRIDS), 20)
-
-
-def go_on(pool: Pool, folder: Path, names: list[str], each: int) -> None:
-    alone = saving.case("one")
-    decoder = layouts.model(alone)
-    passes, optimizers = OnePass(decoder, decoder, CPU, "fp32"), Optimizers(decoder, layouts.config(alone))
-    done = 0
-    for name in names:
-        expected = steps(alone, passes, optimizers, lambda ids: [ids], range(done, done + each))
-        case = saving.case(name)
-        grid = case.layout.grid
-        for found in pool.run(trained, grid.size, (case, folder, done, done + each), grid):
-            # Sums in another order: float64 leaves 1e-16 of each, and Adam's quotients some more.
-            assert found == pytest.approx(expected, rel=1e-12), name
-        done += each
 
 
 def refused(rank: int, groups: Groups, request: tuple[Case, Path]) -> str:

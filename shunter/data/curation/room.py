@@ -1,0 +1,122 @@
+"""What a barrier settles with: keys of all chunks that lie on disk, and a bound on what it holds in memory.
+
+Keys are read one file at a time, as a corpus may have more chunks than a process may have files. A
+settlement sorts them in parts, each of a range of their values, so that a part fits; arrays of a row a
+document lie in files when they are greater than what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+MB = 1_000_000
+SMALL = 4096  # bytes of a file that is read rather than mapped
+BLOCK = 1 << 17  # rows of a large array that are worked on at once
+
+
+class Room:
+    """At most about `size` bytes at once; None: no bound. What is larger lies in `folder`."""
+
+    def __init__(self, folder: Path | None = None, size: int | None = None) -> None:
+        assert size is None or folder is not None, "what does not fit must go somewhere"
+        self.folder, self.size = folder, size
+
+    def parts(self, count: int, each: int) -> int:
+        """In how many parts `count` things of `each` bytes fit half of the room; a power of two."""
+        half = None if self.size is None else max(self.size // 2, 1)
+        if half is None or count * each <= half:
+            return 1
+        return 1 << (-(-count * each // half) - 1).bit_length()
+
+    def array(self, name: str, count: int, dtype: Any, away: bool = False) -> np.ndarray:
+        """Zeros, in memory or in a file of this name. A sixteenth of the room may be one array in memory.
+
+        away: it is one of many, so it goes to a file whatever its size.
+        """
+        kind = np.dtype(dtype)
+        if self.size is None or not count or (count * kind.itemsize <= self.size // 16 and not away):
+            return np.zeros(count, kind)
+        assert self.folder is not None
+        path = self.folder / f"settled.{name}.bin"
+        path.unlink(missing_ok=True)  # a new file is full of zeros
+        return np.memmap(path, kind, "w+", shape=(count,))
+
+    def whole(self, name: str, column: Any, dtype: Any) -> np.ndarray:
+        """A column of keys as one array."""
+        whole = self.array(name, sum(map(len, parts_of(column))), dtype)
+        begin = 0
+        for part in parts_of(column):
+            whole[begin : begin + len(part)] = part
+            begin += len(part)
+        return whole
+
+
+def blocks(count: int) -> Iterator[slice]:
+    """Rows, so many at once that an expression over them is no large array."""
+    for begin in range(0, count, BLOCK):
+        yield slice(begin, min(begin + BLOCK, count))
+
+
+def inside(values: np.ndarray, part: int, parts: int) -> np.ndarray:
+    """int64: the places of uint64 values in one of as many equal ranges (a power of two)."""
+    if parts == 1:
+        return np.arange(len(values))
+    shift = np.uint64(64 - (parts.bit_length() - 1))
+    return np.flatnonzero(values >> shift == np.uint64(part))
+
+
+class Columns(Mapping[str, "Column"]):
+    """Keys of all chunks of a stage, by name. room: what a settlement of them may hold."""
+
+    def __init__(self, folder: Path, chunks: int, room: Room | None = None) -> None:
+        self._folder, self._chunks = folder, chunks
+        self.room = room or Room()
+
+    def __getitem__(self, name: str) -> Column:
+        return Column([self._folder / f"{number:06}.{name}.npy" for number in range(self._chunks)])
+
+    def __iter__(self) -> Iterator[str]:
+        paths = self._folder.glob("000000.*.npy") if self._chunks else ()
+        return iter(sorted(path.name.split(".")[1] for path in paths))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Column:
+    """Arrays one after another; all of them are read when asked for as one. One file is open at a time."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """The arrays, each mapped while it is looked at."""
+        for path in self._paths:
+            mapped: Literal["r"] | None = "r" if path.stat().st_size > SMALL else None
+            yield np.load(path, mmap_mode=mapped)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Of each array the same columns (`[:, n]`), one after another."""
+        parts = [np.array(part[key]) for part in self.parts()]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        whole = np.concatenate([np.array(part) for part in self.parts()]) if self._paths else np.zeros(0)
+        return whole if dtype is None else whole.astype(dtype)
+
+
+def room_of(keys: Any) -> Room:
+    """What a settlement of these keys may hold; of plain arrays, as tests have them, anything."""
+    return keys.room if isinstance(keys, Columns) else Room()
+
+
+def parts_of(column: Any) -> Iterator[np.ndarray]:
+    """The arrays of a column, or the one that is given."""
+    if isinstance(column, Column):
+        yield from column.parts()
+    else:
+        yield np.asarray(column)

@@ -1,0 +1,119 @@
+"""Stretches of 50 words or more that stand earlier in the corpus are cut out (Lee et al. 2021, arXiv
+2107.06499, section 4.1: exact substrings of 50 tokens; RefinedWeb, arXiv 2306.01116, section G.2.3).
+
+A stretch of n words is a repeat exactly when each of its windows of 50 is one, so windows are compared, not
+suffixes: each has a 64-bit hash, and equal hashes are found by sorting. Windows never reach over the ends of
+documents. Tokens here are words of `Pages`; the paper's are of its byte-pair vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from shunter.data.curation.operators import Barrier, Keys, Verdicts
+from shunter.data.curation.pages import Pages
+
+SORTED_AT_ONCE = 1 << 24  # windows: with their places 24 bytes each while they are sorted
+
+
+class RepeatedStretches(Barrier):
+    """Keeps the first of equal stretches of words and cuts out the others; a document with little left goes.
+
+    8 bytes a word on disk; in memory one byte a word and, pass by pass over ranges of hashes, 400 MB.
+    """
+
+    kind: Literal["repeated-stretches"] = Field(
+        "repeated-stretches", description="Exact duplicates of stretches of words over the whole corpus."
+    )
+    words: int = Field(50, ge=2, description="Words from which a stretch counts.")
+    min_left: float = Field(
+        0.25, ge=0, le=1, description="Documents of whose characters a smaller share is left go."
+    )
+
+    def keys(self, pages: Pages) -> Keys:
+        starts, rows = self._windows(pages)
+        return {"rows": rows, "hashes": pages.words.sequence.of(starts, starts + self.words)}
+
+    def _windows(self, pages: Pages) -> tuple[np.ndarray, np.ndarray]:
+        """int64: the first word of each window, and the number of windows of each document."""
+        first = pages.words.first
+        rows = np.maximum(np.diff(first) - self.words + 1, 0)
+        offsets = np.arange(int(rows.sum())) - np.repeat(np.cumsum(rows) - rows, rows)
+        return np.repeat(first[:-1], rows) + offsets, rows
+
+    def settle(self, keys: Mapping[str, Any]) -> Keys:
+        """again: bool per window, whether an equal one stands earlier."""
+        rows = np.asarray(keys["rows"])
+        total = int(rows.sum())
+        again = np.zeros(total, bool)
+        passes = max(1, -(-total // SORTED_AT_ONCE))
+        for number in range(passes):
+            hashes, places = _range(keys["hashes"], number, passes)
+            order = np.argsort(hashes, kind="stable")
+            values = hashes[order]
+            again[places[order[1:]][values[1:] == values[:-1]]] = True
+        return {"rows": rows, "again": again}
+
+    def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
+        words = pages.words
+        starts, _ = self._windows(pages)
+        # A word goes when one of the windows that it is in stands earlier.
+        edges = np.zeros(len(words) + 1, np.int64)
+        hits = starts[settled["again"]]
+        np.add.at(edges, hits, 1)
+        np.add.at(edges, hits + self.words, -1)
+        gone = np.cumsum(edges[:-1]) > 0
+        size = len(pages)
+        reason, left = np.full(size, -1, np.int16), np.ones(size)
+        texts: list[str] | None = None
+        stretches = characters = 0
+        for number in np.flatnonzero(words.sums(gone)).tolist():
+            text, found = self._without(pages, gone, number)
+            left[number] = len(text) / max(len(pages.texts[number]), 1)
+            if left[number] < self.min_left or not text:
+                reason[number] = 0
+                continue
+            stretches += found
+            characters += len(pages.texts[number]) - len(text)
+            texts = list(pages.texts) if texts is None else texts
+            texts[number] = text
+        counts = {"repeated stretches": stretches, "repeated characters": characters} if stretches else {}
+        limits = np.full(size, self.min_left)
+        return Verdicts(["little but repeats"], reason, left, limits, texts=texts, counts=counts)
+
+    def _without(self, pages: Pages, gone: np.ndarray, number: int) -> tuple[str, int]:
+        """A document without the words that go, and how many stretches these were."""
+        words, text, base = pages.words, pages.texts[number], int(pages.begins[number])
+        low, high = int(words.first[number]), int(words.first[number + 1])
+        marks = np.concatenate([[False], gone[low:high], [False]])
+        changes = np.flatnonzero(marks[1:] != marks[:-1])
+        pieces, at = [], 0
+        for begin, end in zip(changes[::2].tolist(), changes[1::2].tolist(), strict=True):
+            pieces.append(text[at : int(words.begins[low + begin]) - base].rstrip(" "))
+            at = int(words.ends[low + end - 1]) - base
+        pieces.append(text[at:])
+        return "".join(pieces).strip(), len(changes) // 2
+
+
+def _range(hashes: Any, number: int, passes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes of one of so many equal ranges, and their places among all."""
+    if passes == 1:
+        whole = np.asarray(hashes)
+        return whole, np.arange(len(whole))
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    begin = 0
+    for part in _parts(hashes):
+        # The upper 32 bits say the range: a product of these and `passes` cannot overflow.
+        inside = np.flatnonzero(((part >> np.uint64(32)) * np.uint64(passes)) >> np.uint64(32) == number)
+        found.append((part[inside], inside + begin))
+        begin += len(part)
+    return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
+
+
+def _parts(hashes: Any) -> Iterator[np.ndarray]:
+    """A chunk at a time, where they lie on disk."""
+    yield from hashes.parts() if hasattr(hashes, "parts") else [np.asarray(hashes)]

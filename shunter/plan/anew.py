@@ -1,0 +1,169 @@
+"""A plan made once more, when a run has told how long its steps take. Imports without torch.
+
+Galvatron's later versions adapt a plan to what is measured, without a published algorithm; here is one. A
+step's two parts set two coefficients, products and links, each by itself; what they do not explain is kept as
+a factor over all predictions, which orders no layouts but makes the next one's prediction honest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from shunter.cluster.cluster import Cluster
+from shunter.cluster.description import Description
+from shunter.config.errors import ShunterError
+from shunter.layout.grid import Grid
+from shunter.models.spec import DecoderSpec
+from shunter.plan.calibrate import LEAST, MOST, Run, coefficients_of, fit
+from shunter.plan.choices import Choices, Question
+from shunter.plan.fabric import Fabric
+from shunter.plan.plan import DEGREES, Plan, fingerprint
+from shunter.plan.practice import Coefficient, Coefficients, practice
+from shunter.plan.score import Prediction
+from shunter.plan.search import search
+from shunter.plan.strategies import AGAIN, ASIDE, KEEP
+
+GAIN = 0.05  # less than this share of a step is not worth another start
+HALVINGS = 24
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step under a plan. compute, communication: of the rank that computes longest, where known."""
+
+    seconds: float
+    compute: float | None = None
+    communication: float | None = None
+
+
+@dataclass(frozen=True)
+class Anew:
+    """plan: what to go on with. changed: whether it is another layout. before: seconds of a step so far."""
+
+    plan: Plan
+    changed: bool
+    before: float
+
+
+def cluster_of(plan: Plan) -> Cluster:
+    """The cluster that it was made for. Raises ShunterError for a plan that does not hold it: an earlier
+    version's, or one for some of its devices."""
+    found = None if plan.machine is None else Cluster.of(Description.model_validate(plan.machine))
+    if found is None or fingerprint(found) != plan.cluster_fingerprint:
+        raise ShunterError("the plan does not hold its cluster's description", mend="Plan again.")
+    return found
+
+
+def asked(plan: Plan, cluster: Cluster, coefficients: Coefficients | None = None) -> tuple[Question, Choices]:
+    """What it was an answer to, and its layout. coefficients: those that it rests on, or others."""
+    known = {name: Coefficient(each["value"], each["source"]) for name, each in plan.coefficients.items()}
+    question = Question(
+        DecoderSpec.model_validate(plan.model),
+        Fabric.of(plan.part_of(cluster)),
+        plan.batch,
+        plan.sequence,
+        practice(plan.practice),
+        coefficients or replace(coefficients_of(cluster), known=known),
+    )
+    grid = Grid(**{name: plan.layout[name] for name in DEGREES})
+    layout = plan.layout
+    choice = Choices.one(grid, plan.microbatch, plan.schedule, layout["chunks"], layout["recompute"])
+    return question, choice
+
+
+def strategies_of(plan: Plan) -> list[int] | None:
+    """Of its layers, where they are chosen one by one."""
+    if plan.layout["recompute"] != "layer" or "again" not in plan.layout:
+        return None
+    again, aside = set(plan.layout["again"]), set(plan.layout["offload"])
+    count = int(plan.model["num_layers"])
+    return [AGAIN if n in again else ASIDE if n in aside else KEEP for n in range(count)]
+
+
+def anew(plan: Plan, measured: Measured, source: str) -> Anew:
+    """The best plan by what was measured, or the same layout where none is better by GAIN.
+
+    source: said of what is fitted. Raises ShunterError where the plan does not hold its cluster.
+    """
+    cluster = cluster_of(plan)
+    question, choice = asked(plan, cluster)
+    run = Run("the run", question, choice, measured.seconds, tuple(plan.ranks), strategies_of(plan))
+    known = fitted(run, measured, source)
+    same = run.prediction(known)
+    factor = measured.seconds / same.seconds
+    whole = replace(question, fabric=Fabric.of(cluster), coefficients=known)
+    found = search(whole, top=1)
+    best = found.plans[0].prediction
+    if best.seconds > (1 - GAIN) * same.seconds or best.choice.settings(0) == choice.settings(0):
+        told = {name: asdict(value) for name, value in known.known.items()}
+        return Anew(replace(plan, **_times(same, factor), coefficients=told), False, measured.seconds)
+    new = Plan.of(found.question, cluster, best)
+    rate = new.tokens_per_second_per_device / factor, new.flops_per_device / factor, new.mfu / factor
+    new = replace(
+        new,
+        **_times(best, factor),
+        tokens_per_second_per_device=rate[0],
+        flops_per_device=rate[1],
+        mfu=rate[2],
+    )
+    return Anew(new, True, measured.seconds)
+
+
+def fitted(run: Run, measured: Measured, source: str) -> Coefficients:
+    """products by what was computed and links by what was sent, or products alone by the whole step."""
+    known = run.question.coefficients
+    if measured.compute is None or measured.communication is None:
+        return fit([run], ["products"], known, source)
+    for _ in range(2):  # a message hides behind what is computed, so that each moves the other a little
+        for name, wanted, part in (
+            ("products", measured.compute, _compute),
+            ("links", measured.communication, _communication),
+        ):
+            known = _met(run, known, name, wanted, part, source)
+    return known
+
+
+def _compute(found: Prediction) -> float:
+    return found.compute
+
+
+def _communication(found: Prediction) -> float:
+    return found.communication
+
+
+def _met(
+    run: Run,
+    known: Coefficients,
+    name: str,
+    wanted: float,
+    part: Callable[[Prediction], float],
+    source: str,
+) -> Coefficients:
+    """With the coefficient such that the part takes `wanted` seconds, as nearly as can be: by halving, as
+    each part falls where its coefficient rises. As it was where the part is nothing."""
+    if wanted <= 0 or part(run.prediction(known)) <= 0:
+        return known
+
+    def at(log: float) -> Coefficients:
+        return known.but(source, **{name: known[name] * math.exp(log)})
+
+    low, high = math.log(LEAST), math.log(MOST)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if part(run.prediction(at(middle))) > wanted:
+            low = middle
+        else:
+            high = middle
+    return at((low + high) / 2)
+
+
+def _times(found: Prediction, factor: float) -> dict[str, Any]:
+    return {
+        "step_seconds": found.seconds * factor,
+        "compute_seconds": found.compute * factor,
+        "communication_seconds": found.communication * factor,
+        "bubble_seconds": found.bubble * factor,
+    }

@@ -1,0 +1,189 @@
+"""A script from its first step to its last: metrics, checkpoints, requests to stop.
+
+The controller keeps no weights. A checkpoint is those of the roles that learn, each in its own folder, and
+last a small file that says which step they are of: what is newer than that file is done anew.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from shunter.config.errors import ShunterError
+from shunter.post.config import RlHow
+from shunter.post.reinforce import MOMENTS, SHOWN
+from shunter.post.roles import scripts
+from shunter.post.roles.flow import Flow, Future
+from shunter.post.roles.placement import Placement
+from shunter.post.roles.rows import strings
+from shunter.post.roles.stage import Play, stage
+from shunter.recipe.job import Stopped
+from shunter.record.track import open_trackers
+from shunter.train.loop import Place
+
+STATE = "placed.json"
+
+
+@dataclass
+class Told:
+    """What a run has to tell. done: steps. moved: bytes from worker to worker, control: to and from the
+    controller, both of this attempt."""
+
+    done: int = 0
+    rewards: list[float] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    most_gap: float = 0.0
+    skipped: int = 0
+    moved: int = 0
+    control: int = 0
+
+
+def rehearsed(play: Play, placement: Placement, how: RlHow, place: Place) -> Told:
+    """Run a play; the model that was learnt stands in `written` of the work folder then. Raises Stopped after
+    saving on request."""
+    assert how.placement is not None
+    workers = sum(placement.pools.values())
+    # Where bits must be the same for any number of processes, so must be the threads of each.
+    cores = len(os.sched_getaffinity(0))
+    threads = how.threads or (1 if how.deterministic else max(1, cores // workers))
+    tracker = open_trackers(how.track, place.log / "track", place.name, play.train.model_dump(mode="json"))
+    try:
+        with Flow(
+            placement.pools, place.work, backend=how.placement.backend, timeout=how.placement.timeout,
+            threads=threads, exact=how.deterministic,
+        ) as flow:  # fmt: skip
+            return _Run(flow, play, placement, how, place, tracker).whole()
+    finally:
+        tracker.close()
+
+
+class _Run:
+    def __init__(
+        self, flow: Flow, play: Play, placement: Placement, how: RlHow, place: Place, tracker: Any
+    ) -> None:
+        self.flow, self.play, self.how, self.place, self.tracker = flow, play, how, place, tracker
+        assert how.placement is not None
+        self.parts = how.placement.parts
+        self.cast = stage(flow, placement, play, parts=self.parts)
+        self.learners = [role for role in (self.cast.actor, self.cast.critic) if role is not None]
+        self.script = scripts.ppo if play.policy.algorithm == "ppo" else scripts.grpo
+        self.updates = scripts.Updates(play.policy.epochs, play.policy.updates)
+        self.file = place.work / STATE
+        self.told = Told()
+        self.since: dict[str, list[float]] = {}
+
+    def whole(self) -> Told:
+        self._resume()
+        steps = self.play.train.steps
+        while self.told.done < steps:
+            self._heed()
+            number = self.told.done
+            (step,) = self.script(self.cast, range(number, number + 1), self.updates)
+            self.flow.wait()
+            values = self._values(step)
+            self._keep(number, step)
+            self.told.done += 1
+            for name, value in values.items():
+                self.since.setdefault(name, []).append(value)
+            last = self.told.done == steps
+            if last or self.told.done % self.how.log_every == 0:
+                self._log()
+            self.place.events.progress(self.told.done, steps, "steps", reward=values["rl/reward"])
+            if last or self.told.done % self.how.checkpoint_every == 0:
+                self._save()
+        self.cast.actor.write(folder=str(self.place.work / "written")).wait()
+        self.told.moved, self.told.control = self.flow.moved, self.flow.count.control
+        return self.told
+
+    def _values(self, step: Mapping[str, Future]) -> dict[str, float]:
+        actor, graded = step["actor"].told(), step["reward"].told()
+        self.told.rewards.append(graded["reward"])
+        self.told.most_gap = max(self.told.most_gap, actor.get("max_gap", 0.0))
+        self.told.skipped += actor.get("updated") == 0.0
+        found = {f"rl/{name}": value for name, value in {**graded, **actor}.items() if name != "grad_norm"}
+        if "grad_norm" in actor:
+            found["train/grad_norm"] = actor["grad_norm"]
+        if "critic" in step:
+            found |= {
+                f"rl/{name}": value for name, value in step["critic"].told().items() if name[:5] == "value"
+            }
+        return {**found, "rl/staleness": 0.0, "rl/moved_mb": self.flow.moved / 1e6}
+
+    def _log(self) -> None:
+        means = {}
+        for name, values in self.since.items():
+            finite = [value for value in values if math.isfinite(value)]
+            if finite:
+                means[name] = max(finite) if "/max_" in name else sum(finite) / len(finite)
+            if len(finite) < len(values):  # in no mean, but seen
+                means["train/not_finite"] = means.get("train/not_finite", 0.0) + len(values) - len(finite)
+        self.place.events.metrics(self.told.done, **means)
+        self.tracker.metrics(self.told.done, means)
+        self.since = {}
+
+    def _keep(self, number: int, step: Mapping[str, Future]) -> None:
+        """Answers of five steps, for people to read; fetched, so they pass through this process."""
+        steps = self.play.train.steps
+        if number not in {round(i * (steps - 1) / max(1, MOMENTS - 1)) for i in range(MOMENTS)}:
+            return
+        asked, graded = step["asked"].fetch(), step["reward"].fetch()
+        for at in range(min(SHOWN, len(asked))):
+            row = at * graded.unit
+            self.told.samples.append(
+                {
+                    "task": f"step {number + 1}",
+                    "id": strings([asked["id"][at]])[0],
+                    "model": self.place.name,
+                    "prompt": strings([asked["text"][at]])[0],
+                    "response": strings([graded["text"][row]])[0],
+                    "target": strings([asked["target"][at]])[0],
+                    "score": float(graded["reward"][row][0]),
+                }
+            )
+
+    def _save(self) -> None:
+        saved = [role.save(step=self.told.done) for role in self.learners]
+        for future in saved:
+            future.wait()
+        state = {**asdict(self.told), "since": self.since, "parts": self.parts, "version": 1}
+        aside = self.file.with_suffix(".tmp")
+        with aside.open("w", encoding="utf-8") as file:
+            json.dump(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, self.file)
+
+    def _resume(self) -> None:
+        if not self.file.exists():
+            for role in self.learners:
+                role.forget(after=-1).wait()
+            return
+        state = json.loads(self.file.read_text(encoding="utf-8"))
+        if state.pop("version") != 1:
+            raise ShunterError("this state is of another version of shunter", where=str(self.file))
+        if (parts := state.pop("parts")) != self.parts:
+            raise ShunterError(
+                f"the actor was kept in {parts} parts and is to go on in {self.parts}",
+                where="how.placement.parts",
+                mend=f"Set it to {parts}, or run the job anew with --redo.",
+            )
+        self.since = state.pop("since")
+        self.told = Told(**state)
+        for role in self.learners:
+            role.forget(after=self.told.done).wait()
+            role.restore(step=self.told.done)
+        self.flow.wait()
+        self.place.events.write("resume", step=self.told.done)
+
+    def _heed(self) -> None:
+        if self.place.control.stop_requested():
+            self._save()
+            self.place.events.write("saved", step=self.told.done, why="stop")
+            raise Stopped
+        if self.place.control.take_save_request():
+            self._save()
+            self.place.events.write("saved", step=self.told.done, why="request")

@@ -1,0 +1,120 @@
+"""Algorithms as scripts of a few lines over roles. Each is run by one process, and yields what a step tells.
+
+A script knows neither how many processes there are nor who shares which: that is the placement's. What it
+calls returns at once, so roles on different pools work side by side as far as their inputs let them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shunter.post.roles.flow import Future, Group
+
+Step = Mapping[str, Future]
+
+
+@dataclass
+class Cast:
+    """The roles of a script; a script needs some of them."""
+
+    prompts: Any
+    actor: Any
+    judge: Any
+    reward: Any
+    reference: Any = None
+    critic: Any = None
+    cost: Any = None
+    cost_critic: Any = None
+
+    @classmethod
+    def of(cls, groups: Mapping[str, Group]) -> Cast:
+        """By their names."""
+        return cls(**{name: group for name, group in groups.items() if name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Updates:
+    """How often a step's answers are learnt from: `epochs` times, in `parts` parts with an update each."""
+
+    epochs: int = 1
+    parts: int = 1
+
+    def of(self, role: Any, judged: Future, step: int) -> Future:
+        """All updates of a role; the first of them, which sees the weights that wrote."""
+        calls = [
+            role.update(judged, step=step, epoch=epoch, part=part, parts=self.parts)
+            for epoch in range(self.epochs)
+            for part in range(self.parts)
+        ]
+        first: Future = calls[0]
+        return first
+
+
+ONCE = Updates()
+
+
+def grpo(cast: Cast, steps: range, updates: Updates = ONCE) -> Iterator[Step]:
+    """Group-relative advantages, and those of all algorithms without a value model (arXiv 2402.03300)."""
+    for step in steps:
+        asked = cast.prompts.take(step=step)
+        written = cast.actor.generate(asked, step=step)
+        far = cast.reference.logprobs(written)
+        graded = cast.reward.grade(asked, written)
+        judged = cast.judge.advantages(written, graded, far)
+        learnt = updates.of(cast.actor, judged, step)
+        yield {"actor": learnt, "reward": graded, "written": written, "asked": asked}
+
+
+def ppo(cast: Cast, steps: range, updates: Updates = ONCE) -> Iterator[Step]:
+    """Advantages from a value model (arXiv 1707.06347, with the penalty of 2203.02155 in the reward)."""
+    for step in steps:
+        asked = cast.prompts.take(step=step)
+        written = cast.actor.generate(asked, step=step)
+        far = cast.reference.logprobs(written)
+        values = cast.critic.values(written)
+        graded = cast.reward.grade(asked, written)
+        judged = cast.judge.advantages(written, graded, far, values)
+        critic = updates.of(cast.critic, judged, step)
+        learnt = updates.of(cast.actor, judged, step)
+        yield {"actor": learnt, "critic": critic, "reward": graded, "written": written, "asked": asked}
+
+
+def remax(cast: Cast, steps: range, updates: Updates = ONCE) -> Iterator[Step]:
+    """The likeliest answer's reward as a baseline, in place of a value model (arXiv 2310.10505)."""
+    for step in steps:
+        asked = cast.prompts.take(step=step)
+        written = cast.actor.generate(asked, step=step)
+        likeliest = cast.actor.generate(asked, step=step, greedy=True)
+        far = cast.reference.logprobs(written)
+        base = cast.reward.grade(asked, likeliest)
+        graded = cast.reward.grade(asked, written)
+        judged = cast.judge.above_greedy(written, graded, base, far)
+        learnt = updates.of(cast.actor, judged, step)
+        yield {"actor": learnt, "reward": graded, "written": written, "asked": asked}
+
+
+def safe(cast: Cast, steps: range, *, limit: float, rate: float, weight: float = 1.0) -> Iterator[Step]:
+    """PPO with a cost whose mean is to stay below `limit`; its weight grows while it does not."""
+    for step in steps:
+        asked = cast.prompts.take(step=step)
+        written = cast.actor.generate(asked, step=step)
+        far = cast.reference.logprobs(written)
+        values, costs = cast.critic.values(written), cast.cost_critic.values(written)
+        graded, costly = cast.reward.grade(asked, written), cast.cost.grade(asked, written)
+        judged = cast.judge.safe(written, graded, costly, far, values, costs, weight=weight)
+        critic = cast.critic.update(judged, step=step)
+        cost_critic = cast.cost_critic.update(cast.judge.cost(judged), step=step)
+        learnt = cast.actor.update(judged, step=step)
+        yield {
+            "actor": learnt,
+            "critic": critic,
+            "cost_critic": cost_critic,
+            "reward": graded,
+            "cost": costly,
+        }
+        weight = max(0.0, weight + rate * (costly.told()["reward"] - limit))
+
+
+SCRIPTS = {"grpo": grpo, "ppo": ppo, "remax": remax}

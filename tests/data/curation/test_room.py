@@ -1,0 +1,136 @@
+"""A settlement is the same in any room, and stays within it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shunter.data.curation.firsts import Firsts
+from shunter.data.curation.minhash import NearDuplicates
+from shunter.data.curation.operators import Barrier, Keys
+from shunter.data.curation.pages import Pages, mixed
+from shunter.data.curation.paragraphs import RepeatedParagraphs
+from shunter.data.curation.room import Columns, Room
+
+WORDS = "the ship of state sails on over calm and rough water to that shore with all".split()  # noqa: SIM905
+
+
+def texts_of(seed: int) -> list[str]:
+    """Many copies, whole and in part."""
+    draw = np.random.default_rng(seed)
+    lines = [" ".join(draw.choice(WORDS, 9)) + "." for _ in range(12)]
+    return ["\n\n".join(draw.choice(lines, int(draw.integers(0, 5)))) for _ in range(40)]
+
+
+def keys_in(folder: Path, operator: Barrier, parts: list[list[str]], room: int) -> Columns:
+    """The keys of chunks, as workers write them."""
+    begin = 0
+    for number, texts in enumerate(parts):
+        keys = {**operator.keys(Pages(texts)), "number": np.arange(begin, begin + len(texts)) * 3}
+        for name, values in keys.items():
+            np.save(folder / f"{number:06}.{name}.npy", values)
+        begin += len(texts)
+    return Columns(folder, len(parts), Room(folder, room))
+
+
+@pytest.mark.parametrize("make", [NearDuplicates, lambda: RepeatedParagraphs(min_left=0.7)])
+@given(st.integers(0, 1000), st.integers(4, 50), st.sampled_from([500, 4000]))
+@settings(max_examples=3, deadline=None)
+def test_any_room_gives_the_same(
+    tmp_path_factory: pytest.TempPathFactory, make: Callable[[], Barrier], seed: int, size: int, room: int
+) -> None:
+    operator, texts = make(), texts_of(seed)
+    folder = tmp_path_factory.mktemp("keys")
+    whole: Keys = {**operator.keys(Pages(texts)), "number": np.arange(len(texts)) * 3}
+    expected = operator.settle(whole)
+    parts = [texts[at : at + size] for at in range(0, len(texts), size)]
+    found = operator.settle(keys_in(folder, operator, parts, room))
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values), name
+    assert any(folder.glob("settled.*"))
+
+
+def test_no_document_at_all(tmp_path: Path) -> None:
+    for operator in (NearDuplicates(), RepeatedParagraphs()):
+        settled = operator.settle(keys_in(tmp_path, operator, [], 1))
+        assert all(not len(values) for values in settled.values())
+
+
+def peak(work: Callable[[], Any]) -> int:
+    """Most bytes that it holds at once."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_does_not_fit_lies_on_disk(tmp_path: Path) -> None:
+    """Ten times the documents in one room: memory stays below it. Without a bound it grows with them."""
+    draw = np.random.default_rng(0)
+    room, peaks = 6_000_000, {}
+    for count in (40_000, 400_000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(10):
+            rows = count // 10
+            keys = {
+                "digests": np.asfortranarray(
+                    mixed(draw.integers(0, count // 2, (rows, 2)).astype(np.uint64))
+                ),
+                "signed": np.ones(rows, bool),
+                "number": np.arange(number * rows, (number + 1) * rows),
+            }
+            for name, values in keys.items():
+                np.save(folder / f"{number:06}.{name}.npy", values)
+        operator = NearDuplicates(buckets=2)
+        peaks[count] = [
+            peak(lambda: operator.settle(Columns(folder, 10, Room(folder, room)))),  # noqa: B023
+            peak(lambda: operator.settle(Columns(folder, 10))),  # noqa: B023
+        ]
+    assert peaks[40_000][0] <= room
+    assert peaks[400_000][0] <= 2 * room
+    assert peaks[400_000][1] > 4 * room
+
+
+@given(st.lists(st.integers(0, 60), max_size=200))
+@settings(max_examples=30, deadline=None)
+def test_the_first_with_a_digest(tmp_path_factory: pytest.TempPathFactory, values: list[int]) -> None:
+    """A dictionary of three and the rest in files, as if all were in one dictionary."""
+    firsts = Firsts(tmp_path_factory.mktemp("firsts"), most=3, bits=8)
+    known: dict[int, int] = {}
+    for number, value in enumerate(values):
+        digest = hashlib.blake2b(bytes([value]), digest_size=16).digest()
+        assert firsts.add(digest, number) == known.get(value)
+        known.setdefault(value, number)
+
+
+def test_digests_of_one_first_half_are_told_apart(tmp_path: Path) -> None:
+    firsts = Firsts(tmp_path, most=2, bits=8)
+    digests = [bytes(8) + bytes([n]) * 8 for n in range(9)]
+    assert [firsts.add(digest, n) for n, digest in enumerate(digests)] == [None] * 9
+    assert [firsts.add(digest, 99) for digest in digests] == list(range(9))
+
+
+def test_a_corpus_has_more_chunks_than_a_process_may_open_files(tmp_path: Path) -> None:
+    for number in range(200):
+        np.save(tmp_path / f"{number:06}.key.npy", np.full((1000, 2), number))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    try:
+        column = np.asarray(Columns(tmp_path, 200)["key"])[:, 0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert column.tolist() == np.repeat(np.arange(200), 1000).tolist()

@@ -1,0 +1,65 @@
+"""The workers that tests share: what one layout opens, the next ones use, and nothing grows.
+
+Process groups cost a process sockets and threads, and gloo gives few of them back. What this cannot show:
+what NCCL keeps, and memory of the device.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import numpy as np
+import pytest
+
+from shunter.parallel.mesh import Groups
+from shunter.train.pipeline import LaidOutPasses
+from shunter.train.shares import split
+from shunter.train.world import World
+from tests.parallel.pool import GROUPS, Pool
+from tests.train import layouts
+from tests.train.layouts import CPU, Case
+
+
+def opened(rank: int, groups: Groups, argument: None) -> tuple[int, int]:
+    """Descriptors and threads of this worker."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+
+def pass_through(rank: int, groups: Groups, case: Case) -> None:
+    """The layout is made anew, and one gradient under it."""
+    parallel = case.layout
+    world = World.create(parallel.grid, rank, CPU, GROUPS)
+    passes = LaidOutPasses(layouts.model(case), parallel, world, case.length, optimizer=case.optimizer)
+
+    def parts(ids: np.ndarray) -> list[np.ndarray]:
+        return split(split(ids, world.data.size)[world.data.index], parallel.parts)
+
+    layouts.gradients(case, passes, parts)
+
+
+def stays(pool: Pool, cases: list[Case]) -> None:
+    """Groups of all cases are made beforehand, and some layouts of all workers are tried: threads that torch
+    starts once come with the first backward and the first sharded weights."""
+    grids = [case.layout.grid for case in cases]
+    pool.run(opened, pool.size, None, *grids)
+    for case in sorted(cases, key=lambda case: -case.layout.grid.size)[:8]:
+        pool.run(pass_through, case.layout.grid.size, case, case.layout.grid)
+    before = pool.run(opened, pool.size)
+    for case in cases:
+        pool.run(pass_through, case.layout.grid.size, case, case.layout.grid)
+    assert pool.run(opened, pool.size) == before
+
+
+def test_thirty_layouts_leave_descriptors_and_threads_as_they_were(pool: Pool) -> None:
+    stays(pool, layouts.drawn(30, (2, 3, 4)))
+
+
+@pytest.mark.long
+def test_two_hundred_layouts_leave_them_as_they_were() -> None:
+    workers = Pool(8)
+    try:
+        stays(workers, layouts.drawn(200, (2, 3, 4, 6, 8, 8)))
+    finally:
+        workers.close()
