@@ -45,7 +45,8 @@ def test_rounding_lets_nothing_overlap() -> None:
     for begin, length in ((1.09, 2.21), (0.23, 1.7), (1.01, 3.95), (0.46, 1.12)):
         end = begin + length
         assert end - (end - begin) < begin
-        _, timeline = split([Rank(0.0, 10.0, (Call("collective", "g", 0, begin, end),))])
+        calls = Call("collective", "g", 0, 0.0, begin), Call("collective", "g", 1, begin, end)
+        _, timeline = split([Rank(0.0, 10.0, calls)])
         assert not timeline.overlaps()
 
 
