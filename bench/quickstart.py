@@ -60,6 +60,7 @@ def verdicts(result: dict[str, Any]) -> dict[str, bool | None]:
     base, chat = result["scores"]["base"], result["scores"]["chat"]
     xz = base["heldout"]["baseline"]["value"]
     gain = next(each for each in result["comparisons"] if each["task"] == "arithmetic")
+    learnt = next(each for each in result["comparisons"] if each["task"] == "even or odd")
     busy = result["others"] > 0.05 or result["cores"] != CORES
     peak = max(job["peak_bytes"] for job in result["jobs"].values())
     return {
@@ -69,6 +70,7 @@ def verdicts(result: dict[str, Any]) -> dict[str, bool | None]:
         "base": base["heldout"]["value"] <= min(GOALS["bits_per_byte"], GOALS["of_xz"] * xz),
         "chat_below_xz": chat["heldout"]["high"] < xz,
         "arithmetic": gain["low"] > 0,
+        "practice": learnt["low"] > 0,
     }
 
 
@@ -88,6 +90,7 @@ def main() -> int:
         store = Store(folder)
         jobs = jobs_of(store, json.loads(done.stdout))
         models, comparisons = scores_of(store, "scores")
+        practised, gains = scores_of(store, "practice")
         environment = store.get("scores").manifest.attempts[-1]["environment"]
     result: dict[str, Any] = {
         "what": "the whole quickstart in one process, in a store of its own",
@@ -99,7 +102,8 @@ def main() -> int:
         "goals": GOALS,
         "jobs": jobs,
         "scores": models,
-        "comparisons": comparisons,
+        "comparisons": [*comparisons, *gains],
+        "practice": practised,
     }
     result["kept"] = verdicts(result)
     print(f"{'job':<12}{'s':>8}{'CPU s':>8}{'MB':>7}")

@@ -22,7 +22,7 @@ SUMS = "preferences by sums"
 
 def _arms(seed: int, short: bool) -> Mapping[str, Sequence[str]]:
     size = [
-        "jobs.early.train.steps=6", "jobs.early.train.warmup=2", "jobs.sft.train.steps=3",
+        "jobs.early.train.steps=40", "jobs.early.train.warmup=2", "jobs.sft.train.steps=3",
         "jobs.pairs.sampled.count=60", "jobs.dpo.train.steps=2", "jobs.dpo.train.warmup=0",
         "jobs.rlvr.train.steps=2", "jobs.rlvr.train.warmup=0",
     ]  # fmt: skip

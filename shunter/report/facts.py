@@ -65,6 +65,11 @@ class Facts:
         """Jobs whose finished artefact has this type."""
         return [job for job in self.jobs if job.type == kind and job.path is not None]
 
+    def with_answers(self) -> list[JobFacts]:
+        """Jobs that kept answers for people to read: evaluations, and trainings by rewards at some steps."""
+        learnt = [job for job in self.jobs if job.kind == "rl" and job.path is not None]
+        return [*self.of_type("scores"), *learnt]
+
 
 def from_artefact(artefact: Artefact, *, reused: bool = False) -> JobFacts:
     """Facts of a finished job, from its manifest alone."""

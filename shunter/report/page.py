@@ -53,7 +53,7 @@ def arrange(facts: Facts) -> dict[str, Any]:
     """All that the template shows. Reads the artefacts; what fails is named in `facts.problems`."""
     scores = [(job, read_scores(job, facts.problems)) for job in facts.of_type("scores")]
     tables = [score_section(job.name, found) for job, found in scores if found.scores or found.pairs]
-    samples, samples_note = read_samples(facts.of_type("scores"), facts.problems)
+    samples, samples_note = read_samples(facts.with_answers(), facts.problems)
     groups = group_curves(facts.jobs)
     pipelines = describe_pipelines(facts.jobs, facts.problems)
     plans = describe_plans(facts.jobs, facts.problems)
