@@ -67,7 +67,7 @@ def plays(made: tuple[Path, Path]) -> Mapping[str, tuple[Play, Any, dict[str, An
     }
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "remax", "safe"])
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "remax", pytest.param("safe", marks=pytest.mark.long)])
 def test_four_placements_of_one_script_give_the_same_bits(
     flow: Flow, made: tuple[Path, Path], algorithm: str, tmp_path: Path
 ) -> None:
@@ -81,6 +81,7 @@ def test_four_placements_of_one_script_give_the_same_bits(
         assert run(flow, Placement(POOLS, where), what, script, f"{algorithm} {name} ", **more) == expected
 
 
+@pytest.mark.long
 def test_a_placement_that_the_mapper_chose_gives_them_too(made: tuple[Path, Path], tmp_path: Path) -> None:
     class Even:
         """Roles whose work does not get faster with more devices: they are best apart."""
