@@ -13,6 +13,7 @@ from shunter.data import article
 
 INSIDE = 0.9  # of the walk's words that resiliparse must have, for its text to be taken
 COVERED = 0.8  # of resiliparse's words that the walk must have
+LONG = 1 << 21  # characters from which `fast` asks no other: the walk is linear in time, others may not be
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ def extract(html: str, method: str) -> Extracted:
     """The main text of a page. method:
 
     fast: `article.main_text`, where it is sure and resiliparse agrees; else trafilatura-precise, if that
-    finds a text.
+    finds a text. Of very long pages the first alone.
     resiliparse: `extract_plain_text(main_content=True)`, without lists' marks, forms and links.
     trafilatura: with its defaults but comments; trafilatura-precise: with favor_precision, as FineWeb2 does.
     """
     if method == "fast":
         found = article.main_text(html)
+        if len(html) > LONG:
+            return Extracted(found.text, "fast")
         if found.sure and _agree(found.text, _guarded("resiliparse", html).text):
             return Extracted(found.text, "fast")
         other = _guarded("trafilatura-precise", html)

@@ -78,6 +78,7 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
         room=room,
         seed=config.seed,
         task=config.task,
+        prefix=taught.prefix(config.rewards, context.base),
         reward_model=context.one("reward_model").path if config.reward_model else None,
         unfinished=config.unfinished,
         stops=sorted({*Tokenizer.load(folder).stop_ids, *stops(folder)}),

@@ -48,6 +48,7 @@ LAYOUTS: Mapping[str, tuple[Mapping[str, int], str, int, str, int]] = {
     "tp 2, four parts": ({"tp": 2}, "1f1b", 1, "none", 4),
 }
 FITTED = ("dp 2", "tp 2")
+BLOCK = 4 << 20  # bytes
 WARM = 3  # steps that are not counted
 WATCHED = 4  # step that is recorded; in the next one, what is alive is counted
 
@@ -102,7 +103,8 @@ def _alive(arm: Arm) -> int | None:
 
 
 def counted(name: str) -> int:
-    """What `shunter layout` says of the fullest rank."""
+    """What `shunter layout` says of the fullest rank, and the room that the head works in: logits of a
+    micro-batch, and a block of them (`models.head.BLOCK_ELEMENTS`) where its vocabulary is not cut."""
     from shunter.train.config import Parallel
     from shunter.train.layout_describe import describe
     from shunter.train.layout_parts import Plan
@@ -111,8 +113,12 @@ def counted(name: str) -> int:
     written: dict[str, Any] = {**degrees, "schedule": schedule, "microbatches": parts}
     written |= {"recompute": recompute != "none", "chunks": chunks if chunks > 1 else None}
     parallel = Parallel.model_validate(written).settled(ROWS, ROWS)
-    laid = describe(Plan.make(spec(), parallel, LENGTH, ROWS), "adamw", {})
-    return max(rank.total for rank in laid.ranks)
+    plan = Plan.make(spec(), parallel, LENGTH, ROWS)
+    logits = 4 * plan.tokens * spec().vocab_size // parallel.tp
+    head = logits + (BLOCK if parallel.tp == 1 else logits)
+    last = plan.order.placement[-1]
+    ranks = describe(plan, "adamw", {}).ranks
+    return max(rank.total + (head if rank.place.get("pp", 0) == last else 0) for rank in ranks)
 
 
 def predictions(measured: Mapping[str, float]) -> dict[str, float]:

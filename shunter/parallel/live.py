@@ -4,6 +4,7 @@ allocator."""
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,16 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts storages that operations make, until they are let go. now, peak: bytes."""
+    """Counts storages that operations make, until they are let go. now, peak: bytes.
 
-    def __init__(self) -> None:
+    there: tensors that are there already, whose storages operations only look at or change.
+    """
+
+    def __init__(self, there: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._known: dict[int, int] = {}
+        self._there = {tensor.untyped_storage()._cdata for tensor in there}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -34,7 +39,7 @@ class LiveBytes(TorchDispatchMode):
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         place = storage._cdata
-        if place not in self._known:
+        if place not in self._known and place not in self._there:
             self._known[place] = size = storage.nbytes()
             self.now += size
             self.peak = max(self.peak, self.now)

@@ -77,10 +77,9 @@ class Ground(Grounds):
 
     def _class(self, unit: tuple[int, ...]) -> tuple[object, ...]:
         """What decides how long a unit computes: its devices, and the links between them."""
-        cluster = self.land.cluster
-        device = cluster.devices[unit[0]]
-        node = cluster.nodes[device.node]
-        return (unit[0],) if self.land.fine else (node.group, len(node.ranks))
+        ranks = self.land.cluster.node(unit[0]).ranks
+        group = self.land.cluster.group(unit[0])
+        return (unit[0],) if self.land.fine else (group.device, group.inside, group.between, len(ranks))
 
     def _same(self, unit: tuple[int, ...]) -> tuple[int, ...]:
         """A stage of nothing but this unit, for what its devices compute: messages are counted apart."""
@@ -188,9 +187,8 @@ class Ground(Grounds):
         found[naive] = "as the file has them"
         every = math.factorial(count) if count <= ALL else math.inf
         if careful and every <= FEW:
-            yield from (
-                (f"the best of all {every} orders", grid) for _, grid in self._ranked(permutations(naive))
-            )
+            for grid in self._apart(self._ranked(permutations(naive))):
+                yield f"the best of all {every} orders", grid
             return
         if careful and count <= ALL:
             best = heapq.nsmallest(60, ((self.value(grid), grid) for grid in permutations(naive)))
@@ -205,6 +203,15 @@ class Ground(Grounds):
                 found[annealed.grid] = "annealed"
         for _, grid in _distinct(self._ranked(found)):
             yield found[grid], grid
+
+    def _apart(self, ranked: Sequence[tuple[float, tuple[int, ...]]]) -> list[tuple[int, ...]]:
+        """Without orders that only exchange units which nothing tells apart: the same kinds, as fast."""
+        if self.land.cluster.description.pairs:
+            return [grid for _, grid in ranked]
+        found: dict[tuple[object, ...], tuple[int, ...]] = {}
+        for value, grid in ranked:
+            found.setdefault((f"{value:.9g}", *(self.alike[unit] for unit in grid)), grid)
+        return list(found.values())
 
     def _ranked(self, grids: Iterable[tuple[int, ...]]) -> list[tuple[float, tuple[int, ...]]]:
         return sorted((self.value(grid), grid) for grid in grids)

@@ -83,10 +83,11 @@ def split(ranks: Sequence[Rank]) -> tuple[list[Shares], Timeline]:
                 takes = 0.0 if came is None else end - min(max(begin, came), end)
             else:
                 takes = end - begin
-            if end - takes > begin:
-                spans.append(("waiting", begin, end - takes))
-            if takes > 0:
-                spans.append(("communication", end - takes, end))
+            middle = max(begin, end - takes)  # rounding may not move it before its call
+            if middle > begin:
+                spans.append(("waiting", begin, middle))
+            if end > middle:
+                spans.append(("communication", middle, end))
             communication, waiting, at = communication + takes, waiting + (end - begin - takes), end
         if rank.end > at:
             spans.append(("compute", at, rank.end))

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from shunter.parallel.blocked import blocked
 from shunter.parallel.clock import Stamps, gather_timeline, offset
@@ -26,7 +27,7 @@ from shunter.schedule.order import Order
 from shunter.schedule.simulate import simulate
 from shunter.train.optim import Optimizers
 from shunter.train.pipeline import LaidOutPasses
-from shunter.train.traffic import StepTraffic, kept_bytes
+from shunter.train.traffic import StepTraffic, kept_bytes, states
 
 MOST = 64  # ranks whose calls are told one by one, and whose clocks are compared
 
@@ -121,13 +122,19 @@ def keep(recording: Recording, optimizers: Optimizers, step: int, log: Path, eve
         events.write("ranks", step=step, ranks=[each.data() for each in shares])
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Of a DTensor this rank's part, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 class Peak:
     """Around one step: the bytes of all tensors that are alive at once on this rank, at most. On a CPU, where
     no allocator tells, every operation is looked at. Every rank enters one at the same time."""
 
     def __init__(self, passes: LaidOutPasses, optimizers: Optimizers, step: int, events: EventLog) -> None:
         self.passes, self.optimizers, self.step, self.events = passes, optimizers, step, events
-        self._live = LiveBytes() if passes.device.type == "cpu" else None
+        there = [*passes.part.weights.values(), *passes.decoder.parameters(), *states(optimizers)]
+        self._live = LiveBytes(map(local, there)) if passes.device.type == "cpu" else None
 
     def __enter__(self) -> Peak:
         if self._live is not None:

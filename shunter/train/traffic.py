@@ -46,8 +46,12 @@ class StepTraffic:
 
 def kept_bytes(part: DecoderPart, optimizers: Optimizers) -> dict[str, int]:
     """Bytes of this rank's weights, and of its optimizer's state."""
-    states = [tensor for state in optimizers.state().values() for tensor in state.values()]
-    return {"weights": _bytes(part.weights.values()), "optimizer": _bytes(states)}
+    return {"weights": _bytes(part.weights.values()), "optimizer": _bytes(states(optimizers))}
+
+
+def states(optimizers: Optimizers) -> list[Tensor]:
+    """Tensors that this rank's optimizer keeps."""
+    return [tensor for state in optimizers.state().values() for tensor in state.values()]
 
 
 def _bytes(tensors: Any) -> int:

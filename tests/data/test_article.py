@@ -78,6 +78,12 @@ def test_where_it_is_not_sure_another_is_asked() -> None:
     assert text[:100] in found.text
 
 
+def test_very_long_pages_are_walked_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = paragraphs(np.random.default_rng(4), 1)[0][:150]
+    monkeypatch.setattr(extraction, "LONG", 100)
+    assert extraction.extract(f"<html><body><div><p>{text}</p></div></body></html>", "fast").by == "fast"
+
+
 def test_what_an_extractor_raises_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     import trafilatura
 

@@ -34,3 +34,14 @@ def test_peak_bytes_of_stages_that_were_executed() -> None:
     assert one < peak
     deep = replace(IT, layers=8, pp=4, batch=16)
     assert stage_peak(deep, 0) > stage_peak(deep, 1) - 16 * 512 * 64  # more in flight, and the embedding
+
+
+def test_what_was_there_before_is_not_counted() -> None:
+    weight = torch.ones(64, 32)
+    with LiveBytes([weight]) as live:
+        made = torch.ones(8, 32) @ weight.t()  # a view of it is no storage of its own
+        weight.add_(1)
+    assert live.now == made.untyped_storage().nbytes()
+    with LiveBytes() as blind:
+        torch.ones(8, 32) @ weight.t()
+    assert blind.peak > live.peak

@@ -112,7 +112,7 @@ def test_why_names_the_term(seven: Found) -> None:
     assert "slower" in slower.sentence
     here, best = slower.terms()["seconds"]
     assert here > best
-    whole = why(seven, parse("dp=8"))
+    whole = why(seven, parse("dp=8,recompute=none"))
     assert "does not fit" in whole.sentence
     assert "too much" in whole.sentence
     for text, said in (("tp", "names no value"), ("tq=2", "Did you mean tp"), ("tp=0", "at least 1")):

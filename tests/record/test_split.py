@@ -41,6 +41,15 @@ def test_a_message_takes_from_when_it_is_sent() -> None:
     assert (alone[0].waiting, alone[0].communication) == (6.0, 0.0)
 
 
+def test_rounding_lets_nothing_overlap() -> None:
+    for begin, length in ((1.09, 2.21), (0.23, 1.7), (1.01, 3.95), (0.46, 1.12)):
+        end = begin + length
+        assert end - (end - begin) < begin
+        calls = Call("collective", "g", 0, 0.0, begin), Call("collective", "g", 1, begin, end)
+        _, timeline = split([Rank(0.0, 10.0, calls)])
+        assert not timeline.overlaps()
+
+
 KINDS = st.sampled_from(["collective", "send", "recv"])
 CALLS = st.lists(st.tuples(KINDS, st.integers(0, 2), st.floats(0, 10), st.floats(0, 4)), max_size=8)
 

@@ -28,11 +28,12 @@ class Prompts(Role):
         per_step: int,
         room: int,
         task: str | None = None,
+        prefix: str = "",
         seed: int = 0,
         **settings: Any,
     ) -> None:
         super().__init__(station, **settings)
-        self.read = read_prompts(Path(path), Tokenizer.load(Path(tokenizer)), task, room)
+        self.read = read_prompts(Path(path), Tokenizer.load(Path(tokenizer)), task, room, prefix)
         self.per_step, self.seed = per_step, derive_seed(seed, "order")
 
     @operation("all_to_one")

@@ -183,6 +183,7 @@ def rollouts_of(written: Rows) -> list[Rollout]:
             number=row,
             prompt=written["prompt"][row].tolist(),
             versions=written["version"][row].tolist(),
+            wrote=[True] * len(written["ids"][row]),
         )
         for row in range(len(written))
     ]

@@ -20,7 +20,8 @@ from shunter.post.roles.scripts import Cast
 @dataclass(frozen=True)
 class Play:
     """What is learnt from what. costs: rewards of the cost, for scripts that have one. room: tokens of a
-    prompt at most. objective: instead of the algorithm's, as ReMax has it."""
+    prompt at most. prefix: stands before what the person says last. objective: instead of the algorithm's,
+    as ReMax has it."""
 
     model: Path
     prompts: Path
@@ -33,6 +34,7 @@ class Play:
     room: int
     seed: int = 0
     task: str | None = None
+    prefix: str = ""
     costs: Sequence[RewardConfig] = ()
     reward_model: Path | None = None
     unfinished: float | None = None
@@ -77,7 +79,7 @@ def _settings(role: str, play: Play) -> Mapping[str, Any]:
     if role == "prompts":
         return {
             "path": play.prompts, "tokenizer": play.model, "per_step": play.per_step, "room": play.room,
-            "task": play.task, "seed": play.seed,
+            "task": play.task, "prefix": play.prefix, "seed": play.seed,
         }  # fmt: skip
     if role == "judge":
         return {"policy": play.policy.model_dump(mode="json")}
