@@ -92,7 +92,7 @@ def _executor() -> Mapping[str, Samples]:
 def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     return [
         "new, old: pass@1 of two answers at temperature 0.2 to 50 held-out problems in each language.",
-        "The new language's prefix stands in training alone, not where it is measured.",
+        "The new language has no prefix: behind one, so small a model passes nothing.",
         "Rejection sampling imitates what passed of as many answers of the base; its reward is their share.",
         "Languages that people use are not compared.",
     ]
