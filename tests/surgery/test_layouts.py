@@ -1,7 +1,7 @@
 """Adapters under any layout: loss, each gradient, its norm, and the weights of one process.
 
 In float64. Packed weights are packed whole and then cut, so each layout reads the same ones. Not shown:
-float32 and bfloat16 products, NCCL, a GPU; zero: 1. Vocabulary passes stand below by example.
+float32 and bfloat16 products, NCCL, a GPU. Vocabulary passes stand below by example.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ def tuned(draw: st.DrawFn) -> Tuned:
     if case.spec["experts"] is not None:  # biases that are moved are refused
         experts = {**case.spec["experts"], "bias_update": 0.0}
         case = replace(case, spec={**case.spec, "experts": experts})
-    # What copies that share the optimizer's state do with adapters is not compared here yet.
-    case = replace(case, parallel={**case.parallel, "zero": 0})
     if case.parallel["recompute"] == "selective":  # refused
         case = replace(case, parallel={**case.parallel, "recompute": "full"})
     besides = ["norms", "embed", *(["head"] if not case.spec["tied"] else [])]
