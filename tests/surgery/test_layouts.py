@@ -1,7 +1,7 @@
 """Adapters under any layout: loss, each gradient, its norm, and the weights of one process.
 
 In float64. Packed weights are packed whole and then cut, so each layout reads the same ones. Not shown:
-float32 and bfloat16 products, NCCL, a GPU; vocabulary passes are drawn nowhere, and stand below by example.
+float32 and bfloat16 products, NCCL, a GPU. Vocabulary passes stand below by example.
 """
 
 from __future__ import annotations

@@ -72,11 +72,11 @@ def drawn_task(rank: int, groups: Groups, each: Tuned) -> Outcome:
 
     layouts.gradients(case, passes, parts, case.width)
     gradients = {name: p.grad.clone() for name, p in passes.parameters.items() if p.grad is not None}
-    found = passes.whole(gradients)
+    found = passes.whole(gradients, passes.part.kept)
     for parameter in passes.parameters.values():
         parameter.grad = None
     optimizers = Optimizers(passes.decoder, layouts.config(each.case), passes.part)
     outcome = layouts.learn(case, passes, optimizers, parts, case.width)
-    weights = passes.whole(passes.parameters)
+    weights = passes.whole(passes.part.weights)
     outcome.gradients, outcome.weights = found or {}, weights or {}
     return outcome
