@@ -7,6 +7,7 @@ twice, and owners take turns, so that work and momentum are spread over the rank
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,9 +49,14 @@ class CutMuon:
         self.mesh, self.weight_decay = mesh, weight_decay
         self.matrices: dict[str, _Matrix] = {}
         self._state: list[tuple[Tensor, Tensor]] = []
-        for number, name in enumerate(sorted(parameters)):
+        # Numbered apart for each set of axes: of matrices that other axes cut, ranks that share this one may
+        # have others (where copies share the state of dense ones), and would name another owner.
+        numbers: Counter[tuple[str, ...]] = Counter()
+        for name in sorted(parameters):
             parameter, holding = parameters[name], held[name]
-            peers = mesh.peers(*mesh.real(holding.cut))
+            axes = tuple(mesh.real(holding.cut))
+            peers, number = mesh.peers(*axes), numbers[axes]
+            numbers[axes] += 1
             told = told_by_all(holding.piece.ranges, peers, parameter.device)
             pieces = {
                 rank: Piece(holding.piece.shape, tuple(tuple((b, e) for b, e in dim) for dim in ranges))

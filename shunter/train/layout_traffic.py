@@ -236,10 +236,12 @@ def muon_owners(plan: Plan, rank: int, held: Mapping[str, Holding]) -> dict[str,
         and not (name in kept and kept[name].holding is None)
     )
     found = {}
-    for number, name in enumerate(names):
-        axes = [axis for axis in held[name].cut if plan.grid.degree(axis) > 1]
+    numbers: Counter[tuple[str, ...]] = Counter()  # as `CutMuon` counts
+    for name in names:
+        axes = tuple(axis for axis in held[name].cut if plan.grid.degree(axis) > 1)
         peers = plan.grid.peers(axes, rank)
-        found[name] = peers[number % len(peers)], peers
+        found[name] = peers[numbers[axes] % len(peers)], peers
+        numbers[axes] += 1
     return found
 
 

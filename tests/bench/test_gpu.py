@@ -31,7 +31,7 @@ def test_all_parts_run_in_small() -> None:
         name: json.loads(text)
         for name, text in (line.split(": ", 1) for line in done.stdout.strip().splitlines())
     }
-    assert list(told) == ["gpipe", "megatron", "vocabulary"]
+    assert list(told) == ["gpipe", "megatron", "vocabulary", "grpo"]
     assert 0 < told["gpipe"]["kept"] < told["gpipe"]["recomputed"]
     assert told["megatron"]["best_rows"] in (1, 2, 4)
     assert set(told["megatron"]["days_at_that_rate"]) == {"175B", "1T"}

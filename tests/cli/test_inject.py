@@ -67,7 +67,7 @@ def test_a_kill_is_survived_and_compared(folder: Path, capfd: pytest.CaptureFixt
     assert data["equal"] == {"corpus": True, "tokenizer": True, "rows": False}
     assert data["attempts"] == [
         {
-            "fault": {"kind": "kill", "point": "job.done", "hit": 1, "probability": 1.0},
+            "fault": {"kind": "kill", "point": "job.done", "hit": 1, "probability": 1.0, "seconds": 0.0},
             "struck": False,
             "ended": "went on to its end",
         }
@@ -132,4 +132,4 @@ def test_the_list_names_every_point(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inject", "--list", "--json"]) == 0
     data = json.loads(capfd.readouterr().out)
     assert data["points"] == POINTS
-    assert set(data["kinds"]) == {"kill", "stop", "exception", "nan", "full-disk", "truncate"}
+    assert set(data["kinds"]) == {"kill", "stop", "exception", "nan", "full-disk", "truncate", "slow"}

@@ -104,7 +104,7 @@ def test_a_training_with_tools_learns_from_what_the_model_wrote(
     monkeypatch.setattr(Toolbox, "__call__", answered)
     # Every third token ends a turn, so that there are some.
     stops = list(range(0, Tokenizer.load(model).vocab_size, 3))
-    monkeypatch.setattr(rl, "_stops", lambda folder: stops)
+    monkeypatch.setattr(rl, "stops", lambda folder: stops)
     more = {"tools": TOOLS, "max_new_tokens": 9}
     out, metrics = reinforce(work, model, talks, **more)
     assert metrics["max_gap"] < 1e-5

@@ -145,9 +145,9 @@ def others_lost(original: Any) -> Any:
 
 
 def other_order(original: Any) -> Any:
-    def mutant(self: LaidOutPasses, batches: Any, factors: Any, z_loss: float) -> None:
+    def mutant(self: LaidOutPasses, batches: Any, factors: Any, *more: Any) -> None:
         last = self.world.stage == self.order.placement[-1]
-        original(self, batches[::-1] if last else batches, factors[::-1] if last else factors, z_loss)
+        original(self, batches[::-1] if last else batches, factors[::-1] if last else factors, *more)
 
     return mutant
 

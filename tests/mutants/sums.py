@@ -82,8 +82,8 @@ def of_one_stage(original: Any) -> Any:
 
 
 def last_lost(original: Any) -> Any:
-    def mutant(self: LaidOutPasses, batches: list[Batch], factors: list[Tensor], z_loss: float) -> None:
-        original(self, batches, [*factors[:-1], 0 * factors[-1]], z_loss)
+    def mutant(self: LaidOutPasses, batches: list[Batch], factors: list[Tensor], *more: Any) -> None:
+        original(self, batches, [*factors[:-1], 0 * factors[-1]], *more)
 
     return mutant
 

@@ -65,7 +65,7 @@ def alone(each: Tuned) -> Outcome:
 def drawn_task(rank: int, groups: Groups, each: Tuned) -> Outcome:
     case, parallel = each.case, each.case.layout
     world = World.create(parallel.grid, rank, CPU, GROUPS)
-    passes = LaidOutPasses(each.model, parallel, world, case.width)
+    passes = LaidOutPasses(each.model, parallel, world, case.width, optimizer=case.optimizer)
 
     def parts(ids: np.ndarray) -> list[np.ndarray]:
         return split(split(ids, world.data.size)[world.data.index], parallel.parts)

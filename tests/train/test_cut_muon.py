@@ -6,10 +6,16 @@ is how much its own rounding to bfloat16 may differ between layouts.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from shunter.models.spec import DecoderSpec
+from shunter.train.layout_parts import Plan
+from shunter.train.layout_traffic import muon_owners
 from shunter.train.optim import Optimizers
 from tests.parallel.pool import Pool
 from tests.train import layouts
@@ -29,6 +35,8 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "zero, fsdp": ("zero, fsdp", DENSE),
     "zero, ep": ("zero, ep", {}),
     "zero, pp": ("zero, pp", {}),
+    "zero, fsdp, ep": ("zero, fsdp, ep", {}),
+    "zero, tp, ep": ("zero, tp, ep", {}),
 }
 
 
@@ -41,6 +49,25 @@ def test_parts_learn_what_whole_matrices_learn(pool: Pool, name: str) -> None:
     expected = layouts.alone(case)
     for found in pool.run(layouts.task, layouts.size(case), case, case.layout.grid):
         assert layouts.differs(found, expected) == []
+
+
+@settings(max_examples=60)
+@given(
+    case=st.one_of(
+        layouts.cases((4, 8), must=("dp", "fsdp", "ep")), layouts.cases((4, 8), must=("dp", "tp", "ep"))
+    )
+)
+def test_ranks_that_share_a_matrix_name_the_same_owner(case: layouts.Case) -> None:
+    """Without processes, so of many more layouts."""
+    parallel = case.layout.model_copy(update={"zero": 1})
+    plan = Plan.make(DecoderSpec(**case.spec), parallel, case.width, 64)
+    owners: dict[tuple[str, tuple[int, ...]], set[int]] = defaultdict(set)
+    for rank in range(plan.grid.size):
+        held = plan.held(plan.grid.coordinates(rank))
+        for name, (owner, peers) in muon_owners(plan, rank, held).items():
+            assert owner in peers
+            owners[name, peers].add(owner)
+    assert all(len(each) == 1 for each in owners.values())
 
 
 def test_muon_is_what_is_compared() -> None:

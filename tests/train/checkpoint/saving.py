@@ -63,6 +63,9 @@ GRIDS: dict[str, dict[str, int]] = {
     "zero, fsdp": {"dp": 2, "fsdp": 2, "zero": 1},
     "zero, ep": {"dp": 2, "cp": 2, "ep": 2, "zero": 1},
     "zero, pp": {"pp": 2, "dp": 2, "zero": 1},
+    # Copies share the dense matrices' state, which other axes cut than those of the experts.
+    "zero, fsdp, ep": {"dp": 2, "fsdp": 2, "ep": 4, "zero": 1},
+    "zero, tp, ep": {"dp": 2, "tp": 2, "ep": 2, "etp": 2, "zero": 1},
 }
 # Each is saved once, and loaded under all of its row.
 PAIRS = {
@@ -82,7 +85,9 @@ PAIRS = {
     "zero, tp": ("zero", "pp x fsdp"),
     "zero, fsdp": ("dp", "zero, tp", "zero, ep"),
     "zero, ep": ("ep", "zero, pp"),
-    "zero, pp": ("zero", "tp"),
+    "zero, pp": ("zero", "tp", "zero, tp, ep"),
+    "zero, fsdp, ep": ("one", "zero, tp, ep"),
+    "zero, tp, ep": ("zero, fsdp, ep",),
 }
 
 
