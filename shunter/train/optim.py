@@ -12,6 +12,7 @@ from shunter.models.decoder import Attention
 from shunter.models.moe import Experts, rebalance
 from shunter.models.swiglu import SwiGLU
 from shunter.parallel.part import DecoderPart
+from shunter.parallel.told import told_by_all
 from shunter.train.config import TrainConfig
 from shunter.train.cut_muon import CutMuon, matrices
 from shunter.train.layout_parts import muon_takes
@@ -45,7 +46,7 @@ class Optimizers:
         rest = [p for name, p in parameters.items() if name not in hidden]
         if part is not None and any(p.shape != part.weights[name].shape for name, p in hidden.items()):
             raise RuntimeError("copies share single rows of a matrix: the passes were not made for muon")
-        cut = {name for name in hidden if part is not None and not part.held[name].piece.is_whole}
+        cut = _cut(hidden, part) if part is not None and config.optimizer == "muon" else set()
         self.cut_muon: CutMuon | None = None
         if part is not None and config.optimizer == "muon":
             # Made by all ranks, in one order, though one may hold no part of any matrix.
@@ -146,6 +147,13 @@ class Optimizers:
         if self.adamw is not None:
             found |= {self.names[id(p)]: dict(state) for p, state in self.adamw.state.items()}
         return found
+
+
+def _cut(hidden: Mapping[str, Tensor], part: DecoderPart) -> set[str]:
+    """Those of which some rank has not all: one with a single row is whole on one rank, and nowhere else."""
+    mine = [name for name in hidden if not part.held[name].piece.is_whole]
+    told = told_by_all(mine, part.mesh.everyone, next(iter(part.weights.values())).device)
+    return {name for names in told for name in names} & hidden.keys()
 
 
 def _projections(model: nn.Module, held: Mapping[str, Holding] | None = None) -> dict[str, list[int]]:
