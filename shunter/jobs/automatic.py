@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from shunter.config.errors import ShunterError
@@ -44,7 +43,7 @@ def planned(
     from shunter.plan.practice import practice
     from shunter.plan.probe import probe
     from shunter.plan.search import search
-    from shunter.plan.space import HALVES
+    from shunter.plan.space import compilable
 
     if cluster_file is None:
         cluster, _ = probe(quick=True, say=say)
@@ -63,9 +62,7 @@ def planned(
         name = "shunter-fp32" if fabric.device.type == "cpu" or train.precision == "fp32" else "shunter"
         practised = practice(name)
         if node.config.how.compile:  # type: ignore[attr-defined]
-            # What `jobs.training.check_compiled` refuses.
-            whole = tuple(each for each in practised.schedules if each not in HALVES)
-            practised = replace(practised, offload=False, schedules=whole)
+            practised = compilable(practised)  # the rest is refused by `jobs.training.check_compiled`
         question = Question(
             found.spec, fabric, train.batch_rows, found.row_length, practised, coefficients_of(cluster)
         )

@@ -115,7 +115,9 @@ class Course:
 
         assert self.plan is not None
         number = len(self.changes) + 1
-        new = anew(self.plan, self._measured(found), f"fitted to {self.context.name} at step {found.step}")
+        source = f"fitted to {self.context.name} at step {found.step}"
+        compiled = self.context.config.how.compile
+        new = anew(self.plan, self._measured(found), source, compiled=compiled)
         change = {
             "step": found.step,
             "ratio": round(found.ratio, 3),

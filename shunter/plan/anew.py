@@ -24,6 +24,7 @@ from shunter.plan.plan import DEGREES, Plan, fingerprint
 from shunter.plan.practice import Coefficient, Coefficients, practice
 from shunter.plan.score import Prediction
 from shunter.plan.search import search
+from shunter.plan.space import compilable
 from shunter.plan.strategies import AGAIN, ASIDE, KEEP
 
 GAIN = 0.05  # less than this share of a step is not worth another start
@@ -83,10 +84,11 @@ def strategies_of(plan: Plan) -> list[int] | None:
     return [AGAIN if n in again else ASIDE if n in aside else KEEP for n in range(count)]
 
 
-def anew(plan: Plan, measured: Measured, source: str) -> Anew:
+def anew(plan: Plan, measured: Measured, source: str, *, compiled: bool = False) -> Anew:
     """The best plan by what was measured, or the same layout where none is better by GAIN.
 
-    source: said of what is fitted. Raises ShunterError where the plan does not hold its cluster.
+    source: said of what is fitted. compiled: the run's layers are. Raises ShunterError where the plan does
+    not hold its cluster.
     """
     cluster = cluster_of(plan)
     question, choice = asked(plan, cluster)
@@ -95,6 +97,8 @@ def anew(plan: Plan, measured: Measured, source: str) -> Anew:
     same = run.prediction(known)
     factor = measured.seconds / same.seconds
     whole = replace(question, fabric=Fabric.of(cluster), coefficients=known)
+    if compiled:
+        whole = replace(whole, practice=compilable(whole.practice))
     found = search(whole, top=1)
     best = found.plans[0].prediction
     if best.seconds > (1 - GAIN) * same.seconds or best.choice.settings(0) == choice.settings(0):

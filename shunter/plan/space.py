@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from math import prod
 
 import numpy as np
 
 from shunter.plan.choices import SCHEDULES, Choices, Question
-from shunter.plan.practice import RECOMPUTE
+from shunter.plan.practice import RECOMPUTE, Practice
 
 MOST_CHUNKS = 12
 HALVES = ("zb1p", "zbv")  # schedules with backwards in halves
+
+
+def compilable(practised: Practice) -> Practice:
+    """Of what a practice does, what compiled layers can: no halves of backwards, nothing put aside."""
+    whole = tuple(each for each in practised.schedules if each not in HALVES)
+    return replace(practised, offload=False, schedules=whole)
+
+
 Fixed = Mapping[str, int | str]
 
 

@@ -216,6 +216,8 @@ class Parallel(Config):
 
     @model_validator(mode="after")
     def _each_once(self) -> Parallel:
+        if self.plan is not None:
+            return self  # `located` looks at both, once the plan's degrees are known
         if self.ranks is not None and sorted(self.ranks) != list(range(self.grid.size)):
             raise ValueError(
                 f"ranks must name each of the {self.grid.size} processes once (got {self.ranks})"
