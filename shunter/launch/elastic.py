@@ -105,7 +105,7 @@ def cause(
             if not failure["user"]:
                 return RuntimeError(f"rank {failure['rank']} failed:\n{failure['traceback']}")
     if silent:
-        rank, number = silent[0]
+        rank, number = min(silent, key=lambda each: each[1] == -signal.SIGTERM)
         how = f"by {signal.Signals(-number).name}" if number < 0 else f"with exit code {number}"
         what = f"rank {rank} was ended {how}"
         # Where it was in its work, those tell who waited for it: best one that names it.

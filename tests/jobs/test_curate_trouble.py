@@ -239,7 +239,7 @@ def curated(folder: Path, store: str, seconds: float | None = None) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_killed_at_random_points_nothing_is_doubled_or_lost(tmp_path: Path, kills: int) -> None:
     texts = [f"{n} {text}" for n, text in enumerate(texts_of(7, 250) * 3)]
     write(tmp_path / "web", texts, 3)

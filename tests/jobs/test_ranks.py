@@ -1,10 +1,9 @@
-"""A job on several processes: the model of one process, milestones, a rank that dies, requests to stop."""
+"""A job on several processes: the model of one process, milestones, requests to stop."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,13 @@ from safetensors.torch import load_file
 from shunter.config.errors import ShunterError
 from shunter.jobs import pretrain
 from shunter.launch.inject import VARIABLE
-from shunter.recipe.job import Stopped
 from shunter.record import events
 from shunter.record.timeline import Timeline
 from shunter.schedule.assemble import assemble
 from shunter.schedule.catalogue import schedule
 from shunter.schedule.lower import lower
 from shunter.schedule.text import write_order, write_program
-from tests.jobs.conftest import Still, Work
+from tests.jobs.conftest import Work
 from tests.jobs.test_training_jobs import SHAPE, rows
 
 __all__ = ["rows"]  # a fixture
@@ -66,65 +64,6 @@ def test_two_processes_make_the_model_of_one(rows: Path, work: Work, vocabulary:
     (event,) = (event for event in told if event["event"] == "timeline")
     assert len(event["saved_bytes"]) == 2
     assert all(event["saved_bytes"])
-
-
-@pytest.mark.parametrize(
-    ("vocabulary", "beside", "point", "step"),
-    [(None, False, "train.update", 6), (1, True, "checkpoint.shard", 8)],
-)
-def test_a_rank_that_dies_ends_the_job_which_goes_on_later(
-    rows: Path,
-    work: Work,
-    monkeypatch: pytest.MonkeyPatch,
-    vocabulary: int | None,
-    beside: bool,
-    point: str,
-    step: int,
-) -> None:
-    """Amid a step, or in the thread that writes its part of a checkpoint beside the steps."""
-    parallel = {"pp": 2, "schedule": "1f1b", "vocabulary": vocabulary}
-    whole, _ = train(work, rows, parallel, "whole")
-    fault = {"kind": "kill", "point": point, "step": step, "rank": 1}
-    monkeypatch.setenv(VARIABLE, json.dumps({"faults": [fault]}))
-    with pytest.raises(ShunterError, match="rank 1 was ended by SIGKILL"):
-        train(work, rows, parallel, "cut", how={"checkpoint_async": beside})
-    monkeypatch.delenv(VARIABLE)
-    with pytest.raises(Stopped):  # asked before the first step after the resume
-        train(work, rows, parallel, "cut", control=Still(stop_after=0))
-    shutil.copytree(rows.parents[1] / "cut", rows.parents[1] / "alone")
-    cut, _ = train(work, rows, parallel, "cut")
-    assert same(cut, whole)
-    # The same checkpoint goes on in one process: the same rows, and the same model within rounding.
-    alone, _ = train(work, rows, None, "alone")
-    for name, tensor in load_file(whole / "model.safetensors").items():
-        torch.testing.assert_close(load_file(alone / "model.safetensors")[name], tensor, rtol=1e-3, atol=2e-4)
-    ledger = [events.read(folder.parent / "log" / "ledger.jsonl") for folder in (whole, alone)]
-    taken = [{event["step"]: (event["position"], event["rows"]) for event in each} for each in ledger]
-    assert taken[0] == taken[1]
-    told = [event for event in events.read(cut.parent / "log" / "events.jsonl") if event["event"] == "resume"]
-    assert next(event["step"] for event in told) == 4
-
-
-@pytest.mark.parametrize(
-    ("vocabulary", "waits"), [(None, "0RECV_B2: rank 1 does"), (2, ".*another rank does")]
-)
-def test_a_rank_that_dies_amid_its_work_is_told_with_what_others_waited_for(
-    rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch, vocabulary: int | None, waits: str
-) -> None:
-    """In the seventh step, before the backward of its third micro-batch: the checkpoint of step 4 stays."""
-    parallel = {"pp": 2, "schedule": "1f1b", "vocabulary": vocabulary}
-    fault = {"kind": "kill", "point": "pipeline.action", "action": "1B2", "rank": 1, "hit": 7}
-    monkeypatch.setenv(VARIABLE, json.dumps({"faults": [fault]}))
-    with pytest.raises(
-        ShunterError, match=f"rank 1 was ended by SIGKILL; rank 0 cannot .*{waits} not answer"
-    ):
-        train(work, rows, parallel, "cut")
-    monkeypatch.delenv(VARIABLE)
-    whole, _ = train(work, rows, parallel, "whole")
-    cut, _ = train(work, rows, parallel, "cut")
-    assert same(cut, whole)
-    told = events.read(cut.parent / "log" / "events.jsonl")
-    assert next(event["step"] for event in told if event["event"] == "resume") == 4
 
 
 def test_an_error_of_a_rank_is_the_job_s(rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,12 @@ What this cannot show: that the last line is the cause. It is what stands last b
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
+from shunter.launch.elastic import cause
 from shunter.launch.recur import RankDied, forget, last_words, told_again
 
 ABORTED = """\
@@ -67,3 +69,11 @@ def test_another_step_or_a_success_in_between_begins_anew(tmp_path: Path) -> Non
 def test_what_stands_there_from_elsewhere_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "died.json").write_text('["no such thing"]')
     assert "time" not in str(told_again(died(tmp_path), tmp_path, 7))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_rank_that_the_launcher_ended_is_not_the_cause(turned: bool) -> None:
+    """The launcher sends SIGTERM to those that are left, who may be gone before they could tell anything."""
+    ended = [(0, -signal.SIGTERM), (1, -signal.SIGKILL)]
+    error = cause([], ended[::-1] if turned else ended, "otherwise", Path("output.txt"))
+    assert "rank 1 was ended by SIGKILL" in str(error)
