@@ -6,7 +6,6 @@ small, learns in seconds, and knows what it was taught: for a language without e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from shunter.config.errors import ShunterError
-from shunter.data.curation import glyphs
+from shunter.data.curation import glyphs, saved
 from shunter.data.curation.operators import Barrier, Facts, Keys, Operator, Verdicts
 from shunter.data.curation.pages import Pages, Prefix, mixed
 from shunter.data.curation.thresholds import confidence_cut
@@ -71,28 +70,14 @@ class LanguageModel:
 
     def save(self, folder: Path) -> None:
         """Two files: languages.json and languages.safetensors."""
-        from safetensors.numpy import save_file
-
-        facts_file, weights_file = (folder / name for name in FILES)
-        save_file({"weights": self.weights}, weights_file)
-        facts = {"format": FORMAT, "labels": self.labels, "sharpness": self.sharpness}
-        facts_file.write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
+        facts = {"labels": self.labels, "sharpness": self.sharpness}
+        saved.write(folder, FILES, FORMAT, facts, {"weights": self.weights})
 
     @staticmethod
     def load(folder: Path) -> LanguageModel:
         """What `save` wrote. Raises ShunterError when it is not there."""
-        from safetensors.numpy import load_file
-
-        path, weights_file = (folder / name for name in FILES)
-        if not path.is_file():
-            raise ShunterError(
-                "no language model is here", where=str(folder), mend="Make one: kind: languages."
-            )
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts.get("format") != FORMAT:
-            raise ShunterError(f"a language model of format {facts.get('format')}", where=str(path))
-        weights = load_file(weights_file)["weights"]
-        return LanguageModel(facts["labels"], weights, facts["sharpness"])
+        facts, arrays = saved.read(folder, FILES, FORMAT, "a language model", "languages")
+        return LanguageModel(facts["labels"], arrays["weights"], facts["sharpness"])
 
     def _fitted(self, texts: Sequence[str], known: np.ndarray) -> float:
         """The sharpness that makes the held-out labels most likely."""

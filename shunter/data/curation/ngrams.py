@@ -12,7 +12,6 @@ CCNet; words here are those of `Pages`, without case, diacritics and punctuation
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shunter.config.errors import ShunterError
+from shunter.data.curation import saved
 from shunter.data.curation.pages import Pages, Prefix, mixed
 
 Unit = Literal["word", "character"]
@@ -105,29 +105,18 @@ class NGramModel:
 
     def save(self, folder: Path) -> None:
         """Two files: ngrams.json and ngrams.safetensors."""
-        from safetensors.numpy import save_file
-
         arrays = {
             f"{size}.{name}": np.ascontiguousarray(values)
             for size, level in enumerate(self.levels, 1)
             for name, values in vars(level).items()
         }
-        save_file(arrays, folder / FILES[1])
-        facts = {"format": FORMAT, "order": self.order, "vocabulary": self.vocabulary, "unit": self.unit}
-        (folder / FILES[0]).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        facts = {"order": self.order, "vocabulary": self.vocabulary, "unit": self.unit}
+        saved.write(folder, FILES, FORMAT, facts, arrays)
 
     @staticmethod
     def load(folder: Path) -> NGramModel:
         """What `save` wrote. Raises ShunterError when it is not there."""
-        from safetensors.numpy import load_file
-
-        path = folder / FILES[0]
-        if not path.is_file():
-            raise ShunterError("no model of runs is here", where=str(folder), mend="Make one: kind: ngrams.")
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts.get("format") != FORMAT:
-            raise ShunterError(f"a model of runs of format {facts.get('format')}", where=str(path))
-        arrays = load_file(folder / FILES[1])
+        facts, arrays = saved.read(folder, FILES, FORMAT, "a model of runs", "ngrams")
         names = ("runs", "share", "contexts", "rest")
         levels = [
             Level(*(arrays[f"{size}.{name}"] for name in names)) for size in range(1, facts["order"] + 1)

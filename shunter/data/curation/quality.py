@@ -8,7 +8,6 @@ a scale, and a bias: what fastText's classifier comes to when its vectors and it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from shunter.config.errors import ShunterError
-from shunter.data.curation import ngrams
+from shunter.data.curation import ngrams, saved
 from shunter.data.curation.pages import Pages, Prefix, mixed
 from shunter.data.curation.ranked import Ranked
 
@@ -87,24 +86,14 @@ class Classifier:
 
     def save(self, folder: Path) -> None:
         """Two files: classifier.json and classifier.safetensors."""
-        from safetensors.numpy import save_file
-
-        save_file({"weights": self.weights}, folder / FILES[1])
-        facts = {"format": FORMAT, "bias": self.bias, "grams": self.grams}
-        (folder / FILES[0]).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        facts = {"bias": self.bias, "grams": self.grams}
+        saved.write(folder, FILES, FORMAT, facts, {"weights": self.weights})
 
     @staticmethod
     def load(folder: Path) -> Classifier:
         """What `save` wrote. Raises ShunterError when it is not there."""
-        from safetensors.numpy import load_file
-
-        path = folder / FILES[0]
-        if not path.is_file():
-            raise ShunterError("no classifier is here", where=str(folder), mend="Make one: kind: classifier.")
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts.get("format") != FORMAT:
-            raise ShunterError(f"a classifier of format {facts.get('format')}", where=str(path))
-        return Classifier(load_file(folder / FILES[1])["weights"], facts["bias"], facts["grams"])
+        facts, arrays = saved.read(folder, FILES, FORMAT, "a classifier", "classifier")
+        return Classifier(arrays["weights"], facts["bias"], facts["grams"])
 
 
 def features(pages: Pages, bits: int, grams: int) -> list[np.ndarray]:
