@@ -17,6 +17,7 @@ from shunter.layout.grid import Grid
 from shunter.models.spec import DecoderSpec
 from shunter.plan.fabric import Fabric
 from shunter.plan.practice import RECOMPUTE, Coefficients, Practice
+from shunter.plan.profile import Profile
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -26,7 +27,8 @@ SCHEDULES = ("1f1b", "interleaved-1f1b", "zb1p", "zbv", "gpipe")
 
 @dataclass(frozen=True)
 class Question:
-    """What a layout is asked for. batch: rows of a step. row: tokens of a row."""
+    """What a layout is asked for. batch: rows of a step. row: tokens of a row. profile: what the
+    model's parts and messages take on the machine, where that was measured."""
 
     spec: DecoderSpec
     fabric: Fabric
@@ -34,6 +36,7 @@ class Question:
     row: int
     practice: Practice
     coefficients: Coefficients
+    profile: Profile | None = None
 
     @cached_property
     def tokens(self) -> int:

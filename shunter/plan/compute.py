@@ -1,5 +1,7 @@
 """Seconds of a layer, the embedding and the head on one rank: counted, or measured. Imports without torch.
 
+Measured where the question has a profile of the model on its machine (`plan.profile`).
+
 Counted: each matrix product at its device's rate for the class of its smallest dimension, no faster than its
 operands can be read; attention at its own rate; what is done element by element at the memory's bandwidth;
 and no less than its kernels take to launch. On an H100 a layer of Llama 3 8B (2 rows of 8192 tokens, bf16,
@@ -21,7 +23,6 @@ BOUNDS = (256, 1024, 4096)  # as `shunter.cluster.device.shape_class`
 KERNELS = 14  # of a layer's forward, about
 # Shares of the peak that an H100 reaches by class of shape (shunter/cluster/machines/8xh100.yaml).
 UNMEASURED = {"tiny": 0.25, "small": 0.45, "medium": 0.65, "large": 0.72, "attention": 0.61}
-FAR = 2.0  # times beyond the measured range that a line through the last two points is trusted
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def layer(question: Question, choices: Choices, device: DeviceKind, *, experts: 
     again = known["backward_attention"] if practice.fused else 1.0
     backward = 2 * done + 2 * again * attention + known["backward_elementwise"] * moving
     backward = np.maximum(backward, 2 * least)
-    return Times(forward, backward, np.clip(done / backward, 0.0, 1.0), attention)
+    counted = Times(forward, backward, np.clip(done / backward, 0.0, 1.0), attention)
+    return counted if experts else _measured(question, choices, "layer", counted)
 
 
 def head(question: Question, choices: Choices, device: DeviceKind) -> Times:
@@ -95,7 +97,8 @@ def head(question: Question, choices: Choices, device: DeviceKind) -> Times:
     passes = question.practice.logit_passes * tokens * words
     moving = passes / (device.memory_bandwidth * question.coefficients["memory"])
     backward = 2 * done + moving / 2
-    return Times(done + moving / 2, backward, done / backward, np.zeros(len(choices)))
+    counted = Times(done + moving / 2, backward, done / backward, np.zeros(len(choices)))
+    return _measured(question, choices, "head", counted)
 
 
 def embedding(question: Question, choices: Choices, device: DeviceKind) -> Times:
@@ -103,11 +106,28 @@ def embedding(question: Question, choices: Choices, device: DeviceKind) -> Times
     tokens = choices.rows * question.row / choices.cp
     moving = 2 * question.practice.hidden * tokens * question.spec.dim
     moving = moving / (device.memory_bandwidth * question.coefficients["memory"])
-    return Times(moving, 2 * moving, np.ones(len(choices)), np.zeros(len(choices)))
+    counted = Times(moving, 2 * moving, np.ones(len(choices)), np.zeros(len(choices)))
+    return _measured(question, choices, "embedding", counted)
+
+
+def _measured(question: Question, choices: Choices, part: str, counted: Times) -> Times:
+    """What a profile says of a part, else what was counted. A context rank has its share of a row's tokens
+    and pairs, so a part of the rows does as much."""
+    if question.profile is None:
+        return counted
+    forward, backward = question.profile.part(part, choices.tp, choices.rows / choices.cp)
+    if part == "layer":  # the order of a row's parts costs attention something beyond them
+        share = question.coefficients["context"] * (1 - 1 / choices.cp)
+        attention = counted.attention / np.maximum(counted.forward, 1e-12) * forward
+        forward, backward = forward + share * attention, backward + 2 * share * attention
+        return Times(forward, backward, counted.weights, attention)
+    return Times(forward, backward, counted.weights, counted.attention)
 
 
 def update(question: Question, parameters: Floats, device: DeviceKind) -> Floats:
     """Seconds of the optimizer's step over so many parameters: all is read, and all but gradients written."""
+    if question.profile is not None:
+        return question.profile.update.at(parameters)
     practice = question.practice
     size = parameters * (2 * practice.state - practice.gradients)
     return size / (device.memory_bandwidth * question.coefficients["memory"])
@@ -193,34 +213,3 @@ def _pairs(question: Question) -> float:
         return float(row) ** 2
     window = min(row, window or row)
     return window * row - window * (window - 1) / 2
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A part's seconds by rows of a micro-batch, as `shunter.parallel.measure` takes them."""
-
-    rows: tuple[int, ...]
-    forward: tuple[float, ...]
-    backward: tuple[float, ...]
-
-    def at(self, rows: Floats) -> Times:
-        """Lines between the measured points, and a little beyond. Raises ShunterError far beyond them."""
-        low, high = min(self.rows), max(self.rows)
-        if np.any(rows > FAR * high) or np.any(rows < low / FAR):
-            raise ShunterError(
-                f"measured with {low} to {high} rows, asked for {np.min(rows):g} to {np.max(rows):g}",
-                mend="Measure sizes that enclose it.",
-            )
-        forward, backward = (_line(self.rows, times, rows) for times in (self.forward, self.backward))
-        return Times(forward, backward, np.full(len(forward), 0.5), np.zeros(len(forward)))
-
-
-def _line(points: Sequence[int], values: Sequence[float], at: Floats) -> Floats:
-    order = np.argsort(points)
-    x, y = np.asarray(points, float)[order], np.asarray(values, float)[order]
-    if len(x) == 1:
-        return at * y[0] / x[0]
-    found = np.interp(at, x, y)
-    above, below = at > x[-1], at < x[0]
-    found = np.where(above, y[-1] + (at - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2]), found)
-    return np.where(below, np.maximum(y[0] + (at - x[0]) * (y[1] - y[0]) / (x[1] - x[0]), 0.0), found)
