@@ -28,9 +28,9 @@ def planned(
 ) -> list[str]:
     """Changes of the recipe that put a plan's file in place of `auto`, for each job that asks for it.
 
-    The machine is what `shunter probe` measured, now if it has not been; or cluster_file. Plans are kept in
-    `folder` by the job's name. Raises ShunterError where the recipe does not tell the model, and where it
-    fits nowhere.
+    The machine is what `shunter probe` measured, now if it has not been, and so is what the model takes on
+    it; or cluster_file. Plans are kept in `folder` by the job's name. Raises ShunterError where the recipe
+    does not tell the model, and where it fits nowhere.
     """
     nodes = to_plan(graph)
     if not nodes:
@@ -66,6 +66,15 @@ def planned(
         question = Question(
             found.spec, fabric, train.batch_rows, found.row_length, practised, coefficients_of(cluster)
         )
+        if cluster_file is None and fabric.world > 1 and found.spec.experts is None:
+            from shunter.train.profiler import profile
+
+            measured, _ = profile(
+                found.spec, found.row_length, train.batch_rows, precision=practised.products,
+                optimizer=train.optimizer, ranks=fabric.world, threads=node.config.how.threads,  # type: ignore[attr-defined]
+                quick=True, say=say,
+            )  # fmt: skip
+            question = question.measured(measured)
         best = search(question, top=1).plans[0].prediction
         plan = Plan.of(question, cluster, best)
         path = (folder / f"{graph.name}-{node.stem}.yaml").absolute()

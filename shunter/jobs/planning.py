@@ -18,6 +18,7 @@ from shunter.plan.choices import Question
 from shunter.plan.fabric import Fabric
 from shunter.plan.practice import practice
 from shunter.plan.presets import preset
+from shunter.plan.profile import Profile
 from shunter.recipe import disk
 
 
@@ -32,12 +33,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Model:
-    """batch, row: as a recipe has them; none where only the model is told."""
+    """batch, row, precision, optimizer: as a recipe has them; none, or what is usual, where only the model is
+    told."""
 
     spec: DecoderSpec
     batch: int | None = None
     row: int | None = None
     notes: tuple[str, ...] = ()
+    precision: str = "auto"
+    optimizer: str = "adamw"
 
 
 def model(name: str, job: str | None = None) -> Model:
@@ -74,7 +78,10 @@ def _of_recipe(path: Path, job: str | None) -> Model:
             where=node.where,
             mend="Name a recipe with a model:, or one that begins from an import.",
         )
-    return Model(found.spec, node.config.train.batch_rows, found.row_length, found.guesses)  # type: ignore[attr-defined]
+    train = node.config.train  # type: ignore[attr-defined]
+    return Model(
+        found.spec, train.batch_rows, found.row_length, found.guesses, train.precision, train.optimizer
+    )
 
 
 def ask(
@@ -85,6 +92,7 @@ def ask(
     *,
     practice_name: str = "shunter",
     calibration: Path | None = None,
+    profile: Path | None = None,
     job: str | None = None,
 ) -> Asked:
     """The question. Raises ShunterError for what is not there, and where batch or sequence are not told."""
@@ -111,7 +119,44 @@ def ask(
     question = Question(
         found.spec, fabric, rows, row, practice(practice_name), coefficients_of(where, calibration)
     )
+    if profile is not None:
+        question = question.measured(Profile.load(profile), str(profile))
+        notes.append(f"parts and messages as measured: {profile}")
     return Asked(question, where, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What `shunter probe --model` measures. rows: of a step, and so of the largest micro-batch."""
+
+    spec: DecoderSpec
+    row: int
+    rows: int
+    precision: str
+    optimizer: str
+
+
+def to_profile(model_name: str, batch: int | None, sequence: int | None, job: str | None = None) -> Profiled:
+    """As a recipe's job has it, or a published model in the precision that this machine multiplies fast.
+
+    Raises ShunterError for what is not there, and where batch or row are not told.
+    """
+    import torch
+
+    from shunter.train.device import choose_precision
+
+    found = model(model_name, job)
+    rows, row = found.batch if batch is None else batch, found.row if sequence is None else sequence
+    for name, value in (("--global-batch", rows), ("--seq", row)):
+        if value is None:
+            raise ShunterError(f"{model_name} does not tell {name}", mend=f"Give {name}.")
+        if value < 1:
+            raise ShunterError(f"{name} is {value}", mend="It must be at least 1.")
+    assert rows is not None
+    assert row is not None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = found.precision if found.precision != "auto" else choose_precision("auto", device)
+    return Profiled(found.spec, row, rows, wanted, found.optimizer)
 
 
 TIMES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}

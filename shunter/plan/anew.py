@@ -22,6 +22,7 @@ from shunter.plan.choices import Choices, Question
 from shunter.plan.fabric import Fabric
 from shunter.plan.plan import DEGREES, Plan, fingerprint
 from shunter.plan.practice import Coefficient, Coefficients, practice
+from shunter.plan.profile import Profile
 from shunter.plan.score import Prediction
 from shunter.plan.search import search
 from shunter.plan.space import compilable
@@ -68,6 +69,7 @@ def asked(plan: Plan, cluster: Cluster, coefficients: Coefficients | None = None
         plan.sequence,
         practice(plan.practice),
         coefficients or replace(coefficients_of(cluster), known=known),
+        None if plan.profile is None else Profile.of(plan.profile),
     )
     grid = Grid(**{name: plan.layout[name] for name in DEGREES})
     layout = plan.layout

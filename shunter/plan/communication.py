@@ -67,8 +67,8 @@ def messages(question: Question, choices: Choices, weights: Floats, expert_weigh
     occupied = sent / (bandwidth * question.coefficients["links"])
     if question.profile is not None:
         two = np.full(len(choices), 2)
-        begun = question.profile.message("hop", two, np.full(len(choices), 4.0), latency)
-        occupied = np.maximum(question.profile.message("hop", two, sent, latency + occupied) - begun, 0.0)
+        begun = _taken(question, "hop", two, np.full(len(choices), 4.0), latency)
+        occupied = np.maximum(_taken(question, "hop", two, sent, latency + occupied) - begun, 0.0)
         latency = begun
     return Messages(tensor, end, context, experts, gather, np.where(choices.pp > 1, latency, 0.0), occupied)
 
@@ -115,10 +115,11 @@ def all_reduce(question: Question, stride: Ints, count: Ints, size: Floats) -> F
 
 
 def _taken(question: Question, kind: str, count: Ints, size: Floats, counted: Floats) -> Floats:
-    """As measured on the machine, where a profile has it, else as counted; nothing for one rank alone."""
+    """As measured on the machine, where a profile has it, else as counted; nothing for one rank or no bytes."""
     if question.profile is not None:
-        counted = question.profile.message(kind, count, size, counted)
-    return np.where(count > 1, counted, 0.0)
+        links = question.coefficients["links"]
+        counted = question.profile.message(kind, count, size, counted * links) / links
+    return np.where((count > 1) & (size > 0), counted, 0.0)
 
 
 def exchange(question: Question, stride: Ints, count: Ints, size: Floats) -> Floats:

@@ -115,7 +115,10 @@ def _measured(question: Question, choices: Choices, part: str, counted: Times) -
     and pairs, so a part of the rows does as much."""
     if question.profile is None:
         return counted
-    forward, backward = question.profile.part(part, choices.tp, choices.rows / choices.cp)
+    forward, backward = (
+        seconds / question.coefficients["products"]
+        for seconds in question.profile.part(part, choices.tp, choices.rows / choices.cp)
+    )
     if part == "layer":  # the order of a row's parts costs attention something beyond them
         share = question.coefficients["context"] * (1 - 1 / choices.cp)
         attention = counted.attention / np.maximum(counted.forward, 1e-12) * forward

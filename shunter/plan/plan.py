@@ -37,7 +37,8 @@ class Plan:
 
     Predicted, in seconds of a step: step, of which the busiest rank computes, waits for messages, and for
     other ranks. memory_bytes_by_stage: of a rank at each place of the pipeline. coefficients: name -> value
-    and source. machine: the cluster's description, so that a run can plan anew.
+    and source. machine: the cluster's description, and profile, if it rests on one, so that a run can plan
+    anew.
 
     ranks, where it matters which device does what: of each place of the grid, the number of its device among
     those that are used, and so of its process. placed: their names, how the order was found, seconds of a
@@ -69,6 +70,7 @@ class Plan:
     machine: dict[str, Any] | None = None
     ranks: list[int] = field(default_factory=list)
     placed: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, question: Question, cluster: Cluster, prediction: Prediction) -> Plan:
@@ -116,6 +118,7 @@ class Plan:
             machine=cluster.description.model_dump(mode="json", exclude_defaults=True),
             ranks=list(prediction.placed.order) if prediction.placed else [],
             placed=_placed(question, prediction),
+            profile=None if question.profile is None else question.profile.data(),
         )
 
     def row(self, lost_because: str = "") -> dict[str, Any]:
@@ -210,7 +213,7 @@ class Plan:
             )
         known = {each.name for each in fields(cls)}
         given = {key: value for key, value in data.items() if key not in ("format", "version")}
-        fresh = {"coefficients", "price_per_hour", "machine", "ranks", "placed"}
+        fresh = {"coefficients", "price_per_hour", "machine", "ranks", "placed", "profile"}
         if wrong := (known ^ given.keys()) - fresh:
             raise ShunterError(
                 f"{'no ' if sorted(wrong)[0] in known else 'unknown '}{sorted(wrong)[0]}",

@@ -19,6 +19,7 @@ from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderSpec
 
 FORMAT, VERSION = "shunter-profile", 1
+FAR = 2.0  # times the largest micro-batch measured beyond which a line through the last two is not trusted
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -97,7 +98,7 @@ class Profile:
 
     def part(self, name: str, tp: Ints, rows: Floats) -> tuple[Floats, Floats]:
         """(forward, backward) of `layer`, `embedding` or `head` for each pair of the arrays. Raises
-        ShunterError for a tensor degree that was not measured."""
+        ShunterError for a tensor degree that was not measured, and far beyond the rows that were."""
         measured: Mapping[int, Pass] = getattr(self, name)
         tp, rows = np.broadcast_arrays(tp, np.asarray(rows, float))
         forward, backward = np.zeros(tp.shape), np.zeros(tp.shape)
@@ -109,9 +110,19 @@ class Profile:
                     mend="Fix another, or measure with more --ranks.",
                 )
             which = tp == degree
+            if np.any(rows[which] > self.most(degree)):
+                raise ShunterError(
+                    f"measured with up to {max(measured[degree].forward.sizes):g} rows, "
+                    f"asked for {np.max(rows[which]):g}",
+                    mend="Measure larger micro-batches (--global-batch).",
+                )
             forward[which] = measured[degree].forward.at(rows[which])
             backward[which] = measured[degree].backward.at(rows[which])
         return forward, backward
+
+    def most(self, tp: int) -> float:
+        """Rows of the largest micro-batch that is foreseen; none with a degree that was not measured."""
+        return FAR * max(self.layer[tp].forward.sizes) if tp in self.layer else 0.0
 
     def message(self, kind: str, count: Ints, size: Floats, otherwise: Floats) -> Floats:
         """Seconds of each message among `count` ranks; `otherwise` where that was not measured."""

@@ -122,6 +122,9 @@ def search_all(
 
 def _estimated(question: Question, fixed: Fixed, room: float | None) -> tuple[Choices, Estimate]:
     choices = space(question, fixed)
+    if (profile := question.profile) is not None:
+        most = np.array([profile.most(tp) for tp in choices.tp.tolist()])
+        choices = choices.take(choices.rows / choices.cp <= most)
     if not len(choices):
         raise ShunterError(
             f"no layout of {question.fabric.world} devices has "

@@ -92,6 +92,7 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
+    from shunter.parallel.mesh import ProcessGroups
     from shunter.train.profiling import QUICK, Effort, measure_model
 
     cuda = torch.cuda.is_available()
@@ -119,6 +120,7 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
         device,
         QUICK if request["quick"] else Effort(),
         say,
+        ProcessGroups(),
     )
 
 

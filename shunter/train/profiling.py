@@ -17,9 +17,10 @@ import torch.distributed as dist
 from shunter.models.decoder import Decoder
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.measure import measure_parts
+from shunter.parallel.mesh import ProcessGroups
 from shunter.parallel.wires import Effort as PairEffort
 from shunter.parallel.wires import measure_pair
-from shunter.record.spread import median
+from shunter.record.spread import quick
 from shunter.train.config import TrainConfig
 from shunter.train.optim import Optimizers
 
@@ -62,6 +63,7 @@ def measure_model(
     device: torch.device,
     effort: Effort,
     say: Callable[[str], None],
+    groups: ProcessGroups,
 ) -> dict[str, Any]:
     """layer, embedding, head: by tensor degree; messages; update. All ranks call it and have the answer.
 
@@ -79,7 +81,7 @@ def measure_model(
         for count in rows:
             dist.barrier()
             mine = measure_parts(
-                cut(spec, degree), row, count, device, precision, budget=effort.budget, layers=STACK
+                cut(spec, degree), row, count, device, precision, budget=effort.budget, layers=STACK, of=quick
             )
             pairs = [getattr(mine, name) for name in parts]
             found = _mean([seconds for each in pairs for seconds in (each.forward, each.backward)], device)
@@ -104,7 +106,7 @@ def measure_model(
         )  # fmt: skip
     return {
         **parts,
-        "messages": _messages(device, effort, say),
+        "messages": _messages(device, effort, say, groups),
         "update": _update(spec, optimizer, device, effort, say),
     }
 
@@ -116,7 +118,9 @@ def _mean(values: Sequence[float], device: torch.device) -> list[float]:
     return (told / dist.get_world_size()).tolist()
 
 
-def _messages(device: torch.device, effort: Effort, say: Callable[[str], None]) -> dict[str, dict[int, Any]]:
+def _messages(
+    device: torch.device, effort: Effort, say: Callable[[str], None], made: ProcessGroups
+) -> dict[str, dict[int, Any]]:
     """kind -> ranks -> sizes and seconds."""
     world = dist.get_world_size()
     found: dict[str, dict[int, Any]] = {"gather": {}, "scatter": {}, "sum": {}, "hop": {}}
@@ -124,7 +128,7 @@ def _messages(device: torch.device, effort: Effort, say: Callable[[str], None]) 
         return found
     for ranks in sorted({world, *(n for n in range(2, world) if world % n == 0)}):
         # All ranks are at work in groups, as they are in a layout.
-        groups = [dist.new_group(list(range(at, at + ranks))) for at in range(0, world, ranks)]
+        groups = [made.get(range(at, at + ranks)) for at in range(0, world, ranks)]
         group = groups[dist.get_rank() // ranks]
         for kind in ("gather", "scatter", "sum"):
             sizes: list[int] = []
@@ -174,10 +178,11 @@ def _between(kind: str, size: int, ranks: int, group: Any, device: torch.device,
         calls[kind]()
 
     both()
-    alone = [_timed(products, 1, device) for _ in range(effort.repeats)]
-    dist.barrier(group)
-    together = _timed(both, effort.repeats, device) / effort.repeats
-    return max(together - median(alone).value, 1e-7)
+    alone, together = [], []
+    for _ in range(effort.repeats):
+        together.append(_timed(both, 1, device))
+        alone.append(_timed(products, 1, device))
+    return max(quick(together) - quick(alone), 1e-7)
 
 
 def _update(
@@ -192,7 +197,7 @@ def _update(
         dist.barrier()
         took = [_once(decoder, optimizers, device) for _ in range(3 + effort.repeats // 4)]
         sizes.append(float(sum(each.numel() for each in decoder.parameters())))
-        seconds += _mean([median(took[1:]).value], device)
+        seconds += _mean([quick(took[1:])], device)
     say(f"the optimizer: {1e9 * seconds[-1] / sizes[-1]:.1f} ns a parameter")
     return {"sizes": sizes, "seconds": seconds}
 

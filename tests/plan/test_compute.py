@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from shunter.cluster import files
-from shunter.config.errors import ShunterError
 from shunter.layout.grid import Grid
 from shunter.plan import compute
 from shunter.plan.choices import Choices, Question
@@ -75,11 +74,3 @@ def test_many_layouts_at_once_are_each_alone() -> None:
     found = compute.layer(asked, together, device).backward
     alone = [compute.layer(asked, Choices.one(g, 2), device).backward[0] for g in grids]
     assert np.allclose(found, alone)
-
-
-def test_measured_times_are_not_carried_far() -> None:
-    table = compute.Measured((1, 2, 4), (1.0, 2.0, 4.0), (2.0, 4.0, 8.0))
-    assert table.at(np.array([3.0])).forward[0] == 3.0
-    assert table.at(np.array([6.0])).backward[0] == 12.0
-    with pytest.raises(ShunterError, match="Measure sizes"):
-        table.at(np.array([64.0]))
