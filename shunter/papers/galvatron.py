@@ -50,7 +50,6 @@ LAYOUTS: Mapping[str, tuple[Mapping[str, int], str, int, str, int]] = {
     "pp 2, recomputed": ({"pp": 2}, "gpipe", 1, "stage", 4),
     "pp 2, backwards in halves": ({"pp": 2}, "zb1p", 1, "none", 4),
 }
-BLOCK = 4 << 20  # bytes
 WARM = 3  # steps that are not counted
 WATCHED = 4  # step that is recorded; in the next one, what is alive is counted
 
@@ -110,8 +109,7 @@ def _alive(arm: Arm) -> int | None:
 
 
 def counted(name: str) -> int:
-    """What `shunter layout` says of the fullest rank, and the room that the head works in: logits of a
-    micro-batch, and a block of them (`models.head.BLOCK_ELEMENTS`) where its vocabulary is not cut."""
+    """What `shunter layout` says of the fullest rank, and the logits of a micro-batch, which it leaves out."""
     from shunter.train.config import Parallel
     from shunter.train.layout_describe import describe
     from shunter.train.layout_parts import Plan
@@ -121,8 +119,7 @@ def counted(name: str) -> int:
     written |= {"recompute": recompute != "none", "chunks": chunks if chunks > 1 else None}
     parallel = Parallel.model_validate(written).settled(ROWS, ROWS)
     plan = Plan.make(spec(), parallel, LENGTH, ROWS)
-    logits = 4 * plan.tokens * spec().vocab_size // parallel.tp
-    head = logits + (BLOCK if parallel.tp == 1 else logits)
+    head = 4 * plan.tokens * spec().vocab_size // parallel.tp
     last = plan.order.placement[-1]
     ranks = describe(plan, "adamw", {}).ranks
     return max(rank.total + (head if rank.place.get("pp", 0) == last else 0) for rank in ranks)

@@ -115,7 +115,7 @@ def all_reduce(question: Question, stride: Ints, count: Ints, size: Floats) -> F
 
 
 def _taken(question: Question, kind: str, count: Ints, size: Floats, counted: Floats) -> Floats:
-    """As measured on the machine, where a profile has it, else as counted; nothing for one rank or no bytes."""
+    """As measured, where a profile has it, else as counted; nothing for one rank, and for no bytes."""
     if question.profile is not None:
         links = question.coefficients["links"]
         counted = question.profile.message(kind, count, size, counted * links) / links

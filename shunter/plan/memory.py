@@ -3,8 +3,9 @@
 weights, gradients, optimizer: of the rank's layers, cut as the layout cuts them; of the optimizer's state
 each copy has a part where the practice shares it (ZeRO-1).
 gathered: whole weights of other ranks that are there for a while, and whole gradients that wait (fsdp).
-activations: of all micro-batches in flight. inside: of the layers that are computed again, or put aside, at
-once. logits: of the head. other: the device's context and buffers, and what the allocator loses to fragments.
+activations: of all micro-batches in flight, less those in whose place gradients come. inside: of the layers
+that are computed again, or put aside, at once. logits: of the head. other: the device's context and buffers,
+and what the allocator loses to fragments.
 
 Imports without torch.
 """
@@ -140,8 +141,13 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     )
     # What a stage was sent stays, though its first layer may be put aside.
     per = per + np.where((stage.aside > 0) & (choices.pp > 1), entry * choices.chunks, 0.0)
-    # The head keeps the hidden states' gradient.
-    last = stage.head * stage.flight * entry if practice.whole_inputs else 0 * entry
+    # Where all micro-batches are in flight before the first goes back, gradients come as its activations go.
+    m = choices.microbatches(question.batch)
+    goes = np.where(stage.flight >= m, np.minimum(mine * practice.gradients, per), 0.0)
+    # The head keeps the hidden states' gradient, and what it fetched of them.
+    fetched = practice.hidden * choices.rows * question.row / choices.cp * question.spec.dim
+    waiting_heads = np.where(by_stage, np.minimum(stage.flight, 1.0), stage.flight)
+    last = stage.head * waiting_heads * (entry + fetched) if practice.whole_inputs else 0 * entry
     logits = stage.head * practice.logits * choices.rows * question.row / choices.cp
     logits = logits * question.spec.vocab_size / choices.tp
     parts = {
@@ -149,7 +155,7 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
         "gradients": mine * practice.gradients,
         "optimizer": (plain / updates + expert / expert_updates) * practice.optimizer,
         "gathered": np.where(cut, gathered + waiting, 0.0),
-        "activations": stage.flight * per + last,
+        "activations": stage.flight * per + last - goes,
         "inside": np.where(stage.recomputed + stage.aside > 0, inside, 0.0),
         "logits": logits,
     }

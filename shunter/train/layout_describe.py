@@ -126,7 +126,11 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
             state += 2 * holding.piece.numel
     elements = sum(holding.piece.numel for holding in held.values())
     stages = plan.stages(place)
-    one, most = _activations(plan, stages, plan.order, place["pp"])
+    bytes_of = {
+        stage: plan.wide * sum(held[name].piece.numel for name in plan.owned(stage) if name in held)
+        for stage in stages
+    }
+    one, most, together = _activations(plan, stages, plan.order, place["pp"], bytes_of)
     axes = dict.fromkeys([*DENSE, *(EXPERT if grid.ep * grid.etp > 1 else ())])
     return RankHolds(
         rank=rank,
@@ -140,6 +144,7 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
         gathered=_gathered(plan, place, stages),
         activations=one,
         at_once=most,
+        together=together,
     )
 
 
@@ -162,26 +167,37 @@ def _gathered(plan: Plan, place: Mapping[str, int], stages: list[int]) -> int:
     return bytes_(True)[not stay] + bytes_(False)[not wait]
 
 
-def _activations(plan: Plan, stages: list[int], order: Order, at: int) -> tuple[int, int]:
-    """Bytes of one micro-batch in all stages of a rank, and the most at once."""
+def _activations(
+    plan: Plan, stages: list[int], order: Order, at: int, gradients: Mapping[int, int]
+) -> tuple[int, int, int]:
+    """Bytes of one micro-batch in all stages of a rank, the most at once, and the most together with
+    gradients, of which a stage has none until its first backward: they come as its activations go."""
     inside = {stage: _inside(plan, stage) for stage in stages}
     light = {stage: plan.own_tokens * plan.spec.dim * plan.wide for stage in stages}
-    recompute = any(action.op == RECOMPUTE for action in order.actions[at])
-    held, most = 0, 0
+    # Some are not computed again: those that go back at once.
+    again = {(it.stage, it.microbatch) for it in order.actions[at] if it.op == RECOMPUTE}
+    held, most, there, together = 0, 0, 0, 0
+    had: set[int] = set()
     for action in order.actions[at]:
         if action.stage not in inside:
             continue
+        now = held
         if action.op == FORWARD:
-            held += light[action.stage] if recompute else inside[action.stage]
-            most = max(most, held + _travels(plan, action.stage))
+            apart = (action.stage, action.microbatch) in again
+            held += light[action.stage] if apart else inside[action.stage]
+            now = held + _travels(plan, action.stage)
         elif action.op == RECOMPUTE:
             held += inside[action.stage] - light[action.stage]
-        most = max(most, held)
+        now = max(now, held)
         if action.op in (BACKWARD, INPUT):  # one layer after the other is whole for a moment
-            most = max(most, held + max(_once_more(plan, action.stage), _travels(plan, action.stage)))
+            now = max(now, held + max(_once_more(plan, action.stage), _travels(plan, action.stage)))
+        most, together = max(most, now), max(together, now + there)
         if action.op in (BACKWARD, WEIGHT):
             held -= inside[action.stage]
-    return sum((light if recompute else inside).values()), most
+            there += 0 if action.stage in had else gradients[action.stage]
+            had.add(action.stage)
+            together = max(together, held + there)
+    return sum((light if again else inside).values()), most, together
 
 
 def _inside(plan: Plan, stage: int) -> int:

@@ -193,7 +193,8 @@ def _update(
     for layers in (1, 3):
         with torch.random.fork_rng(), torch.device(device):
             decoder = Decoder(spec.model_copy(update={"num_layers": layers}))
-        optimizers = Optimizers(decoder, TrainConfig(steps=1, batch_rows=1, optimizer=optimizer, lr=1e-6))
+        config = TrainConfig(steps=1, batch_rows=1, optimizer=optimizer, lr=1e-6)  # type: ignore[arg-type]
+        optimizers = Optimizers(decoder, config)
         dist.barrier()
         took = [_once(decoder, optimizers, device) for _ in range(3 + effort.repeats // 4)]
         sizes.append(float(sum(each.numel() for each in decoder.parameters())))

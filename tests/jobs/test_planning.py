@@ -62,6 +62,10 @@ LAYOUTS = [
     ({"fsdp": 8}, "1f1b", 1, "layer", 1),
     ({"pp": 4, "fsdp": 2}, "1f1b", 1, "layer", 2),
     ({"dp": 4, "tp": 2, "ep": 4}, "1f1b", 1, "none", 1),
+    ({"dp": 2, "tp": 4}, "1f1b", 1, "none", 32),
+    ({"pp": 4, "tp": 2}, "gpipe", 1, "none", 16),
+    ({"pp": 4, "tp": 2}, "gpipe", 1, "stage", 8),
+    ({"pp": 4, "tp": 2}, "1f1b", 1, "none", 32),
 ]
 
 
