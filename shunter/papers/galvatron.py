@@ -109,7 +109,7 @@ def _alive(arm: Arm) -> int | None:
 
 
 def counted(name: str) -> int:
-    """What `shunter layout` says of the fullest rank, and the logits of a micro-batch, which it leaves out."""
+    """What `shunter layout` says of the fullest rank, and logits of a micro-batch, which it leaves out."""
     from shunter.train.config import Parallel
     from shunter.train.layout_describe import describe
     from shunter.train.layout_parts import Plan
