@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.text import Text
 
@@ -31,16 +32,14 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
         "MFU", "fullest rank", "why not",
     )  # fmt: skip
     for plan, each in zip(plans, found.plans, strict=True):
-        degrees = [f"{name} {plan.layout[name]}" for name in DEGREES if plan.layout[name] > 1] or [
-            "one device"
-        ]
+        degrees = _degrees(plan.layout)
         schedule = "" if plan.layout["pp"] == 1 else plan.schedule
         if plan.layout["chunks"] > 1:
             schedule += f" x{plan.layout['chunks']}"
         schedule += _recomputed(plan)
         seconds = (plan.step_seconds, plan.compute_seconds, plan.communication_seconds, plan.bubble_seconds)
         table.add_row(
-            Text(", ".join(degrees)),
+            Text("; or ".join([degrees, *(_degrees(same.choice.settings(0)) for same in each.also)])),
             Text(schedule.strip()),
             Text(f"{plan.microbatch} x {plan.microbatches}"),
             *(Text(f"{value:.3g} s") for value in seconds),
@@ -76,9 +75,11 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
     )
     for note in asked.notes:
         print(f"note: {note}")
-    for name, coefficient in question.coefficients.known.items():
-        if name == "products":
-            print(f"note: {name} {coefficient.value:g}: {coefficient.source}")
+
+
+def _degrees(layout: Mapping[str, Any]) -> str:
+    """`pp 2, tp 4`."""
+    return ", ".join(f"{name} {layout[name]}" for name in DEGREES if layout[name] > 1) or "one device"
 
 
 def _recomputed(plan: Plan) -> str:

@@ -18,6 +18,7 @@ from shunter.plan.choices import Question
 from shunter.plan.fabric import Fabric
 from shunter.plan.practice import practice
 from shunter.plan.presets import preset
+from shunter.plan.sources import rests_on
 from shunter.recipe import disk
 
 
@@ -111,7 +112,7 @@ def ask(
     question = Question(
         found.spec, fabric, rows, row, practice(practice_name), coefficients_of(where, calibration)
     )
-    return Asked(question, where, tuple(notes))
+    return Asked(question, where, (*notes, *rests_on(question)))
 
 
 TIMES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}

@@ -263,7 +263,11 @@ def answer(found: Found, cluster: Cluster) -> dict[str, Any]:
     """What `shunter plan --json` prints."""
     return {
         "plans": [
-            Plan.of(found.question, cluster, each.prediction).row(each.lost_because) for each in found.plans
+            {
+                **Plan.of(found.question, cluster, each.prediction).row(each.lost_because),
+                **({"also": [dict(same.choice.settings(0)) for same in each.also]} if each.also else {}),
+            }
+            for each in found.plans
         ],
         "search_seconds": found.seconds,
         "considered": found.considered,

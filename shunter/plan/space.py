@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 
 from shunter.plan.choices import SCHEDULES, Choices, Question
-from shunter.plan.practice import RECOMPUTE, Practice
+from shunter.plan.practice import PRACTICES, RECOMPUTE, Practice
 
 MOST_CHUNKS = 12
 HALVES = ("zb1p", "zbv")  # schedules with backwards in halves
@@ -18,6 +18,8 @@ HALVES = ("zb1p", "zbv")  # schedules with backwards in halves
 
 def compilable(practised: Practice) -> Practice:
     """Of what a practice does, what compiled layers can: no halves of backwards, nothing put aside."""
+    if f"{practised.name}-compiled" in PRACTICES:
+        return PRACTICES[f"{practised.name}-compiled"]
     whole = tuple(each for each in practised.schedules if each not in HALVES)
     return replace(practised, offload=False, schedules=whole)
 
