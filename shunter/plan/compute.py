@@ -19,6 +19,7 @@ from shunter.plan.choices import Choices, Floats, Question
 
 BOUNDS = (256, 1024, 4096)  # as `shunter.cluster.device.shape_class`
 KERNELS = 14  # of a layer's forward, about
+ITERATIONS = 5  # of Newton and Schulz in an update of Muon (torch.optim.Muon's default)
 # Shares of the peak that an H100 reaches by class of shape (shunter/cluster/machines/8xh100.yaml).
 UNMEASURED = {"tiny": 0.25, "small": 0.45, "medium": 0.65, "large": 0.72, "attention": 0.61}
 FAR = 2.0  # times beyond the measured range that a line through the last two points is trusted
@@ -110,7 +111,31 @@ def update(question: Question, parameters: Floats, device: DeviceKind) -> Floats
     """Seconds of the optimizer's step over so many parameters: all is read, and all but gradients written."""
     practice = question.practice
     size = parameters * (2 * practice.state - practice.gradients)
-    return size / (device.memory_bandwidth * question.coefficients["memory"])
+    moved = size / (device.memory_bandwidth * question.coefficients["memory"])
+    if practice.matrices is None:
+        return moved
+    speed = rate(device, format_on(question, device), np.array([float(question.spec.dim)]))
+    return moved + parameters * _newton_schulz(question) / (speed * question.coefficients["products"])
+
+
+def _newton_schulz(question: Question) -> float:
+    """FLOPs a parameter of Muon's update, on average over the model: for a matrix of m x n, m the smaller,
+    each iteration has two products of m x m x n and one of m x m x m (torch.optim.Muon)."""
+    spec = question.spec
+    matrices = [
+        (spec.num_heads * spec.head_dim, 2),
+        (spec.num_kv_heads * spec.head_dim, 2),
+        (spec.ffn_dim, 3),
+    ]
+    total = 0.0
+    for layer in range(spec.num_layers):
+        shapes = matrices
+        if spec.experts is not None and spec.experts.inside(layer):
+            shapes = [*matrices[:2], (spec.experts.ffn_dim, 3 * spec.experts.num_experts)]
+        for width, count in shapes:
+            m, n = sorted((spec.dim, width))
+            total += count * ITERATIONS * (4.0 * m * m * n + 2.0 * m**3)
+    return total / spec.num_parameters
 
 
 def rate(device: DeviceKind, format: str, least: Floats) -> Floats:

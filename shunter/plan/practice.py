@@ -7,7 +7,7 @@ tables the cost model is tested with.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shunter.config.errors import ShunterError
 from shunter.config.nearest import nearest
@@ -40,7 +40,8 @@ FUSED_GELU = Elementwise(12, 3, 0)
 
 @dataclass(frozen=True)
 class Practice:
-    """weights, gradients, optimizer: bytes a parameter that stay. compute: bytes of an element in products,
+    """weights, gradients, optimizer: bytes a parameter that stay; matrices: of the optimizer's, those of the
+    layers' weights where they are others, as Muon's. compute: bytes of an element in products,
     gathered: of gathered weights, hidden: between layers and in messages between stages.
 
     products:  number format of matrix products, as a cluster's rates name it.
@@ -96,6 +97,7 @@ class Practice:
     offload: bool = False
     schedules: tuple[str, ...] = ("1f1b", "interleaved-1f1b", "zb1p", "zbv", "gpipe")
     axes: tuple[str, ...] = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
+    matrices: float | None = None
     source: str = ""
 
     @property
@@ -176,16 +178,72 @@ PRACTICES: dict[str, Practice] = {
 }
 
 
+HALVES = ("zb1p", "zbv")  # schedules with backwards in halves
+
+
+def compilable(practised: Practice) -> Practice:
+    """Of what a practice does, what compiled layers can: no halves of backwards, nothing put aside."""
+    whole = tuple(each for each in practised.schedules if each not in HALVES)
+    return replace(practised, offload=False, schedules=whole)
+
+
+def _compiled(practised: Practice) -> Practice:
+    return replace(compilable(practised), elementwise=FUSED)
+
+
+def _muon(practised: Practice) -> Practice:
+    return replace(practised, matrices=practised.optimizer / 2)  # one state in place of AdamW's two
+
+
+def _unshared(practised: Practice) -> Practice:
+    return replace(practised, zero=False)
+
+
+def _unsplit(practised: Practice) -> Practice:
+    return replace(practised, sequence=False)
+
+
+def _thin(practised: Practice) -> Practice:
+    return replace(practised, gathered=2.0)
+
+
+# What a job may do otherwise than the practice of its program, by what follows the name: `shunter+muon`.
+# unshared: copies have the optimizer's state whole; unsplit: tensor ranks have all tokens between products;
+# thin: weights travel in two bytes.
+OTHERWISE = {
+    "compiled": _compiled,
+    "muon": _muon,
+    "unshared": _unshared,
+    "unsplit": _unsplit,
+    "thin": _thin,
+}
+
+
 def practice(name: str) -> Practice:
-    """The practice of this name. Raises ShunterError, with the nearest name, where there is none."""
-    found = PRACTICES.get(name)
+    """The practice of this name, such as `shunter` or `shunter+compiled+muon`. Raises ShunterError, with the
+    nearest name, where there is none."""
+    base, *more = name.split("+")
+    found = PRACTICES.get(base)
     if found is None:
-        guess = nearest(name, PRACTICES)
+        guess = nearest(base, PRACTICES)
         raise ShunterError(
-            f"no practice is called {name!r}",
+            f"no practice is called {base!r}",
             mend=f"Did you mean {guess}?" if guess else f"Known are {', '.join(PRACTICES)}.",
         )
-    return found
+    for each in more:
+        if each not in OTHERWISE or more.count(each) > 1:
+            raise ShunterError(
+                f"{each!r} is nothing that {base} may do otherwise, once",
+                mend=f"Known are {', '.join(f'{base}+{known}' for known in OTHERWISE)}.",
+            )
+        found = OTHERWISE[each](found)
+    return replace(found, name=name)
+
+
+def kernels(name: str) -> str:
+    """A practice's name with what changes the layers' kernels alone, which coefficients depend on."""
+    base, *more = name.split("+")
+    return "+".join([base, *(part for part in more if part == "compiled")])
 
 
 @dataclass(frozen=True)
