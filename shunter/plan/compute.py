@@ -21,6 +21,7 @@ BOUNDS = (256, 1024, 4096)  # as `shunter.cluster.device.shape_class`
 # Kernels of a router, of bringing rows to experts and back, beside a dense layer's: counted as torch
 # dispatches them for shunter.models.moe, forward and backward. Each is short, however many tokens there are.
 ROUTING = 39, 45
+ITERATIONS = 5  # of Newton and Schulz in an update of Muon (torch.optim.Muon's default)
 # Shares of the peak that an H100 reaches by class of shape, measured but for `tiny`
 # (shunter/cluster/machines/8xh100.yaml).
 UNMEASURED = {"tiny": 0.25, "small": 0.45, "medium": 0.65, "large": 0.72, "attention": 0.61}
@@ -134,7 +135,31 @@ def update(question: Question, parameters: Floats, device: DeviceKind) -> Floats
     Before it gradients are clipped: read for their norm, and read and written to scale them."""
     practice = question.practice
     size = parameters * (2 * practice.state + 2 * practice.gradients)
-    return size / (device.memory_bandwidth * question.coefficients["memory"])
+    moved = size / (device.memory_bandwidth * question.coefficients["memory"])
+    if practice.matrices is None:
+        return moved
+    speed = rate(device, format_on(question, device), np.array([float(question.spec.dim)]))
+    return moved + parameters * _newton_schulz(question) / (speed * question.coefficients["products"])
+
+
+def _newton_schulz(question: Question) -> float:
+    """FLOPs a parameter of Muon's update, on average over the model: for a matrix of m x n, m the smaller,
+    each iteration has two products of m x m x n and one of m x m x m (torch.optim.Muon)."""
+    spec = question.spec
+    matrices = [
+        (spec.num_heads * spec.head_dim, 2),
+        (spec.num_kv_heads * spec.head_dim, 2),
+        (spec.ffn_dim, 3),
+    ]
+    total = 0.0
+    for layer in range(spec.num_layers):
+        shapes = matrices
+        if spec.experts is not None and spec.experts.inside(layer):
+            shapes = [*matrices[:2], (spec.experts.ffn_dim, 3 * spec.experts.num_experts)]
+        for width, count in shapes:
+            m, n = sorted((spec.dim, width))
+            total += count * ITERATIONS * (4.0 * m * m * n + 2.0 * m**3)
+    return total / spec.num_parameters
 
 
 def rate(device: DeviceKind, format: str, least: Floats) -> Floats:

@@ -41,6 +41,12 @@ class Fabric:
     block: int
     price_per_hour: float | None = None
     terrain: Terrain | None = field(default=None, compare=False, repr=False)
+    whole: int = 0  # devices of a node as it is described, where it has more than are used
+
+    @property
+    def node(self) -> int:
+        """Devices of a whole node."""
+        return max(self.whole, self.block)
 
     @classmethod
     def of(cls, cluster: Cluster) -> Fabric:
@@ -75,7 +81,10 @@ class Fabric:
         kinds = tuple(
             min((cluster.device(rank).spec for rank in node.ranks), key=_speed) for node in cluster.nodes
         )
-        return cls(cluster.name, cluster.world, tuple(levels), kinds, size, cluster.price_per_hour)
+        return cls(
+            cluster.name, cluster.world, tuple(levels), kinds, size, cluster.price_per_hour,
+            whole=cluster.group(0).devices,
+        )  # fmt: skip
 
     @classmethod
     def _uneven(cls, cluster: Cluster) -> Fabric:

@@ -116,7 +116,6 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     plain = stage.dense * shape.dense + stage.mixtures * shape.mixture + stage.ends * shape.end
     expert = stage.mixtures * shape.experts
     mine = plain / shards + expert / spread
-    updates, expert_updates = choices.updates(practice)
     cut = (shards > 1) | (spread > 1)
     layers = stage.dense + stage.mixtures
     each = np.where(stage.mixtures > 0, shape.mixture + shape.experts, shape.dense)
@@ -169,7 +168,7 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     parts = {
         "weights": mine * practice.weights,
         "gradients": gradients,
-        "optimizer": (plain / updates + expert / expert_updates) * practice.optimizer,
+        "optimizer": _optimizer(question, choices, stage),
         "gathered": np.where(cut, gathered + waiting, 0.0),
         "activations": held_ones,
         "inside": np.where(stage.recomputed + stage.aside > 0, inside, 0.0),
@@ -179,6 +178,21 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     total = sum(parts.values(), np.zeros(len(choices)))
     parts["other"] = known["fixed"] + known["margin"] * total
     return parts
+
+
+def _optimizer(question: Question, choices: Choices, stage: Stage) -> Floats:
+    """Bytes of its state. A matrix that is cut has one owner, which keeps Muon's momentum and makes the
+    update of the whole: on average over the ranks as much again as the momentum (`train.layout_describe`)."""
+    practice, shape = question.practice, held(question, choices)
+    updates, expert_updates = choices.updates(practice)
+    ends = stage.ends * shape.end / updates * practice.optimizer
+    plain = (stage.dense * shape.dense + stage.mixtures * shape.mixture) / updates
+    expert = stage.mixtures * shape.experts / expert_updates
+    if practice.matrices is None:
+        return ends + (plain + expert) * practice.optimizer
+    cut = (choices.tp > 1) | (choices.shards(practice) > 1)
+    apart = (choices.etp > 1) | (choices.expert_shards(practice) > 1)
+    return ends + practice.matrices * (plain * np.where(cut, 2, 1) + expert * np.where(apart, 2, 1))
 
 
 def passing(question: Question, choices: Choices, mixture: npt.NDArray[np.bool_]) -> Floats:

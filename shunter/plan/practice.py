@@ -50,7 +50,8 @@ FUSED_GELU = Elementwise(12, 3, 0)
 
 @dataclass(frozen=True)
 class Practice:
-    """weights, gradients, optimizer: bytes a parameter that stay. compute: bytes of an element in products,
+    """weights, gradients, optimizer: bytes a parameter that stay; matrices: of the optimizer's, those of the
+    layers' weights where they are others, as Muon's. compute: bytes of an element in products,
     gathered: of gathered weights, hidden: between layers and in messages between stages.
 
     products:  number format of matrix products, as a cluster's rates name it.
@@ -110,6 +111,7 @@ class Practice:
     offload: bool = False
     schedules: tuple[str, ...] = ("1f1b", "interleaved-1f1b", "zb1p", "zbv", "gpipe")
     axes: tuple[str, ...] = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
+    matrices: float | None = None
     source: str = ""
 
     @property
@@ -118,7 +120,7 @@ class Practice:
         return self.weights + self.gradients + self.optimizer
 
 
-_KNOWN: dict[str, Practice] = {
+PRACTICES: dict[str, Practice] = {
     each.name: each
     for each in (
         Practice(
@@ -197,50 +199,87 @@ _KNOWN: dict[str, Practice] = {
 }
 
 
-def _also() -> dict[str, Practice]:
-    """The known ones with more switched on, as their programs have it."""
-    own, titan = _KNOWN["shunter"], _KNOWN["torchtitan"]
-    whole = tuple(each for each in own.schedules if each not in ("zb1p", "zbv"))
-    compiled = replace(
-        titan, name="torchtitan-compiled", elementwise=FUSED, source=f"{titan.source}, with torch.compile"
-    )
+HALVES = ("zb1p", "zbv")  # schedules with backwards in halves
+
+
+def compilable(practised: Practice) -> Practice:
+    """Of what a practice does, what compiled layers can: no halves of backwards, nothing put aside."""
+    whole = tuple(each for each in practised.schedules if each not in HALVES)
+    return replace(practised, offload=False, schedules=whole)
+
+
+def _compiled(practised: Practice) -> Practice:
+    fused = OWN_FUSED if practised.elementwise == OWN else FUSED
+    return replace(compilable(practised), elementwise=fused, kernels=14)
+
+
+def _float8(practised: Practice) -> Practice:
     # Each operand is read for its largest value, read once more and written: 2 + 2 + 1 bytes.
-    float8 = replace(
-        compiled, name="torchtitan-float8", products="fp8", casts=5.0, source=f"{compiled.source} and float8"
-    )
-    return {
-        each.name: each
-        for each in (
-            replace(
-                own, name="shunter-compiled", elementwise=OWN_FUSED, kernels=14, schedules=whole,
-                offload=False,
-                source="this program with how.compile: no halves of backwards, nothing put aside",
-            ),
-            compiled,
-            float8,
-            # Async tensor parallelism cuts a product and its message in parts, so that each message but one
-            # part's has a product to go behind; half of it is hidden, assumed.
-            replace(
-                float8, name="torchtitan-async", overlap_tensor=0.5,
-                source=f"{float8.source}, with async tensor parallelism (half of it hidden, assumed)",
-            ),
-        )
-    }  # fmt: skip
+    return replace(practised, products="fp8", casts=5.0)
 
 
-PRACTICES: dict[str, Practice] = {**_KNOWN, **_also()}
+def _async(practised: Practice) -> Practice:
+    # A product and its message are cut in parts, so that each message but one part's has a product to go
+    # behind.
+    source = f"{practised.source}; half of tensor parallelism's messages hidden, assumed"
+    return replace(practised, overlap_tensor=0.5, source=source)
+
+
+def _muon(practised: Practice) -> Practice:
+    return replace(practised, matrices=practised.optimizer / 2)  # one state in place of AdamW's two
+
+
+def _unshared(practised: Practice) -> Practice:
+    return replace(practised, zero=False)
+
+
+def _unsplit(practised: Practice) -> Practice:
+    return replace(practised, sequence=False)
+
+
+def _thin(practised: Practice) -> Practice:
+    return replace(practised, gathered=2.0)
+
+
+# What a job may do otherwise than the practice of its program, by what follows the name: `shunter+muon`.
+# unshared: copies have the optimizer's state whole; unsplit: tensor ranks have all tokens between products;
+# thin: weights travel in two bytes. float8: products of layers; async: tensor parallelism's messages.
+OTHERWISE = {
+    "compiled": _compiled,
+    "muon": _muon,
+    "unshared": _unshared,
+    "unsplit": _unsplit,
+    "thin": _thin,
+    "float8": _float8,
+    "async": _async,
+}
 
 
 def practice(name: str) -> Practice:
-    """The practice of this name. Raises ShunterError, with the nearest name, where there is none."""
-    found = PRACTICES.get(name)
+    """The practice of this name, such as `shunter` or `shunter+compiled+muon`. Raises ShunterError, with the
+    nearest name, where there is none."""
+    base, *more = name.split("+")
+    found = PRACTICES.get(base)
     if found is None:
-        guess = nearest(name, PRACTICES)
+        guess = nearest(base, PRACTICES)
         raise ShunterError(
-            f"no practice is called {name!r}",
+            f"no practice is called {base!r}",
             mend=f"Did you mean {guess}?" if guess else f"Known are {', '.join(PRACTICES)}.",
         )
-    return found
+    for each in more:
+        if each not in OTHERWISE or more.count(each) > 1:
+            raise ShunterError(
+                f"{each!r} is nothing that {base} may do otherwise, once",
+                mend=f"Known are {', '.join(f'{base}+{known}' for known in OTHERWISE)}.",
+            )
+        found = OTHERWISE[each](found)
+    return replace(found, name=name)
+
+
+def kernels(name: str) -> str:
+    """A practice's name with what changes the layers' kernels alone, which coefficients depend on."""
+    base, *more = name.split("+")
+    return "+".join([base, *(part for part in more if part == "compiled")])
 
 
 GROUPED, CONTEXT = 0.5397, 0.8403  # calibrated.yaml, h100 and h100-96

@@ -100,10 +100,11 @@ def predict(
     room: float | None = None,
     site: Site | None = None,
     strategies: Sequence[int] | None = None,
+    cut: Sequence[int] | None = None,
 ) -> Prediction:
     """Of one layout (`choice` has length 1). room: bytes that a rank has; layers are computed again, or put
     aside, where the practice can choose them, as few as fit. site: where its ranks are, if that has been
-    decided. strategies: of the layers, likewise."""
+    decided. strategies: of the layers, and cut: bounds of the stages, likewise."""
     assert len(choice) == 1
     pp, chunks = int(choice.pp[0]), int(choice.chunks[0])
     m = int(choice.microbatches(question.batch)[0])
@@ -119,7 +120,7 @@ def predict(
             if id(kind) not in known:
                 known[id(kind)] = costs(question, choice, kind)
         each = [known[id(kinds[rank])] for rank in placement]
-        bounds = _cut(question, each, placement)
+        bounds = _cut(question, each, placement) if cut is None else list(cut)
     else:
         each, bounds = [site.costs[rank] for rank in placement], list(site.bounds)
     stages = len(placement)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from shunter.plan import compute
 from shunter.plan.choices import Question
 from shunter.plan.fabric import set_of
-from shunter.plan.practice import Coefficients, practice
+from shunter.plan.practice import Coefficients
 
 ALWAYS = ("products",)  # said even where it is at its default
 UNNAMED = ("fixed", "kernel")  # of a kind of device, and of little weight
@@ -19,17 +19,13 @@ def rests_on(question: Question) -> list[str]:
     has measured on these devices; of a practice, what is assumed."""
     notes = []
     general, found = Coefficients(), question.coefficients
-    for name, coefficient in found.known.items():
-        if name == "grouped" and question.spec.experts is None:
-            continue
-        if name in ALWAYS or (coefficient != general.known.get(name) and name not in UNNAMED):
-            notes.append(f"{name} {coefficient.value:g}: {coefficient.source}")
-    for kind, own in found.kinds.items():
-        notes += [
-            f"{name} {coefficient.value:g} on {kind}: {coefficient.source}"
-            for name, coefficient in own.items()
-            if coefficient != found.known[name] and name not in UNNAMED
-        ]
+    for kind, known in found.kinds.items() or [("", found.known)]:
+        for name, coefficient in known.items():
+            if name == "grouped" and question.spec.experts is None:
+                continue
+            if name in ALWAYS or (coefficient != general.known.get(name) and name not in UNNAMED):
+                of = f"{kind}: " if kind else ""
+                notes.append(f"{of}{name} {coefficient.value:.4g}: {coefficient.source}")
     for device in set_of(question.fabric.kinds):
         if guesses := compute.guessed(question, device):
             format = compute.format_on(question, device)
@@ -37,6 +33,6 @@ def rests_on(question: Question) -> list[str]:
             notes.append(
                 f"guesses, in the ratios of an H100: rates of {name} in {format}, shapes {', '.join(guesses)}"
             )
-    if "assumed" in (source := practice(question.practice.name).source):
+    if "assumed" in (source := question.practice.source):
         notes.append(f"{question.practice.name}: {source}")
     return notes

@@ -15,13 +15,17 @@ from shunter.models.spec import DecoderSpec, ExpertsSpec
 from shunter.plan.calibrate import Run
 from shunter.plan.choices import Choices, Question
 from shunter.plan.fabric import Fabric
-from shunter.plan.practice import FUSED_GELU, PRACTICES, Coefficients
+from shunter.plan.practice import FUSED_GELU, PRACTICES, Coefficients, practice
 from shunter.plan.presets import PRESETS, gpt, preset
 from shunter.plan.transformer import Shape
 
 HERE = Path(__file__).parent
-HOW = {"eager": "torchtitan", "compiled": "torchtitan-compiled", "float8": "torchtitan-float8",
-       "async": "torchtitan-async"}  # fmt: skip
+HOW = {
+    "eager": "torchtitan",
+    "compiled": "torchtitan+compiled",
+    "float8": "torchtitan+compiled+float8",
+    "async": "torchtitan+compiled+float8+async",
+}
 
 
 def published(name: str) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def titan_runs(table: str = "torchtitan", machine: str = "grand-teton") -> tuple
     fitted, held = [], []
     for row in published(table)["rows"]:
         fabric = Fabric.of(files.find(f"{row['gpus'] // 8}x{machine}"))
-        practised = PRACTICES[HOW[row["how"]]]
+        practised = practice(HOW[row["how"]])
         question = Question(
             PRESETS[row["model"]], fabric, row["batch"], row["row"], practised, Coefficients()
         )
@@ -112,7 +116,7 @@ def own_runs() -> dict[str, Own]:
     for name, case in json.loads(path.read_text(encoding="utf-8"))["cases"].items():
         model, mode, *_ = name.split("-")
         rows, row = case["batch"]
-        practised = PRACTICES["shunter-compiled" if mode == "compiled" else "shunter"]
+        practised = practice("shunter+compiled" if mode == "compiled" else "shunter")
         question = Question(OWN_MODELS[model], fabric, rows, row, practised, Coefficients())
         assert question.spec.num_parameters == case["parameters"]
         seconds = statistics.median(case["seconds"]["ours"])

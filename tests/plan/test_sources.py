@@ -15,17 +15,17 @@ from shunter.plan import compute
 from shunter.plan.calibrate import coefficients_of
 from shunter.plan.choices import Choices, Question
 from shunter.plan.fabric import Fabric
-from shunter.plan.practice import PRACTICES, Coefficients
+from shunter.plan.practice import OTHERWISE, OWN_FUSED, PRACTICES, Coefficients
+from shunter.plan.practice import practice as named
 from shunter.plan.presets import preset
 from shunter.plan.score import _links, predict
 from shunter.plan.search import _merged
 from shunter.plan.sources import rests_on
-from shunter.plan.space import compilable
 
 
 def question(cluster: str, practice: str = "shunter", model: str = "llama-3-8b") -> Question:
     where = files.find(cluster)
-    return Question(preset(model), Fabric.of(where), 64, 4096, PRACTICES[practice], coefficients_of(where))
+    return Question(preset(model), Fabric.of(where), 64, 4096, named(practice), coefficients_of(where))
 
 
 @pytest.mark.parametrize("cluster", ["8xa100-80", "8xmi250x", "4x2xrtx4090-ethernet", "8xh100"])
@@ -46,21 +46,29 @@ def test_guesses_are_said_to_be_guesses() -> None:
     assert "not fitted for this kind" in note
     (note,) = [note for note in rests_on(question("8xh100")) if note.startswith("products")]
     assert "fitted to a step of this program" in note
-    assert [note for note in rests_on(question("grand-teton", "torchtitan-async")) if "assumed" in note]
+    assert [
+        note
+        for note in rests_on(question("grand-teton", "torchtitan+compiled+float8+async"))
+        if "assumed" in note
+    ]
     assert [n for n in rests_on(question("8xh100", model="mixtral-8x7b")) if n.startswith("grouped")]
 
 
 def test_every_number_has_a_source() -> None:
     for practised in PRACTICES.values():
         assert practised.source
+        assert all(named(f"{practised.name}+{each}").source for each in OTHERWISE)
     for name, coefficient in Coefficients().known.items():
         assert coefficient.source, name
 
 
 def test_a_compiled_plan_is_a_practice_of_its_own() -> None:
-    # A plan's file names it, so that a run is held to what was planned.
-    assert compilable(PRACTICES["shunter"]) is PRACTICES["shunter-compiled"]
-    assert not {"zb1p", "zbv"} & set(compilable(PRACTICES["shunter-fp32"]).schedules)
+    found = named("shunter+compiled")
+    assert (
+        found.name == "shunter+compiled"
+    )  # a plan's file names it, so that a run is held to what was planned
+    assert found.elementwise == OWN_FUSED
+    assert not {"zb1p", "zbv"} & set(found.schedules)
 
 
 @given(
