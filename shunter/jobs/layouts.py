@@ -16,7 +16,7 @@ from shunter.models.families import from_config
 from shunter.models.spec import DecoderShape, DecoderSpec
 from shunter.recipe import disk
 from shunter.recipe.graph import Graph, Node
-from shunter.train.config import Parallel, TrainConfig, TrainHow
+from shunter.train.config import AUTO, Parallel, TrainConfig, TrainHow
 from shunter.train.layout_check import check_layout
 from shunter.train.layout_describe import describe, host_bytes, must_fit, spec_settings
 from shunter.train.layout_parts import Plan
@@ -84,24 +84,31 @@ def check_graph(node: Node, graph: Graph) -> Sequence[str]:
     if found is not None:
         parallel = how.parallel.located(graph.base).settled(train.batch_rows, how.micro_batch)
         check_layout(found.spec, parallel, parallel.order(), found.row_length)
-        if parallel.plan is not None:
-            must_match(Path(parallel.plan), found, train.batch_rows)
+        if parallel.plan not in (None, AUTO):
+            return must_match(graph, node, Path(str(parallel.plan)), found)
     return []
 
 
-def must_match(path: Path, found: Known, batch: int) -> None:
-    """Raise ShunterError where a plan was made for another model, batch or row."""
+def must_match(graph: Graph, node: Node, path: Path, found: Known) -> Sequence[str]:
+    """Warnings. Raises ShunterError where a plan was made for another model, batch, row or machine."""
+    from shunter.jobs import machine, questions
     from shunter.plan.plan import Plan as Planned  # with numpy, which no command needs to start
 
-    plan = Planned.load(path)
+    plan, asked = Planned.load(path), questions.trained(graph, node)
     plan.must_be_for(found.spec)
-    for name, here, there in (("batch", batch, plan.batch), ("row", found.row_length, plan.sequence)):
+    for name, here, there in (("batch", asked.batch, plan.batch), ("row", asked.row, plan.sequence)):
         if here != there:
             raise ShunterError(
                 f"the plan is for a {name} of {there}, the recipe has one of {here}",
                 where="how.parallel.plan",
                 mend="Plan again.",
             )
+    said = [*machine.must_be_here(plan, asked.how.device)]
+    if (mine := asked.practice_on(plan)) != plan.practice:
+        said.append(
+            f"the plan's times and bytes are those of {plan.practice}, and this job computes as {mine}"
+        )
+    return said
 
 
 def job_to_lay_out(graph: Graph, name: str | None) -> Node:

@@ -16,7 +16,7 @@ from shunter.plan import communication, compute, memory
 from shunter.plan.choices import SCHEDULES, Choices, Floats, Question
 from shunter.plan.practice import RECOMPUTE
 
-COPIES = 12  # storages that a layer puts aside, about: each is a call
+COPIES = 20  # storages that a layer keeps for its backward, counted, less the norms' weights: each is a call
 
 
 class Pass(NamedTuple):
@@ -252,7 +252,8 @@ def ends_of_step(
     plain, expert = dense * shape.dense + mixtures * shape.mixture + ends, mixtures * shape.experts
     sums = communication.gradients(question, choices, plain, expert)
     if practice.overlap_gradients:
-        sums = np.maximum(sums - backward, 0.05 * sums)  # the last layer's come when all is done
+        # The last layer's come when all is done.
+        sums = np.maximum(sums - backward, sums / np.maximum(dense + mixtures, 1.0))
     updates, expert_updates = choices.updates(practice)
     mine = plain / updates + expert / expert_updates
     stays = (choices.pp > 1) & practice.stage_gathered

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from shunter.plan import compute, memory
+from shunter.plan import communication, compute, memory
 from shunter.plan.choices import SCHEDULES, Choices, Question
 from shunter.plan.cuts import cut_alike, cut_mixed
 from shunter.plan.estimate import Costs as RankCosts
@@ -102,10 +102,11 @@ def predict(
     room: float | None = None,
     site: Site | None = None,
     strategies: Sequence[int] | None = None,
+    cut: Sequence[int] | None = None,
 ) -> Prediction:
     """Of one layout (`choice` has length 1). room: bytes that a rank has; layers are computed again, or put
     aside, where the practice can choose them, as few as fit. site: where its ranks are, if that has been
-    decided. strategies: of the layers, likewise."""
+    decided. strategies: of the layers, and cut: bounds of the stages, likewise."""
     assert len(choice) == 1
     pp, chunks = int(choice.pp[0]), int(choice.chunks[0])
     m = int(choice.microbatches(question.batch)[0])
@@ -121,7 +122,7 @@ def predict(
             if id(kind) not in known:
                 known[id(kind)] = costs(question, choice, kind)
         each = [known[id(kinds[rank])] for rank in placement]
-        bounds = _cut(question, each, placement)
+        bounds = _cut(question, each, placement) if cut is None else list(cut)
     else:
         each, bounds = [site.costs[rank] for rank in placement], list(site.bounds)
     stages = len(placement)
@@ -154,7 +155,7 @@ def predict(
                 w += float(end_part.weights[0] * end_part.backward[0])
                 inner += float(end_part.forward[0] + end_part.backward[0])
         forward[stage], backward[stage], weights[stage], busy[stage] = ahead, behind, w, inner
-    wires = (_links(question, choice, each[0]),) if site is None else site.links
+    wires = (_links(question, choice),) if site is None else site.links
     limit = NODES if site is None else NODES // 4  # placed ones are simulated many times
     elapsed = max(
         _elapsed(
@@ -372,7 +373,8 @@ def _elapsed(
             seconds[REDO, stage] = again[stage]
     redo = again is not None
     many = 2 * len(placement)
-    least = 2 * pp if name != "gpipe" else m
+    # Stages that go there and back take longer to find their period.
+    least = m if name == "gpipe" else 3 * pp if name == "zbv" else 2 * pp
     long = max(least + pp, limit // many // pp * pp)
     if m <= long:
         return simulate(_program(name, pp, m, chunks, redo), Costs(seconds), links).elapsed
@@ -386,11 +388,24 @@ def _elapsed(
     return b + (m - high) * (b - a) / (high - low)
 
 
-def _links(question: Question, choice: Choices, cost: RankCosts) -> Links:
-    """Between neighbouring ranks of the pipeline, each by the blocks of devices that it crosses."""
-    ranks, pp = int(choice.stage_ranks[0]), int(choice.pp[0])
-    latency, occupied = float(cost.messages.hop[0]), float(cost.messages.occupied[0])
-    return Links(latency=latency, occupied=occupied, blocking=question.practice.blocking and ranks * pp > 1)
+def _links(question: Question, choice: Choices) -> Links:
+    """Between neighbouring ranks of the pipeline, each pair by the blocks of devices that it crosses; the
+    last one and the first are neighbours where a rank has several stages in turn."""
+    width, pp = int(choice.stage_ranks[0]), int(choice.pp[0])
+    size = float(communication.message(question, choice)[0])
+    turns = {(rank, rank + 1) for rank in range(pp - 1)}
+    if int(choice.chunks[0]) > 1 and SCHEDULES[choice.schedule[0]] != "zbv":
+        turns.add((pp - 1, 0))
+    between: dict[tuple[int, int], tuple[float, float]] = {}
+    for a, b in turns:
+        latency, bandwidth = question.fabric.between(a * width, b * width, width)
+        found = latency, size / (bandwidth * question.coefficients["links"])
+        between[a, b] = between[b, a] = found
+    blocking = question.practice.blocking and width * pp > 1
+    if len(kinds := set(between.values())) == 1:
+        latency, occupied = kinds.pop()
+        return Links(latency=latency, occupied=occupied, blocking=blocking)
+    return Links(between=between, blocking=blocking)
 
 
 @lru_cache(maxsize=64)

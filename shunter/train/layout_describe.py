@@ -130,7 +130,11 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
         stage: plan.wide * sum(held[name].piece.numel for name in plan.owned(stage) if name in held)
         for stage in stages
     }
-    one, most, together = _activations(plan, stages, plan.order, place["pp"], bytes_of)
+    # The head's gradient is taken as it computes.
+    last = plan.order.stages - 1
+    head = "embed.weight" if plan.spec.tied else "head.weight"
+    early = plan.wide * held[head].piece.numel if last in stages and head in held else 0
+    one, most, together = _activations(plan, stages, plan.order, place["pp"], bytes_of, early)
     axes = dict.fromkeys([*DENSE, *(EXPERT if grid.ep * grid.etp > 1 else ())])
     return RankHolds(
         rank=rank,
@@ -168,10 +172,11 @@ def _gathered(plan: Plan, place: Mapping[str, int], stages: list[int]) -> int:
 
 
 def _activations(
-    plan: Plan, stages: list[int], order: Order, at: int, gradients: Mapping[int, int]
+    plan: Plan, stages: list[int], order: Order, at: int, gradients: Mapping[int, int], head: int
 ) -> tuple[int, int, int]:
     """Bytes of one micro-batch in all stages of a rank, the most at once, and the most together with
-    gradients, of which a stage has none until its first backward: they come as its activations go."""
+    gradients, of which a stage has none but the head's until its first backward: they come as its activations
+    go."""
     inside = {stage: _inside(plan, stage) for stage in stages}
     light = {stage: plan.own_tokens * plan.spec.dim * plan.wide for stage in stages}
     # Some are not computed again: those that go back at once.
@@ -186,6 +191,8 @@ def _activations(
             apart = (action.stage, action.microbatch) in again
             held += light[action.stage] if apart else inside[action.stage]
             now = held + _travels(plan, action.stage)
+            if action.stage == order.stages - 1 and action.stage not in had:
+                there = max(there, head)
         elif action.op == RECOMPUTE:
             held += inside[action.stage] - light[action.stage]
         now = max(now, held)
@@ -194,8 +201,8 @@ def _activations(
         most, together = max(most, now), max(together, now + there)
         if action.op in (BACKWARD, WEIGHT):
             held -= inside[action.stage]
-            there += 0 if action.stage in had else gradients[action.stage]
             had.add(action.stage)
+            there = sum(gradients[stage] for stage in had)
             together = max(together, held + there)
     return sum((light if again else inside).values()), most, together
 

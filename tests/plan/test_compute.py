@@ -63,7 +63,8 @@ def test_experts_cost_what_tokens_meet_and_not_what_there_is() -> None:
     one = Choices.one(Grid(), 1)
     dense = compute.layer(asked, one, device).forward[0]
     mixture = compute.layer(asked, one, device, experts=True).forward[0]
-    assert 1.3 * dense < mixture < 2.2 * dense  # two experts of eight
+    # Two experts of eight; their grouped products reach about half the rate of plain ones.
+    assert 1.3 * dense < mixture < 3.4 * dense
 
 
 def test_many_layouts_at_once_are_each_alone() -> None:
