@@ -49,7 +49,6 @@ def foretell(asked: Trained, cluster: Cluster, *, here: bool = False) -> Plan:
     _must_be_known(parallel, SCHEDULES)
     name = asked.practice(cluster, here=here)
     name += "" if parallel.zero else "+unshared"
-    name += "" if parallel.sequence else "+unsplit"
     name += "+thin" if parallel.gather == "bf16" else ""
     it = question(asked.spec, cluster, asked.batch, asked.row, name)
     if it.fabric.world != parallel.grid.size:
