@@ -66,6 +66,9 @@ def plan(
         ),
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="A file of shunter calibrate.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="A file of `shunter probe --model`: what this model takes there.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best plan here.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -94,8 +97,9 @@ def plan(
     assert model is not None
     fixed = explain.parse(fix) if fix else {}
     asked = planning.ask(
-        model, cluster, global_batch, seq, practice_name=practice, calibration=calibration, job=job
-    )
+        model, cluster, global_batch, seq, practice_name=practice, calibration=calibration, profile=profile,
+        job=job,
+    )  # fmt: skip
     room = None
     if budget_memory is not None:
         room = planning.budget(asked.question, parse_bytes(budget_memory))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.text import Text
 
 from shunter.cli.tables import _print, _table
 from shunter.jobs.ladder import Ladder
 from shunter.jobs.planning import Asked
+from shunter.jobs.questions import cited
 from shunter.plan.afford import LAW, LAWS, Affordable
 from shunter.plan.explain import Help, Reason, budget
 from shunter.plan.plan import Plan
@@ -32,16 +34,14 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
         "MFU", "fullest rank", "why not",
     )  # fmt: skip
     for plan, each in zip(plans, found.plans, strict=True):
-        degrees = [f"{name} {plan.layout[name]}" for name in DEGREES if plan.layout[name] > 1] or [
-            "one device"
-        ]
+        degrees = _degrees(plan.layout)
         schedule = "" if plan.layout["pp"] == 1 else plan.schedule
         if plan.layout["chunks"] > 1:
             schedule += f" x{plan.layout['chunks']}"
         schedule += _recomputed(plan)
         seconds = (plan.step_seconds, plan.compute_seconds, plan.communication_seconds, plan.bubble_seconds)
         table.add_row(
-            Text(", ".join(degrees)),
+            Text("; or ".join([degrees, *(_degrees(same.choice.settings(0)) for same in each.also)])),
             Text(schedule.strip()),
             Text(f"{plan.microbatch} x {plan.microbatches}"),
             *(Text(f"{value:.3g} s") for value in seconds),
@@ -72,11 +72,13 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
         f"\n{found.considered:,} layouts considered, {found.rejected:,} do not fit; {found.seconds:.2f} s. "
         "Predicted, not measured."
     )
-    for note in asked.notes:
+    for note in (*asked.notes, *cited(question)):
         print(f"note: {note}")
-    for name, coefficient in question.coefficients.known.items():
-        if name == "products":
-            print(f"note: {name} {coefficient.value:g}: {coefficient.source}")
+
+
+def _degrees(layout: Mapping[str, Any]) -> str:
+    """`pp 2, tp 4`."""
+    return ", ".join(f"{name} {layout[name]}" for name in DEGREES if layout[name] > 1) or "one device"
 
 
 def _recomputed(plan: Plan) -> str:

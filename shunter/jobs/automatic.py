@@ -26,9 +26,9 @@ def planned(
 ) -> list[str]:
     """Changes of the recipe that put a plan's file in place of `auto`, for each job that asks for it.
 
-    The machine is what `shunter probe` measured, now if it has not been; or cluster_file. Plans are kept in
-    `folder` by the job's name. Raises ShunterError where the recipe does not tell the model, and where it
-    fits nowhere.
+    The machine is what `shunter probe` measured, now if it has not been, and so is what the model takes on
+    it; or cluster_file. Plans are kept in `folder` by the job's name. Raises ShunterError where the recipe
+    does not tell the model, and where it fits nowhere.
     """
     nodes = to_plan(graph)
     if not nodes:
@@ -47,6 +47,15 @@ def planned(
     for node in nodes:
         found = trained(graph, node)
         asked = question(found.spec, cluster, found.batch, found.row, found.practice(cluster))
+        if cluster_file is None and cluster.world > 1 and found.spec.experts is None:
+            from shunter.train.profiler import profile
+
+            measured, _ = profile(
+                found.spec, found.row, found.batch, precision=asked.practice.products,
+                optimizer=found.train.optimizer, ranks=cluster.world, threads=found.how.threads,
+                quick=True, say=say,
+            )  # fmt: skip
+            asked = asked.measured(measured)
         best = search(asked, top=1)
         plan = Plan.of(best.question, cluster, best.plans[0].prediction)
         path = (folder / f"{graph.name}-{node.stem}.yaml").absolute()

@@ -16,6 +16,7 @@ from shunter.models.families import from_config
 from shunter.models.spec import DecoderSpec
 from shunter.plan.choices import Question
 from shunter.plan.presets import preset
+from shunter.plan.profile import Profile
 from shunter.recipe import disk
 
 
@@ -78,6 +79,7 @@ def ask(
     *,
     practice_name: str | None = None,
     calibration: Path | None = None,
+    profile: Path | None = None,
     job: str | None = None,
 ) -> Asked:
     """The question. practice_name: by default what a recipe's job does, else `shunter`.
@@ -109,6 +111,9 @@ def ask(
             practice_name = "shunter-fp32"
             notes.append("on a CPU, counted as fp32")
     asked = question(found.spec, where, rows, row, practice_name, calibration)
+    if profile is not None:
+        asked = asked.measured(Profile.load(profile), str(profile))
+        notes.append(f"parts and messages as measured: {profile}")
     return Asked(asked, where, tuple(notes))
 
 
@@ -122,6 +127,41 @@ def budget(asked: Question, size: int) -> float:
             mend="Give less, or leave it out: all that is there may be used.",
         )
     return float(size)
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What `shunter probe --model` measures. rows: of a step, and so of the largest micro-batch."""
+
+    spec: DecoderSpec
+    row: int
+    rows: int
+    precision: str
+    optimizer: str
+
+
+def to_profile(model_name: str, batch: int | None, sequence: int | None, job: str | None = None) -> Profiled:
+    """As a recipe's job has it, or a published model in the precision that this machine multiplies fast.
+
+    Raises ShunterError for what is not there, and where batch or row are not told.
+    """
+    import torch
+
+    from shunter.train.device import choose_precision
+
+    found = model(model_name, job)
+    rows, row = found.batch if batch is None else batch, found.row if sequence is None else sequence
+    for name, value in (("--global-batch", rows), ("--seq", row)):
+        if value is None:
+            raise ShunterError(f"{model_name} does not tell {name}", mend=f"Give {name}.")
+        if value < 1:
+            raise ShunterError(f"{name} is {value}", mend="It must be at least 1.")
+    assert rows is not None
+    assert row is not None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train = None if found.trained is None else found.trained.train
+    precision = choose_precision("auto" if train is None else train.precision, device)
+    return Profiled(found.spec, row, rows, precision, "adamw" if train is None else train.optimizer)
 
 
 TIMES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}

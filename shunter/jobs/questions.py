@@ -121,11 +121,7 @@ def kept(cluster: Cluster, practised: str) -> Path | None:
 
 
 def cited(asked: Question) -> Sequence[str]:
-    """What its coefficients rest on, where they were fitted to runs."""
-    every = {"": asked.coefficients.known, **asked.coefficients.kinds}
-    found: dict[str, None] = {}
-    for kind, known_ in every.items():
-        for name, each in known_.items():
-            if each.source.startswith("fitted to") and not (kind == "" and asked.coefficients.kinds):
-                found[f"{f'{kind}: ' if kind else ''}{name} {each.value:.4g}: {each.source}"] = None
-    return list(found)
+    """What its numbers rest on: what was fitted to runs, and what is a guess."""
+    from shunter.plan.sources import rests_on
+
+    return rests_on(asked)

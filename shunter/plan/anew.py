@@ -22,6 +22,7 @@ from shunter.plan.choices import Choices, Question
 from shunter.plan.fabric import Fabric
 from shunter.plan.plan import DEGREES, Plan, fingerprint
 from shunter.plan.practice import Coefficient, Coefficients, compilable, practice
+from shunter.plan.profile import Profile
 from shunter.plan.score import Prediction
 from shunter.plan.search import search
 from shunter.plan.strategies import AGAIN, ASIDE, KEEP
@@ -76,6 +77,7 @@ def asked(plan: Plan, cluster: Cluster, coefficients: Coefficients | None = None
         plan.sequence,
         practice(plan.practice),
         coefficients,
+        None if plan.profile is None else Profile.of(plan.profile),
     )
     grid = Grid(**{name: plan.layout[name] for name in DEGREES})
     layout = plan.layout

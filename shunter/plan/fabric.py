@@ -192,6 +192,17 @@ class Fabric:
             bandwidth = np.where(here, level.bandwidth * level.share, bandwidth)
         return latency, bandwidth
 
+    def between(self, first: int, second: int, width: int) -> tuple[float, float]:
+        """(latency, bytes a second) of the slowest message from a rank of `width` neighbours at `first` to
+        its like at `second`: by the smallest blocks that have both of each pair."""
+        places = np.arange(width)
+        for level in self.levels:
+            if np.array_equal((first + places) // level.extent, (second + places) // level.extent):
+                # So many of a block's ranks send at once, and share its links.
+                share = min(1.0, level.share * self.block / min(width, self.block))
+                return level.latency, level.bandwidth * share
+        return 0.0, 1e300
+
 
 def set_of(kinds: Sequence[DeviceKind]) -> list[DeviceKind]:
     """Without repetitions, by identity: a cluster has few kinds and many devices."""

@@ -40,8 +40,8 @@ class Plan:
 
     Predicted, in seconds of a step: step, of which the busiest rank computes, waits for messages, and for
     other ranks. memory_bytes_by_stage: of a rank at each place of the pipeline. coefficients: name -> value
-    and source; by kind: of devices that have others. machine: the cluster's description, so that a run can
-    plan anew.
+    and source; by kind: of devices that have others. machine: the cluster's description, and profile, if it
+    rests on one, so that a run can plan anew.
 
     ranks, where it matters which device does what: of each place of the grid, the number of its device among
     those that are used, and so of its process. placed: their names, how the order was found, seconds of a
@@ -74,6 +74,7 @@ class Plan:
     machine: dict[str, Any] | None = None
     ranks: list[int] = field(default_factory=list)
     placed: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, question: Question, cluster: Cluster, prediction: Prediction) -> Plan:
@@ -125,6 +126,7 @@ class Plan:
             machine=cluster.description.model_dump(mode="json", exclude_defaults=True),
             ranks=list(prediction.placed.order) if prediction.placed else [],
             placed=_placed(question, prediction),
+            profile=None if question.profile is None else question.profile.data(),
         )
 
     def row(self, lost_because: str = "") -> dict[str, Any]:
@@ -279,7 +281,11 @@ def answer(found: Found, cluster: Cluster) -> dict[str, Any]:
     """What `shunter plan --json` prints."""
     return {
         "plans": [
-            Plan.of(found.question, cluster, each.prediction).row(each.lost_because) for each in found.plans
+            {
+                **Plan.of(found.question, cluster, each.prediction).row(each.lost_because),
+                **({"also": [dict(same.choice.settings(0)) for same in each.also]} if each.also else {}),
+            }
+            for each in found.plans
         ],
         "search_seconds": found.seconds,
         "considered": found.considered,

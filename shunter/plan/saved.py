@@ -7,7 +7,7 @@ damaged is refused with its line, before any work. Imports without torch.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,7 @@ from shunter.models.spec import DecoderSpec
 from shunter.plan.calibration import Fitted, wrong
 from shunter.plan.memory import PARTS
 from shunter.plan.practice import practice
+from shunter.plan.profile import Profile
 
 
 class SavedLayout(Config):
@@ -82,11 +83,14 @@ class SavedPlan(Config):
     machine: Description | None = Field(None, description="The cluster as it was described.")
     ranks: list[int] = Field([], description="Of each rank, the number of its device.")
     placed: SavedPlaces = Field(default_factory=SavedPlaces, description="Names of the devices.")
+    profile: dict[str, Any] | None = Field(None, description="What the model was measured to take.")
 
     @model_validator(mode="after")
     def _sound(self) -> SavedPlan:
         layout, layers = self.layout, self.model.num_layers
         practice(self.practice)  # raises ShunterError, with the nearest name
+        if self.profile is not None:
+            Profile.of(self.profile)
         for known in (self.coefficients, *self.coefficients_by_kind.values()):
             for name, each in known.items():
                 if said := wrong(name, each.value):
