@@ -49,7 +49,6 @@ def foretell(asked: Trained, cluster: Cluster, *, here: bool = False) -> Plan:
     _must_be_known(parallel, SCHEDULES)
     name = asked.practice(cluster, here=here)
     name += "" if parallel.zero else "+unshared"
-    name += "" if parallel.sequence else "+unsplit"
     name += "+thin" if parallel.gather == "bf16" else ""
     it = question(asked.spec, cluster, asked.batch, asked.row, name)
     if it.fabric.world != parallel.grid.size:
@@ -85,6 +84,8 @@ def _must_be_known(parallel: Parallel, schedules: tuple[str, ...]) -> None:
         what = "a program of one's own"
     elif parallel.vocabulary is not None:
         what = "embedding and head over all ranks"
+    elif getattr(parallel, "layers", None):
+        what = "layers with degrees of their own, written by hand"
     elif parallel.cut == "measured":
         what = "a cut that is measured when the run begins"
     elif parallel.cp > 1 and parallel.attention != "ring":

@@ -80,21 +80,23 @@ def check_graph(node: Node, graph: Graph) -> Sequence[str]:
     how, train = getattr(node.config, "how", None), getattr(node.config, "train", None)
     if not isinstance(how, TrainHow) or not isinstance(train, TrainConfig) or how.parallel is None:
         return []
-    found = known(graph, node)
+    found, parallel = known(graph, node), how.parallel.located(graph.base)
     if found is not None:
-        parallel = how.parallel.located(graph.base).settled(train.batch_rows, how.micro_batch)
-        check_layout(found.spec, parallel, parallel.order(), found.row_length)
-        if parallel.plan not in (None, AUTO):
-            return must_match(graph, node, Path(str(parallel.plan)), found)
-    return []
+        settled = parallel.settled(train.batch_rows, how.micro_batch)
+        check_layout(found.spec, settled, settled.order(), found.row_length)
+    return [] if parallel.plan in (None, AUTO) else must_match(graph, node, Path(str(parallel.plan)), found)
 
 
-def must_match(graph: Graph, node: Node, path: Path, found: Known) -> Sequence[str]:
-    """Warnings. Raises ShunterError where a plan was made for another model, batch, row or machine."""
+def must_match(graph: Graph, node: Node, path: Path, found: Known | None) -> Sequence[str]:
+    """Warnings. Raises ShunterError where a plan was made for another model, batch, row or machine. found:
+    None where the recipe does not tell the model, so that the machine alone can be looked at."""
     from shunter.jobs import machine, questions
     from shunter.plan.plan import Plan as Planned  # with numpy, which no command needs to start
 
-    plan, asked = Planned.load(path), questions.trained(graph, node)
+    plan = Planned.load(path)
+    if found is None:
+        return machine.must_be_here(plan, node.config.how.device)  # type: ignore[attr-defined]
+    asked = questions.trained(graph, node)
     plan.must_be_for(found.spec)
     for name, here, there in (("batch", asked.batch, plan.batch), ("row", asked.row, plan.sequence)):
         if here != there:

@@ -39,11 +39,13 @@ class Trained:
         return self.train.batch_rows
 
     def practice(self, cluster: Cluster, *, here: bool = False) -> str:
-        """Whose program it is, and what it does otherwise: precision, compiled layers, optimizer. here: the
+        """Whose program it is, and what it does otherwise: precision, layers, optimizer, tokens. here: the
         cluster is this machine, by whatever numbers it is described."""
         name = "shunter" if self._narrow(cluster, here) else "shunter-fp32"
         name += "+compiled" if self.how.compile else ""
-        return name + ("+muon" if self.train.optimizer == "muon" else "")
+        name += "+muon" if self.train.optimizer == "muon" else ""
+        parallel = self.how.parallel
+        return name + ("+unsplit" if parallel is not None and not parallel.sequence else "")
 
     def practice_on(self, plan: Plan) -> str:
         """The same on the cluster that a plan holds; the plan's own where it holds none."""

@@ -98,6 +98,11 @@ def strategies_of(plan: Plan) -> list[int] | None:
     return [AGAIN if n in again else ASIDE if n in aside else KEEP for n in range(count)]
 
 
+def cut_of(plan: Plan) -> list[int]:
+    """Bounds of its stages."""
+    return [0, *plan.layout["cut"], int(plan.model["num_layers"])]
+
+
 def anew(plan: Plan, measured: Measured, source: str, *, compiled: bool = False) -> Anew:
     """The best plan by what was measured, or the same layout where none is better by GAIN.
 
@@ -106,7 +111,8 @@ def anew(plan: Plan, measured: Measured, source: str, *, compiled: bool = False)
     """
     cluster = cluster_of(plan)
     question, choice = asked(plan, cluster)
-    run = Run("the run", question, choice, measured.seconds, tuple(plan.ranks), strategies_of(plan))
+    order, chosen = tuple(plan.ranks), strategies_of(plan)
+    run = Run("the run", question, choice, measured.seconds, order, chosen, cut_of(plan))
     known = fitted(run, measured, source)
     same = run.prediction(known)
     factor = measured.seconds / same.seconds

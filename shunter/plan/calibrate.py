@@ -29,7 +29,8 @@ LEAST, MOST = 0.05, 20.0  # times its value beyond which a coefficient explains 
 @dataclass(frozen=True)
 class Run:
     """A measured step. question: with any coefficients; choice: of length 1. order: of the devices, where it
-    matters which does what (`plan.Plan.ranks`). strategies: of its layers, where each has its own."""
+    matters which does what (`plan.Plan.ranks`). strategies: of its layers, where each has its own. cut:
+    bounds of its stages, likewise."""
 
     name: str
     question: Question
@@ -37,6 +38,7 @@ class Run:
     seconds: float
     order: tuple[int, ...] = ()
     strategies: Sequence[int] | None = None
+    cut: Sequence[int] | None = None
 
     def asked(self, coefficients: Coefficients) -> Question:
         """The question with other coefficients."""
@@ -52,7 +54,7 @@ class Run:
             found = Grounds(asked, self.choice, asked.fabric.room(None)).predict(self.order)
             if found is not None:
                 return found
-        return predict(asked, self.choice, strategies=self.strategies)
+        return predict(asked, self.choice, strategies=self.strategies, cut=self.cut)
 
 
 def fit(runs: Sequence[Run], names: Sequence[str], start: Coefficients, source: str = "") -> Coefficients:

@@ -20,6 +20,18 @@ from shunter.plan.practice import practice
 from shunter.plan.profile import Profile
 
 
+class SavedLayers(Config):
+    """Layers with degrees of their own, over the ranks of their stage."""
+
+    of: list[int] = Field(min_length=1, description="Numbers of the layers.")
+    dp: int = Field(ge=1, description="Copies.")
+    fsdp: int = Field(ge=1, description="Copies that are cut.")
+    cp: int = Field(ge=1, description="Parts of a row.")
+    tp: int = Field(ge=1, description="Parts of a matrix.")
+    ep: int = Field(ge=1, description="Parts of the set of experts.")
+    etp: int = Field(ge=1, description="Parts of an expert.")
+
+
 class SavedLayout(Config):
     """Degrees, stages, and what of the layers is not kept."""
 
@@ -37,6 +49,7 @@ class SavedLayout(Config):
     recomputed_layers: list[int] | None = Field(None, description="Of each stage: layers computed again.")
     again: list[int] | None = Field(None, description="Numbers of the layers that are computed again.")
     offload: list[int] | None = Field(None, description="Numbers of the layers that are put aside.")
+    layers: list[SavedLayers] | None = Field(None, description="Layers with degrees of their own.")
 
     @property
     def ranks(self) -> int:
@@ -112,6 +125,12 @@ class SavedPlan(Config):
             chosen = getattr(layout, name) or []
             if len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(layers)):
                 raise ValueError(f"layout.{name} does not name layers of {layers}, each once")
+        numbers = [number for each in layout.layers or [] for number in each.of]
+        if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(layers)):
+            raise ValueError(f"layout.layers does not name layers of {layers}, each once")
+        for each in layout.layers or []:
+            if each.dp * each.fsdp * each.cp * each.tp * layout.pp != self.devices:
+                raise ValueError(f"layers {each.of} are laid out over other ranks than their stage has")
         if both := set(layout.again or []) & set(layout.offload or []):
             raise ValueError(f"layer {min(both)} is both computed again and put aside")
         rows = -(-self.batch // (layout.dp * layout.fsdp))

@@ -19,6 +19,7 @@ from shunter.plan.plan import Plan
 from shunter.plan.saved import SavedLayout, SavedPlan
 from tests.plan.test_plan import made
 
+OWN = {"dp": 1, "fsdp": 4, "cp": 1, "tp": 1, "ep": 1, "etp": 1}  # over the four ranks of a stage
 WRONG: tuple[Any, ...] = ("many", None, -1, [], {}, [1, "two"], {"three": 3}, True, 1e400)
 
 
@@ -104,6 +105,10 @@ def test_layers_that_cannot_be(data: dict[str, Any]) -> None:
         ({"cut": [40]}, "does not give every stage a layer"),
         ({"cut": [8, 16]}, "2 bounds, but 2 stages have 1"),
         ({"again": [3, 3]}, "each once"),
+        ({"layers": [{**OWN, "of": [40]}]}, "layers does not name layers of 32"),
+        ({"layers": [{**OWN, "of": [0]}, {**OWN, "of": [0]}]}, "each once"),
+        ({"layers": [{**OWN, "of": [0], "tp": 8}]}, "over other ranks than their stage has"),
+        ({"layers": [{**OWN, "of": []}]}, "at least 1 item"),
         ({"again": [3], "offload": [3]}, "both computed again and put aside"),
     ):
         with pytest.raises(ShunterError, match=said):
