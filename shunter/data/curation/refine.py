@@ -133,9 +133,8 @@ class Refine(Operator):
                     asked.append((place, begin, numbered("\n".join(lines[begin:end]))))
         for (place, begin, shown), answer in zip(asked, self._asked(asked, writer, counts), strict=True):
             found, malformed = parse(answer.text)
-            mine = [
-                call for call in found if _last(call) <= shown.count("\n")
-            ]  # no line that it has not seen
+            last = shown.count("\n")  # the model has seen no line behind it
+            mine = [call for call in found if _last(call) <= last]
             counts["malformed calls"] += malformed
             counts["calls skipped"] += len(found) - len(mine)
             calls[place] += shifted(mine, begin)
