@@ -30,7 +30,8 @@ from shunter.models.decoder import Decoder
 from shunter.models.init import init_weights
 from shunter.models.spec import DecoderSpec
 
-DOCUMENTS, BATCH, VOCABULARY = 32, 16, 900
+DOCUMENTS, BATCH, VOCABULARY = 32, 16, 768
+SAMPLE = 800  # documents that the tokenizer learns from
 LINES, PAGE, PROGRAM, LEFT = 60, 1000, 60, 750  # of a page; tokens
 # (width, layers, heads, key heads, width of a head, inner width): 0.6B has the shape of Qwen3-0.6B.
 SIZES = {"tiny": (32, 2, 2, 1, 16, 64), "9M": (256, 8, 8, 4, 32, 704), "0.6B": (1024, 28, 16, 8, 128, 3072)}
@@ -39,13 +40,13 @@ Case = tuple[list[int], list[int], list[int], list[int]]  # tokens read and writ
 
 def cases(documents: int) -> dict[str, Case]:
     """The lengths of each document."""
-    made = [each for each in litter.littered(documents * 2, 0) if each.clean][:documents]
+    made = [each for each in litter.littered(SAMPLE, 0) if each.clean]
     programs = [written(distil(each.text, each.clean)[0] or []) for each in made]
     shown = [numbered(each.text) for each in made]
     engine = train([*shown, *programs], VOCABULARY, digits=False)
 
     def lengths(texts: Sequence[str]) -> list[int]:
-        return [len(each.ids) for each in engine.encode_batch(list(texts))]
+        return [len(each.ids) for each in engine.encode_batch(list(texts[:documents]))]
 
     raw = lengths([each.text for each in made])
     page = [[size] * documents for size in (PAGE + 4 * LINES, PROGRAM, PAGE, LEFT)]
