@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shunter.jobs.registry import KINDS
-from shunter.papers import harness
+from shunter.papers import catalogue, harness
 from shunter.papers.refinex import ARMS, EXPERIMENT, _marked
 from shunter.recipe.graph import load_recipe
 
@@ -28,6 +28,9 @@ def test_arms_read_for_equally_long() -> None:
         assert graph.nodes["lessons"].config.seed == 77
         assert 77 not in EXPERIMENT.seeds
     assert len(trains) == 1
+    paper = catalogue.find("refinex")
+    assert (paper.state, paper.lacks) == ("works", ())
+    assert "a GPU" in paper.untried[0]
 
 
 def test_what_is_dropped_counts_as_deleted() -> None:
