@@ -247,6 +247,8 @@ def _record(operator: Operator, verdicts: Verdicts, batch: Documents, place: int
     }
     if verdicts.of is not None:
         record["of"] = int(verdicts.of[place])
+    if verdicts.told is not None:
+        record.update(verdicts.told[place])
     for name in ("language", "cluster_size", "licence_rule"):
         if name in batch.facts:
             record[name] = batch.facts[name].item(place)
