@@ -189,7 +189,7 @@ def compare(name: str, texts: list[str], rounds: int, seconds: float) -> dict[st
             def theirs(last: Any = last, peer: Any = peer) -> None:
                 last["theirs"] = baseline(peer, texts)
 
-            baseline(peer, texts[:1])  # what it loads is not timed
+            judged(ours, parts[:1]), baseline(peer, texts[:1])  # what they load is not timed
             timed = alternate(mine, theirs, rounds, 0, limit=seconds)
             both = list(zip(last["mine"], last["theirs"], strict=True))
             alike = [a[0] == b[0] and (a[1] == b[1] or not a[0]) for a, b in both]

@@ -175,3 +175,16 @@ def test_pages_in_an_archive_are_pages(tmp_path: Path, work: Work, monkeypatch: 
         patch.setattr(sources, "find_spec", lambda name: None if name == "fastwarc" else 1)
         with pytest.raises(MissingExtra, match=r"shunter\[web\]"):
             work(curate.JOB, {**CONFIG, "sources": [{"name": "web", "path": "in.zip"}]})
+
+
+def test_a_hostile_page_holds_no_worker(tmp_path: Path, work: Work) -> None:
+    """A tag with very many attributes takes the parser, in C, the square of their number: here minutes."""
+    attributes = " ".join(f'a{number}="b"' for number in range(400_000))
+    pages = [page(body, tables=False) for body in bodies(6)[:2]]
+    every = [pages[0], f"<html><body><p {attributes}>Text.</p>".encode(), pages[1]]
+    archive(tmp_path / "web" / "0.warc.gz", [record(f"https://a/{n}", p) for n, p in enumerate(every)])
+    config = {**CONFIG, "operators": [], "heldout": 0, "page_seconds": 0.8, "how": {"workers": 1}}
+    out, metrics = work(curate.JOB, config)
+    (told,) = lines(out / "dropped.jsonl")
+    assert (told["id"], told["reason"], told["error"]) == ("web:1", "took too long", "took more than 0.8 s")
+    assert metrics["documents"] == 2
