@@ -1,7 +1,7 @@
 """mix and by-site, killed at random points again and again, end with the same corpus, and do no unit twice.
 
-A kill is an error that nothing handles, at a moment at which a file is brought to the disk; what was half
-done stays, as it would. Ten kills of the real process take long.
+A kill is an error that nothing handles, at a moment at which documents are read or a file is brought to the
+disk; what was half done stays, as it would. Ten kills of the real process take long.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,25 @@ class _Killed(BaseException):
 
 @pytest.fixture
 def mortal(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Killed when as many files more have been brought to the disk."""
-    left, sync = [10**9], disk.sync
+    """Killed when as many batches more have been read, or files brought to the disk."""
+    left, sync, batches = [10**9], disk.sync, units.Unit.batches
 
-    def dying(path: Path) -> None:
+    def count() -> None:
         left[0] -= 1
         if left[0] <= 0:
             raise _Killed
+
+    def synced(path: Path) -> None:
+        count()
         sync(path)
 
-    monkeypatch.setattr(units.disk, "sync", dying)
+    def read(unit: units.Unit, *given: Any, **named: Any) -> Iterator[pa.RecordBatch]:
+        for batch in batches(unit, *given, **named):
+            count()
+            yield batch
+
+    monkeypatch.setattr(units.disk, "sync", synced)
+    monkeypatch.setattr(units.Unit, "batches", read)
     monkeypatch.setattr(
         units.disk, "remove", lambda path, remove=disk.remove: remove(path) if left[0] > 0 else None
     )

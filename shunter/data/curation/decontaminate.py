@@ -132,10 +132,11 @@ class Decontaminate(Operator):
         best = max(share, key=lambda item: (share[item], -item))
         matches = []
         for begin, end, at, count in _stretches(hits[best])[:MATCHES]:
-            places = folded.unfolded(np.array([words.begins[begin], words.ends[end - 1] - 1]))
+            # To what follows the last word: its later digits and marks are not in the folded form.
+            places = folded.unfolded(np.array([words.begins[begin], words.ends[end - 1]]))
             low, high = (places - pages.begins[document]).tolist()
-            text = pages.texts[document][low : high + 1][:SHOWN]
-            matches.append({"text": text, "chars": [low, high + 1], "word": at, "runs": count})
+            text = pages.texts[document][low:high]
+            matches.append({"text": text[:SHOWN], "chars": [low, high], "word": at, "runs": count})
         others = {"other_items": len(share) - 1} if len(share) > 1 else {}
         return {"item": table.names[best], "covered": round(share[best], 4), "matches": matches, **others}
 

@@ -113,10 +113,11 @@ def test_the_record_has_the_runs_their_places_and_the_item(tmp_path: Path) -> No
         return ["".join(draw.choice(list("abcdefghij"), 6)) for _ in range(count)]
 
     first, second = words(40), words(30)
+    first[19], first[5] = "2024", "cafe\u0301"
     items = [("e:3", " ".join(first)), ("e:7", " ".join([*second, *first[:20]])), ("f:0", "x y z q")]
     operator = Decontaminate(against=AGAINST).keep(items, tmp_path)
     shown = ", ".join(word.upper() for word in first[5:25])
-    text = f"Été… 12,345 — a begin. {shown}! Then {' '.join(second[:14])} and more."
+    text = f"Été… 12,345 — a begin. ({shown}! Then {' '.join(second[:14])} and more."
     plain = " ".join(words(60))
     verdicts = operator.judge_with(Pages([plain, text, plain]), {})
     assert verdicts.reason.tolist() == [-1, 0, -1]
