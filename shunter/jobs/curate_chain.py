@@ -44,7 +44,7 @@ from shunter.jobs.curate_leaks import Leaks
 from shunter.jobs.curate_names import Names, id_of, names_in
 from shunter.recipe.job import JobContext, Stopped
 
-FORMAT = 3  # of the files in the work folder; another number begins anew
+FORMAT = 4  # of the files in the work folder; another number begins anew
 KEPT = 10  # documents that stay of which the beginning is shown
 CHUNK_DOCUMENTS = 50_000  # of a chunk at most, however short they are
 

@@ -110,11 +110,20 @@ def _funnel(summary: Mapping[str, Any]) -> list[Table]:
                 numbers.count(step["kept"]),
                 f"{share:.1%}",
                 f"{letters:.1%}",
+                numbers.size(step.get("kept_bytes", 0)),
                 ", ".join(told),
             ]
         )
     if rows:
-        head = ["Operator", "Documents in", "out", "of documents", "of characters", "Removed, edited"]
+        head = [
+            "Operator",
+            "Documents in",
+            "out",
+            "of documents",
+            "of characters",
+            "Text out (UTF-8)",
+            "Removed, edited",
+        ]
         tables.append(Table("Funnel", rows, head))
     if leaks := summary.get("decontamination"):
         rows = [

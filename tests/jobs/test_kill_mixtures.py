@@ -167,7 +167,7 @@ jobs:
         operators: [{kind: mask-personal}]}
   two: {kind: curate, sources: [{name: two, path: two.jsonl, url: url, licence: mine}], heldout: 0.1,
         operators: [{kind: mask-personal}]}
-  mixture: {kind: mix, corpora: [one, two], weights: {one: 1, two: 2}, budget: 2_000_000}
+  mixture: {kind: mix, corpora: [one, two], weights: {one: 1, two: 2}, budget: 2000000}
   ordered: {kind: by-site, corpus: one, chars: 2000}
 """
 

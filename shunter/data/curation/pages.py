@@ -118,6 +118,17 @@ class Pages:
         return np.asarray(places + np.searchsorted(before, places, side="right"))
 
     @cached_property
+    def sizes(self) -> np.ndarray:
+        """int64 per document: its bytes in UTF-8."""
+        sizes = self.lengths
+        for least in (0x80, 0x800, 0x10000):
+            places = np.flatnonzero(self.codes >= least)
+            if not len(places):
+                break
+            sizes = sizes + self.per_document(places)
+        return sizes
+
+    @cached_property
     def flags(self) -> np.ndarray:
         """uint8 per character, see `glyphs.flags`."""
         return np.take(glyphs.flags(), self.codes, mode="clip")
