@@ -11,7 +11,18 @@ from shunter.config.base import Config
 from shunter.recipe.job import How
 from shunter.train.config import TrainConfig
 
-RewardKind = Literal["number", "boxed", "exact", "contains", "format", "constraints", "code", "model"]
+RewardKind = Literal[
+    "number", "boxed", "exact", "contains", "format", "constraints", "code", "checker", "model"
+]
+
+
+class Known(Config):
+    """An answer whose score is known."""
+
+    answer: str = Field(description="The answer.")
+    score: float = Field(description="What a checker must print for it.")
+    target: str = Field("", description="What the data says of it.")
+    prompt: str = Field("", description="What was asked.")
 
 
 class RewardConfig(Config):
@@ -20,7 +31,7 @@ class RewardConfig(Config):
     kind: RewardKind = Field(
         description="number: the last number is the target's; boxed: TeX in \\boxed{}; exact, contains: the "
         "target's text; format: a pattern; constraints: countable demands; code: a program passes tests; "
-        "model: a reward model."
+        "checker: a program of your own says it; model: a reward model."
     )
     weight: float = Field(1.0, description="Factor of this part in the sum.")
     pattern: str | None = Field(None, description="format: regular expression that the whole answer matches.")
@@ -28,8 +39,18 @@ class RewardConfig(Config):
         {},
         description="constraints: name and value of each demand; without any, the target holds them as JSON.",
     )
-    language: str = Field("python", description="code: the programs' language, or a file that tells it.")
-    seconds: float = Field(2.0, gt=0, le=600, description="code: CPU seconds that a program may take.")
+    language: str = Field(
+        "python", description="code, checker: the programs' language, or a file that tells it."
+    )
+    seconds: float = Field(2.0, gt=0, le=600, description="code, checker: CPU seconds for a program.")
+    file: str | None = Field(
+        None,
+        description="checker: the program. It reads JSON (prompt, answer, target, finished) from standard "
+        "input and prints a number.",
+    )
+    known: list[Known] = Field(
+        [], description="checker: answers with the score that they must get, graded in every batch."
+    )
     partial: float = Field(
         0.0, ge=0, lt=1, description="code: reward of a program that runs and prints something wrong."
     )
@@ -45,6 +66,10 @@ class RewardConfig(Config):
                 raise ValueError(f"pattern is no regular expression ({error})") from error
         if self.constraints and self.kind != "constraints":
             raise ValueError("constraints belong to a reward of the kind constraints")
+        if (self.kind == "checker") != (self.file is not None):
+            raise ValueError("file belongs to a reward of the kind checker, which needs one")
+        if self.known and self.kind != "checker":
+            raise ValueError("known answers belong to a reward of the kind checker")
         return self
 
 

@@ -14,9 +14,10 @@ from typing import Protocol
 
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
-from shunter.data.answers import last_number
+from shunter.data.answers import last_number, value
 from shunter.post import verifiers
 from shunter.post.config import RewardConfig
+from shunter.post.patterns import Patterns
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,36 @@ class Verified:
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
         known = [] if self.known is None else self.known(like.target)
         return [(Item(like.prompt, answer, target), score) for answer, target, score in known]
+
+
+class Matches:
+    """The rule `format`: whether the whole answer, without white space at its ends, matches a pattern. A
+    pattern that takes too long on an answer cannot grade it. Canaries are of a pattern of our own, which is
+    matched where the person's is, whatever that is."""
+
+    name = "format"
+    OWN = ("ab+", {"abb": 1.0, "aba": 0.0})
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern, self.patterns = pattern, Patterns()
+
+    def grade(self, items: Sequence[Item]) -> list[float | str]:
+        found: list[float | str] = []
+        for item in items:
+            pattern = self.OWN[0] if item.prompt == _CANARY else self.pattern
+            matched = self.patterns.match(pattern, item.answer.strip())
+            found.append(matched if isinstance(matched, str) else float(matched))
+        return found
+
+    def canaries(self, like: Item) -> list[tuple[Item, float]]:
+        return [(Item(_CANARY, answer, ""), score) for answer, score in self.OWN[1].items()]
+
+    def close(self) -> None:
+        """End the process that matches."""
+        self.patterns.close()
+
+
+_CANARY = "\x00canary"
 
 
 class Grader:
@@ -181,8 +212,7 @@ def rule(config: RewardConfig) -> Rule:
         verify = verifiers.exact if kind == "exact" else verifiers.contains
         return Verified(kind, verify, lambda t: [(t, t, 1.0)] + [("", t, 0.0)] * bool(t.split()))
     if kind == "format":
-        pattern = config.pattern or ""
-        return Verified("format", lambda answer, _: verifiers.matches(answer, pattern))
+        return Matches(config.pattern or "")
     if kind == "constraints":
         fixed = dict(config.constraints)
 
@@ -203,13 +233,15 @@ def _demands(target: str) -> dict[str, str]:
 
 
 def _number(answer: str, target: str) -> float:
-    if last_number(target) is None:
+    if value(target) is None:
         raise ValueError("the target has no number")
     return verifiers.number(answer, target)
 
 
 def _known_numbers(target: str) -> list[Known]:
     found = last_number(target) or "7"
+    if value(found) is None:
+        found = "7"
     return [(f"so {found}", found, 1.0), (f"{found}1", found, 0.0)]
 
 

@@ -47,13 +47,10 @@ class Reward(Role):
 
             assert reward_model is not None
             return Learnt.load(Path(reward_model), self.station.device)
-        if config.kind == "code":
-            from shunter.post.sandbox.box import Sandbox
-            from shunter.post.sandbox.code import Passes
-            from shunter.post.sandbox.languages import language
+        if config.kind in ("code", "checker"):
+            from shunter.post.sandbox.checker import sandboxed
 
-            spoken = language(config.language, base)
-            return Passes(Sandbox(), spoken, seconds=config.seconds, partial=config.partial)
+            return sandboxed(config, base)
         return rule(config)
 
     @operation("all_to_one")
