@@ -86,6 +86,7 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
         micro_tokens=config.how.micro_tokens,
         keep=max(2, config.how.keep),  # the state names one that a save may be about to push out
         base=context.base,
+        journal=True,
     )
     placement = _placement(config, spec)
     context.events.write("placement", pools=placement.pools, where=placement.where)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.generate.config import ToolConfig
-from shunter.jobs import placed, taught
+from shunter.jobs import models, placed, taught
 from shunter.post.config import PolicyConfig, PostTrain, RewardConfig, RlHow
 from shunter.recipe.job import Input, JobConfig, JobContext
 
@@ -43,6 +43,11 @@ class RlConfig(JobConfig):
         description="Tools that the model may ask while it answers; `max_new_tokens` counts what it writes "
         "in all turns together.",
     )
+    generator: Literal["own", "vllm", "sglang"] = Field(
+        "own",
+        exclude_if=lambda value: value == "own",
+        description="Who writes the answers: own, or a server, where `how.server` says.",
+    )
     max_gap: float = Field(
         0.02,
         gt=0,
@@ -58,6 +63,11 @@ class RlConfig(JobConfig):
             raise ValueError(
                 f"{self.policy.algorithm} compares answers to one prompt: group must be 2 or more"
             )
+        served = self.generator != "own"
+        if served != (self.how.server is not None):
+            raise ValueError("generator, vllm or sglang, and how.server, where it is, belong together")
+        if served and (self.how.placement is not None or self.how.deterministic):
+            raise ValueError("a server draws by itself, so it goes with neither deterministic nor placement")
         answers = self.group * self.prompts_per_step
         if self.policy.updates > answers:
             raise ValueError(f"a step's {answers} answers cannot be cut into {self.policy.updates} updates")
@@ -85,8 +95,9 @@ class RlJob:
     def run(self, context: JobContext[RlConfig]) -> dict[str, Any]:
         from shunter.data.tokenizer import Tokenizer
         from shunter.generate.config import SamplingConfig
+        from shunter.generate.served import ServedEngine
         from shunter.generate.toolbox import Toolbox
-        from shunter.models.hf import load_model
+        from shunter.models.hf import load_model, save_model
         from shunter.post.course import Course, Pupil
         from shunter.post.prompts import read_prompts
         from shunter.post.reinforce import Reinforcement
@@ -123,7 +134,25 @@ class RlJob:
             body = load_model(folder)
             rate = config.policy.value_lr
             critic = Pupil(body, config.train, device, value=new_head(body.spec.dim), lr=rate)
-        at_once = config.group * config.prompts_per_step
+        tools = None if config.tools is None else Toolbox(config.tools, tokenizer)
+        at_once = min(config.group * config.prompts_per_step, config.how.at_once)
+        sampling = SamplingConfig(
+            temperature=config.temperature, max_new_tokens=config.max_new_tokens, batch=at_once
+        )
+        engine = None
+        if config.generator != "own":
+            assert config.how.server is not None
+            place = config.how.server.folder
+            engine = ServedEngine(
+                config.generator,
+                config.how.server,
+                sampling,
+                {*tokenizer.stop_ids, *stops(folder)},
+                save=lambda out: save_model(decoder, out, tokenizer_folder=folder, **models.special(folder)),
+                folder=context.work / "served" if place is None else Path(place),
+                context=decoder.spec.max_positions,
+                reply=tools,
+            )
         lessons = Reinforcement(
             course,
             policy,
@@ -133,17 +162,14 @@ class RlJob:
             tokenizer,
             taught.grader(config.rewards, context, device, unfinished=config.unfinished),
             config.policy,
-            SamplingConfig(
-                temperature=config.temperature,
-                max_new_tokens=config.max_new_tokens,
-                batch=min(at_once, config.how.at_once),
-            ),
+            sampling,
             group=config.group,
             per_step=config.prompts_per_step,
             max_gap=config.max_gap,
             seed=config.seed,
             stop_ids=stops(folder),
-            tools=None if config.tools is None else Toolbox(config.tools, tokenizer),
+            tools=tools,
+            engine=engine,
         )
         try:
             course.run(lessons)
@@ -169,8 +195,6 @@ class RlJob:
 
 def stops(folder: Path) -> list[int]:
     """Tokens that end an answer by the model's own configuration."""
-    from shunter.jobs import models
-
     found: list[int] = models.special(folder)["eos_token_id"]
     return found
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shunter.config.base import Config
+from shunter.generate.config import ServerConfig
 from shunter.recipe.job import How
 from shunter.train.config import TrainConfig
 
@@ -134,6 +135,9 @@ class RlHow(PostHow):
 
     placement: PlacementConfig | None = Field(
         None, description="Roles on processes; none: one process for everything."
+    )
+    server: ServerConfig | None = Field(
+        None, description="Where the server is that writes, if `generator` names one."
     )
 
 

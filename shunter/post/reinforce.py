@@ -6,11 +6,8 @@ Everything is drawn from (seed, step), so a run that was killed writes the same 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +18,12 @@ from shunter.data.loader import Loader
 from shunter.data.tokenizer import Tokenizer
 from shunter.data.tokens import IGNORE
 from shunter.generate.config import SamplingConfig
-from shunter.generate.rollout import Rollout, RolloutEngine
+from shunter.generate.rollout import Engine, Rollout, RolloutEngine
 from shunter.generate.toolbox import Toolbox
 from shunter.post.batch import Answers, Sample, grouped, micro_batches
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
+from shunter.post.journal import Journal
 from shunter.post.judged import flat_groups, judge, settings
 from shunter.post.policy import Policy, Value
 from shunter.post.preferences import of_each
@@ -59,9 +57,11 @@ class Reinforcement:
         seed: int,
         stop_ids: Sequence[int] = (),
         tools: Toolbox | None = None,
+        engine: Engine | None = None,
     ) -> None:
         """group: answers to each prompt. per_step: prompts of a step. max_gap: nats, mean over tokens.
-        tools: that the policy may ask between two turns of an answer."""
+        tools: that the policy may ask between two turns of an answer. engine: that writes in the place of
+        our own, with the policy's weights."""
         self.course, self.policy, self.reference, self.critic = course, policy, reference, critic
         self.prompts, self.tokenizer, self.grader = prompts, tokenizer, grader
         self.config, self.group, self.per_step, self.max_gap, self.seed = (
@@ -80,7 +80,7 @@ class Reinforcement:
         longest = max(len(prompt.ids) for prompt in prompts.items)
         told = 0 if tools is None else tools.config.most * tools.config.room
         room = min(longest + sampling.max_new_tokens + told, policy.decoder.spec.max_positions)
-        self.engine = RolloutEngine(
+        self.engine: Engine = engine or RolloutEngine(
             policy.decoder,
             sampling,
             self.stops,
@@ -174,11 +174,13 @@ class Reinforcement:
         if self.course.how.deterministic and len(found) < wanted:
             found = {}
         self.journal.reused += len(found)
+        if found:
+            self.course.place.events.write("reused", step=number, answers=len(found))
         waiting: dict[int, int] = {}  # request -> which of the step's answers it is
         for at in range(wanted):
             if at not in found:
                 waiting[self.engine.submit(chosen[at // self.group].ids, stream=at)] = at
-        while self.engine.waiting or self.engine.running:
+        while self.engine.busy:
             self.engine.step()
             fresh = {waiting[one.number]: one for one in self.engine.finished}
             found |= fresh
@@ -302,50 +304,6 @@ class Reinforcement:
                     "score": graded[at * self.group].total,
                 }
             )
-
-
-class Journal:
-    """Finished answers of the steps since the oldest checkpoint that is kept: a crash loses none of them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.reused = 0
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def write(self, step: int, answers: Mapping[int, Rollout]) -> None:
-        """Append answers. A number's shortest decimal form is exact."""
-        if answers:
-            lines = [json.dumps({"at": at, **vars(one)}) + "\n" for at, one in answers.items()]
-            with (self.folder / f"step-{step:08d}.jsonl").open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
-
-    def read(self, step: int, version: int) -> dict[int, Rollout]:
-        """Answers of a step that weights of this version wrote; a torn last line is left out, and cut off."""
-        path = self.folder / f"step-{step:08d}.jsonl"
-        found: dict[int, Rollout] = {}
-        whole = 0
-        if not path.exists():
-            return found
-        for line in path.read_bytes().splitlines(keepends=True):
-            try:
-                values = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            at = values.pop("at")
-            values.setdefault("wrote", [True] * len(values["ids"]))  # as before there were tools
-            if set(values["versions"]) == {version}:
-                found[at] = Rollout(**values)
-        os.truncate(path, whole)
-        return found
-
-    def forget(self, step: int) -> None:
-        """Remove those of steps before `step`, which every checkpoint that is kept holds."""
-        for path in self.folder.glob("step-*.jsonl"):
-            if int(path.stem.removeprefix("step-")) < step:
-                path.unlink()
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +20,28 @@ from shunter.config.seed import derive_seed
 from shunter.data.answers import last_number
 from shunter.post import verifiers
 from shunter.post.config import RewardConfig
+
+RULE_SECONDS = 5.0  # of CPU time that a rule may take for one answer; a pattern can take for ever
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError inside, after so many CPU seconds of this process; only in its main thread, where
+    alone a signal can interrupt what runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError(f"it took more than {seconds:g} CPU seconds")
+
+    before = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @dataclass(frozen=True)
@@ -71,7 +96,8 @@ class Verified:
         found: list[float | str] = []
         for item in items:
             try:
-                found.append(float(self.verify(item.answer, item.target)))
+                with limited(RULE_SECONDS):
+                    found.append(float(self.verify(item.answer, item.target)))
             except Exception as error:  # a rule on someone's data must not end a run
                 found.append(f"{type(error).__name__}: {error}")
         return found

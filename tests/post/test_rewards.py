@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 import pytest
 
 from shunter.config.errors import ShunterError
+from shunter.post import rewards
 from shunter.post.config import RewardConfig
 from shunter.post.rewards import Grader, Item, Verified, rule
 
@@ -79,6 +81,17 @@ def test_no_target_makes_a_canary_wrong(kind: str, targets: list[str]) -> None:
     made = rule(RewardConfig(kind=kind))  # type: ignore[arg-type]
     for first in targets:
         Grader([(made, 1.0)]).grade([Item("q", "7", t) for t in (first, targets[-1])])
+
+
+def test_a_rule_that_takes_for_ever_counts_as_nothing_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "RULE_SECONDS", 0.1)
+    slow = rule(RewardConfig(kind="format", pattern="(a+)+"))
+    grader = Grader([(slow, 1.0)])
+    graded = grader.grade([Item("q", answer, "") for answer in ("aaa", "a" * 60 + "b", "b")])
+    assert [one.total for one in graded] == [1.0, 0.0, 0.0]
+    assert graded[1].failed == ["format: TimeoutError: it took more than 0.1 CPU seconds"]
+    assert grader.failures == {"format": 1}
+    assert signal.getsignal(signal.SIGVTALRM) is signal.SIG_DFL
 
 
 def test_where_all_may_fail_nothing_ends() -> None:

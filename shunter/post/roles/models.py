@@ -28,6 +28,7 @@ from shunter.parallel.told import told_by_all
 from shunter.post.batch import Answers, Sample, micro_batches
 from shunter.post.config import PostTrain
 from shunter.post.course import Pupil
+from shunter.post.journal import Journal
 from shunter.post.objective import ScoreObjective
 from shunter.post.policy import Policy, PolicySettings, Value
 from shunter.post.preferences import of_each
@@ -234,26 +235,43 @@ class Actor(_Learning):
         group: int = 1,
         stops: Sequence[int] = (),
         max_gap: float = 0.02,
+        journal: bool = False,
         **more: Any,
     ) -> None:
         """policy: PolicySettings. sampling: SamplingConfig; its batch is the answers side by side on a rank.
-        group: answers to a prompt."""
+        group: answers to a prompt. journal: answers outlive a crash, in the station's folder, which must be
+        of this very training alone."""
         super().__init__(station, temperature=float(sampling["temperature"]), **more)
         self.objective = Policy(PolicySettings(**policy))
         self.sampling = SamplingConfig.model_validate(sampling)
         self.group, self.stops, self.max_gap = group, list(stops), max_gap
+        folder, writer = station.folder / "rollouts" / station.name, f"of-{station.rank}"
+        # One for what is drawn, one for what is likeliest: their places are not the same.
+        self.journals = (Journal(folder, writer), Journal(folder / "likeliest", writer)) if journal else ()
 
     @operation("micro_dp")
     def generate(self, asked: Rows, *, step: int, greedy: bool = False) -> Rows:
         """`group` answers to each prompt, or with `greedy` the likeliest one. Each draws from a stream of
         (seed, step, its place), so what is written does not depend on where."""
         group = 1 if greedy else self.group
+        journal = self.journals[greedy] if self.journals else None
+        found = {} if journal is None else journal.read(step, self.version)
         done: list[Rollout] = []
+        reused = 0
         with self.whole() as decoder:
             # With `exact`, a prompt at a time: a token more beside it, and a product may round otherwise.
             size = 1 if self.station.exact else max(1, len(asked))
             for at in range(0, len(asked), size):
-                done += self._write(decoder, asked.take(at, at + size), step, group, greedy)
+                some = asked.take(at, at + size)
+                places = [int(place[0]) * group + i for place in some["place"] for i in range(group)]
+                known = {place: found[place] for place in places if place in found}
+                if self.station.exact and len(known) < len(places):
+                    known = {}
+                reused += len(known)
+                missing = [place for place in places if place not in known]
+                known |= self._write(decoder, some, missing, step, group, greedy, journal)
+                done += [known[place] for place in places]
+        self.tell(reused=reused)
         if self.cut is not None:
             self.tell(received=self.cut.bill.received, redundant=self.cut.bill.redundant)
         places = [int(place[0]) for place in asked["place"]]
@@ -269,7 +287,19 @@ class Actor(_Learning):
             group,
         )
 
-    def _write(self, decoder: Decoder, asked: Rows, step: int, group: int, greedy: bool) -> list[Rollout]:
+    def _write(
+        self,
+        decoder: Decoder,
+        asked: Rows,
+        places: Sequence[int],
+        step: int,
+        group: int,
+        greedy: bool,
+        journal: Journal | None,
+    ) -> dict[int, Rollout]:
+        """The answers of these places, each in the journal as soon as it is there."""
+        if not places:
+            return {}
         longest = max(len(ids) for ids in asked["ids"])
         room = min(longest + self.sampling.max_new_tokens, decoder.spec.max_positions)
         side = max(1, min(self.sampling.batch, len(asked) * group))
@@ -281,10 +311,24 @@ class Actor(_Learning):
             decoder, sampling, self.stops, seed, size=8, tokens=side * (room + 8), version=self.version,
             tempered=True,
         )  # fmt: skip
-        for ids, place in zip(asked["ids"], asked["place"], strict=True):
-            for i in range(group):
-                engine.submit([int(id) for id in ids], stream=int(place[0]) * group + i)
-        return engine.run()
+        prompts = {int(place[0]): ids for ids, place in zip(asked["ids"], asked["place"], strict=True)}
+        for place in places:
+            engine.submit([int(id) for id in prompts[place // group]], stream=place)
+        found: dict[int, Rollout] = {}
+        while engine.waiting or engine.running:
+            engine.step()
+            fresh = {places[one.number]: one for one in engine.finished}
+            if journal is not None:
+                journal.write(step, fresh)
+            found |= fresh
+            engine.finished.clear()
+        return found
+
+    @operation("one_to_all")
+    def kept(self, step: int) -> None:
+        """A state after so many steps is kept: answers of those before are not asked for again."""
+        for journal in self.journals:
+            journal.forget(step)
 
     @operation("dp")
     def update(self, judged: Rows, *, step: int, part: int = 0, parts: int = 1, epoch: int = 0) -> None:

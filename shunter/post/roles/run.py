@@ -111,6 +111,8 @@ class _Run:
             found |= {
                 f"rl/{name}": value for name, value in step["critic"].told().items() if name[:5] == "value"
             }
+        if reused := step["written"].told_in_all("reused"):
+            self.place.events.write("reused", step=self.told.done, answers=int(reused))
         return {**found, "rl/staleness": 0.0, "rl/moved_mb": self.flow.moved / 1e6}
 
     def _log(self) -> None:
@@ -156,6 +158,7 @@ class _Run:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, self.file)
+        self.cast.actor.kept(step=self.told.done)  # only now: until then an older state counts
 
     def _resume(self) -> None:
         if not self.file.exists():
