@@ -52,8 +52,9 @@ class Best:
 def best(log: Path, batch: int, before: int = 0) -> Best:
     """The lowest held-out loss of a training's events.jsonl; of equal ones the first.
 
-    batch: samples of a step. before: steps of that batch that an earlier phase took. Larger batches need fewer
-    steps and more samples: samples are what is paid for. Raises ShunterError for a log without validations.
+    batch: samples of a step. before: steps of that batch that an earlier phase took. Larger batches need
+    fewer steps and more samples: samples are what is paid for. Raises ShunterError for a log without
+    validations.
     """
     found = [
         (float(row["valid/loss"]), before + int(row["step"]))

@@ -111,7 +111,7 @@ def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     notes = [
         f"All runs read {ROWS} rows of 64 tokens; the early verdict sees the first tenth.",
         "accuracy: mean of three skills, 40 held-out questions each. bits: of the text learnt before.",
-        "A batch of 32 rows has seen two steps then. Rows to the lowest held-out loss: looked at ten times a run.",
+        "A batch of 32 rows has seen two steps then. The held-out loss is looked at ten times a run.",
     ]
     rho = verdicts.get("the early verdict ranks the ends")
     if rho is not None and rho["ours"] < 0:

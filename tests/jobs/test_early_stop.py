@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from shunter.evaluate.early import Point, read, scores, stopped
 from shunter.jobs import pretrain
 from shunter.recipe.job import Stopped
