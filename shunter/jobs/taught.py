@@ -109,7 +109,9 @@ def grader(
             from shunter.post.sandbox.languages import language
 
             spoken = language(config.language, context.base)
-            made = Passes(Sandbox(), spoken, seconds=config.seconds, partial=config.partial)
+            box = Sandbox()
+            context.events.write("sandbox", limits=box.limits)
+            made = Passes(box, spoken, seconds=config.seconds, partial=config.partial)
         else:
             made = rule(config)
         rules.append((made, config.weight))

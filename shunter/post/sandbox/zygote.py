@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
@@ -59,6 +59,16 @@ REFUSED = {
     "x86_64": (0xC000003E, [int(number) for number in _X86.split()]),
     "aarch64": (0xC00000B7, [int(number) for number in _ARM.split()]),
 }
+
+
+class Outside(NamedTuple):
+    """Descriptors of what is not in the jail. proc: /proc. groups: a control group that hands on memory and
+    processes, under which each program gets one of its own; -1: there is none."""
+
+    proc: int
+    groups: int
+
+
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
@@ -149,7 +159,7 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def serve(control: socket.socket, first: int, proc: int) -> None:
+def serve(control: socket.socket, first: int, outside: Outside) -> None:
     """Fork a supervisor for each descriptor that comes, until the other side is gone.
 
     Requests are read in the fork: what one program was given is never in the memory that others come from.
@@ -163,14 +173,14 @@ def serve(control: socket.socket, first: int, proc: int) -> None:
         if os.fork() == 0:
             die_with(me)
             control.close()
-            supervise(socket.socket(fileno=descriptors[0]), number, first + number % USERS, proc)
+            supervise(socket.socket(fileno=descriptors[0]), number, first + number % USERS, outside)
         os.close(descriptors[0])
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
 
 
-def supervise(asker: socket.socket, number: int, user: int, proc: int) -> NoReturn:
+def supervise(asker: socket.socket, number: int, user: int, outside: Outside) -> NoReturn:
     """Do one request and end."""
     said = []
     while part := asker.recv(1 << 16):
@@ -178,7 +188,7 @@ def supervise(asker: socket.socket, number: int, user: int, proc: int) -> NoRetu
     asked = json.loads(b"".join(said))
     folder = f"/box/{number}"
     try:
-        found = attempt(asked, folder, user, proc)
+        found = attempt(asked, folder, user, outside)
     except Exception as error:  # whatever a request holds, it is answered
         found = [{"status": "error", "code": -1, "output": "", "errors": str(error)}]
     with suppress(OSError):
@@ -188,7 +198,7 @@ def supervise(asker: socket.socket, number: int, user: int, proc: int) -> NoRetu
     os._exit(0)
 
 
-def attempt(asked: dict[str, Any], folder: str, user: int, proc: int) -> list[dict[str, Any]]:
+def attempt(asked: dict[str, Any], folder: str, user: int, outside: Outside) -> list[dict[str, Any]]:
     """Write the program, compile it, run each case; nothing runs after one that did not end well."""
     os.mkdir(folder, 0o711)
     # A file system of its own: what one program writes takes no space from another.
@@ -204,22 +214,21 @@ def attempt(asked: dict[str, Any], folder: str, user: int, proc: int) -> list[di
     os.chown(f"{folder}/{asked['filename']}", user, user)
     if asked["compile"]:
         limits = {**asked["limits"], **asked["compiling"]}
-        made = case(asked["compile"], "", folder, user, limits, proc)
+        made = case(asked["compile"], "", folder, user, limits, outside)
         if made["status"] != "ok":
             return [{**made, "status": f"compile-{made['status']}"}]
     found = []
     for text in asked["inputs"]:
-        found.append(case(asked["execute"], text, folder, user, asked["limits"], proc))
+        found.append(case(asked["execute"], text, folder, user, asked["limits"], outside))
         if found[-1]["status"] != "ok":
             break
     return found
 
 
 def case(
-    command: list[str], text: str, folder: str, user: int, limits: dict[str, Any], proc: int
+    command: list[str], text: str, folder: str, user: int, limits: dict[str, Any], outside: Outside
 ) -> dict[str, Any]:
-    """Run a command once; what it wrote, how it ended. `warm` as its first word is this very interpreter.
-    proc: a descriptor of /proc, which is not in the jail."""
+    """Run a command once; what it wrote, how it ended. `warm` as its first word is this very interpreter."""
     read, write = os.pipe()
     me = os.getpid()
     runner = os.fork()
@@ -227,7 +236,7 @@ def case(
         die_with(me)
         os.close(read)
         try:
-            status = run(command, text, folder, user, limits, proc)
+            status = run(command, text, folder, user, limits, outside)
         except Exception as error:  # the reply is the supervisor's to give, never a fork's of it
             status = {"status": "error", "code": -1, "output": "", "errors": str(error)}
         line = json.dumps(status).encode()
@@ -245,18 +254,24 @@ def case(
 
 
 def run(
-    command: list[str], text: str, folder: str, user: int, limits: dict[str, Any], proc: int
+    command: list[str], text: str, folder: str, user: int, limits: dict[str, Any], outside: Outside
 ) -> dict[str, Any]:
     """In the runner: a new pid namespace with the program as its first process."""
+    me = os.getpid()
     check(libc.unshare(NEWPID | NEWIPC), "unshare")
     given = os.memfd_create("input", 0)
     os.write(given, text.encode("utf-8", "replace"))
     os.lseek(given, 0, os.SEEK_SET)
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    group = f"program-{me}"
+    if outside.groups >= 0:
+        make_group(outside.groups, group, limits["memory"])
     program = os.fork()
     if program == 0:
         try:
-            goes_first(proc, PROGRAM_GOES)
+            goes_first(outside.proc, PROGRAM_GOES)
+            if outside.groups >= 0:
+                put(outside.groups, f"{group}/cgroup.procs", "0")
             become(command, folder, user, limits, (given, out_end, err_end))
         finally:
             os._exit(127)
@@ -282,20 +297,27 @@ def run(
     while status is None:  # it has closed its outputs and may still be there
         gone, ended, used = os.wait4(program, os.WNOHANG)
         if gone:
-            return result(ended, said[out], said[err], used.ru_utime + used.ru_stime > limits["seconds"])
+            late = used.ru_utime + used.ru_stime > limits["seconds"]
+            full = outside.groups >= 0 and end_group(outside.groups, group)
+            return result(ended, said[out], said[err], late, full)
         if time.monotonic() > deadline:
             status = "timeout"
         time.sleep(0.002)
     os.kill(program, signal.SIGKILL)
     os.waitpid(program, 0)  # returns when all of the namespace are gone
+    if outside.groups >= 0:
+        end_group(outside.groups, group)
     return {"status": status, "code": -9, "output": "", "errors": tail(said[err])}
 
 
-def result(ended: int, out: bytes, err: bytes, late: bool) -> dict[str, Any]:
-    """How a program ended that was not killed by us. late: with its children it took too long."""
+def result(ended: int, out: bytes, err: bytes, late: bool, full: bool) -> dict[str, Any]:
+    """How a program ended that was not killed by us. late: with its children it took too long. full: it was
+    killed for its memory."""
     code = os.waitstatus_to_exitcode(ended)
     status = "ok" if code == 0 else "error"
-    if late or code in (-signal.SIGXCPU, -signal.SIGKILL):
+    if full:
+        err += b"\nit was killed for the memory that it took with its processes"
+    elif late or code in (-signal.SIGXCPU, -signal.SIGKILL):
         status = "timeout"
     return {"status": status, "code": code, "output": out.decode("utf-8", "replace"), "errors": tail(err)}
 
@@ -365,6 +387,37 @@ def goes_first(proc: int, value: int) -> None:
     os.close(fd)
 
 
+def put(folder: int, name: str, value: str) -> None:
+    """Write a file under a folder that is open."""
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder)
+    os.write(fd, value.encode())
+    os.close(fd)
+
+
+def make_group(groups: int, name: str, memory: int) -> None:
+    """A control group for one program: memory in bytes, of all its processes together, and none on disk."""
+    with suppress(FileExistsError):  # of a runner that had the same number, and ended just now
+        os.mkdir(name, 0o700, dir_fd=groups)
+    put(groups, f"{name}/memory.max", str(memory))
+    put(groups, f"{name}/memory.oom.group", "1")
+    put(groups, f"{name}/pids.max", str(PROCESSES))
+    with suppress(OSError):  # not where the kernel has no swap
+        put(groups, f"{name}/memory.swap.max", "0")
+
+
+def end_group(groups: int, name: str) -> bool:
+    """Remove a program's group; whether something in it was killed for its memory."""
+    try:
+        fd = os.open(f"{name}/memory.events", os.O_RDONLY, dir_fd=groups)
+        told = dict(line.split() for line in os.read(fd, 4096).decode().splitlines())
+        os.close(fd)
+    except OSError:
+        told = {}
+    with suppress(OSError):
+        os.rmdir(name, dir_fd=groups)
+    return int(told.get("oom_kill", "0")) > 0
+
+
 def refuse_calls() -> None:
     """Let the kernel refuse the calls in REFUSED, with EPERM, to this process and its children (seccomp)."""
     audit, calls = REFUSED[os.uname().machine]
@@ -381,7 +434,8 @@ def refuse_calls() -> None:
 
 
 def main() -> None:
-    """Build the jail, say so, serve. argv: descriptor of the control socket, folder of the toys."""
+    """Build the jail, say so, serve. argv: descriptor of the control socket, folder of the toys, folder of a
+    control group, or nothing."""
     control = socket.socket(fileno=int(sys.argv[1]))
 
     def tell(**facts: str) -> None:
@@ -398,16 +452,18 @@ def main() -> None:
         first = block()
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         goes_first(proc, ZYGOTE_GOES)
+        group = os.open(sys.argv[3], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if sys.argv[3:] else -1
+        outside = Outside(proc, group)
         build_jail(sys.argv[2])
-        trial(first, proc)
+        trial(first, outside)
     except OSError as error:
         tell(refused=f"the system does not allow it ({error})")
         return
     tell(ready=sys.version.split()[0])
-    serve(control, first, proc)
+    serve(control, first, outside)
 
 
-def trial(user: int, proc: int) -> None:
+def trial(user: int, outside: Outside) -> None:
     """Raise OSError unless a program runs in a namespace of its own, as nobody, and sees no network."""
     os.mkdir("/box/trial", 0o700)
     with open("/box/trial/main.py", "w", encoding="utf-8") as file:
@@ -415,7 +471,7 @@ def trial(user: int, proc: int) -> None:
     os.chown("/box/trial", user, user)
     os.chown("/box/trial/main.py", user, user)
     limits = {"seconds": 5, "wall": 60, "memory": 1 << 30, "output": 1 << 16}
-    found = case(["warm", "main.py"], "", "/box/trial", user, limits, proc)
+    found = case(["warm", "main.py"], "", "/box/trial", user, limits, outside)
     shutil.rmtree("/box/trial")
     if found["output"].split() != ["1", str(user), "False"]:
         raise OSError(f"a trial gave {found}")
