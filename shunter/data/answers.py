@@ -6,6 +6,7 @@ import re
 
 # A sign belongs to a number unless something stands before it (5-12); commas part thousands only.
 _NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+_BEFORE, _BEHIND = re.compile(r"(?:\d\s*/\s*|\d[eE][-+]?|\^\{?)$"), re.compile(r"\s*/\s*\d|[eE][-+]?\d|\^")
 _BOXED = re.compile(r"\\boxed\s*\{")
 
 
@@ -23,17 +24,32 @@ def last_number(text: str) -> str | None:
     return normal(text, "number") if _NUMBER.search(text) else None
 
 
+def plain_number(text: str) -> str | None:
+    """The last number, or None where it is a part of a fraction or of a power (1/2, 1e5, 2^8)."""
+    last = None
+    for last in _NUMBER.finditer(text):  # noqa: B007 - the last one is wanted
+        pass
+    if last is None or _BEFORE.search(text, 0, last.start()) or _BEHIND.match(text, last.end()):
+        return None
+    return normal(text, "number")
+
+
 def last_boxed(text: str) -> str | None:
     r"""What stands in the last \boxed{...}, braces balanced; None where there is none that ends."""
-    found = None
-    for match in _BOXED.finditer(text):
-        depth, begin = 1, match.end()
-        for at in range(begin, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            if depth == 0:
-                found = text[begin:at]
-                break
-    return found
+    begins = {match.end() - 1 for match in _BOXED.finditer(text)}
+    if not begins:
+        return None
+    # One pass: what a model repeats for ever is read once, not once for each repetition.
+    opened: list[int] = []
+    last = (-1, 0)
+    for at, letter in enumerate(text):
+        if letter == "{":
+            opened.append(at)
+        elif letter == "}" and opened:
+            begin = opened.pop()
+            if begin in begins and begin > last[0]:
+                last = (begin, at)
+    return text[last[0] + 1 : last[1]] if last[1] else None
 
 
 # Spellings of one and the same: sizes of fractions and brackets, spaces, units and signs of currency.

@@ -48,11 +48,11 @@ class RlConfig(JobConfig):
         exclude_if=lambda value: value == "own",
         description="Who writes the answers: own, or a server, where `how.server` says.",
     )
-    max_gap: float = Field(
-        0.02,
+    max_gap: float | None = Field(
+        None,
         gt=0,
         description="Largest difference of log-probabilities between trainer and generator, nats a token in "
-        "the mean; more stops the run.",
+        "the mean; more stops the run. Default: 0.0001, and 0.02 where bfloat16 or a server computes.",
     )
     train: PostTrain = Field(description="How long, how fast, with which optimizer.")
     how: RlHow = Field(default_factory=RlHow, description="Choices that must not change the result.")
@@ -72,6 +72,15 @@ class RlConfig(JobConfig):
         if self.policy.updates > answers:
             raise ValueError(f"a step's {answers} answers cannot be cut into {self.policy.updates} updates")
         return self
+
+    def largest_gap(self, precision: str) -> float:
+        """The bound on the gap where models compute in this precision.
+
+        In float32 both differ by about 1e-5; weights one small update old differ by a hundred times that."""
+        if self.max_gap is not None:
+            return self.max_gap
+        exact = precision == "fp32" and self.generator == "own"
+        return (1e-4 if exact else 0.02) / min(1.0, self.temperature)
 
 
 class RlJob:
@@ -108,6 +117,12 @@ class RlJob:
         config = context.config
         if config.how.placement is not None:
             return placed.run(context)
+        if (context.work / "placed.json").exists():
+            raise ShunterError(
+                "this training was begun with how.placement, and its checkpoints are of another form",
+                where="how.placement",
+                mend="Give it again, or begin anew with --redo.",
+            )
         folder = context.one("model").path
         tokenizer: Tokenizer = taught.opened(folder)
         decoder = load_model(folder)
@@ -165,7 +180,7 @@ class RlJob:
             sampling,
             group=config.group,
             per_step=config.prompts_per_step,
-            max_gap=config.max_gap,
+            max_gap=config.largest_gap(precision),
             seed=config.seed,
             stop_ids=stops(folder),
             tools=tools,

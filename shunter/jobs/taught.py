@@ -33,6 +33,8 @@ def check_rewards(rewards: Sequence[RewardConfig], reward_model: str | None, bas
             from shunter.post.sandbox.languages import language
 
             language(reward.language, base).check()
+        if reward.file is not None and not (base / reward.file).is_file():
+            raise ShunterError(f"there is no checker {reward.file}", where="rewards", mend="Write its path.")
     kinds = [reward.kind for reward in rewards]
     if len(set(kinds)) < len(kinds):
         raise ShunterError("two rewards are of one kind", where="rewards", mend="Leave one out.")
@@ -44,10 +46,11 @@ def check_rewards(rewards: Sequence[RewardConfig], reward_model: str | None, bas
 
 
 def reads(rewards: Sequence[RewardConfig], base: Path) -> list[Path]:
-    """The files that tell the languages of programs: another content makes another job."""
+    """Checkers, and the files that tell the languages of programs: another content makes another job."""
     from shunter.post.sandbox.languages import LANGUAGES
 
     names = [each.language for each in rewards if each.kind == "code" and each.language not in LANGUAGES]
+    names += [each.file for each in rewards if each.file is not None]
     return [base / name for name in dict.fromkeys(names) if (base / name).is_file()]
 
 
@@ -112,6 +115,13 @@ def grader(
             box = Sandbox()
             context.events.write("sandbox", limits=box.limits)
             made = Passes(box, spoken, seconds=config.seconds, partial=config.partial)
+        elif config.kind == "checker":
+            from shunter.post.sandbox.box import Sandbox
+            from shunter.post.sandbox.checker import Checked
+
+            box = Sandbox()
+            context.events.write("sandbox", limits=box.limits)
+            made = Checked.load(box, context.base / str(config.file), seconds=config.seconds)
         else:
             made = rule(config)
         rules.append((made, config.weight))

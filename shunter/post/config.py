@@ -12,7 +12,9 @@ from shunter.generate.config import ServerConfig
 from shunter.recipe.job import How
 from shunter.train.config import TrainConfig
 
-RewardKind = Literal["number", "boxed", "exact", "contains", "format", "constraints", "code", "model"]
+RewardKind = Literal[
+    "number", "boxed", "exact", "contains", "format", "constraints", "code", "checker", "model"
+]
 
 
 class RewardConfig(Config):
@@ -21,7 +23,7 @@ class RewardConfig(Config):
     kind: RewardKind = Field(
         description="number: the last number is the target's; boxed: TeX in \\boxed{}; exact, contains: the "
         "target's text; format: a pattern; constraints: countable demands; code: a program passes tests; "
-        "model: a reward model."
+        "checker: what your own program says; model: a reward model."
     )
     weight: float = Field(1.0, description="Factor of this part in the sum.")
     pattern: str | None = Field(None, description="format: regular expression that the whole answer matches.")
@@ -29,8 +31,15 @@ class RewardConfig(Config):
         {},
         description="constraints: name and value of each demand; without any, the target holds them as JSON.",
     )
+    file: str | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="checker: your Python program, which reads prompt, answer and target and prints a score.",
+    )
     language: str = Field("python", description="code: the programs' language, or a file that tells it.")
-    seconds: float = Field(2.0, gt=0, le=600, description="code: CPU seconds that a program may take.")
+    seconds: float = Field(
+        2.0, gt=0, le=600, description="code, checker: CPU seconds that a program may take."
+    )
     partial: float = Field(
         0.0, ge=0, lt=1, description="code: reward of a program that runs and prints something wrong."
     )
@@ -46,6 +55,12 @@ class RewardConfig(Config):
                 raise ValueError(f"pattern is no regular expression ({error})") from error
         if self.constraints and self.kind != "constraints":
             raise ValueError("constraints belong to a reward of the kind constraints")
+        if self.kind != "code" and (self.language != "python" or self.partial):
+            raise ValueError("language and partial belong to a reward of the kind code")
+        if self.kind not in ("code", "checker") and self.seconds != 2.0:
+            raise ValueError("seconds belong to rewards of the kinds code and checker")
+        if (self.kind == "checker") != (self.file is not None):
+            raise ValueError("file belongs to a reward of the kind checker, which needs one")
         return self
 
 

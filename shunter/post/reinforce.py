@@ -90,6 +90,7 @@ class Reinforcement:
             reply=tools,
         )
         self.journal = Journal(course.place.work / "rollouts")
+        self.updates = 0  # of the policy: the version of its weights
         self.rewards: list[float] = []
         self.samples: list[dict[str, Any]] = []
         self.most_gap = 0.0
@@ -109,7 +110,7 @@ class Reinforcement:
         far = of_each(self.reference, asked, tokens) if self.config.kl or shown else None
         values = None if self.critic is None else of_each(self.critic.scorer, asked, tokens, "value")
         samples = judge(self.config, done, rewards, groups, far, values)
-        stale = _mean([self.engine.version - version for one in done for version in one.versions])
+        stale = self._stale(done)
         told = self._learn(number, samples)
         self.rewards.append(float(np.mean(rewards)))
         self._keep(number, chosen, done, graded)
@@ -126,6 +127,19 @@ class Reinforcement:
             **{f"rl/{name}": float(count) for name, count in ends.items()},
             **told,
         }
+
+    def _stale(self, done: Sequence[Rollout]) -> float:
+        """How many updates old the weights were that wrote, by our own count of updates. Here they are the
+        newest: an engine that has others, or says so, stops the run."""
+        ages = [self.updates - version for one in done for version in one.versions]
+        if any(ages):
+            raise ShunterError(
+                f"answers were written by weights that are {max(ages, key=abs)} updates old, and are to be "
+                "learnt from as if the newest had written them",
+                where=self.course.place.name,
+                mend="The engine must take new weights after every update (`new_weights`).",
+            )
+        return _mean(ages)
 
     def _asked(self, done: Sequence[Rollout]) -> dict[str, float]:
         """How often tools were asked in an answer, and the share of calls that they could not answer."""
@@ -146,7 +160,7 @@ class Reinforcement:
             "loader": self.loader.state(),
             "rewards": self.rewards,
             "samples": self.samples,
-            "version": self.engine.version,
+            "version": self.updates,
             "failures": self.grader.failures,
             "canaries": self.grader.canaries,
             "most_gap": self.most_gap,
@@ -158,7 +172,8 @@ class Reinforcement:
     def restore(self, state: dict[str, Any]) -> None:
         self.loader.restore(state["loader"])
         self.rewards, self.samples = list(state["rewards"]), list(state["samples"])
-        self.engine.new_weights(int(state["version"]))
+        self.updates = int(state["version"])
+        self.engine.new_weights(self.updates)
         self.grader.failures, self.grader.canaries = dict(state["failures"]), int(state["canaries"])
         self.most_gap = float(state["most_gap"])
 
@@ -170,7 +185,7 @@ class Reinforcement:
         """
         self.engine.seed = derive_seed(self.seed, "rollout", number)
         wanted = len(chosen) * self.group
-        found = self.journal.read(number, self.engine.version)
+        found = self.journal.read(number, self.updates)
         if self.course.how.deterministic and len(found) < wanted:
             found = {}
         self.journal.reused += len(found)
@@ -218,7 +233,8 @@ class Reinforcement:
                     guard = self._guard if first else None
                     result = self.policy.learn(self.objective, batches, number, guard)
                     self.course.learnt(result, number)
-                    self.engine.new_weights(self.engine.version + 1)
+                    self.updates += 1
+                    self.engine.new_weights(self.updates)
                     if first:
                         told |= {f"rl/{n.replace('max/', 'max_')}": v for n, v in result.told.items()}
                         told |= {f"rl/{name}_loss": v for name, v in result.terms.items()}

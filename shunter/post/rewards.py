@@ -17,7 +17,7 @@ from typing import Protocol
 
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
-from shunter.data.answers import last_number
+from shunter.data.answers import last_number, plain_number
 from shunter.post import verifiers
 from shunter.post.config import RewardConfig
 
@@ -122,6 +122,11 @@ class Grader:
         patient: a batch of which a rule can grade nothing is counted like others, and ends nothing."""
         if not rules:
             raise ShunterError("there is no reward", mend="Give at least one.")
+        names = [rule.name for rule, _ in rules]
+        if len(set(names)) < len(names):
+            raise ShunterError(
+                f"two rules have one name ({', '.join(names)})", mend="Give each a `name` of its own."
+            )
         self.rules, self.unfinished, self.seed = rules, unfinished, seed
         self.patient = patient
         self.failures: dict[str, int] = {}
@@ -229,13 +234,14 @@ def _demands(target: str) -> dict[str, str]:
 
 
 def _number(answer: str, target: str) -> float:
-    if last_number(target) is None:
-        raise ValueError("the target has no number")
+    if plain_number(target) is None:
+        what = "no number" if last_number(target) is None else "a fraction or a power, and no plain number"
+        raise ValueError(f"the target has {what}")
     return verifiers.number(answer, target)
 
 
 def _known_numbers(target: str) -> list[Known]:
-    found = last_number(target) or "7"
+    found = plain_number(target) or "7"
     return [(f"so {found}", found, 1.0), (f"{found}1", found, 0.0)]
 
 

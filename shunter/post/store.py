@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from shunter.config.errors import ShunterError
@@ -27,15 +27,23 @@ def in_order(ready: Sequence[int], count: int) -> Sequence[int]:
     return ready[:count] if len(ready) >= count else []
 
 
-def by_group(size: int) -> Sampler:
-    """Whole groups of `size` rows that were inserted together; a count that is no multiple is refused."""
+def by_group(size: int, key: Callable[[int], Hashable]) -> Sampler:
+    """Whole groups of `size` rows with one key, those of the oldest rows first.
+
+    Rows come in the order in which they were finished, so their numbers say nothing of groups: `key` does,
+    such as `store.cell("prompt")`. Raises ValueError for a count that is no multiple, and a larger group.
+    """
 
     def take(ready: Sequence[int], count: int) -> Sequence[int]:
         if count % size:
             raise ValueError(f"{count} rows are no whole groups of {size}")
-        there = set(ready)
-        firsts = [row for row in ready if row % size == 0 and all(row + i in there for i in range(size))]
-        taken = [row + i for row in firsts[: count // size] for i in range(size)]
+        groups: dict[Hashable, list[int]] = {}
+        for row in ready:
+            groups.setdefault(key(row), []).append(row)
+        if large := [each for each, rows in groups.items() if len(rows) > size]:
+            raise ValueError(f"the group {large[0]!r} has {len(groups[large[0]])} rows, not {size}")
+        whole = [rows for rows in groups.values() if len(rows) == size]
+        taken = [row for rows in whole[: count // size] for row in rows]
         return taken if len(taken) == count else []
 
     return take
@@ -60,13 +68,17 @@ def balanced(lengths: Mapping[int, float], parts: int) -> list[list[int]]:
 class SampleStore:
     """Rows of named cells, for threads.
 
-    capacity: rows that may be live; `insert` waits for `clear` when there are so many (back-pressure).
+    A task that takes a row has it on loan until it says that it is done with it: only then does a crash not
+    bring it back. capacity: rows that may be live; `insert` waits for `clear` when there are so many
+    (back-pressure).
     """
 
     def __init__(self, columns: Iterable[str], tasks: Iterable[str], *, capacity: int) -> None:
         self.columns, self.capacity = frozenset(columns), capacity
         self._cells: dict[int, dict[str, Any]] = {}
+        # Rows that a task has taken, and those of them that it has finished.
         self._read: dict[str, set[int]] = {task: set() for task in tasks}
+        self._done: dict[str, set[int]] = {task: set() for task in self._read}
         self._next = 0
         self._failure: BaseException | None = None
         self._closed = False
@@ -96,15 +108,26 @@ class SampleStore:
             self._changed.notify_all()
             return numbers
 
-    def write(self, row: int, **cells: Any) -> None:
-        """Write cells of a row, all of them at once. A cell is written once. Raises KeyError for a row that
-        is cleared."""
+    def cell(self, column: str) -> Callable[[int], Any]:
+        """A function that gives this cell of a row, for samplers, which are asked while nothing changes."""
+        return lambda row: self._cells[row].get(column)
+
+    def write(self, row: int, by: str | None = None, /, **cells: Any) -> None:
+        """Write cells of a row, all of them at once. A cell is written once. by: the task that is done with
+        the row by that. Raises KeyError for a row that is cleared."""
         with self._changed:
             there = self._cells[row]
             if again := sorted(there.keys() & cells.keys()):
                 raise ValueError(f"{', '.join(again)} of row {row} is written already")
             there.update(self._named(cells))
+            if by is not None:
+                self._done[by].add(row)
             self._changed.notify_all()
+
+    def finish(self, task: str, rows: Iterable[int]) -> None:
+        """The task is done with rows that it has taken, and writes nothing of them."""
+        with self._changed:
+            self._done[task].update(rows)
 
     def take(
         self,
@@ -115,7 +138,8 @@ class SampleStore:
         *,
         timeout: float = 600.0,
     ) -> dict[int, dict[str, Any]]:
-        """`count` rows with these columns that this task has not had, which counts them as had.
+        """`count` rows with these columns that this task has not had. It has them until it is done with them
+        (`write`, `finish`), and gets none of them again.
 
         Waits until there are so many. Raises Closed when nothing more comes, ShunterError after `timeout`
         seconds, and what another task failed with.
@@ -141,8 +165,9 @@ class SampleStore:
         with self._changed:
             for row in rows:
                 del self._cells[row]
-                for had in self._read.values():
-                    had.discard(row)
+                for task in self._read:
+                    self._read[task].discard(row)
+                    self._done[task].discard(row)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -158,12 +183,13 @@ class SampleStore:
             self._changed.notify_all()
 
     def state(self) -> dict[str, Any]:
-        """Everything, as plain values if cells are: a crash between two steps loses no row."""
+        """Everything, as plain values if cells are. What a task has taken and not finished is not counted as
+        read: who goes on from here gets it again."""
         with self._changed:
             return {
                 "next": self._next,
                 "cells": [[row, dict(cells)] for row, cells in sorted(self._cells.items())],
-                "read": {task: sorted(rows) for task, rows in self._read.items()},
+                "read": {task: sorted(rows) for task, rows in self._done.items()},
             }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -171,6 +197,7 @@ class SampleStore:
         with self._changed:
             self._next = int(state["next"])
             self._cells = {int(row): dict(cells) for row, cells in state["cells"]}
+            self._done = {task: set(rows) for task, rows in state["read"].items()}
             self._read = {task: set(rows) for task, rows in state["read"].items()}
             self._changed.notify_all()
 

@@ -218,7 +218,7 @@ def _serve(state: _State, task: Task, total: int) -> Callable[[], None]:
                 return
             cells = state.timed(task.name, "batch", min(taken), task.work, list(taken.values()))
             for row, written in zip(taken, cells, strict=True):
-                state.store.write(row, **written)
+                state.store.write(row, task.name, **written)
             done += count
 
     return work
@@ -237,6 +237,7 @@ def _learn(
                     "update", ["step", *reads], count, _of_step(state.store, step), timeout=state.timeout
                 )
                 state.timed("update", "batch", step, update, step, list(taken.values()))
+                state.store.finish("update", taken)
                 had += taken
             state.store.clear(had)
             state.timed("send", "weights", step + 1, send, step + 1)
@@ -246,8 +247,10 @@ def _learn(
 
 
 def _of_step(store: SampleStore, step: int) -> Callable[[Sequence[int], int], Sequence[int]]:
+    of = store.cell("step")
+
     def take(ready: Sequence[int], count: int) -> Sequence[int]:
-        mine = [row for row in ready if store._cells[row]["step"] == step]
+        mine = [row for row in ready if of(row) == step]
         return mine[:count] if len(mine) >= count else []
 
     return take

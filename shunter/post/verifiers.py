@@ -31,8 +31,11 @@ def exact(answer: str, target: str) -> float:
 
 
 def contains(answer: str, target: str) -> float:
-    """Whether the target stands in the answer."""
-    return float(normal(target, "text") in normal(answer, "text"))
+    """Whether the target stands in the answer, not as a part of a longer word or number."""
+    wanted = normal(target, "text")
+    before = r"(?<!\w)" if re.match(r"\w", wanted) else ""
+    behind = r"(?!\w)" if re.search(r"\w\Z", wanted) else ""
+    return float(re.search(before + re.escape(wanted) + behind, normal(answer, "text")) is not None)
 
 
 def matches(answer: str, pattern: str) -> float:

@@ -124,3 +124,33 @@ def test_a_score_that_is_not_a_number_counts_as_nothing_and_is_counted(lost: flo
 def test_configurations_that_contradict(config: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         RewardConfig.model_validate(config)
+
+
+def test_two_rules_of_one_name_are_refused() -> None:
+    """The second would stand in the place of the first."""
+    twice = [(rule(RewardConfig(kind="format", pattern=pattern)), 1.0) for pattern in ("a", "b")]
+    with pytest.raises(ShunterError, match="two rules have one name"):
+        Grader(twice)
+
+
+@pytest.mark.parametrize(
+    ("target", "graded"),
+    [
+        ("1/2", False),
+        ("1e5", False),
+        ("2^8", False),
+        ("x^{12}", False),
+        ("10/2 = 5", True),
+        ("#### 1,234", True),
+    ],
+)
+def test_a_target_that_is_no_plain_number_is_not_graded_by_its_last_digits(target: str, graded: bool) -> None:
+    score = rule(RewardConfig(kind="number")).grade([Item("q", "it is 2", target)])[0]
+    assert isinstance(score, float) == graded
+
+
+def test_a_target_within_a_longer_word_is_not_contained() -> None:
+    contains = rule(RewardConfig(kind="contains"))
+    answers = ["not 120", "it is 12.", "12", "a 112 b", "c12"]
+    assert contains.grade([Item("q", answer, "12") for answer in answers]) == [0.0, 1.0, 1.0, 0.0, 0.0]
+    assert contains.grade([Item("q", "so (a+b).", "(a+b)"), Item("q", "x", "")]) == [1.0, 1.0]

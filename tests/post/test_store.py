@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,14 +70,24 @@ def test_a_row_is_ready_when_all_its_columns_are_written() -> None:
 
 
 def test_groups_are_never_split() -> None:
+    """Rows come as they were finished, those of groups among each other, after one that is of none."""
     made = store()
-    made.insert([{"prompt": n // 4} for n in range(12)])
-    for row in (4, 5, 6, 7, 0, 1, 2, 8, 9, 10, 11):
-        made.write(row, answer="a")
-    taken = made.take("update", ["prompt", "answer"], 8, by_group(4))
-    assert sorted(taken) == [4, 5, 6, 7, 8, 9, 10, 11]
+    made.insert([{"prompt": -1}])
+    order = [0, 2, 1, 0, 0, 2, 1, 2, 0, 1, 2]  # the group of each row; 1 lacks a row
+    for group in order:
+        made.insert([{"prompt": group, "answer": "a"}])
+    groups = by_group(4, made.cell("prompt"))
+    taken = made.take("update", ["prompt", "answer"], 8, groups)
+    assert [cells["prompt"] for cells in taken.values()] == [0] * 4 + [2] * 4
+    with pytest.raises(ShunterError, match="could not give update 4 rows"):
+        made.take("update", ["answer"], 4, groups, timeout=0.02)
+    made.insert([{"prompt": 1, "answer": "a"}])
+    assert {cells["prompt"] for cells in made.take("update", ["prompt", "answer"], 4, groups).values()} == {1}
     with pytest.raises(ValueError, match="no whole groups of 4"):
-        made.take("update", ["answer"], 6, by_group(4))
+        made.take("update", ["answer"], 6, groups)
+    made.insert([{"prompt": 7, "answer": "a"}] * 5)
+    with pytest.raises(ValueError, match="the group 7 has 5 rows"):
+        made.take("update", ["answer"], 4, groups)
 
 
 @given(st.lists(st.floats(1, 100), min_size=1, max_size=30), st.integers(1, 5))
@@ -101,16 +112,50 @@ def test_a_full_store_holds_its_producer_and_clearing_makes_room() -> None:
         made.insert([{"prompt": n} for n in range(5)])
 
 
-def test_its_state_survives() -> None:
+def test_its_state_survives_and_what_was_on_loan_comes_back() -> None:
     made = store()
-    made.insert([{"prompt": n} for n in range(4)])
-    made.write(1, answer="a")
-    made.take("reward", ["prompt"], 3)
+    made.insert([{"prompt": n} for n in range(5)])
+    made.take("reward", ["prompt"], 4)
+    made.write(1, "reward", answer="a", reward=1.0)
+    made.finish("reward", [2])
+    made.write(3, answer="b")  # by somebody else: the task is not done with it
     again = store()
     again.restore(json.loads(json.dumps(made.state())))
-    assert list(again.take("reward", ["prompt"], 1)) == [3]
-    assert again.take("update", ["answer"], 1) == {1: {"answer": "a"}}
-    assert again.insert([{"prompt": 9}]) == [4]
+    assert list(again.take("reward", ["prompt"], 3)) == [0, 3, 4], "taken and not finished, or never taken"
+    assert again.take("update", ["answer", "reward"], 1) == {1: {"answer": "a", "reward": 1.0}}
+    assert again.insert([{"prompt": 9}]) == [5]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_anywhere_each_row_is_done_once_by_each_task(seed: int) -> None:
+    """A worker that takes, works and writes, killed after any of these; the state is that of some moment."""
+    draw = np.random.default_rng(seed)
+    made = store()
+    made.insert([{"prompt": n} for n in range(12)])
+    kept, done = made.state(), list[int]()
+    before = list(done)
+    while True:
+        what = draw.integers(0, 5)
+        if what == 0:  # a crash: what was done since the last state is done anew, and only that
+            made, done = store(), list(before)
+            made.restore(kept)
+        elif what == 1:
+            kept, before = json.loads(json.dumps(made.state())), list(done)
+        else:
+            try:
+                taken = made.take("reward", ["prompt"], 1, timeout=0.0)
+            except ShunterError:
+                if sorted(done) == list(range(12)):
+                    break
+                made, done = store(), list(before)  # some are on loan to workers that are gone
+                made.restore(kept)
+                continue
+            (row,) = taken
+            if what == 2:
+                continue  # killed before it has written
+            made.write(row, "reward", reward=1.0)
+            done.append(row)
+    assert len(done) == 12
 
 
 class Work:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -170,7 +170,14 @@ class _Learning(_Scoring):
             self.cut.apart()
 
     def learn(
-        self, objective: ScoreObjective, judged: Rows, step: int, part: int, parts: int, epoch: int
+        self,
+        objective: ScoreObjective,
+        judged: Rows,
+        step: int,
+        part: int,
+        parts: int,
+        epoch: int,
+        guard: Callable[[Mapping[str, float]], None] | None = None,
     ) -> ScoredResult:
         """One update from part `part` of `parts` of the step's answers, all ranks together."""
         chosen = list(chosen_answers(judged, self.seed, step, part, parts, epoch, self._answers(judged)))
@@ -185,6 +192,7 @@ class _Learning(_Scoring):
             rate=rate(self.config, step),
             clip=self.config.clip,
             finish=None if self.cut is None else self.cut.finish,
+            guard=guard,
         )
         self.skipped += not result.updated
         if self.skipped > self.most_skipped:
@@ -340,18 +348,53 @@ class Actor(_Learning):
         flat = all(not np.any(advantage) for advantage in judged["advantage"])
         settings = self.objective.settings
         flat = all(told_by_all(flat, self.copies, self.station.device))
+        first = epoch == part == 0
+        if first:
+            self.tell(staleness=self._stale(judged))
         if flat and not settings.kl and not settings.entropy:
             self.tell(idle=1.0, loss=0.0)
+            if first:
+                self._compare(self._gap(judged))
             return
-        result = self.learn(self.objective, judged, step, part, parts, epoch)
-        if epoch == part == 0:
-            self._compare(result.told["gap"])
+        guard = self._compare if first else None
+        result = self.learn(self.objective, judged, step, part, parts, epoch, guard)
         self.version += 1
         self.tell(idle=0.0, loss=result.loss, grad_norm=result.grad_norm, updated=float(result.updated))
         self.tell(**{f"{name}_loss": value for name, value in result.terms.items()})
         self.tell(**{name.replace("max/", "max_"): value for name, value in result.told.items()})
 
-    def _compare(self, gap: float) -> None:
+    def _stale(self, judged: Rows) -> float:
+        """How many updates old the weights were that wrote, by the count of updates here: none, or the run
+        stops."""
+        if "version" not in judged.columns:
+            return 0.0
+        ages = [int(self.version - version) for versions in judged["version"] for version in versions]
+        every = told_by_all([sum(ages), len(ages), any(ages)], self.copies, self.station.device)
+        if any(each[2] for each in every):
+            raise ShunterError(
+                "answers were written by other weights than the newest, and are to be learnt from as if "
+                "these had written them",
+                where=self.station.name,
+            )
+        return float(sum(each[0] for each in every) / max(1, sum(each[1] for each in every)))
+
+    def _gap(self, judged: Rows) -> dict[str, float]:
+        """The gap between trainer and generator of answers from which nothing is learnt."""
+        says = self.score(judged, "logprob")
+        apart = [abs(mine - old) for mine, old in zip(says, judged["old"], strict=True)]
+        mine = [
+            float(sum(g.sum() for g in apart)),
+            sum(map(len, apart)),
+            max((float(g.max()) for g in apart), default=0.0),
+        ]
+        every = told_by_all(mine, self.copies, self.station.device)
+        gap = sum(each[0] for each in every) / max(1, sum(each[1] for each in every))
+        told = {"gap": gap, "max_gap": max(each[2] for each in every)}
+        self.tell(**told)
+        return told
+
+    def _compare(self, told: Mapping[str, float]) -> None:
+        gap = told["gap"]
         if not math.isfinite(gap):
             raise ShunterError(
                 "a log-probability of the generator or the trainer is not a number",

@@ -121,7 +121,7 @@ class _Run:
             }
         if reused := step["written"].told_in_all("reused"):
             self.place.events.write("reused", step=self.told.done, answers=int(reused))
-        return {**found, "rl/staleness": 0.0, "rl/moved_mb": self.flow.moved / 1e6}
+        return {**found, "rl/moved_mb": self.flow.moved / 1e6}
 
     def _log(self) -> None:
         means = {}

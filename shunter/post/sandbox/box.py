@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,10 @@ class Sandbox:
     """
 
     def __init__(
-        self, *, slots: int = 0, memory: int = 1 << 29, output: int = 1 << 20, grouped: bool = True
+        self, *, slots: int = 0, memory: int = 0, output: int = 1 << 20, grouped: bool = True
     ) -> None:
-        """slots: programs that run side by side; 0: one a core. memory, output: bytes. grouped: with control
-        groups, where there are any."""
+        """slots: programs that run side by side; 0: one a core. memory, output: bytes; of memory, 0: what the
+        language says. grouped: with control groups, where there are any."""
         self.slots = slots or len(os.sched_getaffinity(0))
         self.memory, self.output = memory, output
         self.starts = 0
@@ -131,7 +132,8 @@ class Sandbox:
                     chosen.unregister(ours)
                     ours.close()
                     del active[ours]
-                    if said:  # else its supervisor was killed: once more
+                    # Nothing, or a part: its supervisor was killed. It is run once more.
+                    with suppress(ValueError):
                         cases = json.loads(b"".join(said))
                         found[number] = [
                             Case(c["status"], c["output"], c["code"], c["errors"]) for c in cases
@@ -158,8 +160,12 @@ class Sandbox:
     def _request(self, program: Program) -> dict[str, Any]:
         language, wall = program.language, max(5.0, WALL * program.seconds)
         command = None if language.compile is None else language.words(language.compile)
-        limits = {"seconds": program.seconds, "wall": wall, "memory": self.memory, "output": self.output}
-        compiling = {"seconds": COMPILE_SECONDS, "wall": 10 * COMPILE_SECONDS, "memory": 4 * self.memory}
+        memory = self.memory or language.memory << 20
+        limits = {
+            "seconds": program.seconds, "wall": wall, "memory": memory, "output": self.output,
+            "processes": language.processes,
+        }  # fmt: skip
+        compiling = {"seconds": COMPILE_SECONDS, "wall": 10 * COMPILE_SECONDS, "memory": 4 * memory}
         return {
             "filename": language.filename,
             "code": program.code,

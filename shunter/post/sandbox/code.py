@@ -44,7 +44,7 @@ class Passes:
             if code is None:
                 self._count(item, "no block")
                 continue
-            language = LANGUAGES["python"] if item.prompt == _CANARY else self.language
+            language = LANGUAGES["python"] if item.prompt == _PYTHON else self.language
             asked.append((i, tests))
             programs.append(Program(language, code, [given for given, _ in tests], self.seconds))
         for (i, tests), ended in zip(asked, self.box.run(programs), strict=True):
@@ -61,34 +61,51 @@ class Passes:
         self.box.close()
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
-        """Two programs, one right and one that ends before it prints; neither depends on the data."""
+        """Programs of Python, right, ending before it prints, and without a block, and the sample of the
+        language that is taught, if it has one; none depends on the data."""
         target = json.dumps([{"input": "20 3", "output": "23"}])
         right = "```\nprint(sum(map(int, input().split())))\n```"
-        return [
-            (Item(_CANARY, right, target), 1.0),
-            (Item(_CANARY, "```\nimport os\nos._exit(0)\n```", target), self.partial),
-            (Item(_CANARY, "print(23)", target), 0.0),
+        known = [
+            (Item(_PYTHON, right, target), 1.0),
+            (Item(_PYTHON, "```\nimport os\nos._exit(0)\n```", target), self.partial),
+            (Item(_PYTHON, "print(23)", target), 0.0),
         ]
+        if (sample := self.language.sample) is not None:
+            target = json.dumps([{"input": sample.input, "output": sample.output}])
+            known.append((Item(_SAMPLE, f"```\n{sample.program.rstrip()}\n```", target), 1.0))
+        return known
 
     def _count(self, item: Item, how: str) -> None:
-        if item.prompt != _CANARY:
+        if item.prompt not in (_PYTHON, _SAMPLE):
             self.told[how] = self.told.get(how, 0) + 1
 
     def _try(self) -> None:
-        """Raise ShunterError where what the language runs is on the machine, but not in sight of programs:
-        each of them would be worth nothing then, and the canaries, which are Python, would not show it."""
-        empty = Program(self.language, "", [""], self.seconds)
-        ended = self.box.run([empty])[0][-1]
-        if ended.code in (126, 127):
-            self.box.close()
+        """Raise ShunterError where the language does not run in sight of programs, or its sample does not
+        print what it should: each answer would be worth nothing then."""
+        sample, seconds = self.language.sample, max(self.seconds, 2.0)
+        given = Program(self.language, "", [""], seconds)
+        if sample is not None:
+            given = Program(self.language, sample.program, [sample.input], seconds)
+        ended = self.box.run([given])[0][-1]
+        lost = ended.code in (126, 127)
+        if not lost and (sample is None or (ended.status == "ok" and same(ended.output, sample.output))):
+            return
+        self.box.close()
+        if lost:
             raise ShunterError(
                 f"the language {self.language.name} cannot be run in the sandbox, which shows programs /usr, "
                 "/bin, /lib and Python alone",
                 mend=self.language.install,
             )
+        said = (ended.errors or ended.output).strip().splitlines()
+        raise ShunterError(
+            f"the sample of the language {self.language.name} ended with {ended.status!r}"
+            + (f": {said[-1][:200]}" if said else " and printed nothing"),
+            mend="Raise `memory` or `processes` of the language, or mend its sample.",
+        )
 
 
-_CANARY = "\x00canary"
+_PYTHON, _SAMPLE = "\x00python", "\x00sample"  # no person's prompt begins so
 
 
 def cases(target: str) -> list[tuple[str, str]]:

@@ -22,6 +22,14 @@ TOYS = Path(__file__).parent / "toys"
 _FENCE = re.compile(r"^```[^\n]*\n(.*?)^```\s*$", re.DOTALL | re.MULTILINE)
 
 
+class Sample(Config):
+    """A program whose output is known."""
+
+    program: str = Field(description="The program's text.")
+    input: str = Field("", description="What it reads.")
+    output: str = Field(description="What it prints.")
+
+
 class Language(Config):
     """How programs of one language are run. In commands `{file}` is the program's file."""
 
@@ -33,6 +41,13 @@ class Language(Config):
     compile: str | None = Field(None, description="Command that runs before, once.")
     install: str | None = Field(None, description="What a person does to have it; never run by shunter.")
     prompt: str = Field("", description="What a model is told before each problem while it learns.")
+    sample: Sample | None = Field(
+        None,
+        description="A program with its output: tried before anything begins, and graded in every batch. "
+        "Without one, a language whose every program fails in the sandbox is not seen.",
+    )
+    memory: int = Field(512, ge=16, description="MiB of address space that a process may take.")
+    processes: int = Field(8, ge=1, le=1024, description="Processes and threads that a program may have.")
 
     @field_validator("execute", "compile")
     @classmethod
@@ -59,11 +74,15 @@ LANGUAGES = {
     language.name: language
     for language in (
         Language(name="python", filename="main.py", execute="warm {file}"),
-        Language(name="stack", filename="main.stk", execute="warm /toys/stack.py {file}"),
-        Language(name="prefix", filename="main.pre", execute="warm /toys/prefix.py {file}"),
-        Language(name="awk", filename="main.awk", execute="awk -f {file}", install="Install awk."),
+        Language(name="stack", filename="main.stk", execute="warm /toys/stack.py {file}",
+                 sample=Sample(program="read read + print", input="2 5", output="7")),
+        Language(name="prefix", filename="main.pre", execute="warm /toys/prefix.py {file}",
+                 sample=Sample(program="+ in * in 2", input="3 4", output="11")),
+        Language(name="awk", filename="main.awk", execute="awk -f {file}", install="Install awk.",
+                 sample=Sample(program="BEGIN { print 7 }", output="7")),
         Language(name="c", filename="main.c", compile="gcc -O1 -o main {file} -lm", execute="./main",
-                 install="Install gcc."),
+                 install="Install gcc.",
+                 sample=Sample(program='#include <stdio.h>\nint main(void) { puts("7"); }\n', output="7")),
     )
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ import builtins
 import ctypes
 import fcntl
 import importlib
+import importlib.util
 import json
 import os
 import resource
@@ -32,33 +33,28 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-SET_DEATH_SIGNAL, SET_NO_NEW_PRIVS, SET_SECCOMP = 1, 38, 22
+SET_DEATH_SIGNAL, SET_NO_NEW_PRIVS = 1, 38
 DETACH = 2
 # User ids of programs: blocks that one zygote of the machine holds, above those that systems give away; the
 # second range is for containers that have 65536 ids.
 USERS, RANGES = 256, ((200000, 1000), (61184, 16))
 PROGRAM_GOES, ZYGOTE_GOES = 1000, 300  # where memory ends, what we run goes first
 MOUNT_SETATTR, HERE, RECURSIVE = 442, -100, 0x8000
-PROCESSES, FILES = 8, 64
+FILES = 64
 PRELOADED = (
     "array bisect collections copy dataclasses datetime decimal enum fractions functools heapq io itertools "
     "json math operator random re statistics string textwrap typing"
 )
-# What is refused, by the machine's name: its number for auditing, and the numbers of
-# shmget shmat shmctl semget msgget mq_open memfd_create memfd_secret add_key request_key keyctl ptrace
-# process_vm_readv process_vm_writev bpf perf_event_open userfaultfd unshare setns mount io_uring_* (three)
-# The first eight are memory that RLIMIT_AS does not count, the others what programs of tasks have no use for.
-_X86 = "29 30 31 64 68 240 319 447 248 249 250 101 310 311 321 298 323 272 308 165 425 426 427"
-_ARM = "194 196 195 190 186 180 279 447 217 218 219 117 270 271 280 241 282 97 268 40 425 426 427"
-REFUSED = {
-    "x86_64": (0xC000003E, [int(number) for number in _X86.split()]),
-    "aarch64": (0xC00000B7, [int(number) for number in _ARM.split()]),
-}
+
+
+class Lost(Exception):
+    """What watched over a program was killed, for want of memory perhaps: it is not the program's fault."""
 
 
 class Outside(NamedTuple):
@@ -70,6 +66,20 @@ class Outside(NamedTuple):
 
 
 libc = ctypes.CDLL(None, use_errno=True)
+
+
+def beside(name: str) -> Any:
+    """A module that stands beside this file, which runs without any package."""
+    place = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+refusals, grouped = beside("refusals"), beside("grouped")
 libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
 
@@ -123,6 +133,8 @@ def build_jail(toys: str) -> None:
             bind(path, root)
     bind(toys, root, "/toys")
     os.mkdir(root + "/box", 0o711)
+    for each in ("/tmp", "/dev/shm"):  # where each program finds its own
+        os.makedirs(root + each, exist_ok=True)
     os.chroot(root)
     os.chdir("/")
 
@@ -189,6 +201,8 @@ def supervise(asker: socket.socket, number: int, user: int, outside: Outside) ->
     folder = f"/box/{number}"
     try:
         found = attempt(asked, folder, user, outside)
+    except Lost:
+        os._exit(1)  # no reply: it is tried again, as when this process is killed
     except Exception as error:  # whatever a request holds, it is answered
         found = [{"status": "error", "code": -1, "output": "", "errors": str(error)}]
     with suppress(OSError):
@@ -249,7 +263,10 @@ def case(
         said.append(part)
     os.close(read)
     os.waitpid(runner, 0)
-    found: dict[str, Any] = json.loads(b"".join(said))
+    try:
+        found: dict[str, Any] = json.loads(b"".join(said))
+    except ValueError:
+        raise Lost from None
     return found
 
 
@@ -258,20 +275,22 @@ def run(
 ) -> dict[str, Any]:
     """In the runner: a new pid namespace with the program as its first process."""
     me = os.getpid()
-    check(libc.unshare(NEWPID | NEWIPC), "unshare")
+    check(libc.unshare(NEWPID | NEWIPC | NEWNS), "unshare")
+    mount(folder, "/tmp", MS_BIND)
+    mount("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "tmpfs", "size=8m,mode=1777")
     given = os.memfd_create("input", 0)
     os.write(given, text.encode("utf-8", "replace"))
     os.lseek(given, 0, os.SEEK_SET)
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     group = f"program-{me}"
     if outside.groups >= 0:
-        make_group(outside.groups, group, limits["memory"])
+        grouped.make(outside.groups, group, limits["memory"], limits["processes"])
     program = os.fork()
     if program == 0:
         try:
             goes_first(outside.proc, PROGRAM_GOES)
             if outside.groups >= 0:
-                put(outside.groups, f"{group}/cgroup.procs", "0")
+                grouped.put(outside.groups, f"{group}/cgroup.procs", "0")
             become(command, folder, user, limits, (given, out_end, err_end))
         finally:
             os._exit(127)
@@ -298,7 +317,7 @@ def run(
         gone, ended, used = os.wait4(program, os.WNOHANG)
         if gone:
             late = used.ru_utime + used.ru_stime > limits["seconds"]
-            full = outside.groups >= 0 and end_group(outside.groups, group)
+            full = outside.groups >= 0 and grouped.end(outside.groups, group)
             return result(ended, said[out], said[err], late, full)
         if time.monotonic() > deadline:
             status = "timeout"
@@ -306,7 +325,7 @@ def run(
     os.kill(program, signal.SIGKILL)
     os.waitpid(program, 0)  # returns when all of the namespace are gone
     if outside.groups >= 0:
-        end_group(outside.groups, group)
+        grouped.end(outside.groups, group)
     return {"status": status, "code": -9, "output": "", "errors": tail(said[err])}
 
 
@@ -342,7 +361,7 @@ def become(
         (resource.RLIMIT_AS, limits["memory"], limits["memory"]),
         (resource.RLIMIT_FSIZE, 1 << 24, 1 << 24),
         (resource.RLIMIT_NOFILE, FILES, FILES),
-        (resource.RLIMIT_NPROC, PROCESSES, PROCESSES),
+        (resource.RLIMIT_NPROC, limits["processes"], limits["processes"]),
         (resource.RLIMIT_CORE, 0, 0),
     ):
         resource.setrlimit(what, (soft, hard))
@@ -352,9 +371,9 @@ def become(
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
     libc.prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)  # a change of user id takes it away
-    refuse_calls()
+    check(refusals.install(libc, os.uname().machine), "seccomp")
     os.environ.clear()
-    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=folder, LANG="C.UTF-8")
+    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=folder, LANG="C.UTF-8", TMPDIR="/tmp")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     if command[0] != "warm":
@@ -362,6 +381,8 @@ def become(
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
     builtins.exit, builtins.quit = (_sitebuiltins.Quitter(name, "Ctrl-D") for name in ("exit", "quit"))
     sys.argv = command[1:]
+    sys.executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    tempfile.tempdir = None  # where ours are is not there
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)]
     code = 0
     try:
@@ -387,52 +408,6 @@ def goes_first(proc: int, value: int) -> None:
     os.close(fd)
 
 
-def put(folder: int, name: str, value: str) -> None:
-    """Write a file under a folder that is open."""
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder)
-    os.write(fd, value.encode())
-    os.close(fd)
-
-
-def make_group(groups: int, name: str, memory: int) -> None:
-    """A control group for one program: memory in bytes, of all its processes together, and none on disk."""
-    with suppress(FileExistsError):  # of a runner that had the same number, and ended just now
-        os.mkdir(name, 0o700, dir_fd=groups)
-    put(groups, f"{name}/memory.max", str(memory))
-    put(groups, f"{name}/memory.oom.group", "1")
-    put(groups, f"{name}/pids.max", str(PROCESSES))
-    with suppress(OSError):  # not where the kernel has no swap
-        put(groups, f"{name}/memory.swap.max", "0")
-
-
-def end_group(groups: int, name: str) -> bool:
-    """Remove a program's group; whether something in it was killed for its memory."""
-    try:
-        fd = os.open(f"{name}/memory.events", os.O_RDONLY, dir_fd=groups)
-        told = dict(line.split() for line in os.read(fd, 4096).decode().splitlines())
-        os.close(fd)
-    except OSError:
-        told = {}
-    with suppress(OSError):
-        os.rmdir(name, dir_fd=groups)
-    return int(told.get("oom_kill", "0")) > 0
-
-
-def refuse_calls() -> None:
-    """Let the kernel refuse the calls in REFUSED, with EPERM, to this process and its children (seccomp)."""
-    audit, calls = REFUSED[os.uname().machine]
-    load, equal, above, give = 0x20, 0x15, 0x35, 0x06
-    kill, deny, allow = 0x80000000, 0x00050001, 0x7FFF0000
-    count = len(calls)
-    words = [(load, 0, 0, 4), (equal, 1, 0, audit), (give, 0, 0, kill), (load, 0, 0, 0)]
-    words.append((above, count, 0, 1 << 30))  # x32 numbers: another table
-    words += [(equal, count - i, 0, call) for i, call in enumerate(calls)]
-    words += [(give, 0, 0, allow), (give, 0, 0, deny)]
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *word) for word in words))
-    filters = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(words), ctypes.addressof(program)))
-    check(libc.prctl(SET_SECCOMP, 2, ctypes.c_void_p(ctypes.addressof(filters)), 0, 0), "seccomp")
-
-
 def main() -> None:
     """Build the jail, say so, serve. argv: descriptor of the control socket, folder of the toys, folder of a
     control group, or nothing."""
@@ -446,8 +421,9 @@ def main() -> None:
         return
     for name in PRELOADED.split():
         importlib.import_module(name)
+    alone(tell)
     try:
-        if os.uname().machine not in REFUSED:
+        if os.uname().machine not in refusals.MACHINES:
             raise OSError(f"the system calls of {os.uname().machine} are not known")
         first = block()
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -463,6 +439,21 @@ def main() -> None:
     serve(control, first, outside)
 
 
+def alone(tell: Callable[..., None]) -> None:
+    """Go on as the first process of a pid namespace: when it ends, the kernel ends all that it has forked, at
+    any depth, whatever they have done about signals. The process before it only waits."""
+    try:
+        check(libc.unshare(NEWPID), "unshare")
+    except OSError as error:
+        tell(refused=f"the system does not allow it ({error})")
+        os._exit(0)
+    first = os.fork()
+    if first:
+        os.waitpid(first, 0)
+        os._exit(0)
+    libc.prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+
+
 def trial(user: int, outside: Outside) -> None:
     """Raise OSError unless a program runs in a namespace of its own, as nobody, and sees no network."""
     os.mkdir("/box/trial", 0o700)
@@ -470,7 +461,7 @@ def trial(user: int, outside: Outside) -> None:
         file.write("import os\nprint(os.getpid(), os.getuid(), os.path.exists('/proc/self'))\n")
     os.chown("/box/trial", user, user)
     os.chown("/box/trial/main.py", user, user)
-    limits = {"seconds": 5, "wall": 60, "memory": 1 << 30, "output": 1 << 16}
+    limits = {"seconds": 5, "wall": 60, "memory": 1 << 30, "output": 1 << 16, "processes": 8}
     found = case(["warm", "main.py"], "", "/box/trial", user, limits, outside)
     shutil.rmtree("/box/trial")
     if found["output"].split() != ["1", str(user), "False"]:

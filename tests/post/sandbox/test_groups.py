@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shunter.config.errors import ShunterError
-from shunter.post.sandbox import groups, zygote
+from shunter.post.sandbox import grouped, groups, zygote
 from shunter.post.sandbox.box import Program, Sandbox
 from shunter.post.sandbox.languages import LANGUAGES
 
@@ -98,11 +98,11 @@ def test_a_group_that_does_nothing_leaves_resource_limits(
 def test_what_was_killed_for_its_memory_is_told(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
-        zygote.make_group(folder, "program-1", 1000)
-        zygote.put(folder, "program-1/memory.events", "low 0\nhigh 3\noom 1\noom_kill 2\n")
-        assert zygote.end_group(folder, "program-1")
-        zygote.make_group(folder, "program-2", 1000)
-        assert not zygote.end_group(folder, "program-2")
+        grouped.make(folder, "program-1", 1000, 8)
+        grouped.put(folder, "program-1/memory.events", "low 0\nhigh 3\noom 1\noom_kill 2\n")
+        assert grouped.end(folder, "program-1")
+        grouped.make(folder, "program-2", 1000, 8)
+        assert not grouped.end(folder, "program-2")
     finally:
         os.close(folder)
     killed = 9  # as waitpid tells it
