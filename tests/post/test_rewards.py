@@ -126,6 +126,24 @@ def test_configurations_that_contradict(config: dict[str, object], complaint: st
         RewardConfig.model_validate(config)
 
 
+@pytest.mark.parametrize("says", [123.4, -5.0, float("nan")])
+def test_a_reward_model_with_the_weight_zero_leaves_the_verifiers_alone(says: float) -> None:
+    class Says:
+        name = "model"
+
+        def grade(self, items: Sequence[Item]) -> list[float | str]:
+            return [says for _ in items]
+
+        def canaries(self, like: Item) -> list[tuple[Item, float]]:
+            return []
+
+    number = rule(RewardConfig(kind="number"))
+    answers = items("7", "8", "77", "it is 7")
+    alone = [one.total for one in Grader([(number, 10.0)]).grade(answers)]
+    beside = Grader([(number, 10.0), (Says(), 0.0)], patient=True).grade(answers)
+    assert [one.total for one in beside] == alone == [10.0, 0.0, 0.0, 10.0]
+
+
 def test_two_rules_of_one_name_are_refused() -> None:
     """The second would stand in the place of the first."""
     twice = [(rule(RewardConfig(kind="format", pattern=pattern)), 1.0) for pattern in ("a", "b")]

@@ -28,6 +28,7 @@ import selectors
 import shutil
 import signal
 import socket
+import stat
 import struct
 import sys
 import tempfile
@@ -150,6 +151,9 @@ def block() -> int:
         there = [(int(a), int(a) + int(n)) for a, _, n in (line.split() for line in file)]
     folder = "/run/shunter-users" if os.access("/run", os.W_OK) else tempfile.gettempdir() + "/shunter-users"
     os.makedirs(folder, mode=0o700, exist_ok=True)
+    mine = os.lstat(folder)
+    if not stat.S_ISDIR(mine.st_mode) or mine.st_uid != 0 or mine.st_mode & 0o022:
+        raise OSError(f"{folder} is somebody else's")  # who could hold every block, or lead elsewhere
     for first, blocks in RANGES:
         for number in range(blocks):
             begin = first + number * USERS
