@@ -94,10 +94,7 @@ def test_tulu3_on_given_measurements(values: list[float], broken: list[int], tmp
     arms: dict[str, Any] = {}
     for name in tulu3.EXPERIMENT.arms(0, False):
         suites = {job: scores(tmp_path / name, job, stages(values)) for job in ("scores", "unseen")}
-        for job, split, texts in (
-            ("dev", "heldout", ["Sort 3 1 2 9.", "Which is the largest of 4 5 1 2?"]),
-            ("prompts", "train", ["Sort 8 8 8 8."]),
-        ):
+        for job, split, texts in (("dev", "heldout", ["Sort 3 1 2 9.", "Which is the largest of 4 5 1 2?"]),):
             place = tmp_path / name / job
             place.mkdir()
             lines = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts]
