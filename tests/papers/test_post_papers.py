@@ -73,7 +73,12 @@ def test_agnostics_on_given_measurements(
         (rewards / "rewards.json").write_text("[0.1, 0.2]")
         tuned = SimpleNamespace(path=rewards)
         (rewards / "summary.json").write_text('{"answers": 10, "kept": 1}')
-        arms[name] = {"scores": scores(tmp_path / name, "scores", models), "tuned": tuned, "passed": tuned}
+        told = scores(tmp_path / name, "scores", models)
+        if name == "partial":  # more of its programs run
+            found = json.loads((told.path / "scores.json").read_text())
+            found["models"]["tuned"]["tasks"]["prefix"]["code_wrong_output"] = 4
+            (told.path / "scores.json").write_text(json.dumps(found))
+        arms[name] = {"scores": told, "tuned": tuned, "passed": tuned}
     found, result = verdicts(agnostics.EXPERIMENT, agnostics.EXPERIMENT.measure(arms))  # type: ignore[arg-type]
     assert found == [result["claims"][i]["name"] for i in broken]
 
