@@ -221,6 +221,10 @@ class Reinforcement:
         config, told = self.config, dict[str, float]()
         learnable = any(np.any(np.asarray(s.known["advantage"]) != 0) for s in samples)
         idle = not (learnable or self.objective.settings.kl or config.entropy)
+        if (
+            config.updates > 1
+        ):  # all answers are compared before any is learnt from, not the first part's alone
+            self._compare(self._batches(samples))
         for epoch in range(config.epochs):
             draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "cut", number, epoch)))
             order = draw.permutation(len(samples)) if config.updates > 1 else np.arange(len(samples))

@@ -151,6 +151,8 @@ class Actor(Learning):
             if first:
                 self._compare(self._gap(judged))
             return
+        if first and parts > 1:  # all answers, before any is learnt from, not those of this part alone
+            self._compare(self._gap(judged))
         guard = self._compare if first else None
         result = self.learn(self.objective, judged, step, part, parts, epoch, guard)
         self.version += 1
