@@ -130,7 +130,7 @@ def test_no_file_of_ours_can_be_read_and_no_secret_is_in_the_environment(
     assert found.status == "error"
     assert "No such file" in found.errors
     (found,) = run(box, "import os\nprint(sorted(os.environ))")
-    assert found.output == "['HOME', 'LANG', 'PATH']\n"
+    assert found.output == "['HOME', 'LANG', 'PATH', 'TMPDIR']\n"
 
 
 def test_one_programs_request_is_not_in_another_ones_memory(box: Sandbox) -> None:
