@@ -50,7 +50,7 @@ class Warm:
             env={**os.environ, "OMP_NUM_THREADS": "2"},  # read when torch is loaded
         )
         assert self.process.stdout is not None
-        assert self.process.stdout.readline() == b"ready\\n"
+        assert self.process.stdout.readline() == b"ready\n"
 
     def close(self) -> None:
         """End it."""
