@@ -11,6 +11,7 @@ _PLAIN = r"(?:(?<![\w.)])[-+])?(?:\d{1,3}(?:,\d{3}){1,20}(?!\d)|\d+)(?:\.\d+)?"
 _NUMBER = re.compile(_PLAIN)
 _VALUE = re.compile(rf"({_PLAIN})(?:[eE]([-+]?\d{{1,3}})(?!\w))?")
 _OVER = re.compile(r"\s?/\s?")
+_POWER, _RAISED = re.compile(r"\^\s?\{?\s?$|\*\*\s?$"), re.compile(r"\s?(?:\^|\*\*)")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _LONGEST = 1000  # digits of a number whose value is asked for
 _BRACE = re.compile(r"[{}]")
@@ -32,7 +33,8 @@ def last_number(text: str) -> str | None:
 
 
 def value(text: str) -> Fraction | None:
-    """What the last number of a text is worth; None where there is none, or one of more than 1000 digits.
+    """What the last number of a text is worth; None where there is none, it has more than 1000 digits, or it is
+    a part of a power (2^8, x^{2}).
 
     1,234, 1e5, 1/2, 1 1/2 and TeX's \\frac{1}{2} are one number each; of a date such as 1/2/2026 each stands
     for itself.
@@ -47,6 +49,8 @@ def value(text: str) -> Fraction | None:
             before = chain[-1] if chain else None
             chain = [match]
     if any(len(match[0]) > _LONGEST for match in chain) or not chain:
+        return None
+    if _POWER.search(text, 0, chain[0].start()) or _RAISED.match(text, chain[-1].end()):
         return None
     last = _worth(chain[-1])
     if len(chain) != 2 or last == 0:

@@ -109,6 +109,7 @@ def grader(
             from shunter.post.sandbox.checker import sandboxed
 
             made = sandboxed(config, context.base)
+            context.events.write("sandbox", limits=made.box.limits)
         else:
             made = rule(config)
         rules.append((made, config.weight))

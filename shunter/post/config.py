@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shunter.config.base import Config
+from shunter.generate.config import ServerConfig
 from shunter.recipe.job import How
 from shunter.train.config import TrainConfig
 
@@ -45,11 +46,14 @@ class RewardConfig(Config):
     seconds: float = Field(2.0, gt=0, le=600, description="code, checker: CPU seconds for a program.")
     file: str | None = Field(
         None,
+        exclude_if=lambda value: value is None,
         description="checker: the program. It reads JSON (prompt, answer, target, finished) from standard "
         "input and prints a number.",
     )
     known: list[Known] = Field(
-        [], description="checker: answers with the score that they must get, graded in every batch."
+        [],
+        exclude_if=lambda value: not value,
+        description="checker: answers with the score that they must get, graded in every batch.",
     )
     partial: float = Field(
         0.0, ge=0, lt=1, description="code: reward of a program that runs and prints something wrong."
@@ -66,6 +70,10 @@ class RewardConfig(Config):
                 raise ValueError(f"pattern is no regular expression ({error})") from error
         if self.constraints and self.kind != "constraints":
             raise ValueError("constraints belong to a reward of the kind constraints")
+        if self.kind not in ("code", "checker") and (self.language != "python" or self.seconds != 2.0):
+            raise ValueError("language and seconds belong to rewards of the kinds code and checker")
+        if self.kind != "code" and self.partial:
+            raise ValueError("partial belongs to a reward of the kind code")
         if (self.kind == "checker") != (self.file is not None):
             raise ValueError("file belongs to a reward of the kind checker, which needs one")
         if self.known and self.kind != "checker":
@@ -159,6 +167,9 @@ class RlHow(PostHow):
 
     placement: PlacementConfig | None = Field(
         None, description="Roles on processes; none: one process for everything."
+    )
+    server: ServerConfig | None = Field(
+        None, description="Where the server is that writes, if `generator` names one."
     )
 
 

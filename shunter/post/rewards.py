@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +21,28 @@ from shunter.data.answers import last_number, value
 from shunter.post import verifiers
 from shunter.post.config import RewardConfig
 from shunter.post.patterns import Patterns
+
+RULE_SECONDS = 5.0  # of CPU time that a rule may take for one answer; a pattern can take for ever
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError inside, after so many CPU seconds of this process; only in its main thread, where
+    alone a signal can interrupt what runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError(f"it took more than {seconds:g} CPU seconds")
+
+    before = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @dataclass(frozen=True)
@@ -72,7 +97,8 @@ class Verified:
         found: list[float | str] = []
         for item in items:
             try:
-                found.append(float(self.verify(item.answer, item.target)))
+                with limited(RULE_SECONDS):
+                    found.append(float(self.verify(item.answer, item.target)))
             except Exception as error:  # a rule on someone's data must not end a run
                 found.append(f"{type(error).__name__}: {error}")
         return found
@@ -127,6 +153,11 @@ class Grader:
         patient: a batch of which a rule can grade nothing is counted like others, and ends nothing."""
         if not rules:
             raise ShunterError("there is no reward", mend="Give at least one.")
+        names = [rule.name for rule, _ in rules]
+        if len(set(names)) < len(names):
+            raise ShunterError(
+                f"two rules have one name ({', '.join(names)})", mend="Give each a `name` of its own."
+            )
         self.rules, self.unfinished, self.seed = rules, unfinished, seed
         self.patient = patient
         self.failures: dict[str, int] = {}
@@ -234,7 +265,8 @@ def _demands(target: str) -> dict[str, str]:
 
 def _number(answer: str, target: str) -> float:
     if value(target) is None:
-        raise ValueError("the target has no number")
+        what = "no number" if last_number(target) is None else "a power or a long number, and no plain one"
+        raise ValueError(f"the target has {what}")
     return verifiers.number(answer, target)
 
 

@@ -151,12 +151,43 @@ def test_what_was_lent_and_not_done_is_given_again_after_a_crash() -> None:
     made.done("reward", {0: {"reward": 1.0}, 1: {}})
     again = store()
     again.restore(json.loads(json.dumps(made.state())))
-    assert list(again.take("reward", ["prompt"], 2)) == [2, 3], "2 was at work when it crashed"
-    assert again.take("update", ["reward"], 1) == {0: {"reward": 1.0}}
+    assert list(again.take("reward", ["prompt"], 2, timeout=5.0)) == [2, 3], "2 was at work when it crashed"
+    assert again.take("update", ["reward"], 1, timeout=5.0) == {0: {"reward": 1.0}}
     assert again.take("update", ["answer"], 1) == {1: {"answer": "a"}}
     assert again.insert([{"prompt": 9}]) == [4]
     with pytest.raises(ValueError, match="row 4 was not lent to reward"):
         again.done("reward", [4])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_anywhere_each_row_is_done_once_by_each_task(seed: int) -> None:
+    """A worker that takes, works and writes, killed after any of these; the state is that of some moment."""
+    draw = random.Random(seed)
+    made = store()
+    made.insert([{"prompt": n} for n in range(12)])
+    kept, done = made.state(), list[int]()
+    before = list(done)
+    while True:
+        what = draw.randrange(5)
+        if what == 0:  # a crash: what was done since the last state is done anew, and only that
+            made, done = store(), list(before)
+            made.restore(kept)
+        elif what == 1:
+            kept, before = json.loads(json.dumps(made.state())), list(done)
+        else:
+            try:
+                (row,) = made.take("reward", ["prompt"], 1, timeout=0.0)
+            except ShunterError:
+                if sorted(done) == list(range(12)):
+                    break
+                made, done = store(), list(before)  # some are lent to workers that are gone
+                made.restore(kept)
+                continue
+            if what == 2:
+                continue  # killed before it has written
+            made.done("reward", {row: {"reward": 1.0}})
+            done.append(row)
+    assert len(done) == 12
 
 
 def test_what_is_given_back_is_given_again_and_what_is_lent_is_lent_once() -> None:

@@ -37,9 +37,10 @@ class Reward(Role):
     ) -> None:
         super().__init__(station, **settings)
         self.tokenizer = Tokenizer.load(Path(tokenizer))
-        configs = [RewardConfig.model_validate(each) for each in rewards]
-        rules = [(self._rule(it, reward_model, Path(base)), it.weight) for it in configs]
-        self.grader = Grader(rules, unfinished=unfinished, seed=seed)
+        if station.rank == 0:  # which grades all
+            configs = [RewardConfig.model_validate(each) for each in rewards]
+            rules = [(self._rule(it, reward_model, Path(base)), it.weight) for it in configs]
+            self.grader = Grader(rules, unfinished=unfinished, seed=seed)
 
     def _rule(self, config: RewardConfig, reward_model: str | None, base: Path) -> Rule:
         if config.kind == "model":
@@ -187,7 +188,7 @@ def rollouts_of(written: Rows) -> list[Rollout]:
 
 
 def _judged(written: Rows, known: Mapping[str, Sequence[Array]]) -> Rows:
-    kept = {name: written[name] for name in ("prompt", "ids", "place")}
+    kept = {name: written[name] for name in ("prompt", "ids", "place", "version")}
     return Rows({**kept, **known}, written.unit)
 
 

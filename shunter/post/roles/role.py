@@ -18,7 +18,7 @@ from shunter.parallel.mesh import Peers, ProcessGroups
 # Kind -> module:class. A worker imports it by this name; no code travels.
 KINDS: dict[str, str] = {
     "prompts": "shunter.post.roles.asking:Prompts",
-    "actor": "shunter.post.roles.models:Actor",
+    "actor": "shunter.post.roles.actor:Actor",
     "critic": "shunter.post.roles.models:Critic",
     "reference": "shunter.post.roles.models:Reference",
     "reward": "shunter.post.roles.grading:Reward",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shunter.config.errors import ShunterError
+from shunter.post.sandbox import groups
 from shunter.post.sandbox.languages import TOYS, Language
 
 ENTRY = Path(__file__).parent / "entry.py"
@@ -61,14 +62,20 @@ class Sandbox:
     starts outlives it, and nothing outlives the sandbox, however that or this process ends. Programs that run
     side by side share the cores: a greedy one may slow others down, which CPU time does not count.
     Raises ShunterError where the machine does not allow that: then nothing untrusted is run at all.
+
+    limits: by what a program's memory and processes are limited. `cgroup`: by the kernel, all of a program
+    together (version 2); `resource limits`: each process by the kernel, all together by looking at them.
     """
 
-    def __init__(self, *, slots: int = 0, output: int = 1 << 20) -> None:
-        """slots: programs that run side by side; 0: one a core. output: bytes."""
+    def __init__(self, *, slots: int = 0, output: int = 1 << 20, grouped: bool = True) -> None:
+        """slots: programs that run side by side; 0: one a core. output: bytes. grouped: with control groups,
+        where there are any."""
         self.slots = slots or len(os.sched_getaffinity(0))
         self.output = output
         self.paths: tuple[str, ...] = ()  # what languages show beside the system's programs
         self.starts = 0
+        self.limits = "cgroup" if grouped else "resource limits"
+        self._group: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._start()
@@ -94,6 +101,9 @@ class Sandbox:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+        if self._group is not None:
+            groups.remove(self._group)
+            self._group = None
 
     def run(self, programs: Sequence[Program]) -> list[list[Case]]:
         """The cases of each program in order; those after one that did not end well are not run.
@@ -191,7 +201,27 @@ class Sandbox:
     def _start(self) -> None:
         self.close()
         self.starts += 1
+        if self.limits == "cgroup":
+            self._group = groups.make(f"shunter-{os.getpid()}-{id(self):x}-{self.starts}")
+        refused = self._begin()
+        if refused is not None and self._group is not None:
+            # Groups that do not do what they should are none.
+            self.close()
+            refused = self._begin()
+        self.limits = "resource limits" if self._group is None else "cgroup"
+        if refused is not None:
+            self.close()
+            raise ShunterError(
+                f"untrusted programs cannot be run here: {refused}",
+                mend="Allow user namespaces (sysctl user.max_user_namespaces; on Ubuntu "
+                "kernel.apparmor_restrict_unprivileged_userns=0), run as root in a container that may make "
+                "namespaces, or leave out rewards of code and checkers.",
+            )
+
+    def _begin(self) -> str | None:
+        """Start a zygote; why it refuses."""
         self._control, theirs = socket.socketpair()
+        group = [] if self._group is None else [str(self._group)]
         with theirs:
             # -I and -S: neither the environment nor an installed package has a say in what the zygote is.
             self._process = subprocess.Popen(
@@ -204,6 +234,7 @@ class Sandbox:
                     str(TOYS),
                     json.dumps(self.paths),
                     str(PACKAGE),
+                    *group,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -218,15 +249,9 @@ class Sandbox:
         except OSError:
             line = b""
         told = json.loads(line) if line else {"refused": "the process that forks them does not start"}
-        if "refused" in told:
-            self.close()
-            raise ShunterError(
-                f"untrusted programs cannot be run here: {told['refused']}",
-                mend="Allow user namespaces (sysctl user.max_user_namespaces; on Ubuntu "
-                "kernel.apparmor_restrict_unprivileged_userns=0), run as root in a container that may make "
-                "namespaces, or leave out rewards of code and checkers.",
-            )
         self._control.settimeout(None)
+        refused: str | None = told.get("refused")
+        return refused
 
 
 def reply(said: bytes) -> list[Case] | None:

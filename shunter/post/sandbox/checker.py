@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shunter.config.errors import ShunterError
 from shunter.post.config import Known, RewardConfig
-from shunter.post.rewards import Item, Rule
+from shunter.post.rewards import Item
 from shunter.post.sandbox.box import Case, Program, Sandbox
 from shunter.post.sandbox.code import Passes
 from shunter.post.sandbox.languages import Language, language
@@ -91,7 +91,7 @@ def read(config: RewardConfig, base: Path) -> str:
         raise ShunterError(f"the checker cannot be read ({error})", where=str(path)) from error
 
 
-def sandboxed(config: RewardConfig, base: Path) -> Rule:
+def sandboxed(config: RewardConfig, base: Path) -> Passes | Checker:
     """The rule of a reward whose kind is `code` or `checker`, with a sandbox of its own."""
     spoken = language(config.language, base)
     if config.kind == "code":

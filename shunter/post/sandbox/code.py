@@ -69,29 +69,32 @@ class Passes:
         """Programs that are right, in the language that is taught too, and one that ends before it prints;
         none depends on the data."""
         target = json.dumps([{"input": "20 3", "output": "23"}])
-        seven = f"```\n{self.language.seven}\n```"
+        sample = self.language.sample
+        assert sample is not None
+        own = json.dumps([{"input": sample.input, "output": sample.output}])
         right = "```\nprint(sum(map(int, input().split())))\n```"
         return [
-            (Item(_SEVEN, seven, json.dumps([{"input": "7\n", "output": "7"}])), 1.0),
+            (Item(_SAMPLE, f"```\n{sample.program.rstrip()}\n```", own), 1.0),
             (Item(_CANARY, right, target), 1.0),
             (Item(_CANARY, "```\nimport os\nos._exit(0)\n```", target), self.partial),
             (Item(_CANARY, "print(23)", target), 0.0),
         ]
 
     def _count(self, item: Item, how: str) -> None:
-        if item.prompt not in (_CANARY, _SEVEN):
+        if item.prompt not in (_CANARY, _SAMPLE):
             self.told[how] = self.told.get(how, 0) + 1
 
     def _try(self) -> None:
         """Raise ShunterError where what the language runs is on the machine, but does not run in the sandbox:
         each program would be worth nothing then."""
-        language = self.language
-        ended = self.box.run([Program(language, language.seven or "", ["7\n"], self.seconds)])[0][-1]
-        if ended.status != "ok" or not same(ended.output, "7"):
+        language, sample = self.language, self.language.sample
+        assert sample is not None
+        ended = self.box.run([Program(language, sample.program, [sample.input], self.seconds)])[0][-1]
+        if ended.status != "ok" or not same(ended.output, sample.output):
             self.box.close()
             said = ended.errors.strip() or f"it printed {ended.output[:100]!r}"
             raise ShunterError(
-                f"the language {language.name} cannot be run in the sandbox: its program that prints 7 ended "
+                f"the language {language.name} cannot be run in the sandbox: its sample ended "
                 f"with {ended.status} (code {ended.code}): {said[-300:]}",
                 mend=f"Programs see /usr, /bin, /lib and Python, and have {language.memory} MiB, "
                 f"{language.processes} processes and {self.seconds:g} s: `paths`, `memory`, `address_space` "
@@ -100,7 +103,7 @@ class Passes:
             )
 
 
-_CANARY, _SEVEN = "\x00canary", "\x00seven"  # in Python, and in the language that is taught
+_CANARY, _SAMPLE = "\x00canary", "\x00sample"  # in Python, and in the language that is taught
 
 
 def cases(target: str) -> list[tuple[str, str]]:

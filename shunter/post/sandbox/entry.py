@@ -1,6 +1,7 @@
 """Starts the zygote, without the path of this package in what programs see.
 
-argv: descriptor of the control socket, folder of the toys, further paths as JSON, folder of the package.
+argv: descriptor of the control socket, folder of the toys, further paths as JSON, folder of the package,
+folder of a control group where there is one.
 """
 
 import sys

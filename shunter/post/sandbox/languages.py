@@ -21,6 +21,14 @@ from shunter.config.yaml import load
 TOYS = Path(__file__).parent / "toys"
 
 
+class Sample(Config):
+    """A program whose output is known."""
+
+    program: str = Field(description="The program's text.")
+    input: str = Field("", description="What it reads.")
+    output: str = Field(description="What it prints.")
+
+
 class Language(Config):
     """How programs of one language are run. In commands `{file}` is the program's file."""
 
@@ -32,10 +40,10 @@ class Language(Config):
     compile: str | None = Field(None, description="Command that runs before, once.")
     install: str | None = Field(None, description="What a person does to have it; never run by shunter.")
     prompt: str = Field("", description="What a model is told before each problem while it learns.")
-    seven: str | None = Field(
+    sample: Sample | None = Field(
         None,
-        description="A program that prints 7, whatever it may read: a reward runs it before anything is "
-        "taught and in every batch, so that a language that does not run here is seen.",
+        description="A program with its output: a reward runs it before anything is taught and in every "
+        "batch, so that a language that does not run here is seen. It needs one.",
     )
     memory: int = Field(512, ge=64, description="MiB that a program's processes may hold, all together.")
     address_space: int | None = Field(
@@ -73,10 +81,10 @@ class Language(Config):
     def check(self) -> None:
         """Raise ShunterError when its program is not on this machine, or nothing would show that it does not
         run there."""
-        if self.seven is None:
+        if self.sample is None:
             raise ShunterError(
                 f"the language {self.name} has no program that is known to run",
-                mend="Add a line `seven` to its file: a program that prints 7.",
+                mend='Add a line to its file: `sample: {program: "...", input: "...", output: "..."}`.',
             )
         for command in (self.compile, self.execute):
             program = None if command is None else self.words(command)[0]
@@ -94,13 +102,17 @@ class Language(Config):
 LANGUAGES = {
     language.name: language
     for language in (
-        Language(name="python", filename="main.py", execute="warm {file}", seven="print(7)"),
-        Language(name="stack", filename="main.stk", execute="warm /toys/stack.py {file}", seven="7 print"),
-        Language(name="prefix", filename="main.pre", execute="warm /toys/prefix.py {file}", seven="7"),
+        Language(name="python", filename="main.py", execute="warm {file}",
+                 sample=Sample(program="print(int(input()) + 1)", input="6", output="7")),
+        Language(name="stack", filename="main.stk", execute="warm /toys/stack.py {file}",
+                 sample=Sample(program="read read + print", input="2 5", output="7")),
+        Language(name="prefix", filename="main.pre", execute="warm /toys/prefix.py {file}",
+                 sample=Sample(program="+ in * in 2", input="3 4", output="11")),
         Language(name="awk", filename="main.awk", execute="awk -f {file}", install="Install awk.",
-                 seven="BEGIN { print 7 }"),
+                 sample=Sample(program="{ print $1 + 1 }", input="6", output="7")),
         Language(name="c", filename="main.c", compile="gcc -O1 -o main {file} -lm", execute="./main",
-                 install="Install gcc.", seven="#include <stdio.h>\nint main() { puts(\"7\"); }"),
+                 install="Install gcc.",
+                 sample=Sample(program='#include <stdio.h>\nint main(void) { puts("7"); }', output="7")),
     )
 }  # fmt: skip
 

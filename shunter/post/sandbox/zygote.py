@@ -32,9 +32,9 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from shunter.post.sandbox import calls, jail, kernel
+from shunter.post.sandbox import calls, grouped, jail, kernel
 from shunter.post.sandbox.jail import Users
 from shunter.post.sandbox.watch import Watch
 
@@ -47,11 +47,19 @@ PRELOADED = (
 )
 
 
+class Outside(NamedTuple):
+    """Folders that are not in the jail, by descriptors that no program gets. groups: where each program gets
+    a control group; -1: there are none."""
+
+    proc: int
+    groups: int = -1
+
+
 class Lost(Exception):
     """Something ended for a cause that is not in the program: memory of the machine, an operator."""
 
 
-def serve(control: socket.socket, users: Users, proc: int) -> None:
+def serve(control: socket.socket, users: Users, outside: Outside) -> None:
     """Fork a supervisor for each descriptor that comes, until the other side is gone.
 
     Requests are read in the fork: what one program was given is never in the memory that others come from.
@@ -65,21 +73,21 @@ def serve(control: socket.socket, users: Users, proc: int) -> None:
         if os.fork() == 0:
             kernel.die_with_parent()
             control.close()
-            supervise(socket.socket(fileno=descriptors[0]), users, users.number(number), proc)
+            supervise(socket.socket(fileno=descriptors[0]), users, users.number(number), outside)
         os.close(descriptors[0])
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
 
 
-def supervise(asker: socket.socket, users: Users, user: int, proc: int) -> NoReturn:
+def supervise(asker: socket.socket, users: Users, user: int, outside: Outside) -> NoReturn:
     """Do one request and end. Without a reply, it is asked again."""
     said = []
     while part := asker.recv(1 << 16):
         said.append(part)
     asked = json.loads(b"".join(said))
     try:
-        found = attempt(asked, users, user, proc)
+        found = attempt(asked, users, user, outside)
     except Lost:
         os._exit(1)
     except Exception as error:  # whatever a request holds, it is answered
@@ -89,7 +97,7 @@ def supervise(asker: socket.socket, users: Users, user: int, proc: int) -> NoRet
     os._exit(0)
 
 
-def attempt(asked: dict[str, Any], users: Users, user: int, proc: int) -> list[dict[str, Any]]:
+def attempt(asked: dict[str, Any], users: Users, user: int, outside: Outside) -> list[dict[str, Any]]:
     """Write the program, compile it, run each case; nothing runs after one that did not end well."""
     folder = jail.folders(user, asked["limits"]["files"])
     place = f"{folder}/{asked['filename']}"
@@ -98,22 +106,28 @@ def attempt(asked: dict[str, Any], users: Users, user: int, proc: int) -> list[d
     os.chown(place, user, user)
     if asked["compile"]:
         limits = {**asked["limits"], **asked["compiling"]}
-        made = case(asked["compile"], "", folder, users, user, limits, proc)
+        made = case(asked["compile"], "", folder, users, user, limits, outside)
         if made["status"] != "ok":
             return [{**made, "status": f"compile-{made['status']}"}]
     found = []
     for text in asked["inputs"]:
-        found.append(case(asked["execute"], text, folder, users, user, asked["limits"], proc))
+        found.append(case(asked["execute"], text, folder, users, user, asked["limits"], outside))
         if found[-1]["status"] != "ok":
             break
     return found
 
 
 def case(
-    command: list[str], text: str, folder: str, users: Users, user: int, limits: dict[str, Any], proc: int
+    command: list[str],
+    text: str,
+    folder: str,
+    users: Users,
+    user: int,
+    limits: dict[str, Any],
+    outside: Outside,
 ) -> dict[str, Any]:
     """Run a command once; what it wrote, how it ended. `warm` as its first word is this very interpreter.
-    proc: a descriptor of /proc, which is not in the jail. Raises Lost."""
+    Raises Lost."""
     read, write = os.pipe()
     me = os.getpid()
     runner = os.fork()
@@ -123,7 +137,7 @@ def case(
             os._exit(1)
         os.close(read)
         try:
-            status = run(command, text, folder, users, user, limits, proc)
+            status = run(command, text, folder, users, user, limits, outside)
         except Exception as error:  # the reply is the supervisor's to give, never a fork's of it
             status = {"status": "error", "code": -1, "output": "", "errors": str(error)}
         line = json.dumps(status).encode()
@@ -144,7 +158,13 @@ def case(
 
 
 def run(
-    command: list[str], text: str, folder: str, users: Users, user: int, limits: dict[str, Any], proc: int
+    command: list[str],
+    text: str,
+    folder: str,
+    users: Users,
+    user: int,
+    limits: dict[str, Any],
+    outside: Outside,
 ) -> dict[str, Any]:
     """In the runner: a new pid namespace with the program as its first process."""
     kernel.unshare(kernel.NEWPID | kernel.NEWIPC)
@@ -152,18 +172,23 @@ def run(
     os.write(given, text.encode("utf-8", "replace"))
     os.lseek(given, 0, os.SEEK_SET)
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    group = f"program-{os.getpid()}"
+    if outside.groups >= 0:
+        grouped.make(outside.groups, group, limits["memory"], limits["processes"])
     program = os.fork()
     if program == 0:
         try:
-            goes_first(proc, PROGRAM_GOES)
-            become(command, folder, users, user, limits, (given, out_end, err_end), proc)
+            goes_first(outside.proc, PROGRAM_GOES)
+            if outside.groups >= 0:
+                grouped.put(outside.groups, f"{group}/cgroup.procs", "0")
+            become(command, folder, users, user, limits, (given, out_end, err_end), outside)
         finally:
             os._exit(127)
     for fd in (given, out_end, err_end):
         os.close(fd)
     said: dict[int, bytes] = {out: b"", err: b""}
     status = None
-    watch = Watch(proc, limits["seconds"], limits["memory"])
+    watch = Watch(outside.proc, limits["seconds"], limits["memory"])
     deadline = time.monotonic() + limits["wall"]
     chosen = selectors.DefaultSelector()
     for fd in said:
@@ -183,23 +208,27 @@ def run(
     while status is None:  # it has closed its outputs and may still be there
         gone, ended, used = os.wait4(program, os.WNOHANG)
         if gone:
-            seconds = used.ru_utime + used.ru_stime
-            return result(ended, said[out], said[err], seconds, watch.late(), limits["seconds"])
+            full, counted = (False, 0.0) if outside.groups < 0 else grouped.end(outside.groups, group)
+            late = max(used.ru_utime + used.ru_stime, counted) > limits["seconds"] or watch.late()
+            return result(ended, said[out], said[err], late=late, full=full)
         status = watch.look()
         if time.monotonic() > deadline:
             status = "timeout"
         time.sleep(0.002)
     os.kill(program, signal.SIGKILL)
     os.waitpid(program, 0)  # returns when all of the namespace are gone
+    if outside.groups >= 0:
+        grouped.end(outside.groups, group)
     return {"status": status, "code": -9, "output": "", "errors": tail(said[err])}
 
 
-def result(ended: int, out: bytes, err: bytes, seconds: float, late: bool, most: float) -> dict[str, Any]:
-    """How a program ended that was not killed by us. seconds: with those of children that it waited for.
-    late: what was seen of all of them is too much."""
+def result(ended: int, out: bytes, err: bytes, *, late: bool, full: bool) -> dict[str, Any]:
+    """How a program ended that was not killed by us. late, full: it took too much time or memory."""
     code = os.waitstatus_to_exitcode(ended)
     status = "ok" if code == 0 else "error"
-    if late or seconds > most or code == -signal.SIGXCPU:
+    if full:
+        status = "memory"
+    elif late or code == -signal.SIGXCPU:
         status = "timeout"
     elif code == -signal.SIGKILL:
         # It cannot do that to itself, being the first of its namespace, and its time was not up.
@@ -219,14 +248,14 @@ def become(
     user: int,
     limits: dict[str, Any],
     streams: tuple[int, int, int],
-    proc: int,
+    outside: Outside,
 ) -> None:
     """In the program's process: give up everything, then run."""
     os.setsid()
     if limits["proc"]:
         jail.show_processes()
     kernel.check(kernel.libc.prctl(kernel.SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
-    users.become(user, proc)
+    users.become(user, outside.proc)
     for target, fd in enumerate(streams):
         os.dup2(fd, target)
     os.closerange(3, 4096)
@@ -326,18 +355,21 @@ def begin(control: socket.socket, users: Users) -> None:
     # Programs start others by this name; what stands there may not be in the jail.
     sys.executable = os.path.realpath(sys._base_executable)  # type: ignore[attr-defined]
     sys.path[:] = [path for path in sys.path if path.startswith(sys.base_prefix)]
+    groups, folder = -1, sys.argv[5] if sys.argv[5:] else ""
     try:
-        proc = jail.build(sys.argv[2], json.loads(sys.argv[3]))
-        goes_first(proc, ZYGOTE_GOES)
-        trial(users, proc)
+        if folder:
+            groups = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        outside = Outside(jail.build(sys.argv[2], json.loads(sys.argv[3])), groups)
+        goes_first(outside.proc, ZYGOTE_GOES)
+        trial(users, outside)
     except (OSError, Lost) as error:
         tell(control, refused=f"the system does not allow it ({error})")
         return
     tell(control, ready=sys.version.split()[0])
-    serve(control, users, proc)
+    serve(control, users, outside)
 
 
-def trial(users: Users, proc: int) -> None:
+def trial(users: Users, outside: Outside) -> None:
     """Raise OSError unless a program runs in a namespace of its own, as nobody, sees no network and no /proc,
     and can make no more processes than it may."""
     code = (
@@ -352,7 +384,7 @@ def trial(users: Users, proc: int) -> None:
              "inputs": [""], "limits": limits}  # fmt: skip
     read, write = os.pipe()
     if os.fork() == 0:  # in a fork, as each request: the folders are its own
-        (found,) = attempt(asked, users, users.number(0), proc)
+        (found,) = attempt(asked, users, users.number(0), outside)
         os.write(write, json.dumps(found).encode())
         os._exit(0)
     os.close(write)

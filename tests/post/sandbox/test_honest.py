@@ -18,7 +18,7 @@ from shunter.config.errors import ShunterError
 from shunter.post.rewards import Grader, Item
 from shunter.post.sandbox.box import Program, Sandbox
 from shunter.post.sandbox.code import Passes
-from shunter.post.sandbox.languages import LANGUAGES, Language
+from shunter.post.sandbox.languages import LANGUAGES, Language, Sample
 from tests.post.sandbox.running import COUNT, PYTHON, run
 
 IDIOMS = {
@@ -98,7 +98,13 @@ def test_processes_and_files_are_limited_by_the_language(box: Sandbox) -> None:
 def test_a_language_that_ends_with_an_error_is_refused_before_anything_is_taught() -> None:
     """As a runtime that reserves more memory than it is given, or does not find its files."""
     for execute in ("sh -c 'exit 134'", "sh -c 'echo 8'", "/opt/no-such/x {file}"):
-        broken = Language(name="broken", filename="x", execute=execute, install="Mend it.", seven="7")
+        broken = Language(
+            name="broken",
+            filename="x",
+            execute=execute,
+            install="Mend it.",
+            sample=Sample(program="7", output="7"),
+        )
         with (
             Sandbox(slots=1) as other,
             pytest.raises(ShunterError, match=r"cannot be run in the sandbox|which is not here"),
@@ -112,7 +118,9 @@ def test_a_language_that_fails_later_is_seen_by_its_canary(box: Sandbox) -> None
     target = json.dumps([{"input": "2 5", "output": "7"}])
     items = [Item("q", "```\nread read + print\n```", target)]
     assert [one.total for one in Grader([(rule, 1.0)]).grade(items)] == [1.0]
-    rule.language = Language(name="stack", filename="a", execute="sh -c 'exit 3'", seven="7 print")
+    rule.language = Language(
+        name="stack", filename="a", execute="sh -c 'exit 3'", sample=Sample(program="7 print", output="7")
+    )
     with pytest.raises(ShunterError, match="whose score is known to be 1"):
         Grader([(rule, 1.0)]).grade(items)
 
@@ -126,7 +134,9 @@ def test_paths_of_a_language_are_shown_read_only(tmp_path: Path) -> None:
         (tool / "say").write_text("#!/bin/sh\necho 7\n")
         (tool / "say").chmod(0o755)
         with Sandbox(slots=1) as other:
-            hidden = Language(name="say", filename="x", execute=f"{tool}/say", seven="7")
+            hidden = Language(
+                name="say", filename="x", execute=f"{tool}/say", sample=Sample(program="7", output="7")
+            )
             with pytest.raises(ShunterError, match="cannot be run in the sandbox"):
                 Passes(other, hidden)
         shown = hidden.model_copy(update={"paths": [str(tool)]})
@@ -143,14 +153,16 @@ def test_paths_of_a_language_are_shown_read_only(tmp_path: Path) -> None:
         Language(name="x", filename="x", execute="x", paths=["/a/../b"])
 
 
+JAVA = "public class Main { public static void main(String[] a) { System.out.println(7); } }"
 RUNTIMES = {
     "node": Language(
-        name="node", filename="a.js", execute="node {file}", seven="console.log(7)", address_space=4096
+        name="node", filename="a.js", execute="node {file}", address_space=4096,
+        sample=Sample(program="console.log(7)", output="7"),
     ),
     "java": Language(
         name="java", filename="Main.java", execute="java {file}", memory=1024, address_space=16384,
         processes=64, proc=True, paths=[path for path in ("/etc/java-17-openjdk",) if os.path.isdir(path)],
-        seven="public class Main { public static void main(String[] a) { System.out.println(7); } }",
+        sample=Sample(program=JAVA, output="7"),
     ),
 }  # fmt: skip
 
@@ -161,5 +173,5 @@ def test_runtimes_that_reserve_much_memory_can_be_configured(box: Sandbox, name:
         pytest.skip(f"{name} is not here")
     lang = RUNTIMES[name]
     with Sandbox(slots=1) if lang.paths else nullcontext(box) as used:
-        (found,) = run(used, str(lang.seven), "7\n", lang=lang, seconds=20.0)
+        (found,) = run(used, lang.sample.program, lang=lang, seconds=20.0)
     assert found.output == "7\n", found

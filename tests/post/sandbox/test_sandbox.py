@@ -22,7 +22,7 @@ from shunter.post.sandbox import box as boxes
 from shunter.post.sandbox import jail
 from shunter.post.sandbox.box import Case, Program, Sandbox
 from shunter.post.sandbox.code import Passes, cases, same
-from shunter.post.sandbox.languages import LANGUAGES, Language, language, last_program
+from shunter.post.sandbox.languages import LANGUAGES, Language, Sample, language, last_program
 from tests.post.sandbox.running import PYTHON, run
 
 
@@ -147,7 +147,8 @@ def test_compiling_has_limits_of_its_own_and_the_first_failure_ends(box: Sandbox
 
 def test_a_new_language_is_configuration_only(box: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "shout.yaml").write_text(
-        "name: shout\nfilename: main.sed\nexecute: sed -f {file}\nseven: s/.*/7/\n"
+        "name: shout\nfilename: main.sed\nexecute: sed -f {file}\n"
+        "sample: {program: s/.*/7/, input: '1', output: '7'}\n"
     )
     made = language("shout.yaml", tmp_path)
     made.check()
@@ -157,7 +158,9 @@ def test_a_new_language_is_configuration_only(box: Sandbox, tmp_path: Path) -> N
     with pytest.raises(ShunterError, match="no language is called"):
         language("shouting", tmp_path)
     with pytest.raises(ShunterError, match="needs 'no-such-program'"):
-        Language(name="x", filename="x", execute="no-such-program", seven="7").check()
+        Language(
+            name="x", filename="x", execute="no-such-program", sample=Sample(program="7", output="7")
+        ).check()
     with pytest.raises(ShunterError, match="no program that is known to run"):
         Language(name="x", filename="x", execute="sh").check()
 
