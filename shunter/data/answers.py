@@ -33,8 +33,8 @@ def last_number(text: str) -> str | None:
 
 
 def value(text: str) -> Fraction | None:
-    """What the last number of a text is worth; None where there is none, it has more than 1000 digits, or it is
-    a part of a power (2^8, x^{2}).
+    """What the last number of a text is worth; None where there is none, where it has more than 1000 digits,
+    and where it is a part of a power (2^8, x^{2}).
 
     1,234, 1e5, 1/2, 1 1/2 and TeX's \\frac{1}{2} are one number each; of a date such as 1/2/2026 each stands
     for itself.
