@@ -22,6 +22,7 @@ from shunter.post import verifiers
 from shunter.post.config import RewardConfig
 from shunter.post.patterns import Patterns
 
+CANARY = "\x00canary"  # the prompt of one; no person's prompt begins so
 RULE_SECONDS = 5.0  # of CPU time that a rule may take for one answer; a pattern can take for ever
 
 
@@ -122,20 +123,17 @@ class Matches:
     def grade(self, items: Sequence[Item]) -> list[float | str]:
         found: list[float | str] = []
         for item in items:
-            pattern = self.OWN[0] if item.prompt == _CANARY else self.pattern
+            pattern = self.OWN[0] if item.prompt == CANARY else self.pattern
             matched = self.patterns.match(pattern, item.answer.strip())
             found.append(matched if isinstance(matched, str) else float(matched))
         return found
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
-        return [(Item(_CANARY, answer, ""), score) for answer, score in self.OWN[1].items()]
+        return [(Item(CANARY, answer, ""), score) for answer, score in self.OWN[1].items()]
 
     def close(self) -> None:
         """End the process that matches."""
         self.patterns.close()
-
-
-_CANARY = "\x00canary"
 
 
 class Grader:
@@ -211,11 +209,12 @@ class Grader:
         if len(graded) != len(mixed):
             raise ShunterError(f"the reward {rule.name} gave {len(graded)} scores for {len(mixed)} answers")
         found: list[float | str] = []
+        near = getattr(rule, "tolerance", 0.0)
         for (item, expected), score in zip(mixed, graded, strict=True):
             if expected is None:
                 lost = isinstance(score, float) and not math.isfinite(score)
                 found.append(f"the score is {score}, which is not a number" if lost else score)
-            elif score != expected:
+            elif isinstance(score, str) or not math.isclose(score, expected, rel_tol=near, abs_tol=near):
                 raise ShunterError(
                     f"the reward {rule.name} gave {score!r} to the answer {item.answer[:60]!r}, "
                     f"whose score is known to be {expected:g}",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shunter.config.errors import ShunterError
-from shunter.post.rewards import Item
+from shunter.post.rewards import CANARY, Item
 from shunter.post.sandbox.box import Program, Sandbox
 from shunter.post.sandbox.languages import LANGUAGES, Language, last_program
 
@@ -49,7 +49,7 @@ class Passes:
             if code is None:
                 self._count(item, "no block")
                 continue
-            language = LANGUAGES["python"] if item.prompt == _CANARY else self.language
+            language = LANGUAGES["python"] if item.prompt == CANARY else self.language
             asked.append((i, tests))
             programs.append(Program(language, code, [given for given, _ in tests], self.seconds))
         for (i, tests), ended in zip(asked, self.box.run(programs), strict=True):
@@ -75,13 +75,13 @@ class Passes:
         right = "```\nprint(sum(map(int, input().split())))\n```"
         return [
             (Item(_SAMPLE, f"```\n{sample.program.rstrip()}\n```", own), 1.0),
-            (Item(_CANARY, right, target), 1.0),
-            (Item(_CANARY, "```\nimport os\nos._exit(0)\n```", target), self.partial),
-            (Item(_CANARY, "print(23)", target), 0.0),
+            (Item(CANARY, right, target), 1.0),
+            (Item(CANARY, "```\nimport os\nos._exit(0)\n```", target), self.partial),
+            (Item(CANARY, "print(23)", target), 0.0),
         ]
 
     def _count(self, item: Item, how: str) -> None:
-        if item.prompt not in (_CANARY, _SAMPLE):
+        if item.prompt not in (CANARY, _SAMPLE):
             self.told[how] = self.told.get(how, 0) + 1
 
     def _try(self) -> None:
@@ -103,7 +103,7 @@ class Passes:
             )
 
 
-_CANARY, _SAMPLE = "\x00canary", "\x00sample"  # in Python, and in the language that is taught
+_SAMPLE = "\x00sample"  # the prompt of a canary in the language that is taught; others are Python
 
 
 def cases(target: str) -> list[tuple[str, str]]:
