@@ -8,7 +8,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shunter.config.base import Config
+from shunter.config.nearest import nearest
 from shunter.generate.config import ServerConfig
+from shunter.post.verifiers import CONSTRAINTS
 from shunter.recipe.job import How
 from shunter.train.config import TrainConfig
 
@@ -70,6 +72,11 @@ class RewardConfig(Config):
                 raise ValueError(f"pattern is no regular expression ({error})") from error
         if self.constraints and self.kind != "constraints":
             raise ValueError("constraints belong to a reward of the kind constraints")
+        for name in self.constraints:
+            if name not in CONSTRAINTS:
+                near = nearest(name, CONSTRAINTS)
+                mend = f"Did you mean {near}?" if near else f"There are {', '.join(CONSTRAINTS)}."
+                raise ValueError(f"there is no constraint {name!r}. {mend}")
         if self.kind not in ("code", "checker") and (self.language != "python" or self.seconds != 2.0):
             raise ValueError("language and seconds belong to rewards of the kinds code and checker")
         if self.kind != "code" and self.partial:
