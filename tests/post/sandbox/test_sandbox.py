@@ -58,7 +58,7 @@ ATTACKS = {
 }  # fmt: skip
 
 
-# A second of CPU time each, three times over: the rest takes milliseconds.
+# Half a second of CPU time each: the rest takes milliseconds.
 SLOW = [name for name, (_, expected) in ATTACKS.items() if expected == "timeout"]
 
 
@@ -69,7 +69,7 @@ SLOW = [name for name, (_, expected) in ATTACKS.items() if expected == "timeout"
 def test_an_attack_ends_and_its_neighbours_are_as_before(box: Sandbox, name: str) -> None:
     code, expected = ATTACKS[name]
     good = Program(PYTHON, "print(sum(map(int, input().split())))", ["1 2"], 5.0)
-    found = box.run([good, Program(PYTHON, code, [""], 1.0), good])
+    found = box.run([good, Program(PYTHON, code, [""], 0.5), good])
     assert found[1][0].status == expected
     assert [(case.status, case.output) for case in (found[0][0], found[2][0])] == [("ok", "3\n")] * 2
     assert box.starts == 1, "the zygote lives on"
@@ -77,7 +77,7 @@ def test_an_attack_ends_and_its_neighbours_are_as_before(box: Sandbox, name: str
 
 def test_programs_leave_no_processes_behind(box: Sandbox) -> None:
     run(box, ATTACKS["a child that outlives it"][0])
-    run(box, ATTACKS["fork bomb"][0])
+    run(box, ATTACKS["fork bomb"][0], seconds=0.3)
     users = range(200000, 456000)
     left = [
         path
@@ -166,7 +166,7 @@ def test_a_new_language_is_configuration_only(box: Sandbox, tmp_path: Path) -> N
 
 
 def test_the_reward_of_programs(box: Sandbox) -> None:
-    rule = Passes(box, PYTHON, seconds=1.0)
+    rule = Passes(box, PYTHON, seconds=0.4)
     target = json.dumps([{"input": "1 2", "output": "3"}, {"input": "4 5", "output": "9"}])
     answers = {
         "```python\nprint(sum(map(int, input().split())))\n```": 1.0,
@@ -181,7 +181,7 @@ def test_the_reward_of_programs(box: Sandbox) -> None:
     assert rule.told == {"pass": 2, "wrong output": 2, "no block": 1, "timeout": 1}
     broken = Grader([(rule, 1.0)]).grade([Item("q", "a", target), Item("q", "a", "[]")])
     assert [len(one.failed) for one in broken] == [0, 1]
-    partly = Passes(box, PYTHON, partial=0.2)
+    partly = Passes(box, PYTHON, seconds=0.4, partial=0.2)
     graded = Grader([(partly, 1.0)]).grade([Item("q", answer, target) for answer in list(answers)[2:5]])
     assert [one.total for one in graded] == [0.2, 0.0, 0.0]
 
