@@ -125,12 +125,12 @@ class SavedPlan(Config):
             chosen = getattr(layout, name) or []
             if len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(layers)):
                 raise ValueError(f"layout.{name} does not name layers of {layers}, each once")
-        numbers = [number for each in layout.layers or [] for number in each.of]
+        numbers = [number for own in layout.layers or [] for number in own.of]
         if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(layers)):
             raise ValueError(f"layout.layers does not name layers of {layers}, each once")
-        for each in layout.layers or []:
-            if each.dp * each.fsdp * each.cp * each.tp * layout.pp != self.devices:
-                raise ValueError(f"layers {each.of} are laid out over other ranks than their stage has")
+        for own in layout.layers or []:
+            if own.dp * own.fsdp * own.cp * own.tp * layout.pp != self.devices:
+                raise ValueError(f"layers {own.of} are laid out over other ranks than their stage has")
         if both := set(layout.again or []) & set(layout.offload or []):
             raise ValueError(f"layer {min(both)} is both computed again and put aside")
         rows = -(-self.batch // (layout.dp * layout.fsdp))

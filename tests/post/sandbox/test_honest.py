@@ -52,6 +52,17 @@ def test_folders_for_a_while_are_a_programs_own(box: Sandbox) -> None:
     assert seen.output == "[] [] []\n"
 
 
+def test_names_of_sockets_are_a_programs_own(box: Sandbox) -> None:
+    """Python's own listeners are named by their process, which is 1 in every program: a neighbour that takes
+    the name would make an honest program fail."""
+    takes = (
+        "import socket, time\ns = socket.socket(socket.AF_UNIX)\ns.bind('\\0listener-1-0')\n"
+        "print(1, flush=True)\ntime.sleep(0.3)"
+    )
+    found = box.run([Program(PYTHON, takes, [""], 5.0)] * 2)
+    assert [each[0].output for each in found] == ["1\n", "1\n"]
+
+
 # A child uses so much time and says so; its parent, which waits for no end, goes on when it was told.
 _SPIN = (
     "import os, signal, time\na, b = os.pipe()\ndef spin(then):\n"
