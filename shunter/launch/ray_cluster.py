@@ -208,9 +208,17 @@ class Cluster:
     def _heard(self, sight: Sight, node: Node, ref: Any) -> None:
         import ray
 
+        lost = (ray.exceptions.TaskUnschedulableError, ray.exceptions.WorkerCrashedError)
         try:
             told = ray.get(ref)
         except ray.exceptions.RayError as error:
+            if node.id not in {each.id for each in self.nodes()}:
+                return  # it has gone meanwhile, and gets no work
+            if isinstance(error, lost):
+                raise ShunterError(
+                    f"the node {node.name} of the Ray cluster is not reached",
+                    mend="Wait until the cluster knows that it is lost, or bring it back.",
+                ) from None
             raise ShunterError(
                 f"the node {node.name} of the Ray cluster cannot run shunter ({reason_of(error)})",
                 mend="Install the same shunter for the same Python there.",

@@ -258,10 +258,13 @@ class Actors(Overseer):
         there: set[str] = set()
         with suppress(Exception):  # where the head is lost, so is what it knew
             there = {node.id for node in self._cluster.nodes()}
-        node = ", with its node" if "its node has died" in how or told["id"] not in there else ""
+        end = f"died {self._at(worker)}"
+        if "node has died" in how or told["id"] not in there:
+            end += ", with its node"
+        elif "process has died" not in how:  # then its node has said so
+            end = f"is not reached any more {self._at(worker)}: its node, or the way to it, is lost"
         return ShunterError(
-            f"{self._names[worker]} (process {told['pid']} on {told['node']}) died {self._at(worker)}{node}",
-            mend=RERUN,
+            f"{self._names[worker]} (process {told['pid']} on {told['node']}) {end}", mend=RERUN
         )
 
     def close(self) -> None:
