@@ -20,10 +20,10 @@ import pytest
 from shunter.config.errors import MissingExtra, ShunterError
 from shunter.data.curation.minhash import NearDuplicates
 from shunter.data.curation.operators import Operator
-from shunter.data.curation.runner import Done, Runner, Waiting
+from shunter.data.curation.runner import Done, Runner, Waiting, _await
 from shunter.jobs import curate
 from shunter.launch import ray_cluster
-from shunter.launch.ray_cluster import Cluster
+from shunter.launch.ray_cluster import Cluster, Sight, look
 from shunter.launch.ray_hands import RayHands
 from shunter.recipe.store import Store
 from tests.data.curation.killer import Killer
@@ -50,6 +50,33 @@ def test_an_address_without_ray_is_a_mistake() -> None:
         curate.CurateHow(address="auto")
 
 
+def test_a_sight_is_one_file_of_this_run(tmp_path: Path) -> None:
+    """Another store under the same path, or that of an earlier run, is not taken for this one."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    first = Sight.of(tmp_path / "here")
+    assert first.there()
+    assert look(first, "n1")["sees"]
+    assert (tmp_path / "here" / "seen-by-nodes.n1").exists()
+    second = Sight.of(tmp_path / "here")
+    assert not first.there()
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["seen-by-nodes"]
+    other = Sight(tmp_path / "there" / "seen-by-nodes", second.token)
+    assert not look(other, "n1")["sees"]
+    assert not list((tmp_path / "there").iterdir())
+    with pytest.raises(ShunterError, match=r"node 10\.0\.0\.7 .* does not see the store"):
+        raise other.hidden("10.0.0.7")
+
+
+def test_a_file_that_another_machine_wrote_is_waited_for(tmp_path: Path) -> None:
+    later = threading.Timer(0.2, (tmp_path / "record.json").touch)
+    later.start()
+    _await(tmp_path / "record.json", 20.0)
+    later.join()
+    with pytest.raises(ShunterError, match=r"which is not here after 0\.1 s"):
+        _await(tmp_path / "never.json", 0.1)
+
+
 class _Counting:
     """Carries tasks out here, and counts those that it holds."""
 
@@ -71,10 +98,11 @@ class _Counting:
 
 def test_whoever_carries_tasks_out_holds_two_for_each_worker(tmp_path: Path) -> None:
     held: list[int] = []
+    chain = [NearDuplicates()]
     runner = Runner(
-        tmp_path, OPERATORS, 3, lambda stage, done: None, hands=lambda workers: _Counting(workers, held)
+        tmp_path, chain, 3, lambda stage, done: None, hands=lambda workers: _Counting(workers, held)
     )
-    runner.run(cut(corpus(0), 4))
+    runner.run(cut(corpus(0, 40), 4))
     assert max(held) == 6
 
 
