@@ -27,6 +27,7 @@ from shunter.data.curation.language import ConfidenceCut, Language, LanguageMode
 from shunter.data.curation.operators import Filter, Operator
 from shunter.data.curation.precision import PrecisionFilter
 from shunter.data.curation.quality import Perplexity, Quality
+from shunter.data.curation.refine import Refine
 from shunter.data.curation.repair import RepairText
 from shunter.data.curation.urls import UrlRules
 from shunter.data.guarded import SECONDS
@@ -84,6 +85,11 @@ class CurateConfig(JobConfig):
     )
     classifier: Annotated[str | None, Input("classifier")] = Field(
         None, description="Job that made the classifier of `quality` operators."
+    )
+    refiner: Annotated[str | None, Input("model")] = Field(
+        None,
+        exclude_if=lambda value: value is None,  # jobs without are those that they were before there was any
+        description="Job whose model writes the programs of `refine` operators.",
     )
     rehydrate: Annotated[int, Field(ge=0, le=100)] | Literal["readme"] = Field(
         0,
@@ -176,6 +182,7 @@ class CurateConfig(JobConfig):
         for kind, job, name in (
             (Perplexity, self.ngrams, "ngrams"),
             (Quality, self.classifier, "classifier"),
+            (Refine, self.refiner, "refiner"),
         ):
             mine = [operator for operator in self.chain if isinstance(operator, kind)]
             if job is None and not all(operator.model for operator in mine):

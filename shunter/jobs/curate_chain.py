@@ -33,6 +33,7 @@ from shunter.data.curation.minhash import NearDuplicates
 from shunter.data.curation.operators import Filter, Operator
 from shunter.data.curation.precision import PrecisionFilter
 from shunter.data.curation.quality import Perplexity, Quality
+from shunter.data.curation.refine import Refine
 from shunter.data.curation.repair import RepairText
 from shunter.data.curation.runner import Done, Runner
 from shunter.data.curation.safety import KeywordSafety
@@ -42,6 +43,7 @@ from shunter.jobs.curate_corpora import Corpora, Given, twice
 from shunter.jobs.curate_earlier import Earlier
 from shunter.jobs.curate_leaks import Leaks
 from shunter.jobs.curate_names import Names, id_of, names_in
+from shunter.jobs.refiner import ModelWriter
 from shunter.recipe.job import JobContext, Stopped
 
 FORMAT = 4  # of the files in the work folder; another number begins anew
@@ -111,6 +113,8 @@ def bound(context: JobContext[CurateConfig]) -> tuple[list[Operator], Earlier | 
         found = json.loads((context.one("limits").path / "limits.json").read_text(encoding="utf-8"))
     operators: list[Operator] = []
     labels: Sequence[str] | None = None
+    cores = len(os.sched_getaffinity(0))
+    threads = max(1, cores // (config.how.workers or cores))
     if any(places.holds_pages(source, context.base) for source in config.sources):
         limits = {name: getattr(config, name) for name in ("normalise", "min_chars", "max_chars")}
         limits |= {"seconds": config.page_seconds, "broken": config.repairs}
@@ -129,6 +133,10 @@ def bound(context: JobContext[CurateConfig]) -> tuple[list[Operator], Earlier | 
             update["model"] = str(context.one("ngrams").path)
         if isinstance(operator, Quality) and not operator.model:
             update["model"] = str(context.one("classifier").path)
+        if isinstance(operator, Refine):
+            update["model"] = operator.model or str(context.one("refiner").path)
+            writer = ModelWriter(update["model"], operator.max_new_tokens, operator.batch, threads)
+            operator = operator.written_by(writer)
         if isinstance(operator, Filter) and not operator.by_language:
             update["by_language"] = found["limits"].get(operator.name, {})
         if isinstance(operator, GopherQuality) and not operator.stopwords_by_language:

@@ -21,6 +21,7 @@ from shunter.data.curation.paragraphs import RepeatedParagraphs
 from shunter.data.curation.personal import MaskPersonal
 from shunter.data.curation.precision import PrecisionFilter
 from shunter.data.curation.quality import Perplexity, Quality
+from shunter.data.curation.refine import Refine
 from shunter.data.curation.repair import RepairText
 from shunter.data.curation.safety import KeywordSafety
 from shunter.data.curation.script import Script
@@ -42,6 +43,7 @@ AnyOperator = Annotated[
     | PrecisionFilter
     | Decontaminate
     | EditRules
+    | Refine
     | LicenceTiers
     | UrlRules
     | KeywordSafety
