@@ -17,6 +17,7 @@ from shunter.generate.toolbox import Toolbox
 from shunter.jobs import accepted, evaluate, rl, taught
 from shunter.post.config import RewardConfig
 from shunter.post.prompts import read_prompts
+from shunter.post.sandbox.box import Sandbox
 from shunter.record import events
 from tests.jobs.conftest import Work
 from tests.jobs.test_post_jobs import model, reinforce, talks
@@ -52,6 +53,10 @@ def test_a_checker_of_ones_own_grades_as_the_pattern_that_it_is(
     (tmp_path / "letters.py").write_text(
         "import json\nprint(int(any(c in 'abcdefghijklm' for c in json.loads(input())['answer'])))\n"
     )
+    try:
+        Sandbox(slots=1).close()
+    except ShunterError as refused:
+        pytest.skip(str(refused))
     known = [{"answer": "a", "score": 1}, {"answer": "z", "score": 0}]
     own = {"kind": "checker", "file": "letters.py", "known": known}
     letter = {"kind": "format", "pattern": ".*[a-m].*"}
