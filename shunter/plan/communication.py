@@ -8,6 +8,7 @@ slowest link that the ring passes (`Fabric.wire`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,12 +66,21 @@ def messages(question: Question, choices: Choices, weights: Floats, expert_weigh
     latency, bandwidth = question.fabric.hop(choices.stage_ranks, choices.pp)
     sent = message(question, choices)
     occupied = sent / (bandwidth * question.coefficients["links"])
-    if question.profile is not None:
-        two = np.full(len(choices), 2)
-        begun = _taken(question, "hop", two, np.full(len(choices), 4.0), latency)
-        occupied = np.maximum(_taken(question, "hop", two, sent, latency + occupied) - begun, 0.0)
-        latency = begun
+    latency, occupied = hop(question, sent, latency, occupied)
     return Messages(tensor, end, context, experts, gather, np.where(choices.pp > 1, latency, 0.0), occupied)
+
+
+def hop(question: Question, size: Any, latency: Any, occupied: Any) -> tuple[Any, Any]:
+    """(latency, seconds that a link is occupied) of messages of `size` bytes between stages: as measured,
+    where a profile has it, else as given."""
+    if question.profile is None:
+        return latency, occupied
+    sizes = np.atleast_1d(np.asarray(size, float))
+    two = np.full(len(sizes), 2)
+    begun = _taken(question, "hop", two, np.full(len(sizes), 4.0), np.broadcast_to(latency, sizes.shape))
+    taken = _taken(question, "hop", two, sizes, np.broadcast_to(latency + occupied, sizes.shape))
+    taken = np.maximum(taken - begun, 0.0)
+    return (begun, taken) if np.ndim(size) else (float(begun[0]), float(taken[0]))
 
 
 def message(question: Question, choices: Choices) -> Floats:

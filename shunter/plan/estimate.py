@@ -176,6 +176,9 @@ def estimate(question: Question, choices: Choices, room: float | None = None) ->
         [busiest / v, busiest - 2 * weights * backward, 0.5 * forward],
         busiest,
     )
+    # A stage is computed again while its rank would wait for the gradient.
+    redone = (plain * lean.seconds(found.dense) + mixtures * lean.seconds(found.mixture)) / p
+    drain = drain - np.where(choices.recompute == RECOMPUTE.index("stage"), redone, 0.0)
     hops = found.messages.hop + found.messages.occupied
     exposed = m * v * found.messages.occupied * 2 * (1.0 if question.practice.blocking else 0.0)
     bubble = (p - 1) * (np.maximum(drain, 0.0) + 2 * hops)

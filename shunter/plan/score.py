@@ -399,7 +399,9 @@ def _links(question: Question, choice: Choices) -> Links:
     between: dict[tuple[int, int], tuple[float, float]] = {}
     for a, b in turns:
         latency, bandwidth = question.fabric.between(a * width, b * width, width)
-        found = latency, size / (bandwidth * question.coefficients["links"])
+        found = communication.hop(
+            question, size, latency, size / (bandwidth * question.coefficients["links"])
+        )
         between[a, b] = between[b, a] = found
     blocking = question.practice.blocking and width * pp > 1
     if len(kinds := set(between.values())) == 1:
