@@ -14,7 +14,7 @@ from shunter.cluster import files
 from shunter.cluster.cluster import Cluster
 from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderSpec
-from shunter.plan.anew import asked, strategies_of
+from shunter.plan.anew import asked, own_of, strategies_of
 from shunter.plan.calibrate import Run, coefficients_of, fit, save_coefficients
 from shunter.plan.plan import Plan
 from shunter.recipe import disk
@@ -135,4 +135,4 @@ def _run(folder: Path, cluster: Cluster) -> Run:
     plan.must_be_for(cluster=cluster)
     question, choice = asked(plan, cluster, coefficients_of(cluster))
     seconds, chosen = float(told["step_seconds"]), strategies_of(plan)
-    return Run(folder.name, question, choice, seconds, tuple(plan.ranks), chosen)
+    return Run(folder.name, question, choice, seconds, tuple(plan.ranks), chosen, own_of(plan))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ LEAST, MOST = 0.05, 20.0  # times its value beyond which a coefficient explains 
 @dataclass(frozen=True)
 class Run:
     """A measured step. question: with any coefficients; choice: of length 1. order: of the devices, where it
-    matters which does what (`plan.Plan.ranks`). strategies: of its layers, where each has its own."""
+    matters which does what (`plan.Plan.ranks`). strategies: of its layers, where each has its own; own: of
+    those that have degrees of their own."""
 
     name: str
     question: Question
@@ -36,6 +37,7 @@ class Run:
     seconds: float
     order: tuple[int, ...] = ()
     strategies: Sequence[int] | None = None
+    own: Mapping[int, Choices] = field(default_factory=dict)
 
     def asked(self, coefficients: Coefficients) -> Question:
         """The question with other coefficients."""
@@ -51,7 +53,7 @@ class Run:
             found = Grounds(asked, self.choice, asked.fabric.room(None)).predict(self.order)
             if found is not None:
                 return found
-        return predict(asked, self.choice, strategies=self.strategies)
+        return predict(asked, self.choice, strategies=self.strategies, own=self.own)
 
 
 def fit(runs: Sequence[Run], names: Sequence[str], start: Coefficients, source: str = "") -> Coefficients:

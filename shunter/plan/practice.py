@@ -60,6 +60,7 @@ class Practice:
     logits: bytes a token and word of the vocabulary that the head holds. logit_passes: bytes it moves.
     casts: bytes moved an element of a product's operands to turn them into `products`.
     recompute: which ways it has. offers: whether it can choose `layer` for some layers and not for others.
+    layers: whether it can give layers degrees of their own.
     offload: whether it can put layers aside in the host's memory, too, where the speed of copies is known.
     schedules, axes: that it knows.
     source: where this is from.
@@ -93,6 +94,7 @@ class Practice:
     casts: float = 0.0
     recompute: tuple[str, ...] = ("none",)
     offers: bool = False
+    layers: bool = False
     offload: bool = False
     schedules: tuple[str, ...] = ("1f1b", "interleaved-1f1b", "zb1p", "zbv", "gpipe")
     axes: tuple[str, ...] = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
@@ -121,6 +123,7 @@ PRACTICES: dict[str, Practice] = {
             copies=True,
             recompute=("none", "stage", "layer"),
             offers=True,
+            layers=True,
             offload=True,
             source="this program: shunter.train.layout_describe",
         ),
@@ -139,6 +142,7 @@ PRACTICES: dict[str, Practice] = {
             whole_inputs=True,
             recompute=("none", "stage", "layer"),
             offers=True,
+            layers=True,
             source="this program on a CPU without fast bfloat16",
         ),
         Practice(
