@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,20 @@ from typing import Any
 import pytest
 
 from shunter.papers import catalogue, galvatron, harness
+from shunter.papers.galvatron_padded import PADDED, ROWS, predicted
 from shunter.plan.calibrate import Run
 from shunter.recipe.graph import load_recipe
 from shunter.record.events import EventLog
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_budgets() -> Iterator[None]:
+    """Searches take a second each."""
+    with pytest.MonkeyPatch.context() as patch:
+        galvatron.searched.cache_clear()
+        patch.setattr(galvatron, "BUDGETS", (38, 18))
+        yield
+    galvatron.searched.cache_clear()
 
 
 def trained(folder: Path, seconds: float) -> Any:
@@ -48,6 +60,8 @@ def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str = "") -> li
     arms = {galvatron.ALONE: trained(tmp_path / "alone", 1.0)}
     for name in galvatron.LAYOUTS:
         arms[name] = trained(tmp_path / name, real[name] * (3 if name == slow else 1))
+    for name in PADDED:  # of other batches than `trained` has it
+        arms[name] = trained(tmp_path / name, predicted(name).seconds * galvatron.ROWS / ROWS)
     found = galvatron.EXPERIMENT.measure(arms)
     result = harness.conclude(galvatron.EXPERIMENT, dict.fromkeys((0, 1, 2), found), seconds=1.0, short=False)
     assert {row["metric"] for row in result["table"]} == galvatron.EXPERIMENT.table.keys()
@@ -81,8 +95,8 @@ def test_every_arm_is_a_recipe_that_can_run() -> None:
             base.job.check_graph(base, graph)  # type: ignore[attr-defined]
 
 
-def test_what_is_not_built_keeps_the_paper_partial() -> None:
+def test_what_is_not_recorded_keeps_the_paper_partial() -> None:
     paper = catalogue.find("galvatron")
     assert paper.state == "partial"
-    assert any("redistribution" in lack for lack in paper.lacks)
+    assert not any("redistribution" in lack for lack in paper.lacks)
     assert not [lack for lack in paper.lacks if lack.startswith("test not found")]
