@@ -74,7 +74,7 @@ def test_they_learn_what_one_process_learns(pool: Pool, name: str) -> None:
     check(pool, case(name, "muon" if name in ("sharded between whole", "tensor and data") else "adamw"))
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(case=apart((2, 4)))
 def test_any_degrees_for_any_layers(pool: Pool, case: Case) -> None:
     check(pool, case)
