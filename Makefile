@@ -19,10 +19,10 @@ quickstart: install
 	@echo "Talk to the model: $(VENV)/bin/shunter chat chat"
 
 test: lint
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: lint
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "long or not long" $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "long or not long" $(ARGS)
 
 lint: install
 	$(PY) -m ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Before torch is loaded, as the command line does it: spinning workers starve whoever shares the machine.
@@ -14,6 +15,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # others have the other cores
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).parent
 
 # Two cores are shared by many tests: time limits per example would fail at random, and so would draws
 # that differ from run to run.
@@ -25,6 +28,26 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("shunter")
+
+
+# Files of few tests that take long. Side by side with others, they come first: one that begins when all
+# others have ended would keep one core alone. Within a file nothing moves.
+FIRST = (
+    "drills/test_short.py",
+    "test_readme.py",
+    "jobs/test_rank_deaths.py",
+    "train/test_layouts.py",
+    "surgery/test_layouts.py",
+    "jobs/test_curate_trouble.py",
+    "post/roles/test_placements.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put these files first; `make test` tells xdist to keep the order."""
+    places = {ROOT / name: place for place, name in enumerate(FIRST)}
+    assert all(path.exists() for path in places), "a file that comes first is not there"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_collection_finish() -> None:

@@ -19,6 +19,7 @@ out in silence.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -26,6 +27,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ import pytest
 from shunter.cli import main as cli
 from tests.cli import elsewhere
 from tests.cli.documents import ROOT, Block, blocks, markdown
+from tests.cli.warm import Warm
 
 BLOCKS = [block for file in markdown() for block in blocks(file) if block.language == "sh"]
 # Lines that a person types and that need no test.
@@ -47,10 +50,18 @@ def commands(text: str) -> Iterator[str]:
             yield line
 
 
+@cache
+def warm() -> Path:
+    """The folder of a `shunter` whose imports are done."""
+    made = Warm()
+    atexit.register(made.close)
+    return made.folder
+
+
 def run(command: str, block: Block, folder: Path) -> None:
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{warm()}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "COLUMNS": "120",
         "OMP_NUM_THREADS": "2",
     }
@@ -80,7 +91,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         short.replace("name: quickstart-short", "name: quickstart"), encoding="utf-8"
     )
     subprocess.run(
-        [sys.executable, "-m", "shunter.cli.main", "run", "recipes/quickstart.yaml"],
+        [warm() / "shunter", "run", "recipes/quickstart.yaml"],
         cwd=folder,
         check=True,
         capture_output=True,

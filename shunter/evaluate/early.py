@@ -40,6 +40,35 @@ def read(log: Path, batch: int) -> list[Point]:
     return found
 
 
+@dataclass(frozen=True)
+class Best:
+    """Where a training was at its best: after so many steps and samples, with that held-out loss."""
+
+    steps: int
+    samples: int
+    loss: float
+
+
+def best(log: Path, batch: int, before: int = 0) -> Best:
+    """The lowest held-out loss of a training's events.jsonl; of equal ones the first.
+
+    batch: samples of a step. before: steps of that batch that an earlier phase took. Larger batches need
+    fewer steps and more samples: samples are what is paid for. Raises ShunterError for a log without
+    validations.
+    """
+    found = [
+        (float(row["valid/loss"]), before + int(row["step"]))
+        for row in events.read_metrics(log)
+        if "valid/loss" in row
+    ]
+    if not found:
+        raise ShunterError(
+            "the training was never validated", where=str(log), mend="Set train.validate_every."
+        )
+    loss, steps = min(found)
+    return Best(steps, steps * batch, loss)
+
+
 def scores(runs: Mapping[str, Sequence[Point]], until: int) -> dict[str, float]:
     """The score of each run from its points of at most `until` samples; higher is better.
 

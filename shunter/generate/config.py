@@ -23,6 +23,19 @@ class SamplingConfig(Config):
     batch: int = Field(32, ge=1, description="Prompts that are continued together.")
 
 
+class ServerConfig(Config):
+    """Where a server of vLLM or SGLang is that writes in the place of our own generator."""
+
+    url: str = Field(pattern=r"^https?://[^/\s]+(/.*)?$", description="Where it listens, without a path.")
+    model: str | None = Field(None, description="vllm: name of the model there; default: the first one.")
+    folder: str | None = Field(
+        None,
+        description="Folder for new weights, which the server sees under the same name; default: of the job.",
+    )
+    key: str | None = Field(None, description="Environment variable that holds the server's key.")
+    timeout: float = Field(600.0, gt=0, description="Seconds after which a request is given up.")
+
+
 class ToolConfig(Config):
     """Tools that a model may ask while it answers, and how it writes a call."""
 

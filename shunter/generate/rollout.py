@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -49,6 +49,45 @@ class Rollout(Completion):
     def count(self) -> int:
         """Tokens that the model wrote."""
         return sum(self.wrote)
+
+    def write(self, ids: Sequence[int], logprobs: Sequence[float], version: int) -> None:
+        """Add tokens of the model."""
+        self.ids += ids
+        self.logprobs += logprobs
+        self.versions += [version] * len(ids)
+        self.wrote += [True] * len(ids)
+
+    def tell(self, ids: Sequence[int], version: int) -> None:
+        """Put in what the model is told between two of its turns."""
+        self.ids += ids
+        self.logprobs += [0.0] * len(ids)
+        self.versions += [version] * len(ids)
+        self.wrote += [False] * len(ids)
+
+
+class Engine(Protocol):
+    """What reinforcement learning asks of whoever writes: `RolloutEngine`, or a server
+    (`shunter.generate.served.ServedEngine`)."""
+
+    seed: int
+    version: int
+    finished: list[Rollout]
+    trace: list[tuple[int, Event, int]]
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or is written."""
+
+    def submit(
+        self, prompt: Sequence[int], stream: int | None = None, *, max_new_tokens: int | None = None
+    ) -> int:
+        """Queue a prompt; returns its number. stream: of random numbers, that it draws from."""
+
+    def step(self) -> None:
+        """Write on; what is finished then stands in `finished`."""
+
+    def new_weights(self, version: int) -> None:
+        """The model's weights have changed."""
 
 
 @dataclass
@@ -135,9 +174,14 @@ class RolloutEngine:
         self.waiting.append(_Request(rollout, drawn, limit))
         return number
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or is written."""
+        return bool(self.waiting or self.running)
+
     def run(self) -> list[Rollout]:
         """Write until nothing is left; returns what was finished, in the order of submission."""
-        while self.waiting or self.running:
+        while self.busy:
             self.step()
         done, self.finished = self.finished, []
         return sorted(done, key=lambda rollout: rollout.number)
@@ -223,10 +267,7 @@ class RolloutEngine:
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             request = self.running[row]
             rollout = request.rollout
-            rollout.ids.append(token)
-            rollout.logprobs.append(logprob)
-            rollout.versions.append(self.version)
-            rollout.wrote.append(True)
+            rollout.write([token], [logprob], self.version)
             request.written += 1
             full = len(rollout.prompt) + len(rollout.ids) >= self.model.spec.max_positions
             if token in self.stops:
@@ -262,10 +303,7 @@ class RolloutEngine:
             rollout.stop_reason = "context"
             return False
         rollout.stop_reason = "length"  # as of a text that is being written
-        rollout.ids += told
-        rollout.logprobs += [0.0] * len(told)
-        rollout.versions += [self.version] * len(told)
-        rollout.wrote += [False] * len(told)
+        rollout.tell(told, self.version)
         self.trace.append((self.steps, "turn", rollout.number))
         return True
 

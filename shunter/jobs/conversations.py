@@ -126,9 +126,13 @@ class ConversationsJob:
             }
             bad = stack.enter_context((context.out / "problems.jsonl").open("w", encoding="utf-8"))
 
+            first: list[str] = []
+
             def report(problem: Problem) -> None:
                 nonlocal problems
                 problems += 1
+                if not first:
+                    first.append(f": {problem.file}, line {problem.line}: {problem.problem}")
                 bad.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
 
             against = _evaluations(context)
@@ -154,7 +158,8 @@ class ConversationsJob:
                     raise Stopped
         if not counts["train"]:
             raise ShunterError(
-                "there is no conversation to train on", mend="See problems.jsonl, or give more."
+                "there is no conversation to train on" + "".join(first),
+                mend="Mend the lines that cannot be read, or give more.",
             )
         summary = {**counts, "duplicates": duplicates, "problems": problems, "forms": forms}
         if against is not None:

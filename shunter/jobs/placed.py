@@ -82,11 +82,18 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
         reward_model=context.one("reward_model").path if config.reward_model else None,
         unfinished=config.unfinished,
         stops=sorted({*Tokenizer.load(folder).stop_ids, *stops(folder)}),
-        max_gap=config.max_gap,
+        max_gap=config.largest_gap("fp32" if config.train.precision == "fp32" else "bf16"),
         micro_tokens=config.how.micro_tokens,
         keep=max(2, config.how.keep),  # the state names one that a save may be about to push out
         base=context.base,
+        journal=True,
     )
+    if any((context.work / "checkpoints").glob("step-*")):
+        raise ShunterError(
+            "this training was begun without how.placement, and its checkpoints are of another form",
+            where="how.placement",
+            mend="Leave it out, or begin anew with --redo.",
+        )
     placement = _placement(config, spec)
     context.events.write("placement", pools=placement.pools, where=placement.where)
     told = rehearsed(play, placement, config.how, taught.place(context))
@@ -99,6 +106,9 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
         "reward_first": sum(told.rewards[:share]) / share,
         "reward_last": sum(told.rewards[-share:]) / share,
         "max_gap": told.most_gap,
+        "prompts": told.prompts,
+        "too_long": told.too_long,
+        "not_graded": told.not_graded,
         "skipped": told.skipped,
         "moved_bytes": told.moved,
         "control_bytes": told.control,

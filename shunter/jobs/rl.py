@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.generate.config import ToolConfig
-from shunter.jobs import placed, taught
+from shunter.jobs import models, placed, taught
 from shunter.post.config import PolicyConfig, PostTrain, RewardConfig, RlHow
 from shunter.recipe.job import Input, JobConfig, JobContext
 
@@ -43,11 +43,16 @@ class RlConfig(JobConfig):
         description="Tools that the model may ask while it answers; `max_new_tokens` counts what it writes "
         "in all turns together.",
     )
-    max_gap: float = Field(
-        0.02,
+    generator: Literal["own", "vllm", "sglang"] = Field(
+        "own",
+        exclude_if=lambda value: value == "own",
+        description="Who writes the answers: own, or a server, where `how.server` says.",
+    )
+    max_gap: float | None = Field(
+        None,
         gt=0,
         description="Largest difference of log-probabilities between trainer and generator, nats a token in "
-        "the mean; more stops the run.",
+        "the mean; more stops the run. Default: 0.0001, and 0.02 where bfloat16 or a server computes.",
     )
     train: PostTrain = Field(description="How long, how fast, with which optimizer.")
     how: RlHow = Field(default_factory=RlHow, description="Choices that must not change the result.")
@@ -58,10 +63,24 @@ class RlConfig(JobConfig):
             raise ValueError(
                 f"{self.policy.algorithm} compares answers to one prompt: group must be 2 or more"
             )
+        served = self.generator != "own"
+        if served != (self.how.server is not None):
+            raise ValueError("generator, vllm or sglang, and how.server, where it is, belong together")
+        if served and (self.how.placement is not None or self.how.deterministic):
+            raise ValueError("a server draws by itself, so it goes with neither deterministic nor placement")
         answers = self.group * self.prompts_per_step
         if self.policy.updates > answers:
             raise ValueError(f"a step's {answers} answers cannot be cut into {self.policy.updates} updates")
         return self
+
+    def largest_gap(self, precision: str) -> float:
+        """The bound on the gap where models compute in this precision.
+
+        In float32 both differ by about 1e-5; weights one small update old differ by a hundred times that."""
+        if self.max_gap is not None:
+            return self.max_gap
+        exact = precision == "fp32" and self.generator == "own"
+        return (1e-4 if exact else 0.02) / min(1.0, self.temperature)
 
 
 class RlJob:
@@ -85,8 +104,9 @@ class RlJob:
     def run(self, context: JobContext[RlConfig]) -> dict[str, Any]:
         from shunter.data.tokenizer import Tokenizer
         from shunter.generate.config import SamplingConfig
+        from shunter.generate.served import ServedEngine
         from shunter.generate.toolbox import Toolbox
-        from shunter.models.hf import load_model
+        from shunter.models.hf import load_model, save_model
         from shunter.post.course import Course, Pupil
         from shunter.post.prompts import read_prompts
         from shunter.post.reinforce import Reinforcement
@@ -97,6 +117,12 @@ class RlJob:
         config = context.config
         if config.how.placement is not None:
             return placed.run(context)
+        if (context.work / "placed.json").exists():
+            raise ShunterError(
+                "this training was begun with how.placement, and its checkpoints are of another form",
+                where="how.placement",
+                mend="Give it again, or begin anew with --redo.",
+            )
         folder = context.one("model").path
         tokenizer: Tokenizer = taught.opened(folder)
         decoder = load_model(folder)
@@ -123,7 +149,25 @@ class RlJob:
             body = load_model(folder)
             rate = config.policy.value_lr
             critic = Pupil(body, config.train, device, value=new_head(body.spec.dim), lr=rate)
-        at_once = config.group * config.prompts_per_step
+        tools = None if config.tools is None else Toolbox(config.tools, tokenizer)
+        at_once = min(config.group * config.prompts_per_step, config.how.at_once)
+        sampling = SamplingConfig(
+            temperature=config.temperature, max_new_tokens=config.max_new_tokens, batch=at_once
+        )
+        engine = None
+        if config.generator != "own":
+            assert config.how.server is not None
+            place = config.how.server.folder
+            engine = ServedEngine(
+                config.generator,
+                config.how.server,
+                sampling,
+                {*tokenizer.stop_ids, *stops(folder)},
+                save=lambda out: save_model(decoder, out, tokenizer_folder=folder, **models.special(folder)),
+                folder=context.work / "served" if place is None else Path(place),
+                context=decoder.spec.max_positions,
+                reply=tools,
+            )
         lessons = Reinforcement(
             course,
             policy,
@@ -133,17 +177,14 @@ class RlJob:
             tokenizer,
             taught.grader(config.rewards, context, device, unfinished=config.unfinished),
             config.policy,
-            SamplingConfig(
-                temperature=config.temperature,
-                max_new_tokens=config.max_new_tokens,
-                batch=min(at_once, config.how.at_once),
-            ),
+            sampling,
             group=config.group,
             per_step=config.prompts_per_step,
-            max_gap=config.max_gap,
+            max_gap=config.largest_gap(precision),
             seed=config.seed,
             stop_ids=stops(folder),
-            tools=None if config.tools is None else Toolbox(config.tools, tokenizer),
+            tools=tools,
+            engine=engine,
         )
         try:
             course.run(lessons)
@@ -169,8 +210,6 @@ class RlJob:
 
 def stops(folder: Path) -> list[int]:
     """Tokens that end an answer by the model's own configuration."""
-    from shunter.jobs import models
-
     found: list[int] = models.special(folder)["eos_token_id"]
     return found
 

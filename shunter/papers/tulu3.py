@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shunter.data.puzzles import Kind
 from shunter.papers.experiment import Arm, Experiment, Samples
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "papers" / "tulu3.yaml"
 STAGES = ("early", "sft", "dpo", "rlvr")
-KINDS = ("largest", "count", "sort")
+KINDS: tuple[Kind, ...] = ("largest", "count", "sort")
+FRESH = 977  # the seed of questions that no job here asks
 SUMS = "preferences by sums"
 
 
@@ -51,29 +53,30 @@ def _suite(arm: Arm, job: str, model: str, name: str) -> dict[str, float]:
 
 
 def _planted(arm: Arm) -> Mapping[str, Samples]:
-    """The dev suite's questions among others: how many are found, and how many others with them."""
+    """The dev suite's questions among other words: how many are found, and how many other questions of the
+    same kinds are taken for one. What jobs learnt from was cleaned already, and would show nothing."""
+    from itertools import islice
+
     from shunter.data.contamination import Contamination
+    from shunter.data.puzzles import puzzles
 
-    def asked(job: str, split: str) -> list[str]:
-        lines = (arm[job].path / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["messages"][0]["content"] for line in lines]
-
-    suite, learnt = asked("dev", "heldout"), asked("prompts", "train")
+    lines = (arm["dev"].path / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    suite = [json.loads(line)["messages"][0]["content"] for line in lines]
     index = Contamination({"dev": suite})
-    # What the mixture keeps was looked at by the job; here the judge is a plain comparison.
     found = sum(index.worst(f"Please tell me. {text} Thank you.") is not None for text in suite)
-    others = sum(index.worst(text) is not None for text in learnt)
+    fresh = [it.messages[0]["content"] for kind in KINDS for it in islice(puzzles(kind, 4, FRESH), 300)]
+    others = [text for text in fresh if text not in set(suite)]
     return {
         "planted": {"found": found / len(suite)},
-        "kept": {"found": others / len(learnt), "same": float(len(set(suite) & set(learnt)))},
+        "others": {"found": sum(index.worst(text) is not None for text in others) / len(others)},
         "all": {"found": 1.0},
-        "none": {"found": 0.0, "same": 0.0},
     }
 
 
 def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     return [
         "dev, unseen: pass@1 of four answers at temperature 1, over three kinds of 60 held-out questions.",
+        "found, others: of other questions of the same kinds, those that hold over half of one of the suite.",
         "unseen: longer questions of the same kinds; scored for this table alone.",
         "Rewards are learnt from by GRPO, as in Tülu 3.1, without a value model.",
         "Answers are short by their form: what preferences do to length is told, and says little.",
@@ -92,7 +95,6 @@ EXPERIMENT = Experiment(
         **{f"dev {kind}": "pass@1" for kind in KINDS},
         "length": "characters of an answer",
         "found": "share of questions",
-        "same": "questions of the suite among those learnt from",
     },
     notes=_notes,
 )

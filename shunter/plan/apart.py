@@ -20,9 +20,9 @@ from shunter.cluster.device import DeviceKind
 from shunter.plan import dynamic, memory
 from shunter.plan.choices import SCHEDULES, Choices, Floats, Question
 from shunter.plan.estimate import LayerCost, costs, ends_of_step
-from shunter.plan.practice import RECOMPUTE
+from shunter.plan.practice import HALVES, RECOMPUTE
 from shunter.plan.score import Prediction, placement_of, predict, stage_of
-from shunter.plan.space import HALVES, grids
+from shunter.plan.space import grids
 from shunter.plan.strategies import AGAIN, ASIDE, KEEP
 from shunter.plan.turning import turn
 
@@ -238,7 +238,11 @@ def _choices(question: Question, choice: Choices) -> Choices:
     lines = [
         [*each, rows // (each[1] * each[2]), *rest] for each in degrees if rows % (each[1] * each[2]) == 0
     ]
-    return Choices.of(np.array(lines, dtype=np.int64))
+    many = Choices.of(np.array(lines, dtype=np.int64))
+    if (profile := question.profile) is not None:  # which tells nothing of much larger micro-batches
+        most = np.array([profile.most(tp) for tp in many.tp.tolist()])
+        many = many.take(many.rows / many.cp <= most)
+    return many
 
 
 def _least(

@@ -62,7 +62,7 @@ def read_prompts(path: Path, tokenizer: Tokenizer, task: str | None, room: int, 
     prefix: stands before what the person says last. Raises ShunterError when there is none.
     """
     found, texts, tasks, long = [], [], set(), 0
-    for talk in _lines(path, "messages"):
+    for talk in _lines(path, "id", "messages"):
         tasks.add(str(talk.get("task")))
         messages = talk["messages"]
         begin = chat.turn(messages)
@@ -94,7 +94,7 @@ def read_pairs(path: Path, tokenizer: Tokenizer, room: int, *, empty: bool = Fal
     """The pairs whose texts have at most `room` tokens. Raises ShunterError when there is none, unless
     `empty` is allowed."""
     found, texts, long = [], [], 0
-    for line in _lines(path, "chosen"):
+    for line in _lines(path, "id", "messages", "chosen", "rejected"):
         prompt = tokenizer.encode_prompt(line["messages"])
         samples = [
             answered(tokenizer, line["messages"], prompt, line[name]) for name in ("chosen", "rejected")
@@ -127,17 +127,18 @@ def _closed(sample: Sample) -> Sample:
     return Sample([*sample.ids[:end], 0], [*sample.wrote[:end], False])
 
 
-def _lines(path: Path, needed: str) -> list[dict[str, Any]]:
+def _lines(path: Path, *needed: str) -> list[dict[str, Any]]:
     found = []
     if not path.exists():
         raise ShunterError("there is no such split", where=str(path))
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             record = json.loads(line)
-            if needed not in record:
-                raise ShunterError(
-                    f"the line has no {needed!r}, but {', '.join(sorted(record))}", where=f"{path}:{number}"
-                )
+            for name in needed:
+                if name not in record:
+                    raise ShunterError(
+                        f"the line has no {name!r}, but {', '.join(sorted(record))}", where=f"{path}:{number}"
+                    )
             found.append(record)
     return found
 

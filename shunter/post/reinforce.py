@@ -6,11 +6,8 @@ Everything is drawn from (seed, step), so a run that was killed writes the same 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +18,12 @@ from shunter.data.loader import Loader
 from shunter.data.tokenizer import Tokenizer
 from shunter.data.tokens import IGNORE
 from shunter.generate.config import SamplingConfig
-from shunter.generate.rollout import Rollout, RolloutEngine
+from shunter.generate.rollout import Engine, Rollout, RolloutEngine
 from shunter.generate.toolbox import Toolbox
 from shunter.post.batch import Answers, Sample, grouped, micro_batches
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
+from shunter.post.journal import Journal
 from shunter.post.judged import flat_groups, judge, settings
 from shunter.post.policy import Policy, Value
 from shunter.post.preferences import of_each
@@ -59,9 +57,11 @@ class Reinforcement:
         seed: int,
         stop_ids: Sequence[int] = (),
         tools: Toolbox | None = None,
+        engine: Engine | None = None,
     ) -> None:
         """group: answers to each prompt. per_step: prompts of a step. max_gap: nats, mean over tokens.
-        tools: that the policy may ask between two turns of an answer."""
+        tools: that the policy may ask between two turns of an answer. engine: that writes in the place of
+        our own, with the policy's weights."""
         self.course, self.policy, self.reference, self.critic = course, policy, reference, critic
         self.prompts, self.tokenizer, self.grader = prompts, tokenizer, grader
         self.config, self.group, self.per_step, self.max_gap, self.seed = (
@@ -80,7 +80,7 @@ class Reinforcement:
         longest = max(len(prompt.ids) for prompt in prompts.items)
         told = 0 if tools is None else tools.config.most * tools.config.room
         room = min(longest + sampling.max_new_tokens + told, policy.decoder.spec.max_positions)
-        self.engine = RolloutEngine(
+        self.engine: Engine = engine or RolloutEngine(
             policy.decoder,
             sampling,
             self.stops,
@@ -90,6 +90,7 @@ class Reinforcement:
             reply=tools,
         )
         self.journal = Journal(course.place.work / "rollouts")
+        self.updates = 0  # of the policy: the version of its weights
         self.rewards: list[float] = []
         self.samples: list[dict[str, Any]] = []
         self.most_gap = 0.0
@@ -109,7 +110,7 @@ class Reinforcement:
         far = of_each(self.reference, asked, tokens) if self.config.kl or shown else None
         values = None if self.critic is None else of_each(self.critic.scorer, asked, tokens, "value")
         samples = judge(self.config, done, rewards, groups, far, values)
-        stale = _mean([self.engine.version - version for one in done for version in one.versions])
+        stale = self._stale(done)
         told = self._learn(number, samples)
         self.rewards.append(float(np.mean(rewards)))
         self._keep(number, chosen, done, graded)
@@ -126,6 +127,19 @@ class Reinforcement:
             **{f"rl/{name}": float(count) for name, count in ends.items()},
             **told,
         }
+
+    def _stale(self, done: Sequence[Rollout]) -> float:
+        """How many updates old the weights were that wrote, by our own count of updates. Here they are the
+        newest: an engine that has others, or says so, stops the run."""
+        ages = [self.updates - version for one in done for version in one.versions]
+        if any(ages):
+            raise ShunterError(
+                f"answers were written by weights that are {max(ages, key=abs)} updates old, and are to be "
+                "learnt from as if the newest had written them",
+                where=self.course.place.name,
+                mend="The engine must take new weights after every update (`new_weights`).",
+            )
+        return _mean(ages)
 
     def _asked(self, done: Sequence[Rollout]) -> dict[str, float]:
         """How often tools were asked in an answer, and the share of calls that they could not answer."""
@@ -146,7 +160,7 @@ class Reinforcement:
             "loader": self.loader.state(),
             "rewards": self.rewards,
             "samples": self.samples,
-            "version": self.engine.version,
+            "version": self.updates,
             "failures": self.grader.failures,
             "canaries": self.grader.canaries,
             "most_gap": self.most_gap,
@@ -158,7 +172,8 @@ class Reinforcement:
     def restore(self, state: dict[str, Any]) -> None:
         self.loader.restore(state["loader"])
         self.rewards, self.samples = list(state["rewards"]), list(state["samples"])
-        self.engine.new_weights(int(state["version"]))
+        self.updates = int(state["version"])
+        self.engine.new_weights(self.updates)
         self.grader.failures, self.grader.canaries = dict(state["failures"]), int(state["canaries"])
         self.most_gap = float(state["most_gap"])
 
@@ -170,15 +185,17 @@ class Reinforcement:
         """
         self.engine.seed = derive_seed(self.seed, "rollout", number)
         wanted = len(chosen) * self.group
-        found = self.journal.read(number, self.engine.version)
+        found = self.journal.read(number, self.updates)
         if self.course.how.deterministic and len(found) < wanted:
             found = {}
         self.journal.reused += len(found)
+        if found:
+            self.course.place.events.write("reused", step=number, answers=len(found))
         waiting: dict[int, int] = {}  # request -> which of the step's answers it is
         for at in range(wanted):
             if at not in found:
                 waiting[self.engine.submit(chosen[at // self.group].ids, stream=at)] = at
-        while self.engine.waiting or self.engine.running:
+        while self.engine.busy:
             self.engine.step()
             fresh = {waiting[one.number]: one for one in self.engine.finished}
             found |= fresh
@@ -204,6 +221,10 @@ class Reinforcement:
         config, told = self.config, dict[str, float]()
         learnable = any(np.any(np.asarray(s.known["advantage"]) != 0) for s in samples)
         idle = not (learnable or self.objective.settings.kl or config.entropy)
+        if (
+            config.updates > 1
+        ):  # all answers are compared before any is learnt from, not the first part's alone
+            self._compare(self._batches(samples))
         for epoch in range(config.epochs):
             draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "cut", number, epoch)))
             order = draw.permutation(len(samples)) if config.updates > 1 else np.arange(len(samples))
@@ -216,7 +237,8 @@ class Reinforcement:
                     guard = self._guard if first else None
                     result = self.policy.learn(self.objective, batches, number, guard)
                     self.course.learnt(result, number)
-                    self.engine.new_weights(self.engine.version + 1)
+                    self.updates += 1
+                    self.engine.new_weights(self.updates)
                     if first:
                         told |= {f"rl/{n.replace('max/', 'max_')}": v for n, v in result.told.items()}
                         told |= {f"rl/{name}_loss": v for name, v in result.terms.items()}
@@ -302,50 +324,6 @@ class Reinforcement:
                     "score": graded[at * self.group].total,
                 }
             )
-
-
-class Journal:
-    """Finished answers of the steps since the oldest checkpoint that is kept: a crash loses none of them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.reused = 0
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def write(self, step: int, answers: Mapping[int, Rollout]) -> None:
-        """Append answers. A number's shortest decimal form is exact."""
-        if answers:
-            lines = [json.dumps({"at": at, **vars(one)}) + "\n" for at, one in answers.items()]
-            with (self.folder / f"step-{step:08d}.jsonl").open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
-
-    def read(self, step: int, version: int) -> dict[int, Rollout]:
-        """Answers of a step that weights of this version wrote; a torn last line is left out, and cut off."""
-        path = self.folder / f"step-{step:08d}.jsonl"
-        found: dict[int, Rollout] = {}
-        whole = 0
-        if not path.exists():
-            return found
-        for line in path.read_bytes().splitlines(keepends=True):
-            try:
-                values = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            at = values.pop("at")
-            values.setdefault("wrote", [True] * len(values["ids"]))  # as before there were tools
-            if set(values["versions"]) == {version}:
-                found[at] = Rollout(**values)
-        os.truncate(path, whole)
-        return found
-
-    def forget(self, step: int) -> None:
-        """Remove those of steps before `step`, which every checkpoint that is kept holds."""
-        for path in self.folder.glob("step-*.jsonl"):
-            if int(path.stem.removeprefix("step-")) < step:
-                path.unlink()
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -56,6 +56,9 @@ def test_killed_at_every_point_of_both_trainings_and_at_random(stage: Stage, tmp
     assert {stage.passages[number][:2] for number in chosen} == {
         (point, job) for point in training for job in ("base", "chat")
     }
+    # A step is the same code in both; what differs is that the second's checkpoints are written beside them.
+    same = {(point, "chat") for point in ("train.step", "train.update")}
+    chosen = {number for number in chosen if stage.passages[number][:2] not in same}
     chosen |= set(random.Random(0).sample(range(len(stage.passages)), 3))
     for fault in faults([stage.passages[number] for number in sorted(chosen)]):
         stage.strike(tmp_path / "store", "kill", KILLED, **fault)

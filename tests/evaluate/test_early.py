@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shunter.config.errors import ShunterError
-from shunter.evaluate.early import Point, read, scores, spearman, stopped
+from shunter.evaluate.early import Best, Point, best, read, scores, spearman, stopped
 
 points = st.lists(
     st.builds(Point, st.integers(1, 100), st.floats(0.1, 9), st.floats(1e-3, 50)), min_size=1, max_size=8
@@ -82,3 +82,20 @@ def test_logs_are_read_by_samples(tmp_path: Path) -> None:
     found = read(path, 16)
     assert [point.samples for point in found] == [16, 32, 48]
     assert found[1].loss == draw[1][0]
+
+
+def test_when_a_run_was_at_its_best(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    losses = {4: 3.0, 8: 2.0, 12: 2.0, 16: 2.5}
+    lines = [
+        {"event": "metrics", "step": n, "t": 0.0, "values": {"train/loss": 1.0 / n}} for n in range(1, 17)
+    ]
+    lines += [
+        {"event": "metrics", "step": n, "t": 0.0, "values": {"valid/loss": v}} for n, v in losses.items()
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert best(path, 32) == Best(8, 256, 2.0)
+    assert best(path, 8, before=5) == Best(13, 104, 2.0)
+    path.write_text(json.dumps(lines[0]) + "\n")
+    with pytest.raises(ShunterError, match="never validated"):
+        best(path, 8)

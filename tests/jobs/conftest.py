@@ -34,6 +34,11 @@ Work = Callable[..., tuple[Path, dict[str, Any]]]
 @pytest.fixture
 def work(tmp_path: Path) -> Work:
     """work(job, config, inputs={field: folder}, base=..., name=...) -> (folder that it wrote, metrics)."""
+    return work_in(tmp_path)
+
+
+def work_in(tmp_path: Path) -> Work:
+    """The same for a folder, for what several tests share."""
 
     def run(
         job: Any,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -201,6 +201,25 @@ def test_no_reward_is_read_beyond_a_models_context(model: Path) -> None:
     assert "does not know" in str(found[2])
 
 
+def test_a_reward_model_whose_weights_change_in_the_midst_of_a_run_ends_it(model: Path) -> None:
+    from shunter.post.reward_model import Learnt, new_head
+    from shunter.post.rewards import Grader, Item
+
+    decoder = load_model(model)
+    head = new_head(decoder.spec.dim)
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
+    rule = Learnt(decoder, head, torch.device("cpu"))
+    grader = Grader([(rule, 1.0)])
+    items = [Item("q", "a", "t", ids=[3] * n) for n in (4, 9)]
+    plain = rule.grade(items)
+    for _ in range(2):
+        assert [one.total for one in grader.grade(items)] == plain, "the same bits as without canaries"
+    with torch.no_grad():
+        decoder.embed.weight.mul_(1.01)
+    with pytest.raises(ShunterError, match="whose score is known to be"):
+        grader.grade(items)
+
+
 def test_a_reward_is_learnt_at_the_token_that_ends_an_answer() -> None:
     from shunter.post.batch import Sample
     from shunter.post.prompts import _closed
@@ -226,6 +245,58 @@ def test_another_policy_than_the_generators_stops_the_run(
     monkeypatch.setattr(rollout, "choose", lambda *a: (choose(*a)[0], choose(*a)[1] * float("nan")))
     with pytest.raises(ShunterError, match="is not a number"):
         reinforce(work, model, talks, name="broken")
+
+
+@pytest.mark.parametrize("placement", [None, {"backend": "inline"}], ids=["plain", "placed"])
+def test_a_generator_that_is_one_update_behind_stops_the_run(
+    work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch, placement: Any
+) -> None:
+    """Weights that were not handed on, under the newest version's name: by log-probabilities, and in time."""
+    from shunter.generate.rollout import RolloutEngine
+
+    class Behind(RolloutEngine):
+        """Writes with the weights that it saw when the last text but one of its kind was written."""
+
+        seen: ClassVar[list[dict[str, torch.Tensor]]] = []
+
+        def step(self) -> None:
+            now = {name: value.clone() for name, value in self.model.state_dict().items()}
+            if not self.seen or any(not value.equal(self.seen[-1][name]) for name, value in now.items()):
+                self.seen.append(now)
+            self.model.load_state_dict(self.seen[max(0, len(self.seen) - 2)])
+            super().step()
+            self.model.load_state_dict(now)
+
+    Behind.seen.clear()
+    for module in ("reinforce", "roles.actor"):
+        monkeypatch.setattr(f"shunter.post.{module}.RolloutEngine", Behind)
+    how = {**HOW, "placement": placement, "log_every": 1}
+    with pytest.raises(ShunterError, match="trainer and generator differ by") as caught:
+        reinforce(work, model, talks, train={"steps": 3, "lr": 1e-4}, how=how)
+    assert len(Behind.seen) == 2, f"in the second step ({caught.value})"
+
+
+def test_answers_of_another_version_than_the_newest_stop_the_run(
+    work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shunter.generate.rollout import RolloutEngine
+
+    new = RolloutEngine.new_weights
+    monkeypatch.setattr(
+        RolloutEngine, "new_weights", lambda self, version: new(self, 0 if version == 2 else version)
+    )
+    with pytest.raises(ShunterError, match="2 updates old"):
+        reinforce(work, model, talks, max_gap=9.0)
+
+
+@pytest.mark.parametrize(("first", "then"), [(None, {"backend": "inline"}), ({"backend": "inline"}, None)])
+def test_a_training_does_not_begin_anew_where_its_roles_are_placed_otherwise(
+    work: Work, model: Path, talks: Path, first: Any, then: Any
+) -> None:
+    with pytest.raises(Stopped):
+        reinforce(work, model, talks, how={**HOW, "placement": first}, control=Still(stop_after=3))
+    with pytest.raises(ShunterError, match="checkpoints are of another form"):
+        reinforce(work, model, talks, how={**HOW, "placement": then})
 
 
 @pytest.mark.parametrize(

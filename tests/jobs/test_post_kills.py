@@ -98,7 +98,7 @@ def test_the_journal_outlives_a_checkpoint_that_is_not_there_yet(
 def test_killed_in_the_middle_of_writing_the_weights_are_the_same(
     work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shunter.post.reinforce import Journal
+    from shunter.post.journal import Journal
 
     how = {**HOW, "deterministic": True}
     train = {"steps": 3, "lr": 1e-3}

@@ -26,6 +26,10 @@ HOW = {"threads": 1, "log_every": 2}
 
 @pytest.fixture
 def rows(tmp_path: Path, work: Work) -> Path:
+    return rows_in(tmp_path, work)
+
+
+def rows_in(tmp_path: Path, work: Work) -> Path:
     records = "".join(json.dumps({"text": prose(n, 60)}) + "\n" for n in range(80))
     (tmp_path / "texts.jsonl").write_text(records)
     made, _ = work(curate.JOB, {"sources": [{"path": "texts.jsonl"}], "heldout": 0.2})

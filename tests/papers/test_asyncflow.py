@@ -50,7 +50,7 @@ def test_arms_are_recipes_and_the_paper_says_what_it_lacks() -> None:
         assert "stream" in load_recipe(EXPERIMENT.recipe, list(overrides), KINDS).nodes
     paper = catalogue.find("asyncflow")
     assert paper.state == "partial"
-    assert any("engine swap" in lack for lack in paper.lacks)
+    assert any("final reward" in lack for lack in paper.lacks)
 
 
 @pytest.mark.long

@@ -73,7 +73,12 @@ def test_agnostics_on_given_measurements(
         (rewards / "rewards.json").write_text("[0.1, 0.2]")
         tuned = SimpleNamespace(path=rewards)
         (rewards / "summary.json").write_text('{"answers": 10, "kept": 1}')
-        arms[name] = {"scores": scores(tmp_path / name, "scores", models), "tuned": tuned, "passed": tuned}
+        told = scores(tmp_path / name, "scores", models)
+        if name == "partial":  # more of its programs run
+            found = json.loads((told.path / "scores.json").read_text())
+            found["models"]["tuned"]["tasks"]["prefix"]["code_wrong_output"] = 4
+            (told.path / "scores.json").write_text(json.dumps(found))
+        arms[name] = {"scores": told, "tuned": tuned, "passed": tuned}
     found, result = verdicts(agnostics.EXPERIMENT, agnostics.EXPERIMENT.measure(arms))  # type: ignore[arg-type]
     assert found == [result["claims"][i]["name"] for i in broken]
 
@@ -94,10 +99,7 @@ def test_tulu3_on_given_measurements(values: list[float], broken: list[int], tmp
     arms: dict[str, Any] = {}
     for name in tulu3.EXPERIMENT.arms(0, False):
         suites = {job: scores(tmp_path / name, job, stages(values)) for job in ("scores", "unseen")}
-        for job, split, texts in (
-            ("dev", "heldout", ["Sort 3 1 2 9.", "Which is the largest of 4 5 1 2?"]),
-            ("prompts", "train", ["Sort 8 8 8 8."]),
-        ):
+        for job, split, texts in (("dev", "heldout", ["Sort 3 1 2 9.", "Which is the largest of 4 5 1 2?"]),):
             place = tmp_path / name / job
             place.mkdir()
             lines = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts]
@@ -141,25 +143,32 @@ def test_sft_small_llms_on_given_measurements(sign: int, holds: bool, tmp_path: 
         value = 0.3 + 0.02 * number if name not in sft_small_llms.PHASED.values() else 0.5
         tasks = {**dict.fromkeys(sft_small_llms.SKILLS, value), "heldout": 2.0}
         found = {"scores": scores(tmp_path / name, "scores", {"tuned": tasks})}
-        log = tmp_path / name / "tuned" / "log"
-        log.mkdir(parents=True)
         batch = 32 if "batch 32" in name else 8
-        lines = [
-            json.dumps(
-                {
-                    "event": "metrics",
-                    "step": step,
-                    "values": {"train/loss": 2 + sign * number, "train/grad_norm": 1.0},
-                }
-            )
-            for step in range(1, sft_small_llms.ROWS // batch + 1)
-        ]
-        (log / "events.jsonl").write_text("\n".join(lines) + "\n")
-        arms[name] = {**found, "tuned": SimpleNamespace(path=tmp_path / name / "tuned")}
+        steps = sft_small_llms.ROWS // batch
+        for job in ("first", "tuned") if "phased" in name else ("tuned",):
+            log = tmp_path / name / job / "log"
+            log.mkdir(parents=True)
+            lines = [
+                json.dumps({"event": "metrics", "step": step, "values": values})
+                for step in range(1, steps + 1)
+                for values in [
+                    {
+                        "train/loss": 2 + sign * number,
+                        "train/grad_norm": 1.0,
+                        "valid/loss": abs(step - steps / 2),
+                    }
+                ]
+            ]
+            (log / "events.jsonl").write_text("\n".join(lines) + "\n")
+            found[job] = SimpleNamespace(path=log.parent)
+        arms[name] = found
     broken, result = verdicts(experiment, experiment.measure(arms))
     told = {claim["name"]: claim for claim in result["claims"]}
     assert told["the early verdict ranks the ends"]["ours"] == pytest.approx(sign)
-    assert told["stopping the lower half early saves at least 40 %"]["holds"]
+    assert told["stopping the lower half early saves at least 40 % and keeps the best"]["holds"] == holds
+    best = {row["arm"]: row["mean"] for row in result["table"] if row["metric"] == "to_best"}
+    assert best[names[0]] == sft_small_llms.ROWS / 2
+    assert best[names[-1]] == sft_small_llms.ROWS * 1.5, "the first phase counts"
     assert ("the early verdict ranks the ends" not in broken) == holds
     assert ("the best run is among those that go on" not in broken) == holds
     assert any("other way round" in note for note in result["notes"]) != holds

@@ -93,27 +93,29 @@ def test_without_a_gain_all_layers_have_one_grid() -> None:
 
 @pytest.fixture(scope="module")
 def tight() -> tuple[Question, float]:
-    """Where context parts are quicker than tensor parts, and hold more than fits for all layers."""
-    return question(preset("llama-2-7b"), "8xa100-80", 16, 4096), 30e9
+    """Where two tensor parts are quicker than four, and hold more than fits for all layers."""
+    return question(preset("llama-2-7b"), "8xa100-80", 16, 4096), 45e9
 
 
 def test_plans_are_never_slower_than_with_one_grid_and_once_faster(tight: tuple[Question, float]) -> None:
     it, most = tight
     gains = []
-    for room in (2 * most, most, 0.9 * most):
-        fixed: tuple[dict[str, int | str], ...] = ({}, {"layers": "alike"})
+    for room in (most, 0.8 * most):
+        fixed: tuple[dict[str, int | str], ...] = ({"pp": 1}, {"pp": 1, "layers": "alike"})
         own, one = (search(it, room=room, fixed=each, top=1).plans[0].prediction for each in fixed)
         assert not one.own
         assert own.fullest <= room
         gains.append(one.seconds / own.seconds)
     assert min(gains) > 1 - 1e-9
-    assert max(gains) > 1.02
+    assert max(gains) > 1.01
 
 
 def test_a_plan_of_such_layers_is_run_as_it_is(tight: tuple[Question, float], tmp_path: Path) -> None:
     it, room = tight
     cluster = files.find("8xa100-80")
-    found = next(each.prediction for each in search(it, room=room, top=9).plans if each.prediction.own)
+    found = next(
+        each.prediction for each in search(it, fixed={"pp": 1}, room=room, top=9).plans if each.prediction.own
+    )
     Plan.of(it, cluster, found).save(tmp_path / "plan.yaml")
     plan = Plan.load(tmp_path / "plan.yaml")
     parallel = Parallel.model_validate(plan.parallel())

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shunter.generate.rollout import Rollout
 from shunter.post.advantages import gae, group_relative, leave_one_out, returns, token_rewards, whitened
+from shunter.post.config import PolicyConfig
+from shunter.post.judged import flat_groups, judge
 
 REWARDS = st.lists(st.floats(-5, 5), min_size=1, max_size=12)
 
@@ -74,3 +79,14 @@ def test_whitening_is_over_all_tokens() -> None:
     assert together.std() == pytest.approx(1, abs=1e-6)
     assert [len(part) for part in parts] == [2, 0, 1]
     assert whitened([]) == []
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "rloo", "gspo"])
+def test_a_group_of_equal_rewards_gives_nothing_beside_one_that_does(algorithm: Any) -> None:
+    done = [Rollout(ids=[5, 6], logprobs=[-0.1] * 2, prompt=[1], versions=[0, 0], wrote=[True] * 2)] * 6
+    rewards, groups = [0.1, 0.1, 0.1, 1.0, 0.0, 1.0], [0, 0, 0, 1, 1, 1]
+    samples = judge(PolicyConfig(algorithm=algorithm), done, rewards, groups, None)
+    advantages = [np.asarray(sample.known["advantage"]) for sample in samples]
+    assert not any(each.any() for each in advantages[:3]), "exactly nothing"
+    assert all(each.all() for each in advantages[3:])
+    assert flat_groups(rewards, groups) == 0.5

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 import pytest
 
 from shunter.config.errors import ShunterError
+from shunter.post import rewards
 from shunter.post.config import RewardConfig
 from shunter.post.rewards import Grader, Item, Verified, rule
 
@@ -60,8 +62,8 @@ def test_a_rule_that_raises_counts_as_nothing_and_is_counted() -> None:
     assert [one.total for one in graded] == [1.0, 0.0, 0.0]
     assert [len(one.failed) for one in graded] == [0, 1, 1]
     assert grader.failures == {"constraints": 2}
-    fixed = Grader([(rule(RewardConfig(kind="constraints", constraints={"tall": "1"})), 1.0)])
-    with pytest.raises(ShunterError, match="tall"):
+    fixed = Grader([(rule(RewardConfig(kind="constraints", constraints={"paragraphs": "a"})), 1.0)])
+    with pytest.raises(ShunterError, match="invalid literal"):
         fixed.grade(items("a"))
 
 
@@ -79,6 +81,23 @@ def test_no_target_makes_a_canary_wrong(kind: str, targets: list[str]) -> None:
     made = rule(RewardConfig(kind=kind))  # type: ignore[arg-type]
     for first in targets:
         Grader([(made, 1.0)]).grade([Item("q", "7", t) for t in (first, targets[-1])])
+
+
+def test_a_rule_that_takes_for_ever_counts_as_nothing_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(answer: str, _: str) -> float:
+        while answer == "slow":
+            pass
+        return 1.0
+
+    monkeypatch.setattr(rewards, "RULE_SECONDS", 0.1)
+    grader = Grader([(Verified("own", slow), 1.0)])
+    graded = grader.grade([Item("q", answer, "") for answer in ("a", "slow", "b")])
+    assert [one.total for one in graded] == [1.0, 0.0, 1.0]
+    assert graded[1].failed == ["own: it took more than 0.1 CPU seconds"]
+    assert grader.failures == {"own": 1}
+    graded = grader.grade([Item("q", answer, "") for answer in (*["slow"] * 5, "b")])
+    assert graded[-1].total == 1.0, "no answer is worth less for what others are"
+    assert signal.getsignal(signal.SIGVTALRM) is signal.SIG_DFL
 
 
 def test_where_all_may_fail_nothing_ends() -> None:
@@ -103,6 +122,11 @@ def test_a_score_that_is_not_a_number_counts_as_nothing_and_is_counted(lost: flo
     ("config", "complaint"),
     [
         ({"kind": "format"}, "which needs one"),
+        ({"kind": "constraints", "constraints": {"words_at_mots": "3"}}, "Did you mean words_at_most"),
+        ({"kind": "checker"}, "which needs one"),
+        ({"kind": "number", "file": "x.py"}, "file belongs to"),
+        ({"kind": "number", "language": "c"}, "belong to rewards of the kinds code and checker"),
+        ({"kind": "format", "pattern": ".", "seconds": 9}, "seconds belong to"),
         ({"kind": "number", "pattern": "a"}, "belongs to a reward of the kind format"),
         ({"kind": "format", "pattern": "("}, "no regular expression"),
         ({"kind": "number", "constraints": {"json": ""}}, "belong to a reward of the kind constraints"),
@@ -111,3 +135,51 @@ def test_a_score_that_is_not_a_number_counts_as_nothing_and_is_counted(lost: flo
 def test_configurations_that_contradict(config: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         RewardConfig.model_validate(config)
+
+
+@pytest.mark.parametrize("says", [123.4, -5.0, float("nan")])
+def test_a_reward_model_with_the_weight_zero_leaves_the_verifiers_alone(says: float) -> None:
+    class Says:
+        name = "model"
+
+        def grade(self, items: Sequence[Item]) -> list[float | str]:
+            return [says for _ in items]
+
+        def canaries(self, like: Item) -> list[tuple[Item, float]]:
+            return []
+
+    number = rule(RewardConfig(kind="number"))
+    answers = items("7", "8", "77", "it is 7")
+    alone = [one.total for one in Grader([(number, 10.0)]).grade(answers)]
+    beside = Grader([(number, 10.0), (Says(), 0.0)], patient=True).grade(answers)
+    assert [one.total for one in beside] == alone == [10.0, 0.0, 0.0, 10.0]
+
+
+def test_two_rules_of_one_name_are_refused() -> None:
+    """The second would stand in the place of the first."""
+    twice = [(rule(RewardConfig(kind="format", pattern=pattern)), 1.0) for pattern in ("a", "b")]
+    with pytest.raises(ShunterError, match="two rules have one name"):
+        Grader(twice)
+
+
+@pytest.mark.parametrize(
+    ("target", "graded"),
+    [
+        ("1/2", True),
+        ("1e5", True),
+        ("2^8", False),
+        ("x^{12}", False),
+        ("10/2 = 5", True),
+        ("#### 1,234", True),
+    ],
+)
+def test_a_target_that_is_a_power_is_not_graded_by_its_last_digits(target: str, graded: bool) -> None:
+    score = rule(RewardConfig(kind="number")).grade([Item("q", "it is 2", target)])[0]
+    assert score == 0.0 if graded else isinstance(score, str)
+
+
+def test_a_target_within_a_longer_word_is_not_contained() -> None:
+    contains = rule(RewardConfig(kind="contains"))
+    answers = ["not 120", "it is 12.", "12", "a 112 b", "c12"]
+    assert contains.grade([Item("q", answer, "12") for answer in answers]) == [0.0, 1.0, 1.0, 0.0, 0.0]
+    assert contains.grade([Item("q", "so (a+b).", "(a+b)"), Item("q", "x", "")]) == [1.0, 1.0]

@@ -111,6 +111,11 @@ class Future:
         told = self._pending.told
         return dict(told[min(told)]) if told else {}
 
+    def told_in_all(self, name: str) -> float:
+        """The sum over ranks of a number that they told."""
+        self.wait()
+        return sum(told.get(name, 0.0) for told in self._pending.told.values())
+
 
 @dataclass(frozen=True)
 class Pool:

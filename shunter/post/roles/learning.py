@@ -39,12 +39,13 @@ def shared_step(
     rate: float,
     clip: float,
     finish: Callable[[float], float] | None = None,
+    guard: Callable[[Mapping[str, float]], None] | None = None,
 ) -> ScoredResult:
     """As `scored_step`, but the batches of all peers are one global batch. All peers call it, those without a
     batch too.
 
-    finish: adds gradients up and scales them down, where that is not what the peers do alone; takes the limit
-    and returns the norm."""
+    guard: sees what the objective tells before anything is changed, and may raise. finish: adds gradients up
+    and scales them down, where that is not what the peers do alone; takes the limit and returns the norm."""
     directive = reach("train.step", step=step)
     mine: dict[str, float] = {"tokens": float(sum(int((batch.segments >= 0).sum()) for batch in batches))}
     mine["batches"] = float(len(batches))
@@ -76,6 +77,8 @@ def shared_step(
         name.removeprefix("term "): value for name, value in together.items() if name.startswith("term ")
     }
     told = {name: value for name, value in together.items() if not name.startswith("term ")}
+    if guard is not None:
+        guard(told)
     total = math.nan if directive == "nan" else math.fsum(terms.values())
     if finish is not None:
         norm = finish(clip)

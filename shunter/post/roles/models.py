@@ -1,4 +1,4 @@
-"""Roles with a model: the actor, which writes and learns; the critic; the reference, which learns nothing.
+"""Roles with a model: what learns; the critic; the reference, which learns nothing. The actor: actor.py.
 
 Each rank of a role holds a copy of the model. Columns of rows: `ids` and `place` of a prompt; `prompt`,
 `ids`, `logprobs`, `stop` and `place` of an answer; `reference`, `value`, `old`, `advantage`, `return` of its
@@ -7,10 +7,9 @@ tokens.
 
 from __future__ import annotations
 
-import math
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,16 +19,14 @@ import torch
 
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
-from shunter.generate.config import SamplingConfig
-from shunter.generate.rollout import Rollout, RolloutEngine
 from shunter.models.decoder import Decoder
-from shunter.models.hf import load_model, save_model
+from shunter.models.hf import load_model
 from shunter.parallel.told import told_by_all
 from shunter.post.batch import Answers, Sample, micro_batches
 from shunter.post.config import PostTrain
 from shunter.post.course import Pupil
 from shunter.post.objective import ScoreObjective
-from shunter.post.policy import Policy, PolicySettings, Value
+from shunter.post.policy import Value
 from shunter.post.preferences import of_each
 from shunter.post.reward_model import new_head
 from shunter.post.roles.cut import CutModel
@@ -110,7 +107,7 @@ class Reference(_Scoring):
         return Rows({"reference": self.score(written, "logprob")}, written.unit)
 
 
-class _Learning(_Scoring):
+class Learning(_Scoring):
     """A model that is updated."""
 
     def __init__(
@@ -169,7 +166,14 @@ class _Learning(_Scoring):
             self.cut.apart()
 
     def learn(
-        self, objective: ScoreObjective, judged: Rows, step: int, part: int, parts: int, epoch: int
+        self,
+        objective: ScoreObjective,
+        judged: Rows,
+        step: int,
+        part: int,
+        parts: int,
+        epoch: int,
+        guard: Callable[[Mapping[str, float]], None] | None = None,
     ) -> ScoredResult:
         """One update from part `part` of `parts` of the step's answers, all ranks together."""
         chosen = list(chosen_answers(judged, self.seed, step, part, parts, epoch, self._answers(judged)))
@@ -184,6 +188,7 @@ class _Learning(_Scoring):
             rate=rate(self.config, step),
             clip=self.config.clip,
             finish=None if self.cut is None else self.cut.finish,
+            guard=guard,
         )
         self.skipped += not result.updated
         if self.skipped > self.most_skipped:
@@ -220,122 +225,7 @@ class _Learning(_Scoring):
         self.skipped, self.version = int(extra["skipped"]), int(extra["version"])
 
 
-class Actor(_Learning):
-    """The policy. With t parts it learns cut, and comes together to write."""
-
-    parts = True
-
-    def __init__(
-        self,
-        station: Station,
-        *,
-        policy: Mapping[str, Any],
-        sampling: Mapping[str, Any],
-        group: int = 1,
-        stops: Sequence[int] = (),
-        max_gap: float = 0.02,
-        **more: Any,
-    ) -> None:
-        """policy: PolicySettings. sampling: SamplingConfig; its batch is the answers side by side on a rank.
-        group: answers to a prompt."""
-        super().__init__(station, temperature=float(sampling["temperature"]), **more)
-        self.objective = Policy(PolicySettings(**policy))
-        self.sampling = SamplingConfig.model_validate(sampling)
-        self.group, self.stops, self.max_gap = group, list(stops), max_gap
-
-    @operation("micro_dp")
-    def generate(self, asked: Rows, *, step: int, greedy: bool = False) -> Rows:
-        """`group` answers to each prompt, or with `greedy` the likeliest one. Each draws from a stream of
-        (seed, step, its place), so what is written does not depend on where."""
-        group = 1 if greedy else self.group
-        done: list[Rollout] = []
-        with self.whole() as decoder:
-            # With `exact`, a prompt at a time: a token more beside it, and a product may round otherwise.
-            size = 1 if self.station.exact else max(1, len(asked))
-            for at in range(0, len(asked), size):
-                done += self._write(decoder, asked.take(at, at + size), step, group, greedy)
-        if self.cut is not None:
-            self.tell(received=self.cut.bill.received, redundant=self.cut.bill.redundant)
-        places = [int(place[0]) for place in asked["place"]]
-        return Rows(
-            {
-                "prompt": [np.asarray(one.prompt, dtype=np.int64) for one in done],
-                "ids": [np.asarray(one.ids, dtype=np.int64) for one in done],
-                "logprobs": [np.asarray(one.logprobs, dtype=np.float64) for one in done],
-                "stop": [np.array([ENDS.index(one.stop_reason)], dtype=np.int64) for one in done],
-                "version": [np.asarray(one.versions, dtype=np.int64) for one in done],
-                "place": [np.array([place * group + i]) for place in places for i in range(group)],
-            },
-            group,
-        )
-
-    def _write(self, decoder: Decoder, asked: Rows, step: int, group: int, greedy: bool) -> list[Rollout]:
-        longest = max(len(ids) for ids in asked["ids"])
-        room = min(longest + self.sampling.max_new_tokens, decoder.spec.max_positions)
-        side = max(1, min(self.sampling.batch, len(asked) * group))
-        sampling = self.sampling.model_copy(
-            update={"batch": side, **({"temperature": 0.0} if greedy else {})}
-        )
-        seed = derive_seed(self.seed, "rollout", step)
-        engine = RolloutEngine(
-            decoder, sampling, self.stops, seed, size=8, tokens=side * (room + 8), version=self.version,
-            tempered=True,
-        )  # fmt: skip
-        for ids, place in zip(asked["ids"], asked["place"], strict=True):
-            for i in range(group):
-                engine.submit([int(id) for id in ids], stream=int(place[0]) * group + i)
-        return engine.run()
-
-    @operation("dp")
-    def update(self, judged: Rows, *, step: int, part: int = 0, parts: int = 1, epoch: int = 0) -> None:
-        """Learn from answers with `old` and `advantage`. Tells loss, terms, norm of the gradient, and what
-        the objective tells. The first update of a step has the weights that wrote, so there
-        log-probabilities are compared.
-
-        Where no answer is better or worse than another, nothing changes (`idle`)."""
-        flat = all(not np.any(advantage) for advantage in judged["advantage"])
-        settings = self.objective.settings
-        flat = all(told_by_all(flat, self.copies, self.station.device))
-        if flat and not settings.kl and not settings.entropy:
-            self.tell(idle=1.0, loss=0.0)
-            return
-        result = self.learn(self.objective, judged, step, part, parts, epoch)
-        if epoch == part == 0:
-            self._compare(result.told["gap"])
-        self.version += 1
-        self.tell(idle=0.0, loss=result.loss, grad_norm=result.grad_norm, updated=float(result.updated))
-        self.tell(**{f"{name}_loss": value for name, value in result.terms.items()})
-        self.tell(**{name.replace("max/", "max_"): value for name, value in result.told.items()})
-
-    def _compare(self, gap: float) -> None:
-        if not math.isfinite(gap):
-            raise ShunterError(
-                "a log-probability of the generator or the trainer is not a number",
-                where=self.station.name,
-                mend="Lower train.lr, and go on from an earlier checkpoint.",
-            )
-        if gap > self.max_gap:
-            raise ShunterError(
-                f"trainer and generator differ by {gap:.2g} nats a token, more than {self.max_gap:g}",
-                where=self.station.name,
-                mend="Set train.precision to fp32, or raise max_gap if it is bfloat16's rounding.",
-            )
-
-    @operation("one_to_all")
-    def write(self, folder: str) -> None:
-        """Write the model's folder; the first rank does."""
-        with self.whole() as decoder:
-            if self.station.rank == 0:
-                save_model(decoder.cpu(), Path(folder))
-
-    @operation("one_to_all")
-    def fingerprint(self) -> float:
-        """A sum of all weights' bits: ranks that hold the same say the same."""
-        with self.whole() as decoder:
-            return fingerprint(decoder)
-
-
-class Critic(_Learning):
+class Critic(Learning):
     """The value model: what an answer is going to be worth, after each of its tokens."""
 
     def __init__(self, station: Station, *, clip: float = 0.2, weight: float = 0.5, **more: Any) -> None:

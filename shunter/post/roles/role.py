@@ -18,7 +18,7 @@ from shunter.parallel.mesh import Peers, ProcessGroups
 # Kind -> module:class. A worker imports it by this name; no code travels.
 KINDS: dict[str, str] = {
     "prompts": "shunter.post.roles.asking:Prompts",
-    "actor": "shunter.post.roles.models:Actor",
+    "actor": "shunter.post.roles.actor:Actor",
     "critic": "shunter.post.roles.models:Critic",
     "reference": "shunter.post.roles.models:Reference",
     "reward": "shunter.post.roles.grading:Reward",
@@ -50,6 +50,9 @@ class Role:
     def __init__(self, station: Station, **settings: Any) -> None:
         self.station = station
         self.told: dict[str, float] = {}
+
+    def close(self) -> None:
+        """Give back what the role holds besides memory."""
 
     def tell(self, **facts: float) -> None:
         """Small numbers for the controller."""

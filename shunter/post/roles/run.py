@@ -30,7 +30,8 @@ STATE = "placed.json"
 
 @dataclass
 class Told:
-    """What a run has to tell. done: steps. moved: bytes from worker to worker, control: to and from the
+    """What a run has to tell. done: steps. prompts: that there are, without the too_long. not_graded: answers
+    that a rule could not grade, of this attempt. moved: bytes from worker to worker, control: to and from the
     controller, both of this attempt."""
 
     done: int = 0
@@ -38,6 +39,9 @@ class Told:
     samples: list[dict[str, Any]] = field(default_factory=list)
     most_gap: float = 0.0
     skipped: int = 0
+    prompts: int = 0
+    too_long: int = 0
+    not_graded: int = 0
     moved: int = 0
     control: int = 0
 
@@ -100,7 +104,11 @@ class _Run:
         return self.told
 
     def _values(self, step: Mapping[str, Future]) -> dict[str, float]:
-        actor, graded = step["actor"].told(), step["reward"].told()
+        actor, graded, asked = (step[name].told() for name in ("actor", "reward", "asked"))
+        if (long := int(asked["too_long"])) > self.told.too_long:
+            self.place.events.write("problem", problem=f"{long} prompts are too long and left out")
+        self.told.prompts, self.told.too_long = int(asked["prompts"]), long
+        self.told.not_graded = int(graded["not_graded"])
         self.told.rewards.append(graded["reward"])
         self.told.most_gap = max(self.told.most_gap, actor.get("max_gap", 0.0))
         self.told.skipped += actor.get("updated") == 0.0
@@ -111,7 +119,9 @@ class _Run:
             found |= {
                 f"rl/{name}": value for name, value in step["critic"].told().items() if name[:5] == "value"
             }
-        return {**found, "rl/staleness": 0.0, "rl/moved_mb": self.flow.moved / 1e6}
+        if reused := step["written"].told_in_all("reused"):
+            self.place.events.write("reused", step=self.told.done, answers=int(reused))
+        return {**found, "rl/moved_mb": self.flow.moved / 1e6}
 
     def _log(self) -> None:
         means = {}
@@ -156,6 +166,7 @@ class _Run:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, self.file)
+        self.cast.actor.kept(step=self.told.done)  # only now: until then an older state counts
 
     def _resume(self) -> None:
         if not self.file.exists():

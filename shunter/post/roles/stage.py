@@ -21,7 +21,7 @@ from shunter.post.roles.scripts import Cast
 class Play:
     """What is learnt from what. costs: rewards of the cost, for scripts that have one. room: tokens of a
     prompt at most. prefix: stands before what the person says last. objective: instead of the algorithm's,
-    as ReMax has it."""
+    as ReMax has it. journal: answers outlive a crash, in the flow's folder, which is then this play's."""
 
     model: Path
     prompts: Path
@@ -44,6 +44,7 @@ class Play:
     keep: int = 2
     base: Path = field(default_factory=Path)
     objective: PolicySettings | None = None
+    journal: bool = False
 
     @property
     def roles(self) -> list[str]:
@@ -100,5 +101,5 @@ def _settings(role: str, play: Play) -> Mapping[str, Any]:
     objective = play.objective or settings(play.policy, play.sampling.max_new_tokens)
     return {
         **model, **train, "policy": asdict(objective), "sampling": play.sampling.model_dump(mode="json"),
-        "group": play.group, "stops": list(play.stops), "max_gap": play.max_gap,
+        "group": play.group, "stops": list(play.stops), "max_gap": play.max_gap, "journal": play.journal,
     }  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shunter.config.errors import ShunterError
-from shunter.post.rewards import Item
+from shunter.post.rewards import CANARY, Item
 from shunter.post.sandbox.box import Program, Sandbox
 from shunter.post.sandbox.languages import LANGUAGES, Language, last_program
 
@@ -28,6 +28,11 @@ class Passes:
     ) -> None:
         self.box, self.language, self.seconds, self.partial = box, language, seconds, partial
         self.told: dict[str, int] = {}  # how programs ended, by status, without canaries
+        try:
+            language.check()
+        except ShunterError:
+            box.close()
+            raise
         self._try()
 
     def grade(self, items: Sequence[Item]) -> list[float | str]:
@@ -44,7 +49,7 @@ class Passes:
             if code is None:
                 self._count(item, "no block")
                 continue
-            language = LANGUAGES["python"] if item.prompt == _CANARY else self.language
+            language = LANGUAGES["python"] if item.prompt == CANARY else self.language
             asked.append((i, tests))
             programs.append(Program(language, code, [given for given, _ in tests], self.seconds))
         for (i, tests), ended in zip(asked, self.box.run(programs), strict=True):
@@ -61,34 +66,44 @@ class Passes:
         self.box.close()
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
-        """Two programs, one right and one that ends before it prints; neither depends on the data."""
+        """Programs that are right, in the language that is taught too, and one that ends before it prints;
+        none depends on the data."""
         target = json.dumps([{"input": "20 3", "output": "23"}])
+        sample = self.language.sample
+        assert sample is not None
+        own = json.dumps([{"input": sample.input, "output": sample.output}])
         right = "```\nprint(sum(map(int, input().split())))\n```"
         return [
-            (Item(_CANARY, right, target), 1.0),
-            (Item(_CANARY, "```\nimport os\nos._exit(0)\n```", target), self.partial),
-            (Item(_CANARY, "print(23)", target), 0.0),
+            (Item(_SAMPLE, f"```\n{sample.program.rstrip()}\n```", own), 1.0),
+            (Item(CANARY, right, target), 1.0),
+            (Item(CANARY, "```\nimport os\nos._exit(0)\n```", target), self.partial),
+            (Item(CANARY, "print(23)", target), 0.0),
         ]
 
     def _count(self, item: Item, how: str) -> None:
-        if item.prompt != _CANARY:
+        if item.prompt not in (CANARY, _SAMPLE):
             self.told[how] = self.told.get(how, 0) + 1
 
     def _try(self) -> None:
-        """Raise ShunterError where what the language runs is on the machine, but not in sight of programs:
-        each of them would be worth nothing then, and the canaries, which are Python, would not show it."""
-        empty = Program(self.language, "", [""], self.seconds)
-        ended = self.box.run([empty])[0][-1]
-        if ended.code in (126, 127):
+        """Raise ShunterError where what the language runs is on the machine, but does not run in the sandbox:
+        each program would be worth nothing then."""
+        language, sample = self.language, self.language.sample
+        assert sample is not None
+        ended = self.box.run([Program(language, sample.program, [sample.input], self.seconds)])[0][-1]
+        if ended.status != "ok" or not same(ended.output, sample.output):
             self.box.close()
+            said = ended.errors.strip() or f"it printed {ended.output[:100]!r}"
             raise ShunterError(
-                f"the language {self.language.name} cannot be run in the sandbox, which shows programs /usr, "
-                "/bin, /lib and Python alone",
-                mend=self.language.install,
+                f"the language {language.name} cannot be run in the sandbox: its sample ended "
+                f"with {ended.status} (code {ended.code}): {said[-300:]}",
+                mend=f"Programs see /usr, /bin, /lib and Python, and have {language.memory} MiB, "
+                f"{language.processes} processes and {self.seconds:g} s: `paths`, `memory`, `address_space` "
+                "and `processes` in the language's file, and `seconds`, give them more. "
+                f"{language.install or ''}".strip(),
             )
 
 
-_CANARY = "\x00canary"
+_SAMPLE = "\x00sample"  # the prompt of a canary in the language that is taught; others are Python
 
 
 def cases(target: str) -> list[tuple[str, str]]:

@@ -17,7 +17,8 @@ from shunter.config.errors import ShunterError
 from shunter.layout.generation import Hybrid
 from shunter.parallel.mesh import Groups, Peers, ProcessGroups
 from shunter.post.judged import settings
-from shunter.post.roles.models import Actor, Critic
+from shunter.post.roles.actor import Actor
+from shunter.post.roles.models import Critic
 from shunter.post.roles.role import Station
 from shunter.post.roles.rows import Rows, share
 from shunter.post.roles.stage import Play, _settings
