@@ -291,8 +291,10 @@ def this_node() -> Node:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line of what Ray says."""
+    """One line of what Ray says: the last, but for one that says less than the one before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[-1].startswith("The actor never ran"):
+        del lines[-1]
     return (lines[-1] if lines else type(error).__name__)[:300]
 
 

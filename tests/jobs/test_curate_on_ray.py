@@ -23,7 +23,7 @@ from shunter.data.curation.operators import Operator
 from shunter.data.curation.runner import Done, Runner, Waiting, _await
 from shunter.jobs import curate
 from shunter.launch import ray_cluster
-from shunter.launch.ray_cluster import Cluster, Sight, look
+from shunter.launch.ray_cluster import Cluster, Sight, look, reason_of
 from shunter.launch.ray_hands import RayHands
 from shunter.recipe.store import Store
 from tests.data.curation.killer import Killer
@@ -66,6 +66,12 @@ def test_a_sight_is_one_file_of_this_run(tmp_path: Path) -> None:
     assert not list((tmp_path / "there").iterdir())
     with pytest.raises(ShunterError, match=r"node 10\.0\.0\.7 .* does not see the store"):
         raise other.hidden("10.0.0.7")
+
+
+def test_the_line_that_tells_why_is_told() -> None:
+    told = "It died.\n\tpid: 4\nThe actor is dead because its node has died.\nThe actor never ran - it was"
+    assert reason_of(RuntimeError(told)) == "The actor is dead because its node has died."
+    assert reason_of(RuntimeError("")) == "RuntimeError"
 
 
 def test_a_file_that_another_machine_wrote_is_waited_for(tmp_path: Path) -> None:
