@@ -3,21 +3,27 @@
 Both sides judge the same documents in memory, one core, in alternating rounds. The baseline runs twice: with
 its default splitter (spaCy's), as its users run it, and with ours, written in Python as a regular expression,
 so that decisions can be compared and the gain told apart from that of a simpler splitter. A decision is to
-keep or to drop, and for C4 also the text that stays.
+keep or to drop, and for C4 also the text that stays. Where a decision with spaCy's words is another and with
+ours the same, the words explain it; which pieces the two splitters make of the same text is counted beside.
+
+Two corpora: English as it is, and as much as is asked made of its paragraphs, drawn anew with what filters
+look for among them. English is what the project ships, and the text files that are named.
 
 datatrove is no part of shunter. Make an environment with it and run this there:
     python -m venv peers
     peers/bin/pip install 'datatrove==0.10.1' 'xxhash<4' spacy tokenizers regex pydantic PyYAML pyarrow
-    PYTHONPATH=. peers/bin/python -m bench.curate            # all, keeps the result
-    PYTHONPATH=. peers/bin/python -m bench.curate 1          # one MB of resampled text, keeps nothing
+    PYTHONPATH=. peers/bin/python -m bench.curate --text tinyshakespeare.txt   # all, keeps the result
+    PYTHONPATH=. peers/bin/python -m bench.curate --tiny                       # to try it; keeps nothing
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,15 +36,20 @@ from shunter.data.curation.operators import Operator
 from shunter.data.curation.pages import Pages
 
 GOAL, SAME = 20.0, 0.99
+RESAMPLED, TINY = 20.0, 0.3  # MB
+SAMPLED = 300  # documents whose words are looked at
 BATCH = 1 << 18  # characters
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 
 
-def clean() -> list[str]:
-    """The shipped English, in sections of about 3,000 characters."""
+def clean(files: Sequence[Path] = ()) -> list[str]:
+    """The shipped English and that of text files, in sections of about 3,000 characters."""
     from shunter.jobs.curate import sections
 
     found: list[str] = []
+    for path in files:
+        text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
+        found += [part for part in sections(text, 3000) if part.strip()]
     for name in ("state_union", "inaugural"):
         with zipfile.ZipFile(ROOT / "recipes" / "data" / f"{name}.zip") as archive:
             for member in sorted(archive.namelist()):
@@ -165,34 +176,42 @@ def compare(name: str, texts: list[str], rounds: int, seconds: float) -> dict[st
 
     parts, size = batches(texts), sum(len(text.encode()) for text in texts) / 1e6
     cases: dict[str, Any] = {}
+    made: dict[tuple[str, str], list[bool]] = {}  # by filter and splitter: whether the decisions are alike
     original = word_tokenizers.load_word_tokenizer
     for words in ("spaCy", "ours"):
         word_tokenizers.load_word_tokenizer = original if words == "spaCy" else _always(splitter())
         for ours, peer in peers("en"):
-            mine, theirs = judged(ours, parts), baseline(peer, texts)
-            kept = [a[0] == b[0] and (a[1] == b[1] or not a[0]) for a, b in zip(mine, theirs, strict=True)]
+            last: dict[str, list[tuple[bool, str, str]]] = {}
+
+            def mine(last: Any = last, ours: Operator = ours) -> None:
+                last["mine"] = judged(ours, parts)
+
+            def theirs(last: Any = last, peer: Any = peer) -> None:
+                last["theirs"] = baseline(peer, texts)
+
+            judged(ours, parts[:1]), baseline(peer, texts[:1])  # what they load is not timed
+            timed = alternate(mine, theirs, rounds, 0, limit=seconds)
+            both = list(zip(last["mine"], last["theirs"], strict=True))
+            alike = [a[0] == b[0] and (a[1] == b[1] or not a[0]) for a, b in both]
+            made[ours.name, words] = alike
             odd = Counter(
                 f"{a[2] or 'kept'} / {b[2] or 'kept'}"
-                for a, b, same in zip(mine, theirs, kept, strict=True)
+                for (a, b), same in zip(both, alike, strict=True)
                 if not same
             )
-            timed = alternate(
-                lambda ours=ours: judged(ours, parts),  # type: ignore[misc]
-                lambda peer=peer: baseline(peer, texts),  # type: ignore[misc]
-                rounds,
-                0,
-                limit=seconds,
-            )
             case = {
-                "dropped": sum(not a[0] for a in mine),
+                "dropped": sum(not a[0] for a, _ in both),
+                "dropped_by_datatrove": sum(not b[0] for _, b in both),
                 "documents": len(texts),
-                "same_decision": sum(kept) / len(kept),
+                "same_decision": sum(alike) / len(alike),
+                "same_keep_or_drop": sum(a[0] == b[0] for a, b in both) / len(both),
                 "differences (ours / theirs)": dict(odd.most_common(5)),
                 "mb_per_second": {
                     "ours": size / float(np.median(timed["a"])),
                     "datatrove": size / float(np.median(timed["b"])),
                 },
                 "ratio": timed["ratio_median"],
+                "ratio_interval": [timed["ratio_low"], timed["ratio_high"]],
                 "cpu_ratio": timed["cpu_ratio_median"],
                 "others": timed["others"],
             }
@@ -204,7 +223,34 @@ def compare(name: str, texts: list[str], rounds: int, seconds: float) -> dict[st
                 flush=True,
             )
     word_tokenizers.load_word_tokenizer = original
-    return cases
+    for (operator, words), alike in made.items():
+        if words == "spaCy":
+            pairs = zip(alike, made[operator, "ours"], strict=True)
+            explained = sum(same for other, same in pairs if not other)
+            told = {"different": alike.count(False), "the same with our words": explained}
+            cases[f"{operator}, words by spaCy"]["explained_by_words"] = told
+            print(f"{name:<10}{operator:<19}{told}", flush=True)
+    return {"megabytes": size, "documents": len(texts), "filters": cases, "words": pieces(texts)}
+
+
+def pieces(texts: Sequence[str]) -> dict[str, Any]:
+    """What the two splitters make of the same texts: how many words, and which only one of them has."""
+    from datatrove.utils.word_tokenizers import load_word_tokenizer
+
+    spacy, mine = load_word_tokenizer("en"), splitter()
+    step = max(1, len(texts) // SAMPLED)
+    counts, only = [0, 0], [Counter[str](), Counter[str]()]
+    for text in texts[::step]:
+        ours, theirs = Counter(mine.word_tokenize(text)), Counter(spacy.word_tokenize(text))
+        counts = [counts[0] + sum(ours.values()), counts[1] + sum(theirs.values())]
+        only[0].update(ours - theirs)
+        only[1].update(theirs - ours)
+    return {
+        "ours": counts[0],
+        "spaCy": counts[1],
+        "only ours": dict(only[0].most_common(12)),
+        "only spaCy": dict(only[1].most_common(12)),
+    }
 
 
 def _always(given: Any) -> Callable[..., Any]:
@@ -213,21 +259,29 @@ def _always(given: Any) -> Callable[..., Any]:
 
 def main() -> int:
     """Measure, print, keep. Returns 0; what is not reached stands in the table."""
+    parser = argparse.ArgumentParser(description="Quality filters beside datatrove's.")
+    parser.add_argument("--text", nargs="*", type=Path, default=[], help="more English, as text files")
+    parser.add_argument("--megabytes", type=float, default=RESAMPLED, help="of the resampled corpus")
+    parser.add_argument("--tiny", action="store_true", help="a little of both; keeps nothing")
+    chosen = parser.parse_args()
     try:
         import datatrove  # noqa: F401
     except ImportError:
         print("datatrove is not here: the head of bench/curate.py says how to run this. Skipped.")
         return 0
-    megabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
-    texts = clean()
+    texts = clean(chosen.text)
     print(
         "corpus    filter             words   ours MB/s  peer   ratio     cpu     same  dropped  differences"
     )
     found = {
-        "clean": compare("clean", texts, 3, 60),
-        "resampled": compare("resampled", resampled(texts, megabytes, 0), 1, 600),
+        "clean": compare("clean", texts[:: 20 if chosen.tiny else 1], 1 if chosen.tiny else 3, 60),
+        "resampled": compare(
+            "resampled", resampled(texts, TINY if chosen.tiny else chosen.megabytes, 0), 1, 900
+        ),
     }
-    if len(sys.argv) > 1:
+    for name, corpus in found.items():
+        print(f"{name:<10}{corpus['megabytes']:.2f} MB; {corpus['words']}")
+    if chosen.tiny:
         return 0
     save(
         "curate",
@@ -235,7 +289,7 @@ def main() -> int:
             "what": "MB/s of UTF-8 text per core, ours by datatrove 0.10.1's; share of equal decisions",
             "how": "alternating in one process; median of rounds",
             "goal": {"ratio to the default splitter": GOAL, "equal decisions with ours": SAME},
-            "cases": found,
+            "corpora": found,
             "machine": machine(),
         },
     )

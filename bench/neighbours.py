@@ -3,19 +3,22 @@
 One core each, in alternating rounds, 14 buckets of 8 hashes, runs of 5 words. The corpus has copies of its
 documents with words changed at several rates; recall and precision of pairs are against exact Jaccard
 similarity of at least 0.8 within families of copies. The baseline runs with its default splitter (spaCy's),
-and with white space as the splitter, the fastest that it can have.
+and with white space as the splitter, the fastest that it can have. Two sizes: about that of the English that
+it is made of, and 20 MB.
 
-Run it where datatrove is: the head of bench/curate.py says how. `python -m bench.neighbours 1` takes one MB
-and keeps nothing.
+Run it where datatrove is: the head of bench/curate.py says how.
+    PYTHONPATH=. peers/bin/python -m bench.neighbours --text tinyshakespeare.txt   # both, keeps the result
+    PYTHONPATH=. peers/bin/python -m bench.neighbours 0.3                          # MB; keeps nothing
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +32,15 @@ from shunter.data.curation.pages import Pages
 from shunter.data.curation.runner import Runner
 
 GOAL, SIMILAR = 40.0, 0.8
+SIZES = (3.9, 20.0)  # MB
 CHUNK = 4_000_000
 RATES = (0.002, 0.01, 0.03, 0.08)  # of words changed in a copy
 
 
-def families(megabytes: float, seed: int) -> tuple[list[str], np.ndarray]:
+def families(megabytes: float, seed: int, files: Sequence[Path] = ()) -> tuple[list[str], np.ndarray]:
     """Documents and the number of the original of each, in no order."""
     draw = np.random.default_rng(seed)
-    paragraphs = [part for text in clean() for part in text.split("\n\n") if len(part) > 200]
+    paragraphs = [part for text in clean(files) for part in text.split("\n\n") if len(part) > 200]
     words = sorted({word for part in paragraphs[:400] for word in part.split()})
     texts: list[str] = []
     origin: list[int] = []
@@ -135,42 +139,59 @@ def pairs(texts: list[str], origin: np.ndarray, kept: list[int]) -> dict[str, fl
     }
 
 
-def main() -> int:
-    """Measure, print, keep. Returns 0; what is not reached stands in the table."""
-    try:
-        import datatrove  # noqa: F401
-    except ImportError:
-        print("datatrove is not here: the head of bench/curate.py says how to run this. Skipped.")
-        return 0
-    megabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 4.0
-    texts, origin = families(megabytes, 0)
+def measured(megabytes: float, files: Sequence[Path]) -> dict[str, Any]:
+    """One size."""
+    texts, origin = families(megabytes, 0, files)
     size = sum(len(text.encode()) for text in texts) / 1e6
-    cases: dict[str, Any] = {}
+    cases: dict[str, Any] = {"documents": len(texts), "megabytes": size}
     print(f"{len(texts)} documents, {size:.2f} MB; similar: Jaccard {SIMILAR}")
     with tempfile.TemporaryDirectory() as place:
         mine = ours(texts, Path(place) / "ours")
-        cases["ours"] = pairs(texts, origin, mine())
-        print(f"ours             {cases['ours']}")
         for words in ("spaCy", "spaces"):
             peer = theirs(texts, Path(place) / "theirs", words)
-            timed = alternate(mine, peer, 1 if words == "spaCy" else 3, 0, limit=300)
-            cases[words] = {
-                **pairs(texts, origin, peer()),
+            last: dict[str, list[int]] = {}
+
+            def a(last: Any = last) -> None:
+                last["ours"] = mine()
+
+            def b(last: Any = last, peer: Any = peer) -> None:
+                last["theirs"] = peer()
+
+            timed = alternate(a, b, 1 if words == "spaCy" or megabytes > 10 else 3, 0, limit=600)
+            if "ours" not in cases:
+                cases["ours"] = pairs(texts, origin, last["ours"])
+                print(f"ours             {cases['ours']}")
+            cases[f"datatrove, {words}"] = {
+                **pairs(texts, origin, last["theirs"]),
                 "mb_per_second": {
                     "ours": size / float(np.median(timed["a"])),
                     "datatrove": size / float(np.median(timed["b"])),
                 },
                 "ratio": timed["ratio_median"],
+                "ratio_interval": [timed["ratio_low"], timed["ratio_high"]],
                 "cpu_ratio": timed["cpu_ratio_median"],
                 "others": timed["others"],
             }
-            print(f"datatrove, {words:<6}{cases[words]}", flush=True)
-    if len(sys.argv) > 1:
+            print(f"datatrove, {words:<6}{cases[f'datatrove, {words}']}", flush=True)
+    return cases
+
+
+def main() -> int:
+    """Measure, print, keep. Returns 0; what is not reached stands in the table."""
+    parser = argparse.ArgumentParser(description="Near-duplicates beside datatrove's four stages.")
+    parser.add_argument("megabytes", nargs="*", type=float, help="sizes, to try it; default: 3.9 20")
+    parser.add_argument("--text", nargs="*", type=Path, default=[], help="more English, as text files")
+    chosen = parser.parse_args()
+    try:
+        import datatrove  # noqa: F401
+    except ImportError:
+        print("datatrove is not here: the head of bench/curate.py says how to run this. Skipped.")
         return 0
-    save(
-        "neighbours",
-        {"what": "near-duplicates end to end", "goal": GOAL, "cases": cases, "machine": machine()},
-    )
+    found = {f"{size:g} MB": measured(size, chosen.text) for size in chosen.megabytes or SIZES}
+    if chosen.megabytes:
+        return 0
+    result = {"what": "near-duplicates end to end, one core", "goal": GOAL, "sizes": found}
+    save("neighbours", {**result, "machine": machine()})
     return 0
 
 

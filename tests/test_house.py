@@ -254,8 +254,8 @@ def test_packages_of_the_base_install_are_the_declared_ones() -> None:
         *(t for extra in declared["optional-dependencies"].values() for t in extra),
     ]
     names = {text.split("=")[0].split(">")[0].strip().lower().replace("-", "_") for text in texts}
-    # PyYAML's module, and parts that pydantic and jinja2 bring.
-    allowed = names | {"yaml", "typing_extensions", "pydantic_core", "markupsafe"}
+    # PyYAML's and lingua-language-detector's modules, and parts that pydantic and jinja2 bring.
+    allowed = names | {"yaml", "lingua", "typing_extensions", "pydantic_core", "markupsafe"}
     used: dict[str, str] = {}
     for name, tree in trees():
         for node in ast.walk(tree):

@@ -11,6 +11,7 @@ from shunter.recipe.disk import human
 
 if TYPE_CHECKING:
     from shunter.cluster.description import Description
+    from shunter.plan.profile import Profile
 
 
 def show(it: Description) -> None:
@@ -52,3 +53,28 @@ def show(it: Description) -> None:
             rate = f"{human(each.bandwidth)}/s"
             table.add_row(each.op, str(each.ranks), f"{1e6 * each.latency:.0f} us", rate)
         console.print(table)
+
+
+def show_profile(it: Profile) -> None:
+    """Print what a model takes on a machine."""
+    console = Console(highlight=False)
+    console.print(f"[bold]{it.machine}[/bold], rows of {it.row} tokens, {it.products}", soft_wrap=True)
+    table = Table(
+        "part", "tensor ranks", "rows", "forward", "backward", box=None, header_style="bold", pad_edge=False
+    )
+    for name in ("layer", "embedding", "head"):
+        for degree, part in getattr(it, name).items():
+            for rows, ahead, behind in zip(
+                part.forward.sizes, part.forward.seconds, part.backward.seconds, strict=True
+            ):
+                took = [f"{1e3 * seconds:.2f} ms" for seconds in (ahead, behind)]
+                table.add_row(name, str(degree), f"{rows:g}", *took)
+    console.print(table)
+    table = Table("message", "ranks", "least", "bandwidth", box=None, header_style="bold", pad_edge=False)
+    for kind, curves in it.messages.items():
+        for count, curve in curves.items():
+            rate = f"{human(curve.sizes[-1] / curve.seconds[-1])}/s"
+            table.add_row(kind, str(count), f"{1e6 * curve.seconds[0]:.0f} us", rate)
+    if it.messages:
+        console.print(table)
+    console.print(f"optimizer: {1e9 * it.update.seconds[-1] / it.update.sizes[-1]:.2f} ns a parameter")

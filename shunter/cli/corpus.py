@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +45,18 @@ def corpus(
         typer.echo(sentence(part))
 
 
-def sentence(part: dict[str, object]) -> str:
+def _holds(part: dict[str, Any]) -> str:
+    """What of an evaluation set a document has."""
+    told = f"{part['covered']:.0%} of {part['item']}"
+    if others := part.get("other_items"):
+        told += f", and runs of {others} others"
+    for match in part["matches"]:
+        begin, end = match["chars"]
+        told += f"; characters {begin} to {end}, {match['runs']} runs: {match['text']!r}"
+    return told
+
+
+def sentence(part: dict[str, Any]) -> str:
     """One document's answer in words."""
     if part["state"] == "kept":
         told = ", ".join(
@@ -65,6 +76,9 @@ def sentence(part: dict[str, object]) -> str:
         )
     if "licence_rule" in part:
         text += f" ({part['licence_rule']})"
+    for name in ("item", "error"):
+        if name in part:
+            text += f" ({_holds(part) if name == 'item' else part[name]})"
     if "of" in part:
         text += f" of {part['of']}"
         text += f", in a cluster of {part['value']:.0f}" if "value" in part else ""

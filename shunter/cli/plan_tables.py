@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.text import Text
 
 from shunter.cli.tables import _print, _table
+from shunter.jobs.ladder import Ladder
 from shunter.jobs.planning import Asked
+from shunter.jobs.questions import cited
 from shunter.plan.afford import LAW, LAWS, Affordable
-from shunter.plan.explain import Help, Reason
+from shunter.plan.explain import Help, Reason, budget
 from shunter.plan.plan import Plan
 from shunter.plan.search import Found
 from shunter.recipe.disk import human
@@ -31,16 +34,14 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
         "MFU", "fullest rank", "why not",
     )  # fmt: skip
     for plan, each in zip(plans, found.plans, strict=True):
-        degrees = [f"{name} {plan.layout[name]}" for name in DEGREES if plan.layout[name] > 1] or [
-            "one device"
-        ]
+        degrees = _degrees(plan.layout)
         schedule = "" if plan.layout["pp"] == 1 else plan.schedule
         if plan.layout["chunks"] > 1:
             schedule += f" x{plan.layout['chunks']}"
         schedule += _recomputed(plan)
         seconds = (plan.step_seconds, plan.compute_seconds, plan.communication_seconds, plan.bubble_seconds)
         table.add_row(
-            Text(", ".join(degrees)),
+            Text("; or ".join([degrees, *(_degrees(same.choice.settings(0)) for same in each.also)])),
             Text(schedule.strip()),
             Text(f"{plan.microbatch} x {plan.microbatches}"),
             *(Text(f"{value:.3g} s") for value in seconds),
@@ -62,23 +63,22 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
         print("first layer of each stage but the first: " + ", ".join(map(str, best.layout["cut"])))
     _placed(best)
     if tokens is not None:
-        steps = tokens / question.tokens
-        took = steps * best.step_seconds
-        line = f"{tokens:.3g} tokens: {steps:,.0f} steps, {duration(took)}"
-        price = question.fabric.price_per_hour
-        line += (
-            f", {took / 3600 * price:,.0f} in the cluster's price" if price else "; the cluster has no price"
-        )
+        told = budget(found, tokens)
+        line = f"{tokens:.3g} tokens: {told['steps']:,.0f} steps, {duration(told['seconds'] or 0.0)}"
+        cost = told["cost"]
+        line += f", {cost:,.0f} in the cluster's price" if cost else "; the cluster has no price"
         print(line)
     print(
         f"\n{found.considered:,} layouts considered, {found.rejected:,} do not fit; {found.seconds:.2f} s. "
         "Predicted, not measured."
     )
-    for note in asked.notes:
+    for note in (*asked.notes, *cited(question)):
         print(f"note: {note}")
-    for name, coefficient in question.coefficients.known.items():
-        if name == "products":
-            print(f"note: {name} {coefficient.value:g}: {coefficient.source}")
+
+
+def _degrees(layout: Mapping[str, Any]) -> str:
+    """`pp 2, tp 4`."""
+    return ", ".join(f"{name} {layout[name]}" for name in DEGREES if layout[name] > 1) or "one device"
 
 
 def _recomputed(plan: Plan) -> str:
@@ -159,12 +159,42 @@ def _count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def show_affordable(found: Sequence[Affordable], asked: Asked, time: str) -> None:
+def show_ladder(ladder: Ladder) -> None:
+    """Small runs on one's own text, beside what published laws say of their sizes."""
+    print(f"a ladder of small runs of {ladder.job} ({ladder.recipe}) on this machine, measured:\n")
+    table = _table(
+        "parameters", "layers", "width", "tokens", "epochs", "step", "predicted", "held-out loss",
+        *(f"loss by {law}" for law in LAWS),
+    )  # fmt: skip
+    for each in ladder.rungs:
+        seconds = (f"{value:.3g} s" if value else "" for value in (each.seconds, each.predicted))
+        table.add_row(
+            Text(_count(each.parameters)),
+            Text(str(each.layers)),
+            Text(str(each.dim)),
+            Text(_count(each.tokens)),
+            Text(f"{each.epochs:.2f}"),
+            *map(Text, seconds),
+            Text(f"{each.loss:.3f}"),
+            *(Text(f"{each.law[law]:.3f}") for law in LAWS),
+        )
+    _print(table)
+    own = ladder.own
+    print(
+        f"\ntheir line: {own.level:.3f} + {own.size:.4g} / parameters^{own.exponents[0]:g} + {own.data:.4g} "
+        f"/ tokens^{own.exponents[1]:g} nats a token, off by {own.error:.3f} in the root of the mean square; "
+        f"the exponents are those of {LAW}\n"
+    )
+
+
+def show_affordable(
+    found: Sequence[Affordable], asked: Asked, time: str, ladder: Ladder | None = None
+) -> None:
     """Models that can be trained in a time, the one of least expected loss first."""
     print(f"in {time} on {asked.question.fabric.world} devices of {asked.cluster.name}:\n")
     table = _table(
         "parameters", "layers", "width", "tokens", "tokens a parameter", "epochs", "steps", "rows a step",
-        "step", "layout", *(f"loss by {law}" for law in LAWS),
+        "step", "layout", *(f"loss by {law}" for law in LAWS), *(["by your ladder"] if ladder else []),
     )  # fmt: skip
     for each in found:
         parameters = each.spec.num_parameters
@@ -180,11 +210,24 @@ def show_affordable(found: Sequence[Affordable], asked: Asked, time: str) -> Non
             Text(f"{each.step_seconds:.3g} s"),
             Text(each.layout),
             *(Text(f"{each.losses[law]:.3f}") for law in LAWS),
+            *([Text("{:.2f} ({:.2f} to {:.2f})".format(*each.own))] if each.own else []),
         )
     _print(table)
     print(
         f"\nin order of {LAW}. Losses in nats a token on the laws' own text: they order sizes, and say "
-        "little about the level on other text. Nothing is measured: no ladder of small runs is built yet."
+        "little about the level on other text."
     )
+    if ladder is None:
+        print("Nothing is measured: --ladder RECIPE makes five small runs on your own text.")
+    else:
+        size, tokens = (
+            max(getattr(each, name) for each in ladder.rungs) for name in ("parameters", "tokens")
+        )
+        print(
+            f"By your ladder: its line carried on to {found[0].spec.num_parameters / size:,.0f} times the "
+            f"parameters and {found[0].tokens / tokens:,.0f} times the tokens of its largest run, and in "
+            "brackets what it is with any one run left out: it tells the level of your text at the ladder's "
+            "sizes, and little so far beyond them."
+        )
     for note in asked.notes:
         print(f"note: {note}")

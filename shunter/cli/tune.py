@@ -24,7 +24,15 @@ def tune(
     ] = "tokens_per_second",
     trials: Annotated[int, typer.Option(min=1, help="How many runs.")] = 20,
     start: Annotated[
-        list[str] | None, typer.Option(help="A point to begin with: pp=2,tp=1. Repeatable.")
+        list[str] | None,
+        typer.Option(help="A point to begin with: pp=2,tp=1. Repeatable. Default: the planner's best."),
+    ] = None,
+    unplanned: Annotated[
+        bool, typer.Option("--unplanned", help="Begin by chance, not with the planner's best.")
+    ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="What the planner takes this machine for; default: what a probe finds."),
     ] = None,
     method: Annotated[Literal["bayes", "random"], typer.Option(help="How points are chosen.")] = "bayes",
     seed: Annotated[int, typer.Option(help="Another seed, another search.")] = 0,
@@ -34,10 +42,18 @@ def tune(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Run a job with other choices each time, learn from what was found and from what failed."""
+    from shunter.config.errors import ShunterError
     from shunter.jobs import tuning
     from shunter.plan.trials import Trial
 
+    if unplanned and (start or cluster):
+        raise ShunterError(
+            f"--unplanned says nothing beside {'--start' if start else '--cluster'}", mend="Leave one out."
+        )
+    if start and cluster:
+        raise ShunterError("--start and --cluster both say where to begin", mend="Leave one out.")
     knobs = tuning.read_knobs(knob or [])
+    begin = [tuning.read_point(text, knobs) for text in start or []] if start or unplanned else None
 
     def told(trial: Trial) -> None:
         short = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in trial.point.items())
@@ -47,7 +63,7 @@ def tune(
     space, found = tuning.tune(
         recipe, overrides or [], job, knobs, metric=metric, trials=trials, store=folder / "store",
         log=folder / "trials.jsonl", seed=seed, method=method,
-        start=[tuning.read_point(text, knobs) for text in start or []], told=told,
+        start=begin, cluster=cluster, told=told, say=lambda line: typer.echo(line, err=True),
     )  # fmt: skip
     result = tuning.report(space, found)
     if json_:
@@ -55,6 +71,8 @@ def tune(
         return
     best = result["best"]
     typer.echo(f"{result['trials']} trials, {result['failures']} failed")
+    if result["by_other_code"]:
+        typer.echo(f"{result['by_other_code']} of them were made by other code than this")
     if best is None:
         typer.echo("none ran: every failure stands in the log")
     else:

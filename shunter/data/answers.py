@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 # A sign belongs to a number unless something stands before it (5-12); commas part thousands only.
-_NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
-_BEFORE, _BEHIND = re.compile(r"(?:\d\s*/\s*|\d[eE][-+]?|\^\{?)$"), re.compile(r"\s*/\s*\d|[eE][-+]?\d|\^")
+# More thousands than anybody writes are not looked for: each would be tried from each of them on.
+_PLAIN = r"(?:(?<![\w.)])[-+])?(?:\d{1,3}(?:,\d{3}){1,20}(?!\d)|\d+)(?:\.\d+)?"
+_NUMBER = re.compile(_PLAIN)
+_VALUE = re.compile(rf"({_PLAIN})(?:[eE]([-+]?\d{{1,3}})(?!\w))?")
+_OVER = re.compile(r"\s?/\s?")
+_POWER, _RAISED = re.compile(r"\^\s?\{?\s?$|\*\*\s?$"), re.compile(r"\s?(?:\^|\*\*)")
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+_LONGEST = 1000  # digits of a number whose value is asked for
+_BRACE = re.compile(r"[{}]")
 _BOXED = re.compile(r"\\boxed\s*\{")
 
 
@@ -24,32 +32,52 @@ def last_number(text: str) -> str | None:
     return normal(text, "number") if _NUMBER.search(text) else None
 
 
-def plain_number(text: str) -> str | None:
-    """The last number, or None where it is a part of a fraction or of a power (1/2, 1e5, 2^8)."""
-    last = None
-    for last in _NUMBER.finditer(text):  # noqa: B007 - the last one is wanted
-        pass
-    if last is None or _BEFORE.search(text, 0, last.start()) or _BEHIND.match(text, last.end()):
+def value(text: str) -> Fraction | None:
+    """What the last number of a text is worth; None where there is none, where it has more than 1000 digits,
+    and where it is a part of a power (2^8, x^{2}).
+
+    1,234, 1e5, 1/2, 1 1/2 and TeX's \\frac{1}{2} are one number each; of a date such as 1/2/2026 each stands
+    for itself.
+    """
+    chain: list[re.Match[str]] = []
+    before: re.Match[str] | None = None
+    text = _FRACTION.sub(r" \1/\2 ", text)
+    for match in _VALUE.finditer(text):
+        if chain and _OVER.fullmatch(text, chain[-1].end(), match.start()):
+            chain.append(match)
+        else:
+            before = chain[-1] if chain else None
+            chain = [match]
+    if any(len(match[0]) > _LONGEST for match in chain) or not chain:
         return None
-    return normal(text, "number")
+    if _POWER.search(text, 0, chain[0].start()) or _RAISED.match(text, chain[-1].end()):
+        return None
+    last = _worth(chain[-1])
+    if len(chain) != 2 or last == 0:
+        return last
+    found = _worth(chain[0]) / last
+    mixed = before is not None and text[before.end() : chain[0].start()] == " " and before[0].isdigit()
+    if mixed and before is not None and len(before[0]) <= _LONGEST and 0 < found < 1:
+        found += _worth(before)
+    return found
+
+
+def _worth(match: re.Match[str]) -> Fraction:
+    return Fraction(match[1].replace(",", "")) * Fraction(10) ** int(match[2] or 0)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{...}, braces balanced; None where there is none that ends."""
-    begins = {match.end() - 1 for match in _BOXED.finditer(text)}
-    if not begins:
-        return None
-    # One pass: what a model repeats for ever is read once, not once for each repetition.
-    opened: list[int] = []
-    last = (-1, 0)
-    for at, letter in enumerate(text):
-        if letter == "{":
-            opened.append(at)
-        elif letter == "}" and opened:
-            begin = opened.pop()
-            if begin in begins and begin > last[0]:
-                last = (begin, at)
-    return text[last[0] + 1 : last[1]] if last[1] else None
+    r"""What stands in the last \boxed{...}, braces balanced; None where there is none that ends. In one pass:
+    an answer may be a thousand of them that do not end."""
+    begins = {match.end() for match in _BOXED.finditer(text)}
+    open_: list[int] = []
+    begin, end = -1, -1
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            open_.append(brace.end())
+        elif open_ and (here := open_.pop()) in begins and here > begin:
+            begin, end = here, brace.start()
+    return None if begin < 0 else text[begin:end]
 
 
 # Spellings of one and the same: sizes of fractions and brackets, spaces, units and signs of currency.

@@ -39,7 +39,7 @@ class Language:
         """Paragraphs of sentences in which each word follows from the one before."""
         paragraphs = []
         for _ in range(int(draw.integers(2, 5))):
-            found = [self._sentence(draw, True) for _ in range(int(draw.integers(3, 7)))]
+            found = [self.sentence(draw, True) for _ in range(int(draw.integers(3, 7)))]
             paragraphs.append(" ".join(found))
         return "\n\n".join(paragraphs)
 
@@ -47,7 +47,7 @@ class Language:
         """The same with every word drawn alone: sentences to look at, and nothing to learn."""
         paragraphs = []
         for _ in range(int(draw.integers(2, 5))):
-            found = [self._sentence(draw, False) for _ in range(int(draw.integers(3, 7)))]
+            found = [self.sentence(draw, False) for _ in range(int(draw.integers(3, 7)))]
             paragraphs.append(" ".join(found))
         return "\n\n".join(paragraphs)
 
@@ -59,7 +59,7 @@ class Language:
             return "\n".join(" ".join(words[i : i + int(draw.integers(1, 3))]) for i in range(60))
         if kind == 1:
             return "\n".join(f"{word} | {int(draw.integers(0, 999))} | {i} #" for i, word in enumerate(words))
-        return " ".join([self._sentence(draw, True)] * 14)
+        return " ".join([self.sentence(draw, True)] * 14)
 
     def edited(self, text: str, draw: np.random.Generator) -> str:
         """A copy with one word changed."""
@@ -67,7 +67,8 @@ class Language:
         words[int(draw.integers(0, len(words)))] = self.words[int(draw.integers(0, len(self.words)))]
         return " ".join(words)
 
-    def _sentence(self, draw: np.random.Generator, ordered: bool) -> str:
+    def sentence(self, draw: np.random.Generator, ordered: bool = True) -> str:
+        """Some words, each from the one before or drawn alone, and what ends a sentence."""
         size = int(draw.integers(6, 13))
         word = int(len(self.words) * draw.random() ** 3)
         found = [self.words[word]]

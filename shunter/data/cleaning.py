@@ -14,18 +14,25 @@ import numpy as np
 _FEEDS = re.compile("\r\n|[\r\x0b\x0c\x85]")
 # Characters that no text needs: controls but tab and line feed, and the byte order mark.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
+# The same without the controls from 0x80 on: they stand for bytes of what was decoded wrongly.
+_BROKEN_FEEDS = re.compile("\r\n|[\r\x0b\x0c]")
+_BROKEN_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff]")
+LATER = re.compile("[\x80-\x9f]")  # those controls
 _SPACES = re.compile(r"(?<![ \t])[ \t]+(?=\n|$)")  # begun anywhere in a run, each of its ends would be tried
 _BLANKS = re.compile(r"\n{3,}")
 MARKS = 100  # combining marks on one letter, from which on they are left in their order
 
 
-def normalise(text: str) -> str:
+def normalise(text: str, broken: bool = False) -> str:
     """Line feeds; no controls, trailing spaces or runs of blank lines; then canonical composition.
+
+    broken: the controls from 0x80 on stay, for someone who mends the text and calls this again.
 
     Composition comes last: a control between a letter and its accent keeps them apart. Runs of 100
     combining marks and more are left as they are, as sorting one takes the square of its length.
     """
-    text = _CONTROLS.sub("", _FEEDS.sub("\n", text))
+    feeds, controls = (_BROKEN_FEEDS, _BROKEN_CONTROLS) if broken else (_FEEDS, _CONTROLS)
+    text = controls.sub("", feeds.sub("\n", text))
     text = _BLANKS.sub("\n\n", _SPACES.sub("", text)).strip()
     if unicodedata.is_normalized("NFC", text):
         return text

@@ -18,11 +18,15 @@ LONG = 1 << 21  # characters from which `fast` asks no other: the walk is linear
 
 @dataclass(frozen=True)
 class Extracted:
-    """text: "" when there is none. by: the extractor whose text it is. error: what went wrong, or ""."""
+    """text: "" when there is none. by: the extractor whose text it is. error: what went wrong, or "".
+
+    late: it took longer than it was given.
+    """
 
     text: str
     by: str
     error: str = ""
+    late: bool = False
 
 
 def extract(html: str, method: str) -> Extracted:

@@ -47,21 +47,20 @@ def text(raw: bytes, place: str, encoding: str, report: Report) -> str:
         return raw.decode(encoding, errors="replace")
 
 
-def page(path: Path, place: str, report: Report) -> Page | None:
-    """An HTML file; None when it cannot be read, which is reported."""
+def page(raw: IO[bytes], name: str, place: str, report: Report) -> Iterator[Page]:
+    """The page of an HTML file; none when it cannot be read, which is reported."""
     try:
-        with path.open("rb") as raw:
-            found = decompressed(raw, path.name.lower()).read(MAX_PAGE_BYTES + 1)
+        found = decompressed(raw, name.lower()).read(MAX_PAGE_BYTES + 1)
     except damage() as error:
         report(Problem(place, None, f"the file cannot be read: {error}", "skipped"))
-        return None
+        return
     if len(found) > MAX_PAGE_BYTES:
         report(Problem(place, None, f"a page of more than {MAX_PAGE_BYTES >> 20} MiB", "skipped"))
-        return None
+        return
     decoded = encodings.decode(found, markup=True)
     if decoded.trouble:
         report(Problem(place, None, decoded.trouble, "replaced"))
-    return Page(decoded.text, "", True, 1)
+    yield Page(decoded.text, "", True, 1)
 
 
 def jsonl(raw: IO[bytes], place: str, report: Report) -> Iterator[Record]:

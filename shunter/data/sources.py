@@ -87,7 +87,7 @@ class Problem:
     file: str
     line: int | None
     problem: str
-    action: Literal["replaced", "skipped"]
+    action: Literal["replaced", "skipped", "parted"]
 
 
 Report = Callable[[Problem], None]
@@ -134,7 +134,7 @@ def files(source: SourceConfig, base: Path) -> list[Path]:
             )
         if file.name.endswith(".zst") and find_spec("zstandard") is None:
             raise MissingExtra("zstandard", extra="zstd", purpose=f"Reading {file.name}")
-        if kind_of(file.name) == "crawl" and find_spec("fastwarc") is None:
+        if "crawl" in kinds_in(source, file) and find_spec("fastwarc") is None:
             raise MissingExtra("fastwarc", extra="web", purpose=f"Reading {file.name}")
     if holds_pages(source, base, found):
         for package in EXTRACTORS[source.extract or "fast"]:
@@ -153,13 +153,27 @@ EXTRACTORS = {
 
 def holds_pages(source: SourceConfig, base: Path, found: list[Path] | None = None) -> bool:
     """Whether some of the source's documents are web pages. found: its files, where they are known."""
-    names = [path.name for path in (files(source, base) if found is None else found)]
-    return source.extract is not None or any(kind_of(name) in ("page", "crawl") for name in names)
+    paths = files(source, base) if found is None else found
+    return source.extract is not None or any(kinds_in(source, path) & {"page", "crawl"} for path in paths)
 
 
 def has_urls(source: SourceConfig, base: Path) -> bool:
     """Whether the source's documents have addresses."""
-    return source.url is not None or any(kind_of(path.name) == "crawl" for path in files(source, base))
+    return source.url is not None or any("crawl" in kinds_in(source, path) for path in files(source, base))
+
+
+def kinds_in(source: SourceConfig, path: Path) -> frozenset[str | None]:
+    """The kind of a file, or those of the members of an archive that are read; of a broken one, none."""
+    from shunter.data import archives
+
+    kind = kind_of(path.name)
+    if kind != "archive":
+        return frozenset({kind})
+    try:
+        told = path.stat()
+        return archives.kinds(source.members, path, told.st_mtime_ns, told.st_size)
+    except (ShunterError, OSError):  # told when it is read
+        return frozenset()
 
 
 def documents(
@@ -175,11 +189,12 @@ def documents(
     to_text = templates.to_text(source)
     for item in _everything(source, base, report, whole=False):
         url = extractor = ""
+        place: tuple[str, int | None] = (source.label, None)
         if isinstance(item, Record):
             found = to_text(item, report)
             if found is None:
                 continue
-            text, extractor = found, source.extract or ""
+            text, extractor, place = found, source.extract or "", (item.file, item.line)
             found = str(item.fields.get(source.url) or "") if source.url else ""
             url = found.encode("utf-8", "replace").decode()  # half a surrogate pair could not be written
         elif isinstance(item, Page):
@@ -187,15 +202,18 @@ def documents(
         else:
             text = item
         if extractor and not as_pages:
-            text, extractor = _extracted(text, extractor), ""
+            text, extractor = _extracted(text, extractor, *place, report), ""
         yield Document(source.label, row, text, url, extractor)
         row += 1
 
 
-def _extracted(html: str, method: str) -> str:
-    from shunter.data import extraction
+def _extracted(html: str, method: str, file: str, line: int | None, report: Report) -> str:
+    from shunter.data import guarded
 
-    return extraction.extract(html, method).text
+    found = guarded.extract(html, method)
+    if found.error:
+        report(Problem(file, line, f"no text of a page: {found.error}", "skipped"))
+    return found.text
 
 
 def contents(
@@ -207,7 +225,8 @@ def contents(
     """
     for item in _everything(source, base, report, whole):
         if isinstance(item, Page):
-            yield _extracted(item.text, source.extract or "fast") if item.html else item.text
+            method = source.extract or "fast"
+            yield _extracted(item.text, method, source.label, item.line, report) if item.html else item.text
         else:
             yield item
 
@@ -215,24 +234,25 @@ def contents(
 def _everything(
     source: SourceConfig, base: Path, report: Report, whole: bool
 ) -> Iterator[str | Record | Page]:
-    from shunter.data import archives, readers
+    from shunter.data import archives, pieces, readers
 
     for path in files(source, base):
         shown = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
         if path.name.lower().endswith(ARCHIVE):
             yield from archives.contents(source, path, shown, report, whole=whole)
         elif kind_of(path.name) == "text":
-            yield readers.text(path.read_bytes(), shown, source.encoding, report)
+            with path.open("rb") as raw:
+                yield from pieces.texts(raw, shown, source.encoding, report)
         elif path.name.lower().endswith(".parquet"):
             yield from readers.parquet(path, shown, columns(source, whole), report)
         elif kind_of(path.name) == "page":
-            page = readers.page(path, shown, report)
-            if page is not None:
-                yield page
+            with path.open("rb") as raw:
+                yield from readers.page(raw, path.name, shown, report)
         elif kind_of(path.name) == "crawl":
             from shunter.data import warc
 
-            yield from warc.pages(path, shown, report)
+            with path.open("rb") as raw:
+                yield from warc.pages(raw, shown, report)
         else:
             with path.open("rb") as raw:
                 yield from readers.jsonl(readers.decompressed(raw, path.name), shown, report)

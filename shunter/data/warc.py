@@ -10,7 +10,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from shunter.data import encodings
@@ -23,32 +22,31 @@ _WINDOW = 1 << 20
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]{0,200}\r?\n")
 
 
-def pages(path: Path, place: str, report: Report) -> Iterator[Page]:
-    """The pages of a file, in order: responses with status 200 and resources that are HTML, and plain text
-    of conversions (WET). Other records are no pages; responses that are not read are counted by kind."""
+def pages(file: IO[bytes], place: str, report: Report) -> Iterator[Page]:
+    """The pages of an open file, in order: responses with status 200 and resources that are HTML, and plain
+    text of conversions (WET). Other records are no pages; responses that are not read are counted by kind."""
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     wanted = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
     others: Counter[str] = Counter()
     number, sound = 0, True  # sound: what came last was read, so damage is told
-    with path.open("rb") as file:
-        begin: int | None = 0
-        while begin is not None:
-            last, got = begin, False
-            try:
-                for record in ArchiveIterator(_From(file, begin), record_types=wanted, strict_mode=False):
-                    last, got, sound = begin + record.stream_pos, True, True
-                    number += 1
-                    page = _page(record, number, place, report, others)
-                    if page is not None:
-                        yield page
-                begin = None
-            except (OSError, ValueError) as error:
-                if sound or got:
-                    what = f"the archive is damaged after byte {last}: {error}"
-                    report(Problem(place, number + 1, what, "skipped"))
-                sound = False
-                begin = _next(file, last + 1)
+    begin: int | None = 0
+    while begin is not None:
+        last, got = begin, False
+        try:
+            for record in ArchiveIterator(_From(file, begin), record_types=wanted, strict_mode=False):
+                last, got, sound = begin + record.stream_pos, True, True
+                number += 1
+                page = _page(record, number, place, report, others)
+                if page is not None:
+                    yield page
+            begin = None
+        except (OSError, ValueError) as error:
+            if sound or got:
+                what = f"the archive is damaged after byte {last}: {error}"
+                report(Problem(place, number + 1, what, "skipped"))
+            sound = False
+            begin = _next(file, last + 1)
     for kind, count in sorted(others.items()):
         report(Problem(place, None, f"{count} {kind}", "skipped"))
 

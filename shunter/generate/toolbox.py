@@ -48,7 +48,10 @@ def calculator(expression: str) -> str:
         raise ValueError(f"more than {DIGITS} digits")
     if value.denominator == 1:
         return str(value.numerator)
-    return f"{float(round(value, 6)):.6f}".rstrip("0").rstrip(".")
+    millionths = round(abs(value) * 10**6)  # exact: a float has no room for so many digits
+    whole, part = divmod(millionths, 10**6)
+    sign = "-" if value < 0 and millionths else ""
+    return f"{sign}{whole}.{part:06d}".rstrip("0").rstrip(".")
 
 
 def _sum(words: list[str]) -> Fraction:

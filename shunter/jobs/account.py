@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from shunter.cluster import files
 from shunter.cluster.cluster import Cluster
 from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderSpec
-from shunter.plan.anew import asked, strategies_of
-from shunter.plan.calibrate import Run, coefficients_of, fit, save_coefficients
+from shunter.plan import calibration
+from shunter.plan.anew import asked, cluster_of, cut_of, strategies_of
+from shunter.plan.calibrate import Run, coefficients_of, fit
 from shunter.plan.plan import Plan
+from shunter.plan.practice import kernels, practice
+from shunter.plan.probe import cache
 from shunter.recipe import disk
 from shunter.record import events
 from shunter.train.config import Parallel
@@ -89,7 +93,8 @@ def layout_says(plan: Plan, parallel: Parallel, optimizer: str) -> list[dict[str
     from shunter.train.layout_parts import Plan as Laid
 
     spec = DecoderSpec.model_validate(plan.model)
-    settled, bf16 = parallel.settled(plan.batch, plan.microbatch), plan.practice == "shunter"
+    settled = parallel.settled(plan.batch, plan.microbatch)
+    bf16 = practice(plan.practice).compute == 2
     layout = describe(Laid.make(spec, settled, plan.sequence, plan.batch, bf16=bf16), optimizer, {})
     return [
         {"plan_peak_bytes": rank.total, "plan_sent_bytes": sum(sent.values())}
@@ -106,33 +111,66 @@ def _times(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return [plan.batch * plan.sequence / rate for rate in rates if rate]
 
 
-def calibrate(folders: Sequence[Path], cluster_name: str, out: Path) -> Mapping[str, float]:
-    """Fit coefficients to runs that had a plan, and write them for `shunter plan --calibration`.
+@dataclass(frozen=True)
+class Calibrated:
+    """kept: where `parallel: auto` and `shunter plan` find it too, of a machine that was measured."""
 
-    One run tells how fast products are; several tell about links too. folders: of the artefacts. Returns the
-    coefficients. Raises ShunterError for an artefact without an account, and for a plan of another cluster.
+    coefficients: Mapping[str, float]
+    practice: str
+    kinds: tuple[str, ...]
+    kept: Path | None = None
+
+
+def calibrate(folders: Sequence[Path], cluster_name: str | None, out: Path) -> Calibrated:
+    """Fit coefficients to runs, and write them for `shunter plan --calibration`.
+
+    One run tells how fast products are; several tell about links too. folders: of the artefacts.
+    cluster_name: by default what the first run's plan holds. Raises ShunterError for an artefact without an
+    account, for a plan of another cluster, and for runs of several practices.
     """
-    cluster = files.find(cluster_name)
-    runs = [_run(folder, cluster) for folder in folders]
+    plans = [_planned(folder) for folder in folders]
+    if cluster_name is None:
+        cluster = cluster_of(plans[0][0])
+    else:
+        cluster = files.find(cluster_name)
+    practised = plans[0][0].practice
+    for folder, (plan, _) in zip(folders, plans, strict=True):
+        if kernels(plan.practice) != kernels(practised):
+            raise ShunterError(
+                f"one run is of {practised}, another of {plan.practice}",
+                where=str(folder),
+                mend="Calibrate by runs of one practice at a time.",
+            )
+    runs = [
+        _run(folder.name, plan, told, cluster) for folder, (plan, told) in zip(folders, plans, strict=True)
+    ]
     names = FITTED[: min(len(runs), len(FITTED))]
     source = f"fitted to {', '.join(str(folder) for folder in folders)}"
-    found = fit(runs, names, coefficients_of(cluster), source)
-    save_coefficients(found, names, cluster.devices[0].kind, out)
-    return {name: found[name] for name in names}
+    found = fit(runs, names, coefficients_of(cluster, practised=practised), source)
+    made = calibration.made(found, names, cluster, practised)
+    calibration.save(made, out)
+    kept = None
+    if cluster.description.measured is not None:
+        kept = calibration.kept_at(cache(), cluster, practised)
+        calibration.save(made, kept)
+    return Calibrated({name: found[name] for name in names}, practised, tuple(made.kinds), kept)
 
 
-def _run(folder: Path, cluster: Cluster) -> Run:
+def _planned(folder: Path) -> tuple[Plan, Mapping[str, Any]]:
+    """The plan of an artefact's run, and its account."""
     manifest = disk.read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else None
     told = (manifest or {}).get("metrics", {}).get("account") if isinstance(manifest, dict) else None
-    if not isinstance(told, dict) or "step_seconds" not in told:
+    if not isinstance(told, dict) or "step_seconds" not in told or "plan" not in told:
         raise ShunterError(
             "this artefact has no account of a plan",
             where=str(folder),
             mend="Train with how.parallel: {plan: FILE}, a file of `shunter plan -o`.",
         )
-    data = {key: value for key, value in told["plan"].items() if key not in ("format", "version")}
-    plan = Plan(**data)
+    return Plan.of_data(told["plan"], str(folder / "manifest.json")), told
+
+
+def _run(name: str, plan: Plan, told: Mapping[str, Any], cluster: Cluster) -> Run:
     plan.must_be_for(cluster=cluster)
-    question, choice = asked(plan, cluster, coefficients_of(cluster))
+    question, choice = asked(plan, cluster, coefficients_of(cluster, practised=plan.practice))
     seconds, chosen = float(told["step_seconds"]), strategies_of(plan)
-    return Run(folder.name, question, choice, seconds, tuple(plan.ranks), chosen)
+    return Run(name, question, choice, seconds, tuple(plan.ranks), chosen, cut_of(plan))

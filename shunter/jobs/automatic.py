@@ -6,10 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from shunter.config.errors import ShunterError
-from shunter.jobs.layouts import known
 from shunter.recipe.graph import Graph, Node
-from shunter.train.config import AUTO, TrainConfig, TrainHow
+from shunter.train.config import AUTO, TrainHow
 
 
 def to_plan(graph: Graph) -> list[Node]:
@@ -28,22 +26,18 @@ def planned(
 ) -> list[str]:
     """Changes of the recipe that put a plan's file in place of `auto`, for each job that asks for it.
 
-    The machine is what `shunter probe` measured, now if it has not been; or cluster_file. Plans are kept in
-    `folder` by the job's name. Raises ShunterError where the recipe does not tell the model, and where it
-    fits nowhere.
+    The machine is what `shunter probe` measured, now if it has not been, and so is what the model takes on
+    it; or cluster_file. Plans are kept in `folder` by the job's name. Raises ShunterError where the recipe
+    does not tell the model, and where it fits nowhere.
     """
     nodes = to_plan(graph)
     if not nodes:
         return []
     from shunter.cluster import files
-    from shunter.plan.calibrate import coefficients_of
-    from shunter.plan.choices import Question
-    from shunter.plan.fabric import Fabric
+    from shunter.jobs.questions import cited, question, trained
     from shunter.plan.plan import Plan
-    from shunter.plan.practice import practice
     from shunter.plan.probe import probe
     from shunter.plan.search import search
-    from shunter.plan.space import compilable
 
     if cluster_file is None:
         cluster, _ = probe(quick=True, say=say)
@@ -51,23 +45,19 @@ def planned(
         cluster = files.read(cluster_file)
     changes: dict[str, None] = {}
     for node in nodes:
-        found, train = known(graph, node), getattr(node.config, "train", None)
-        if found is None or not isinstance(train, TrainConfig):
-            raise ShunterError(
-                "the recipe does not tell the model that is to be planned for",
-                where=node.where,
-                mend="Write a plan with `shunter plan -o`, and name its file.",
-            )
-        fabric = Fabric.of(cluster)
-        name = "shunter-fp32" if fabric.device.type == "cpu" or train.precision == "fp32" else "shunter"
-        practised = practice(name)
-        if node.config.how.compile:  # type: ignore[attr-defined]
-            practised = compilable(practised)  # the rest is refused by `jobs.training.check_compiled`
-        question = Question(
-            found.spec, fabric, train.batch_rows, found.row_length, practised, coefficients_of(cluster)
-        )
-        best = search(question, top=1).plans[0].prediction
-        plan = Plan.of(question, cluster, best)
+        found = trained(graph, node)
+        asked = question(found.spec, cluster, found.batch, found.row, found.practice(cluster))
+        if cluster_file is None and cluster.world > 1 and found.spec.experts is None:
+            from shunter.train.profiler import profile
+
+            measured, _ = profile(
+                found.spec, found.row, found.batch, precision=asked.practice.products,
+                optimizer=found.train.optimizer, ranks=cluster.world, threads=found.how.threads,
+                quick=True, say=say,
+            )  # fmt: skip
+            asked = asked.measured(measured)
+        best = search(asked, top=1)
+        plan = Plan.of(best.question, cluster, best.plans[0].prediction)
         path = (folder / f"{graph.name}-{node.stem}.yaml").absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
         plan.save(path)
@@ -75,6 +65,8 @@ def planned(
         say(
             f"{node.name}: planned {', '.join(degrees)}; a step is to take {plan.step_seconds:.3g} s ({path})"
         )
+        for line in cited(asked):
+            say(f"calibrated: {line}")
         parallel = node.config.how.parallel  # type: ignore[attr-defined]
         rest = {key: getattr(parallel, key) for key in parallel.model_fields_set - {"plan"}}
         told = json.dumps({"plan": str(path), **rest})

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar
+from typing import IO, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,7 +27,10 @@ from shunter.data.curation.language import ConfidenceCut, Language, LanguageMode
 from shunter.data.curation.operators import Filter, Operator
 from shunter.data.curation.precision import PrecisionFilter
 from shunter.data.curation.quality import Perplexity, Quality
+from shunter.data.curation.refine import Refine
+from shunter.data.curation.repair import RepairText
 from shunter.data.curation.urls import UrlRules
+from shunter.data.guarded import SECONDS
 from shunter.data.sources import (
     Document,
     Problem,
@@ -68,6 +71,9 @@ class CurateConfig(JobConfig):
     corpora: Annotated[list[str], Input("corpus")] = Field(
         [], description="Jobs whose corpora are read after the sources, train part before held-out part."
     )
+    earlier: Annotated[list[str], Input("corpus")] = Field(
+        [], description="Jobs whose corpora are there already: near-duplicates of their documents leave."
+    )
     languages: Annotated[str | None, Input("languages")] = Field(
         None, description="Job that made the language model of `language` operators."
     )
@@ -80,11 +86,15 @@ class CurateConfig(JobConfig):
     classifier: Annotated[str | None, Input("classifier")] = Field(
         None, description="Job that made the classifier of `quality` operators."
     )
-    rehydrate: int = Field(
+    refiner: Annotated[str | None, Input("model")] = Field(
+        None,
+        exclude_if=lambda value: value is None,  # jobs without are those that they were before there was any
+        description="Job whose model writes the programs of `refine` operators.",
+    )
+    rehydrate: Annotated[int, Field(ge=0, le=100)] | Literal["readme"] = Field(
         0,
-        ge=0,
-        le=100,
-        description="Most copies of a document, by how little filters removed of clusters as large; 0: off.",
+        description="Most copies of a document, by how little filters removed of clusters as large; readme: "
+        "by the older table of FineWeb2's README; 0: off.",
     )
     heldout: float = Field(
         0.03, ge=0, le=0.5, description="Share of documents held out, chosen by the digest of their text."
@@ -94,6 +104,9 @@ class CurateConfig(JobConfig):
     )
     min_chars: int = Field(1, ge=1, description="Shorter documents are dropped.")
     max_chars: int = Field(10_000_000, ge=1, description="Longer documents are dropped.")
+    page_seconds: float = Field(
+        SECONDS, gt=0, description="Web pages whose main text takes more processor time to find are dropped."
+    )
     deduplicate: bool = Field(True, description="Keep the first of documents with equal text.")
     section_chars: int = Field(
         0,
@@ -102,6 +115,11 @@ class CurateConfig(JobConfig):
         "characters, each held out or not by itself; 0: never.",
     )
     limit: int = Field(0, ge=0, description="Documents to read from each source; 0: all.")
+    language: Literal["auto"] | None = Field(
+        None,
+        description="auto: the chain begins with labels of languages and a cut of each, by `languages`, or "
+        "by lingua where there is no such job.",
+    )
     preset: Preset | None = Field(None, description="A published chain of operators; `operators` follow it.")
     operators: list[AnyOperator] = Field([], description="What judges and edits documents, in this order.")
     excluded: bool = Field(
@@ -112,8 +130,17 @@ class CurateConfig(JobConfig):
     @property
     def chain(self) -> list[Operator]:
         """The operators of the preset and those after it."""
-        published = preset(self.preset, self.languages is not None) if self.preset else []
+        own = Language(by="own" if self.languages else "lingua") if self.language else Language()
+        labelled = self.language is not None or self.languages is not None
+        published = preset(self.preset, labelled, own) if self.preset else []
+        if self.language and self.preset != "fineweb2":
+            published = [own, ConfidenceCut(), *published]
         return [*published, *self.operators]
+
+    @property
+    def repairs(self) -> bool:
+        """Whether `repair-text` will see the documents: then what it needs must stay until there."""
+        return any(isinstance(operator, RepairText) for operator in self.chain)
 
     @property
     def against(self) -> list[SourceConfig]:
@@ -130,11 +157,20 @@ class CurateConfig(JobConfig):
         kinds = [operator.name for operator in self.chain]
         if self.rehydrate and "near-duplicates" not in kinds:
             raise ValueError("rehydrate needs near-duplicates among the operators: it counts their clusters")
+        if self.earlier and "near-duplicates" not in kinds:
+            raise ValueError("earlier needs near-duplicates among the operators: it looks for copies of them")
         self._labels_come_first()
         if (self.limits or self.languages) and "language" not in kinds:
             given = "limits" if self.limits else "languages"
             raise ValueError(f"{given} serve documents whose language is known; add the operator language")
-        models = [operator.model for operator in self.chain if isinstance(operator, Language)]
+        if not self.limits and any(isinstance(o, PrecisionFilter) and not o.words for o in self.chain):
+            raise ValueError("precision needs `words`, or `limits`, a job that finds them")
+        labelling = [operator for operator in self.chain if isinstance(operator, Language)]
+        models = [operator.model or operator.by == "lingua" for operator in labelling]
+        if self.language and len(labelling) > 1:
+            raise ValueError("language: auto labels documents already; leave the operator language out")
+        if any(operator.by == "lingua" and operator.model for operator in labelling):
+            raise ValueError("a language operator by lingua has no model; leave one out")
         if self.languages and all(models):
             raise ValueError("no language operator uses languages: each has a model of its own")
         if self.corpora and self.section_chars:
@@ -146,6 +182,7 @@ class CurateConfig(JobConfig):
         for kind, job, name in (
             (Perplexity, self.ngrams, "ngrams"),
             (Quality, self.classifier, "classifier"),
+            (Refine, self.refiner, "refiner"),
         ):
             mine = [operator for operator in self.chain if isinstance(operator, kind)]
             if job is None and not all(operator.model for operator in mine):
@@ -176,7 +213,7 @@ class CurateJob:
 
     kind: ClassVar[str] = "curate"
     produces: ClassVar[str] = "corpus"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Config: ClassVar[type[JobConfig]] = CurateConfig
 
     def check(self, config: CurateConfig, base: Path) -> Sequence[str]:
@@ -195,6 +232,8 @@ class CurateJob:
                     raise ShunterError(f"a file of {operator.name} is not there", where=str(base / path))
             if isinstance(operator, Language) and operator.model:
                 known_languages(operator, LanguageModel.load(base / operator.model).labels)
+            elif isinstance(operator, Language) and operator.by == "lingua":
+                known_languages(operator, operator.labels())
             known = config.corpora or any(has_urls(source, base) for source in config.sources)
             if isinstance(operator, UrlRules) and not known:
                 raise ShunterError("url-rules needs addresses", mend="Give a source's `url: FIELD`.")

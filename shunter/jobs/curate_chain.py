@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,31 +22,39 @@ from shunter.data import corpus
 from shunter.data import sources as places
 from shunter.data.cleaning import normalise
 from shunter.data.curation import rehydration
-from shunter.data.curation.chain import Documents
+from shunter.data.curation.chain import SAMPLE_CHARS, Documents
 from shunter.data.curation.decontaminate import Decontaminate
 from shunter.data.curation.extract import ExactDuplicates, Extract
 from shunter.data.curation.gopher import GopherQuality
-from shunter.data.curation.language import Language, LanguageModel
+from shunter.data.curation.language import Language
 from shunter.data.curation.licences import LicenceTiers
 from shunter.data.curation.local import RepeatedBeginnings, RepeatedEdges, RepeatedSentences
+from shunter.data.curation.minhash import NearDuplicates
 from shunter.data.curation.operators import Filter, Operator
+from shunter.data.curation.precision import PrecisionFilter
 from shunter.data.curation.quality import Perplexity, Quality
+from shunter.data.curation.refine import Refine
+from shunter.data.curation.repair import RepairText
 from shunter.data.curation.runner import Done, Runner
 from shunter.data.curation.safety import KeywordSafety
 from shunter.data.sources import Document, Problem, SourceConfig
 from shunter.jobs.curate import SPLITS, CurateConfig, Output, known_languages, read, sections
 from shunter.jobs.curate_corpora import Corpora, Given, twice
+from shunter.jobs.curate_earlier import Earlier
+from shunter.jobs.curate_leaks import Leaks
 from shunter.jobs.curate_names import Names, id_of, names_in
+from shunter.jobs.refiner import ModelWriter
 from shunter.recipe.job import JobContext, Stopped
 
-FORMAT = 3  # of the files in the work folder; another number begins anew
+FORMAT = 4  # of the files in the work folder; another number begins anew
+KEPT = 10  # documents that stay of which the beginning is shown
 CHUNK_DOCUMENTS = 50_000  # of a chunk at most, however short they are
 
 
 def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
     """Write the corpus and its records into `context.out`; returns the summary."""
     config = context.config
-    operators = bound(context)
+    operators, earlier = bound(context)
     stated = json.dumps(
         [FORMAT, config.how.chunk_chars, config.excluded, [o.model_dump() for o in operators]], default=str
     )
@@ -76,47 +84,59 @@ def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
             runner.run(reading.chunks())
         labels = reading.labels
         table = _copies(runner, config.rehydrate) if config.rehydrate else {}
-        languages = _publish(runner, folder, context, output, labels, table)
+        leaks = Leaks()
+        languages = _publish(runner, folder, context, output, labels, table, leaks, earlier)
         output.read = reading.documents
     summary = output.summary(reading.licences)
     if table:
         summary["copies"] = {str(size): count for size, count in table.items()}
     summary["operators"] = [{"operator": name, **tally.data()} for name, tally in runner.tallies()]
+    if told := leaks.data():
+        summary["decontamination"] = told
     if languages:
         summary["languages"] = {name: dict(sorted(languages[name].items())) for name in sorted(languages)}
     names = names_in(folder / "names.bin")
     with (context.out / "samples.jsonl").open("w", encoding="utf-8") as file:
         for sample in runner.samples():
-            shown = _told(sample, names, labels)
+            shown = _told(sample, names, labels, earlier)
             file.write(json.dumps(shown, ensure_ascii=False) + "\n")
     return summary
 
 
-def bound(context: JobContext[CurateConfig]) -> list[Operator]:
-    """The chain with the model and the limits that upstream jobs made."""
+def bound(context: JobContext[CurateConfig]) -> tuple[list[Operator], Earlier | None]:
+    """The chain with the models, limits and earlier documents that upstream jobs made; and the last apart."""
     config = context.config
+    earlier: Earlier | None = None
     model = str(context.one("languages").path) if config.languages else ""
     found: dict[str, Any] = {"limits": {}, "stopwords": {}}
     if config.limits:
         found = json.loads((context.one("limits").path / "limits.json").read_text(encoding="utf-8"))
     operators: list[Operator] = []
     labels: Sequence[str] | None = None
+    cores = len(os.sched_getaffinity(0))
+    threads = max(1, cores // (config.how.workers or cores))
     if any(places.holds_pages(source, context.base) for source in config.sources):
         limits = {name: getattr(config, name) for name in ("normalise", "min_chars", "max_chars")}
+        limits |= {"seconds": config.page_seconds, "broken": config.repairs}
         operators.append(Extract(kind="extract", **limits))
         operators += [ExactDuplicates(kind="exact-duplicates")] if config.deduplicate else []
     for chosen in config.chain:
         operator = chosen.rooted(context.base)
         update: dict[str, Any] = {}
         if isinstance(operator, Language):
-            update["model"] = str(context.base / operator.model) if operator.model else model
-            labels = LanguageModel.load(Path(update["model"])).labels
+            if operator.by == "own":
+                update["model"] = str(context.base / operator.model) if operator.model else model
+            labels = operator.model_copy(update=update).labels()
         if labels is not None:
             known_languages(operator, labels)
         if isinstance(operator, Perplexity) and not operator.model:
             update["model"] = str(context.one("ngrams").path)
         if isinstance(operator, Quality) and not operator.model:
             update["model"] = str(context.one("classifier").path)
+        if isinstance(operator, Refine):
+            update["model"] = operator.model or str(context.one("refiner").path)
+            writer = ModelWriter(update["model"], operator.max_new_tokens, operator.batch, threads)
+            operator = operator.written_by(writer)
         if isinstance(operator, Filter) and not operator.by_language:
             update["by_language"] = found["limits"].get(operator.name, {})
         if isinstance(operator, GopherQuality) and not operator.stopwords_by_language:
@@ -124,16 +144,31 @@ def bound(context: JobContext[CurateConfig]) -> list[Operator]:
         if isinstance(operator, Decontaminate):
             texts = (text for source in operator.against for text in _texts(source, context))
             operator = operator.keep(texts, context.work / "evaluation")
+        if isinstance(operator, NearDuplicates) and config.earlier:
+            folders = [artefact.path for artefact in context.many("earlier")]
+            earlier = Earlier(context, folders, operator, context.work / "earlier")
+            update["earlier"] = str(earlier.folder)
+        if isinstance(operator, PrecisionFilter) and not operator.words:
+            update["words"] = found.get("own_words", {}).get(operator.language)
+            if not update["words"]:
+                raise ShunterError(
+                    f"limits found no word of {operator.language!r} alone, which precision asks for",
+                    mend="Give its `words`, or more text of it to the `limits` job.",
+                )
+        if isinstance(operator, RepairText):
+            update["normalise"] = config.normalise
         operators.append(operator.model_copy(update=update))
-    return operators
+    return operators, earlier
 
 
-def _texts(source: SourceConfig, context: JobContext[CurateConfig]) -> Iterator[str]:
+def _texts(source: SourceConfig, context: JobContext[CurateConfig]) -> Iterator[tuple[str, str]]:
+    """Id and text of the documents of an evaluation set."""
+
     def report(problem: Problem) -> None:
         context.events.write("problem", **vars(problem))
 
     for document in places.documents(source, context.base, report):
-        yield document.text
+        yield document.id, document.text
 
 
 def _given(facts: set[str], operators: list[Operator]) -> set[str]:
@@ -192,7 +227,7 @@ class _Reading:
         texts: list[str] = []
         numbers: list[int] = []
         told: list[dict[str, str]] = []
-        held = 0
+        held, repairs = 0, config.repairs
         for given in self._all():
             document = given.document
             self.documents += 1
@@ -204,7 +239,8 @@ class _Reading:
                 self.licences.setdefault(document.source, None)
             # Of a page nothing is known before its text is found: `extract` does the same in a worker.
             page = bool(document.extract)
-            text = normalise(document.text) if config.normalise and not page else document.text
+            clean = config.normalise and not page
+            text = normalise(document.text, repairs) if clean else document.text
             parts = [text] if page else sections(text, config.section_chars)
             for index, part in enumerate(parts):
                 part_of = given.part if len(parts) == 1 else index
@@ -303,8 +339,10 @@ class _Watch:
         self.context.events.progress(self.documents, None, "documents", **shown)
 
 
-def _copies(runner: Runner, most: int) -> dict[int, int]:
-    """Copies by size of cluster, from what the operators after the near-duplicates removed."""
+def _copies(runner: Runner, most: int | Literal["readme"]) -> dict[int, int]:
+    """Copies by size of cluster, from what the operators after near-duplicates removed, or as published."""
+    if most == "readme":
+        return rehydration.README
     before: Counter[int] = Counter()
     after: Counter[int] = Counter()
     for stage in range(len(runner.stages)):
@@ -322,6 +360,8 @@ def _publish(
     output: Output,
     labels: list[str],
     table: dict[int, int],
+    leaks: Leaks,
+    earlier: Earlier | None,
 ) -> dict[str, Counter[str]]:
     """Write what is left and what left, each in the order of reading; counts by language."""
     names = names_in(folder / "names.bin")
@@ -337,11 +377,13 @@ def _publish(
         if excluded is not None and text is not None:
             why = (record["operator"], record["reason"])
             excluded.write(id_of(name, labels), source, int(name["row"]), text, *why)
-        output.drop(source, _told(record, names, labels))
+        output.drop(source, _told(record, names, labels, earlier))
+        leaks.add(record)
         if "language" in record:
             languages.setdefault(record["language"], Counter())[f"dropped: {record['reason']}"] += 1
     if excluded is not None:
         excluded.close()
+    shown: list[tuple[bytes, str, str]] = []  # those of the least digests: drawn, and the same every time
     for documents in runner.left():
         if context.control.stop_requested():
             raise Stopped
@@ -354,11 +396,18 @@ def _publish(
             document = Document(labels[int(name["source"])], int(name["row"]), text)
             own = [column[place] for column in facts]
             split = SPLITS[int(name["split"])] if name["split"] >= 0 else None
-            output.keep(document, id_of(name, labels), text, context.config, split, *own)
+            own_id = id_of(name, labels)
+            output.keep(document, own_id, text, context.config, split, *own)
+            digest = hashlib.blake2b(own_id.encode(), digest_size=8).digest()
+            if len(shown) < KEPT or digest < shown[-1][0]:
+                shown = sorted([*shown, (digest, own_id, text[:SAMPLE_CHARS])])[:KEPT]
             if "language" in documents.facts:
                 counts = languages.setdefault(str(documents.facts["language"][place]), Counter())
                 counts["documents"] += 1
                 counts["bytes"] += len(text.encode())
+    with (context.out / "kept.jsonl").open("w", encoding="utf-8") as file:
+        for _, own_id, begin in shown:
+            file.write(json.dumps({"id": own_id, "text": begin}, ensure_ascii=False) + "\n")
     return languages
 
 
@@ -376,12 +425,15 @@ def _columns(documents: Documents, names: Sequence[str]) -> Iterator[list[Any]]:
             yield [facts.get(name, missing) for facts in carried]
 
 
-def _told(record: dict[str, Any], names: np.ndarray, labels: list[str]) -> dict[str, Any]:
+def _told(
+    record: dict[str, Any], names: np.ndarray, labels: list[str], earlier: Earlier | None
+) -> dict[str, Any]:
     """A record of removal with ids for numbers."""
     told = {"id": id_of(names[record["number"]], labels), **record}
     del told["number"]
     if "of" in told:
-        told["of"] = id_of(names[told["of"]], labels)
+        first = told["of"]
+        told["of"] = earlier.id(first) if earlier and first < 0 else id_of(names[first], labels)
     return told
 
 

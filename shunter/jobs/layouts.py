@@ -16,7 +16,7 @@ from shunter.models.families import from_config
 from shunter.models.spec import DecoderShape, DecoderSpec
 from shunter.recipe import disk
 from shunter.recipe.graph import Graph, Node
-from shunter.train.config import Parallel, TrainConfig, TrainHow
+from shunter.train.config import AUTO, Parallel, TrainConfig, TrainHow
 from shunter.train.layout_check import check_layout
 from shunter.train.layout_describe import describe, host_bytes, must_fit, spec_settings
 from shunter.train.layout_parts import Plan
@@ -80,28 +80,37 @@ def check_graph(node: Node, graph: Graph) -> Sequence[str]:
     how, train = getattr(node.config, "how", None), getattr(node.config, "train", None)
     if not isinstance(how, TrainHow) or not isinstance(train, TrainConfig) or how.parallel is None:
         return []
-    found = known(graph, node)
+    found, parallel = known(graph, node), how.parallel.located(graph.base)
     if found is not None:
-        parallel = how.parallel.located(graph.base).settled(train.batch_rows, how.micro_batch)
-        check_layout(found.spec, parallel, parallel.order(), found.row_length)
-        if parallel.plan is not None:
-            must_match(Path(parallel.plan), found, train.batch_rows)
-    return []
+        settled = parallel.settled(train.batch_rows, how.micro_batch)
+        check_layout(found.spec, settled, settled.order(), found.row_length)
+    return [] if parallel.plan in (None, AUTO) else must_match(graph, node, Path(str(parallel.plan)), found)
 
 
-def must_match(path: Path, found: Known, batch: int) -> None:
-    """Raise ShunterError where a plan was made for another model, batch or row."""
+def must_match(graph: Graph, node: Node, path: Path, found: Known | None) -> Sequence[str]:
+    """Warnings. Raises ShunterError where a plan was made for another model, batch, row or machine. found:
+    None where the recipe does not tell the model, so that the machine alone can be looked at."""
+    from shunter.jobs import machine, questions
     from shunter.plan.plan import Plan as Planned  # with numpy, which no command needs to start
 
     plan = Planned.load(path)
+    if found is None:
+        return machine.must_be_here(plan, node.config.how.device)  # type: ignore[attr-defined]
+    asked = questions.trained(graph, node)
     plan.must_be_for(found.spec)
-    for name, here, there in (("batch", batch, plan.batch), ("row", found.row_length, plan.sequence)):
+    for name, here, there in (("batch", asked.batch, plan.batch), ("row", asked.row, plan.sequence)):
         if here != there:
             raise ShunterError(
                 f"the plan is for a {name} of {there}, the recipe has one of {here}",
                 where="how.parallel.plan",
                 mend="Plan again.",
             )
+    said = [*machine.must_be_here(plan, asked.how.device)]
+    if (mine := asked.practice_on(plan)) != plan.practice:
+        said.append(
+            f"the plan's times and bytes are those of {plan.practice}, and this job computes as {mine}"
+        )
+    return said
 
 
 def job_to_lay_out(graph: Graph, name: str | None) -> Node:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,8 +16,15 @@ from shunter.config.errors import ShunterError
 from shunter.data import mixing
 from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
 
+if TYPE_CHECKING:
+    from shunter.data.tokenizer import Tokenizer
+    from shunter.data.units import Unit
+
 SPLITS = ("train", "heldout")
+PLAIN = ("id", "source", "row", "text")
+COPIES = "int32"
 ROWS = 1024
+FORMAT = 1  # of what units leave; another number begins anew
 
 
 class MixConfig(JobConfig):
@@ -58,11 +66,15 @@ class MixConfig(JobConfig):
 
 
 class MixJob:
-    """Writes train/ (with the column `copies`), heldout/, dropped.jsonl and summary.json."""
+    """Writes train/ (with the column `copies`), heldout/, dropped.jsonl and summary.json.
+
+    Documents are measured and written in units, each once whatever is killed. Memory: about 40 bytes a
+    document.
+    """
 
     kind: ClassVar[str] = "mix"
     produces: ClassVar[str] = "corpus"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Config: ClassVar[type[JobConfig]] = MixConfig
 
     def check(self, config: MixConfig, base: Path) -> Sequence[str]:
@@ -72,12 +84,9 @@ class MixJob:
         import numpy as np
 
         config = context.config
-        folders = [artefact.path for artefact in context.many("corpora")]
-        names, groups, sizes = _measured(context, folders)
-        ranks = mixing.ranks(config.seed, names)
-        labels, inverse = np.unique(np.array(groups, np.str_), return_inverse=True)
-        amounts = np.array(sizes, np.int64)
-        totals = {str(label): int(amounts[inverse == n].sum()) for n, label in enumerate(labels)}
+        work = _Work(context)
+        labels, inverse, amounts, ranks = work.measured()
+        totals = {label: int(amounts[inverse == n].sum()) for n, label in enumerate(labels)}
         absent = sorted(set(config.weights or {}) - set(totals))
         if absent:
             raise ShunterError(
@@ -86,21 +95,19 @@ class MixJob:
                 mend="Correct the weights.",
             )
         parts = mixing.shares(totals, config.weights, config.budget, config.epochs, config.spread)
-        copies = np.zeros(len(names), np.int64)
+        copies = np.zeros(len(amounts), np.int64)
         for n, label in enumerate(labels):
             mine = np.flatnonzero(inverse == n)
-            copies[mine] = mixing.copies(amounts[mine], ranks[mine], parts[str(label)].given)
-        summary = _publish(
-            context, folders, copies.tolist(), {name for name, part in parts.items() if part.given}
-        )
+            copies[mine] = mixing.copies(amounts[mine], ranks[mine], parts[label].given)
+        summary = work.published(copies, {name for name, part in parts.items() if part.given})
         shown = np.bincount(inverse, weights=copies * amounts, minlength=len(labels))
         summary["mixture"] = {
-            str(label): {
-                "size": parts[str(label)].size,
-                "wanted": round(parts[str(label)].wanted),
+            label: {
+                "size": parts[label].size,
+                "wanted": round(parts[label].wanted),
                 "given": int(shown[n]),
                 "share": float(shown[n] / max(shown.sum(), 1)),
-                "epochs": float(shown[n] / max(parts[str(label)].size, 1)),
+                "epochs": float(shown[n] / max(parts[label].size, 1)),
             }
             for n, label in enumerate(labels)
         }
@@ -119,117 +126,204 @@ class MixJob:
         }
 
 
-def _batches(folder: Path, columns: list[str] | None = None) -> Iterator[Any]:
-    import pyarrow.parquet as pq
+class _Work:
+    """The units of all corpora, in order; the train part of each before its held-out part."""
 
-    for path in sorted(folder.glob("*.parquet")):
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=ROWS, columns=columns)
+    def __init__(self, context: JobContext[MixConfig]) -> None:
+        import pyarrow.parquet as pq
 
+        from shunter.data import units
 
-def _measured(context: JobContext[MixConfig], folders: list[Path]) -> tuple[list[str], list[str], list[int]]:
-    """Name, group and size of every document of the train parts."""
-    from shunter.data.tokenizer import Tokenizer
-
-    config = context.config
-    tokenizer = Tokenizer.load(context.one("tokenizer").path) if config.tokenizer else None
-    names: list[str] = []
-    groups: list[str] = []
-    sizes: list[int] = []
-    for folder in folders:
-        for batch in _batches(folder / "train"):
-            if context.control.stop_requested():
-                raise Stopped
-            if config.by not in batch.schema.names:
+        self.context, self.config = context, context.config
+        self.folders = [artefact.path for artefact in context.many("corpora")]
+        self.once = units.Once(context.work / "units", FORMAT, self.folders, self.config.model_dump())
+        self.units = [
+            (f"{place:03}-{split}-{unit.number:06}", split, unit)
+            for place, folder in enumerate(self.folders)
+            for split in SPLITS
+            for unit in units.units(folder / split)
+        ]
+        schemas = [pq.read_schema(min((f / "train").glob("*.parquet"))) for f in self.folders]
+        for folder, schema in zip(self.folders, schemas, strict=True):
+            if self.config.by not in schema.names:
                 raise ShunterError(
-                    f"the corpus has no column {config.by!r}; there are {', '.join(batch.schema.names)}",
+                    f"the corpus has no column {self.config.by!r}; there are {', '.join(schema.names)}",
                     where=str(folder),
                     mend="Set `by`.",
                 )
-            names += batch.column("id").to_pylist()
-            groups += map(str, batch.column(config.by).to_pylist())
-            texts = batch.column("text").to_pylist()
-            if tokenizer is not None:
-                sizes += [len(ids) for ids in tokenizer.encode_batch(texts)]
-            else:
-                sizes += [len(text.encode()) if config.unit == "bytes" else 1 for text in texts]
-            context.events.progress(len(names), None, "documents measured")
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is not None:
-        raise ShunterError(
-            f"two documents are called {twice!r}", mend="Give the corpora's sources names of their own."
-        )
-    return names, groups, sizes
-
-
-def _publish(
-    context: JobContext[MixConfig], folders: list[Path], copies: list[int], wanted: set[str]
-) -> dict[str, Any]:
-    """Write the documents that are shown, and a record of each that is not."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from shunter.data import corpus
-
-    config = context.config
-    schemas = [
-        {
-            field.name: field.type
-            for field in pq.read_schema(next(iter(sorted((f / "train").glob("*.parquet")))))
+        kinds = [{field.name: field.type for field in schema} for schema in schemas]
+        self.extra = {
+            name: kind
+            for name, kind in kinds[0].items()
+            if name not in (*PLAIN, "copies") and all(other.get(name) == kind for other in kinds)
         }
-        for f in folders
-    ]
-    plain = ("id", "source", "row", "text")
-    extra = {
-        name: kind
-        for name, kind in schemas[0].items()
-        if name not in (*plain, "copies") and all(other.get(name) == kind for other in schemas)
-    }
-    lost = sorted({name for schema in schemas for name in schema} - {*plain, "copies", *extra})
-    counts: dict[str, Counter[str]] = {}
-    dropped: Counter[str] = Counter()
-    number = itertools.count()
-    train = corpus.Writer(context.out / "train", {**extra, "copies": pa.int32()})
-    held = corpus.Writer(context.out / "heldout", extra)
-    with (context.out / "dropped.jsonl").open("w", encoding="utf-8") as file:
-        for folder, split in itertools.product(folders, SPLITS):
-            for batch in _batches(folder / split):
-                if context.control.stop_requested():
+        self.lost = sorted({n for each in kinds for n in each} - {*PLAIN, "copies", *self.extra})
+
+    def measured(self) -> tuple[list[str], Any, Any, Any]:
+        """The groups in order, and of every document of the train parts: the place of its group, its size
+        (int64) and its rank (uint64)."""
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        columns: dict[str, list[Any]] = {"group": [], "size": [], "rank": []}
+        numbers: dict[str, int] = {}
+        files = []
+        for name, split, unit in self.units:
+            if split != "train":
+                continue
+            files.append(self.once(f"measured-{name}", partial(self._measure, unit)) / "documents.parquet")
+            table = pq.read_table(files[-1], columns=["group", "size", "rank"])
+            codes = [numbers.setdefault(each, len(numbers)) for each in table.column("group").to_pylist()]
+            columns["group"].append(np.array(codes, np.int32))
+            for column in ("size", "rank"):
+                columns[column].append(table.column(column).to_numpy())
+            self.context.events.progress(unit.begin + unit.rows, None, "documents measured")
+        kinds = {"group": np.int32, "size": np.int64, "rank": np.uint64}
+        found = {name: np.concatenate([np.zeros(0, kinds[name]), *columns[name]]) for name in columns}
+        self._no_name_twice(found["rank"], files)
+        labels = sorted(numbers)
+        places = np.empty(len(numbers), np.int32)
+        places[[numbers[label] for label in labels]] = np.arange(len(labels))
+        return labels, places[found["group"]], found["size"], found["rank"]
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer | None:
+        from shunter.data.tokenizer import Tokenizer
+
+        return Tokenizer.load(self.context.one("tokenizer").path) if self.config.tokenizer else None
+
+    def _measure(self, unit: Unit, folder: Path) -> dict[str, Any]:
+        """Name, group, size and rank of the documents of one unit."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        names: list[str] = []
+        groups: list[str] = []
+        sizes: list[int] = []
+        for batch in unit.batches(list(dict.fromkeys(["id", "text", self.config.by])), ROWS):
+            if self.context.control.stop_requested():
+                raise Stopped
+            names += batch.column("id").to_pylist()
+            groups += map(str, batch.column(self.config.by).to_pylist())
+            texts = batch.column("text").to_pylist()
+            if self._tokenizer is not None:
+                sizes += [len(ids) for ids in self._tokenizer.encode_batch(texts)]
+            else:
+                sizes += [len(text.encode()) if self.config.unit == "bytes" else 1 for text in texts]
+        ranks = mixing.ranks(self.config.seed, names)
+        columns = {"id": names, "group": groups, "size": pa.array(sizes, pa.int64()), "rank": ranks}
+        pq.write_table(pa.table(columns), folder / "documents.parquet")
+        return {"documents": len(names)}
+
+    def _no_name_twice(self, ranks: Any, files: list[Path]) -> None:
+        """Documents of one name have one rank; only the names of those that do are looked at."""
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        order = np.argsort(ranks, kind="stable")
+        same = np.flatnonzero(ranks[order][1:] == ranks[order][:-1])
+        if not len(same):
+            return
+        wanted = set(ranks[order[same]].tolist())
+        seen: set[str] = set()
+        for path in files:
+            table = pq.read_table(path, columns=["id", "rank"])
+            for place in np.flatnonzero(
+                [rank in wanted for rank in table.column("rank").to_pylist()]
+            ).tolist():
+                name = table.column("id")[place].as_py()
+                if name in seen:
+                    raise ShunterError(
+                        f"two documents are called {name!r}",
+                        mend="Give the corpora's sources names of their own.",
+                    )
+                seen.add(name)
+
+    def published(self, copies: Any, wanted: set[str]) -> dict[str, Any]:
+        """Write the documents that are shown, and a record of each that is not; the summary of it."""
+        from shunter.data import units
+
+        begin, done = 0, []
+        for name, split, unit in self.units:
+            mine = copies[begin : begin + unit.rows].tolist() if split == "train" else None
+            begin += unit.rows if split == "train" else 0
+            make = partial(self._write, unit, split, mine, wanted)
+            done.append((split, self.once(f"written-{name}", make)))
+            self.context.events.progress(begin, len(copies), "documents written")
+        told = {place: units.record(place) for _, place in done}
+        summary: dict[str, Any] = {"read": len(copies)}
+        for split in SPLITS:
+            mine = [place for each, place in done if each == split and told[place]["documents"]]
+            facts = {**self.extra, "copies": COPIES} if split == "train" else self.extra
+            files = (place / split / "00000.parquet" for place in mine)
+            units.gathered(files, self.context.out / split, _types(facts))
+            summary[split] = {key: sum(told[place][key] for place in mine) for key in ("documents", "bytes")}
+        with (self.context.out / "dropped.jsonl").open("wb") as file:
+            for _, place in done:
+                file.write((place / "dropped.jsonl").read_bytes())
+        dropped: Counter[str] = Counter()
+        counts: dict[str, Counter[str]] = {}
+        for each in told.values():
+            dropped.update(each["dropped"])
+            for source, number in each["sources"].items():
+                counts.setdefault(source, Counter())["train documents"] += number
+        known = [
+            json.loads((f / "summary.json").read_text(encoding="utf-8")).get("sources", {})
+            for f in self.folders
+        ]
+        sources = {
+            name: {"licence": part.get("licence"), **counts.get(name, {})}
+            for each in known
+            for name, part in each.items()
+        }
+        dropped_told = dict(sorted(dropped.items()))
+        return {**summary, "dropped": dropped_told, "columns_left": self.lost, "sources": sources}
+
+    def _write(
+        self, unit: Unit, split: str, copies: list[int] | None, wanted: set[str], folder: Path
+    ) -> dict[str, Any]:
+        """One unit. copies: of each of its documents; None: it is of a held-out part."""
+        from shunter.data import corpus
+
+        counts: Counter[str] = Counter()
+        dropped: Counter[str] = Counter()
+        number = itertools.count()
+        facts = self.extra if copies is None else {**self.extra, "copies": COPIES}
+        writer = corpus.Writer(folder / split, _types(facts))
+        with (folder / "dropped.jsonl").open("w", encoding="utf-8") as file:
+            for batch in unit.batches(rows=ROWS):
+                if self.context.control.stop_requested():
                     raise Stopped
                 for row in batch.to_pylist():
-                    told = [row[name] for name in extra]
-                    place = [row[name] for name in plain]
-                    group = str(row[config.by])
-                    if split == "heldout":
+                    told = [row[name] for name in (*PLAIN, *self.extra)]
+                    group = str(row.get(self.config.by))
+                    if copies is None:
                         if group in wanted:
-                            held.write(*place, *told)
+                            writer.write(*told)
                         continue
                     times = copies[next(number)]
                     if times:
-                        train.write(*place, *told, times)
-                        counts.setdefault(row["source"], Counter())["train documents"] += 1
+                        writer.write(*told, times)
+                        counts[row["source"]] += 1
                         continue
                     reason = "beyond the budget" if group in wanted else "a group without weight"
                     dropped[reason] += 1
-                    record = {"id": row["id"], "operator": "mix", "reason": reason, config.by: group}
+                    record = {"id": row["id"], "operator": "mix", "reason": reason, self.config.by: group}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    for writer in (train, held):
         writer.close()
-    licences = [
-        json.loads((f / "summary.json").read_text(encoding="utf-8")).get("sources", {}) for f in folders
-    ]
-    return {
-        "read": len(copies),
-        "train": {"documents": train.documents, "bytes": train.bytes},
-        "heldout": {"documents": held.documents, "bytes": held.bytes},
-        "dropped": dict(sorted(dropped.items())),
-        "columns_left": lost,
-        "sources": {
-            name: {"licence": known.get("licence"), **counts.get(name, {})}
-            for part in licences
-            for name, known in part.items()
-        },
-    }
+        return {
+            "documents": writer.documents,
+            "bytes": writer.bytes,
+            "dropped": dict(dropped),
+            "sources": dict(counts),
+        }
+
+
+def _types(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrow types, of which some are given by their name."""
+    import pyarrow as pa
+
+    return {name: pa.type_for_alias(kind) if isinstance(kind, str) else kind for name, kind in facts.items()}
 
 
 JOB = MixJob()

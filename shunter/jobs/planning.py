@@ -11,13 +11,12 @@ from pathlib import Path
 from shunter.cluster import files
 from shunter.cluster.cluster import Cluster
 from shunter.config.errors import ShunterError
+from shunter.jobs.questions import Trained, question, trained
 from shunter.models.families import from_config
 from shunter.models.spec import DecoderSpec
-from shunter.plan.calibrate import coefficients_of
 from shunter.plan.choices import Question
-from shunter.plan.fabric import Fabric
-from shunter.plan.practice import practice
 from shunter.plan.presets import preset
+from shunter.plan.profile import Profile
 from shunter.recipe import disk
 
 
@@ -32,12 +31,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Model:
-    """batch, row: as a recipe has them; none where only the model is told."""
+    """batch, row, trained: as a recipe has them; none where only the model is told."""
 
     spec: DecoderSpec
     batch: int | None = None
     row: int | None = None
-    notes: tuple[str, ...] = ()
+    trained: Trained | None = None
 
 
 def model(name: str, job: str | None = None) -> Model:
@@ -48,6 +47,8 @@ def model(name: str, job: str | None = None) -> Model:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return _of_recipe(path, job)
+    if job is not None:
+        raise ShunterError(f"{name} is no recipe, so it has no job {job}", mend="Leave --job out.")
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json" or path.is_file():
@@ -61,20 +62,13 @@ def model(name: str, job: str | None = None) -> Model:
 
 
 def _of_recipe(path: Path, job: str | None) -> Model:
-    from shunter.jobs.layouts import job_to_lay_out, known
+    from shunter.jobs.layouts import job_to_lay_out
     from shunter.jobs.registry import KINDS
     from shunter.recipe.graph import load_recipe
 
     graph = load_recipe(path, [], KINDS)
-    node = job_to_lay_out(graph, job)
-    found = known(graph, node)
-    if found is None:
-        raise ShunterError(
-            f"the model of {node.name} is not told by the recipe",
-            where=node.where,
-            mend="Name a recipe with a model:, or one that begins from an import.",
-        )
-    return Model(found.spec, node.config.train.batch_rows, found.row_length, found.guesses)  # type: ignore[attr-defined]
+    found = trained(graph, job_to_lay_out(graph, job))
+    return Model(found.spec, found.batch, found.row, found)
 
 
 def ask(
@@ -83,11 +77,15 @@ def ask(
     batch: int | None,
     sequence: int | None,
     *,
-    practice_name: str = "shunter",
+    practice_name: str | None = None,
     calibration: Path | None = None,
+    profile: Path | None = None,
     job: str | None = None,
 ) -> Asked:
-    """The question. Raises ShunterError for what is not there, and where batch or sequence are not told."""
+    """The question. practice_name: by default what a recipe's job does, else `shunter`.
+
+    Raises ShunterError for what is not there, and where batch or sequence are not told.
+    """
     found = model(model_name, job)
     where = files.find(cluster)
     rows = found.batch if batch is None else batch
@@ -99,19 +97,71 @@ def ask(
             raise ShunterError(f"{name} is {value}", mend="It must be at least 1.")
     assert rows is not None
     assert row is not None
-    notes = list(found.notes)
+    notes: list[str] = []
+    if found.trained is not None:
+        notes += found.trained.notes if practice_name else found.trained.said(where)
+        practice_name = practice_name or found.trained.practice(where)
     if row > found.spec.max_positions:
         notes.append(
             f"rows of {row} tokens are longer than the model's context of {found.spec.max_positions}"
         )
-    fabric = Fabric.of(where)
-    if practice_name == "shunter" and fabric.device.type == "cpu":
-        practice_name = "shunter-fp32"
-        notes.append("on a CPU, counted as fp32")
-    question = Question(
-        found.spec, fabric, rows, row, practice(practice_name), coefficients_of(where, calibration)
-    )
-    return Asked(question, where, tuple(notes))
+    if practice_name is None:
+        practice_name = "shunter"
+        if all(device.spec.type == "cpu" for device in where.devices):
+            practice_name = "shunter-fp32"
+            notes.append("on a CPU, counted as fp32")
+    asked = question(found.spec, where, rows, row, practice_name, calibration)
+    if profile is not None:
+        asked = asked.measured(Profile.load(profile), str(profile))
+        notes.append(f"parts and messages as measured: {profile}")
+    return Asked(asked, where, tuple(notes))
+
+
+def budget(asked: Question, size: int) -> float:
+    """Bytes that each device may hold. Raises ShunterError for more than any has."""
+    most = asked.fabric.room(None)
+    if size > most:
+        raise ShunterError(
+            f"--budget-memory is {disk.human(size)}, and a device of {asked.fabric.name} has "
+            f"{disk.human(most)}",
+            mend="Give less, or leave it out: all that is there may be used.",
+        )
+    return float(size)
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What `shunter probe --model` measures. rows: of a step, and so of the largest micro-batch."""
+
+    spec: DecoderSpec
+    row: int
+    rows: int
+    precision: str
+    optimizer: str
+
+
+def to_profile(model_name: str, batch: int | None, sequence: int | None, job: str | None = None) -> Profiled:
+    """As a recipe's job has it, or a published model in the precision that this machine multiplies fast.
+
+    Raises ShunterError for what is not there, and where batch or row are not told.
+    """
+    import torch
+
+    from shunter.train.device import choose_precision
+
+    found = model(model_name, job)
+    rows, row = found.batch if batch is None else batch, found.row if sequence is None else sequence
+    for name, value in (("--global-batch", rows), ("--seq", row)):
+        if value is None:
+            raise ShunterError(f"{model_name} does not tell {name}", mend=f"Give {name}.")
+        if value < 1:
+            raise ShunterError(f"{name} is {value}", mend="It must be at least 1.")
+    assert rows is not None
+    assert row is not None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train = None if found.trained is None else found.trained.train
+    precision = choose_precision("auto" if train is None else train.precision, device)
+    return Profiled(found.spec, row, rows, precision, "adamw" if train is None else train.optimizer)
 
 
 TIMES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}

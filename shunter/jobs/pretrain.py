@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
-from shunter.jobs import adapters, layouts, ranks, training
+from shunter.jobs import adapters, foretold, layouts, ranks, training
 from shunter.jobs.milestones import Milestones, tracker
 from shunter.models.spec import DecoderShape
 from shunter.recipe.graph import Graph, Node
@@ -111,17 +112,13 @@ class PretrainJob:
                 decoder = Decoder(spec)
             if context.world is None:
                 init_weights(decoder, context.config.seed)
-        if (wanted := context.config.how.milestones) is None:
-            return training.train(context, decoder, tokens, adapter=adapter, fill=fill)
-        last, seed = context.config.train.steps, context.config.seed
-        return training.train(
-            context,
-            decoder,
-            tokens,
-            lambda model: tracker(wanted, model, tokens, context.events, seed, last),
-            adapter,
-            fill,
-        )
+        before = foretold.of_run(context) if context.world is None else None
+        wanted, milestone = context.config.how.milestones, None
+        if wanted is not None:
+            last, seed = context.config.train.steps, context.config.seed
+            milestone = partial(tracker, wanted, tokens=tokens, events=context.events, seed=seed, last=last)
+        metrics = training.train(context, decoder, tokens, milestone, adapter, fill)
+        return metrics if before is None else {**metrics, **foretold.account(context, before)}
 
 
 JOB = PretrainJob()

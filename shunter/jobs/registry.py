@@ -16,6 +16,8 @@ _ENTRIES = {
     "mix": "shunter.jobs.mix:JOB",
     "by-site": "shunter.jobs.sites:JOB",
     "commons": "shunter.jobs.commons:JOB",
+    "litter": "shunter.jobs.litter:JOB",
+    "edit-pairs": "shunter.jobs.edit_pairs:JOB",
     "ngrams": "shunter.jobs.ngrams:JOB",
     "classifier": "shunter.jobs.classifier:JOB",
     "tokenizer": "shunter.jobs.tokenizer:JOB",

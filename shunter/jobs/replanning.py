@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shunter.config.errors import ShunterError
+from shunter.jobs import foretold
 from shunter.jobs.drift import SAID, Drift, Drifted
+from shunter.jobs.foretold import Foretold
 from shunter.recipe import disk
 from shunter.recipe.job import JobContext
 from shunter.record.events import EventLog
@@ -42,7 +44,9 @@ class Course:
         self._next: tuple[Plan, Path] | None = None
         self._saved = 0
         self._shares: list[dict[str, float]] = []
+        self._foretold: Foretold | None = None
         if parallel.plan is None:
+            self._foretold = foretold.of_run(context)
             return
         from shunter.plan.plan import Plan  # with numpy, which no command needs to start
 
@@ -95,9 +99,11 @@ class Course:
         return self.parallel
 
     def account(self) -> dict[str, Any]:
-        """Of the layout that the job ended with, and how it came to it. Empty without a plan."""
-        if self.plan is None:
-            return {}
+        """Of the layout that the job ended with, and how it came to it; without a plan's file, of the layout
+        as it was written."""
+        if self._foretold is not None:
+            return foretold.account(self.context, self._foretold, self.parallel)
+        assert self.plan is not None
         from shunter.jobs.account import account, layout_says
 
         held: list[dict[str, float]] = []

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from shunter.jobs import adapters, layouts, ranks, training
+from shunter.jobs import adapters, foretold, layouts, ranks, training
 from shunter.recipe.graph import Graph, Node
 from shunter.recipe.job import Input, JobConfig, JobContext
 from shunter.surgery.config import AdapterConfig
@@ -54,7 +54,9 @@ class SftJob:
         adapter = context.config.adapter
         folder, spread = context.one("model").path, context.world is not None
         decoder, fill = adapters.load(folder, adapter, context.config.seed, laid_out=spread)
-        return training.train(context, decoder, context.one("tokens").path, adapter=adapter, fill=fill)
+        before = None if spread else foretold.of_run(context)
+        metrics = training.train(context, decoder, context.one("tokens").path, adapter=adapter, fill=fill)
+        return metrics if before is None else {**metrics, **foretold.account(context, before)}
 
 
 JOB = SftJob()

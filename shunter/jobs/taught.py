@@ -29,12 +29,10 @@ def check_how(how: PostHow) -> None:
 def check_rewards(rewards: Sequence[RewardConfig], reward_model: str | None, base: Path) -> None:
     """Raise ShunterError for rewards that cannot be given here."""
     for reward in rewards:
-        if reward.kind == "code":
-            from shunter.post.sandbox.languages import language
+        if reward.kind in ("code", "checker"):
+            from shunter.post.sandbox.checker import check
 
-            language(reward.language, base).check()
-        if reward.file is not None and not (base / reward.file).is_file():
-            raise ShunterError(f"there is no checker {reward.file}", where="rewards", mend="Write its path.")
+            check(reward, base)
     kinds = [reward.kind for reward in rewards]
     if len(set(kinds)) < len(kinds):
         raise ShunterError("two rewards are of one kind", where="rewards", mend="Leave one out.")
@@ -46,11 +44,12 @@ def check_rewards(rewards: Sequence[RewardConfig], reward_model: str | None, bas
 
 
 def reads(rewards: Sequence[RewardConfig], base: Path) -> list[Path]:
-    """Checkers, and the files that tell the languages of programs: another content makes another job."""
+    """The files that tell the languages of programs, and checkers: another content makes another job."""
     from shunter.post.sandbox.languages import LANGUAGES
 
-    names = [each.language for each in rewards if each.kind == "code" and each.language not in LANGUAGES]
-    names += [each.file for each in rewards if each.file is not None]
+    run = [each for each in rewards if each.kind in ("code", "checker")]
+    names = [each.language for each in run if each.language not in LANGUAGES]
+    names += [each.file for each in run if each.file is not None]
     return [base / name for name in dict.fromkeys(names) if (base / name).is_file()]
 
 
@@ -106,22 +105,11 @@ def grader(
             from shunter.post.reward_model import Learnt
 
             made: Rule = Learnt.load(context.one("reward_model").path, device)
-        elif config.kind == "code":
-            from shunter.post.sandbox.box import Sandbox
-            from shunter.post.sandbox.code import Passes
-            from shunter.post.sandbox.languages import language
+        elif config.kind in ("code", "checker"):
+            from shunter.post.sandbox.checker import sandboxed
 
-            spoken = language(config.language, context.base)
-            box = Sandbox()
-            context.events.write("sandbox", limits=box.limits)
-            made = Passes(box, spoken, seconds=config.seconds, partial=config.partial)
-        elif config.kind == "checker":
-            from shunter.post.sandbox.box import Sandbox
-            from shunter.post.sandbox.checker import Checked
-
-            box = Sandbox()
-            context.events.write("sandbox", limits=box.limits)
-            made = Checked.load(box, context.base / str(config.file), seconds=config.seconds)
+            made = sandboxed(config, context.base)
+            context.events.write("sandbox", limits=made.box.limits)
         else:
             made = rule(config)
         rules.append((made, config.weight))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -15,9 +17,14 @@ MIN_VOCABULARY = 256 + 6  # every byte, and the special tokens
 
 
 class TokenizerConfig(JobConfig):
-    """Learns a byte-level BPE vocabulary from the corpus's train split."""
+    """Learns a byte-level BPE vocabulary from the corpus's train split, and from conversations'."""
 
     corpus: Annotated[str, Input("corpus")] = Field(description="Job whose text it learns from.")
+    conversations: Annotated[str | None, Input("conversations")] = Field(
+        None,
+        exclude_if=lambda value: value is None,  # jobs without are those that they were before there were any
+        description="Job whose conversations it learns from too, such as programs that no text has.",
+    )
     vocab_size: int = Field(
         4096, ge=MIN_VOCABULARY, le=1 << 20, description="Tokens, the special ones included."
     )
@@ -45,7 +52,10 @@ class TokenizerJob:
 
         config = context.config
         folder = context.one("corpus").path / "train"
-        engine = train(_sample(folder, config.sample_bytes), config.vocab_size, digits=config.digits)
+        texts = _sample(folder, config.sample_bytes)
+        if config.conversations is not None:
+            texts = itertools.chain(texts, _said(context.one("conversations").path, config.sample_bytes))
+        engine = train(texts, config.vocab_size, digits=config.digits)
         save(engine, context.out, max_length=config.max_length)
         tokenizer = Tokenizer.load(context.out)
         if tokenizer.vocab_size < config.vocab_size:
@@ -68,6 +78,17 @@ def _sample(folder: Path, limit: int) -> Iterator[str]:
         yield document.text
         if limit <= 0:
             return
+
+
+def _said(folder: Path, limit: int) -> Iterator[str]:
+    """What all sides say in the conversations to learn from, up to so many bytes."""
+    with (folder / "train.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            for message in json.loads(line)["messages"]:
+                limit -= len(message["content"].encode())
+                yield message["content"]
+            if limit <= 0:
+                return
 
 
 JOB = TokenizerJob()

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shunter.config import scalar
+from shunter.config import canonical, scalar
 from shunter.config.errors import ShunterError
 from shunter.config.nearest import nearest
+from shunter.jobs.tuning_start import planned_first
 from shunter.plan.importance import importance
 from shunter.plan.trials import Failed, Method, Point, Space, Trial, Trials, Value, search
+from shunter.recipe.attempt import code_digest, environment_record
+from shunter.recipe.graph import Graph
 
 MOST = 20_000  # combinations that are looked through
 
@@ -66,11 +69,14 @@ def tune(
     log: Path,
     seed: int = 0,
     method: Method = "bayes",
-    start: Sequence[Point] = (),
+    start: Sequence[Point] | None = None,
+    cluster: str | None = None,
     told: Callable[[Trial], None] = lambda trial: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Space, Trials]:
     """Run `job` with each trial's choices and read `metric` of what it publishes; larger is better.
 
+    start: points to begin with; None: the planner's best (`tuning_start`), on this machine or on `cluster`.
     What is upstream is made once. A combination that the recipe refuses is never tried; a run that is
     refused or dies later is a trial that failed. Raises ShunterError for an unknown job, and for what
     `search` refuses."""
@@ -80,7 +86,7 @@ def tune(
     from shunter.recipe.store import Store
 
     graph = load_recipe(recipe, overrides, KINDS)
-    graph.named(job)
+    names = graph.named(job)
     place = Store(store)
     reasons: dict[str, str] = {}
 
@@ -115,13 +121,39 @@ def tune(
         return float(value)
 
     space = Space(dict(knobs), refused)
-    return space, search(space, run, trials, seed=seed, method=method, start=start, log=log, told=told)
+    begin: Sequence[Point] | Callable[[], Sequence[Point]] = start or ()
+    if start is None:
+
+        def begin() -> Sequence[Point]:
+            return planned_first(recipe, changes, names, space, metric, cluster, say)
+
+    found = search(
+        space, run, trials, seed=seed, method=method, start=begin, log=log, told=told,
+        of=identity(graph, names, job, metric), code=code_digest(),
+    )  # fmt: skip
+    return space, found
+
+
+def identity(graph: Graph, names: Sequence[str], job: str, metric: str) -> dict[str, str]:
+    """What a log of trials is of: the job with all that it is made from, as the recipe and its changes have
+    them, the metric, and the machine. By which code is told with each trial."""
+    made = sorted(graph.upstream(names))
+    record = environment_record()
+    machine = {key: record[key] for key in ("cpu", "cores", "devices")}
+    configs = {name: graph.nodes[name].config.model_dump(mode="json") for name in made}
+    return {
+        "recipe": canonical.digest(configs)[:12],
+        "job": job,
+        "metric": metric,
+        "machine": canonical.digest(machine)[:12],
+    }
 
 
 def report(space: Space, found: Trials) -> dict[str, Any]:
     """What came of a search, as JSON values."""
-    best = found.best
+    best, now = found.best, code_digest()
     return {
+        "by_other_code": sum(trial.code not in ("", now) for trial in found.done),
         "trials": len(found.done),
         "failures": found.failures,
         "best": None if best is None else {"number": best.number, "point": best.point, "value": best.value},

@@ -21,7 +21,8 @@ class RankHolds:
     place:    its coordinates on the axes that have more than one rank.
     stages:   numbers of its stages; layers: [first, after the last) of each.
     gathered: weights and gradients of other ranks that are here for a while, at most (fsdp).
-    activations: of one micro-batch, kept for its backward; at_once: the most of all that are in flight.
+    activations: of one micro-batch, kept for its backward; at_once: the most of all that are in flight;
+    together: the most of these and of gradients, which come as the first activations go.
     """
 
     rank: int
@@ -35,11 +36,13 @@ class RankHolds:
     gathered: int
     activations: int
     at_once: int
+    together: int | None = None  # None: an earlier version's, which took the sum
 
     @property
     def total(self) -> int:
         """Bytes that the rank needs, without what kernels and the allocator take besides."""
-        return self.weights + self.gradients + self.optimizer + self.gathered + self.at_once
+        both = self.gradients + self.at_once if self.together is None else self.together
+        return self.weights + self.optimizer + self.gathered + both
 
 
 @dataclass(frozen=True)

@@ -55,20 +55,21 @@ def _softmax(
     target: Tensor,
     coefficient: Tensor,
     z_loss: float,
-    scratch: Tensor,
+    block: int,
+    scratch: Tensor | None,
     others: Others | None,
 ) -> tuple[Tensor, Tensor]:
     """Normaliser [n] and log-probability of the target [n]; `logits` [n, V] become their gradient.
 
-    coefficient [n] has the dtype to compute in; scratch [m, V] too, for as many rows at a time as stay
-    in cache from one loop to the next. One exponential an element. target [n]: row of this part, or a
-    negative number where the row is another's.
+    coefficient [n] has the dtype to compute in. block: rows at a time, as many as stay in cache from one loop
+    to the next; scratch [block, V]: where logits have another dtype. One exponential an element. target [n]:
+    row of this part, or a negative number where the row is another's.
     """
     normalisers, picks = torch.empty_like(coefficient), torch.empty_like(coefficient)
-    for begin in range(0, len(logits), len(scratch)):
-        rows = slice(begin, begin + len(scratch))
+    for begin in range(0, len(logits), block):
+        rows = slice(begin, begin + block)
         part, at, factor = logits[rows], target[rows, None], coefficient[rows]
-        wide = part if part.dtype == factor.dtype else scratch[: len(part)].copy_(part)
+        wide = part if scratch is None else scratch[: len(part)].copy_(part)
         top = wide.amax(dim=-1)
         picked = wide.gather(1, at.clamp_min(0)).squeeze(1)
         aim = factor
@@ -159,7 +160,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         block = max(16, BLOCK_ELEMENTS // weight.shape[0]) if in_blocks else chunk
         # One buffer for all chunks: fresh memory costs page faults, about what the exponentials cost.
         buffer = torch.empty(min(chunk, len(active)), weight.shape[0], dtype=compute, device=hidden.device)
-        scratch = torch.empty(block, weight.shape[0], dtype=accumulate, device=hidden.device)
+        block = max(1, min(block, len(active)))
+        scratch: Tensor | None = None
+        if accumulate != compute and wants:
+            scratch = torch.empty(block, weight.shape[0], dtype=accumulate, device=hidden.device)
         for begin in range(0, len(active), chunk):
             rows = slice(begin, min(begin + chunk, count)) if whole else active[begin : begin + chunk]
             h, target = hidden[rows].to(compute), targets[rows].clamp_min(0)
@@ -171,7 +175,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if not wants:
                 normaliser, picked = _score(logits.to(accumulate), target, others)
             else:
-                normaliser, picked = _softmax(logits, target, coefficient, z_loss, scratch, others)
+                normaliser, picked = _softmax(logits, target, coefficient, z_loss, block, scratch, others)
             logprobs[rows] = torch.where(coefficient != 0, picked, 0.0)
             loss += (coefficient.double() * picked.double()).sum()
             if z_loss:

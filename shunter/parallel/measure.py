@@ -49,17 +49,22 @@ def measure_parts(
     precision: str = "fp32",
     *,
     budget: float = BUDGET,
+    layers: int = 1,
+    of: Callable[[Sequence[float]], float] = statistics.median,
 ) -> Parts:
     """Time the parts on a micro-batch of `rows` rows of `row_length` tokens, each of one document.
 
     precision: fp32, or bf16 for matrix products in it. The head's forward holds most of its gradient's work
     (see `models.head`), so only the sum of its two times means something. Random numbers that others draw
-    are not disturbed. Memory: of one layer, the embedding and the head.
+    are not disturbed. layers: that are timed one after the other, so that a layer does not find its weights
+    where it has just left them. of: what is told of a part's seconds.
+
+    Memory: of these layers, the embedding and the head.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(0)
-        decoder = Decoder(spec.model_copy(update={"num_layers": 1}))
+        decoder = Decoder(spec.model_copy(update={"num_layers": layers}))
         shape = (rows, row_length)
         tokens = torch.randint(spec.vocab_size, shape)
         positions = torch.arange(row_length).expand(shape)
@@ -74,7 +79,9 @@ def measure_parts(
         return found
 
     def layer() -> Tensor:
-        found: Tensor = decoder.layers[0](hidden.requires_grad_(), rope, plan, mask, None)
+        found: Tensor = hidden.requires_grad_()
+        for each in decoder.layers:
+            found = each(found, rope, plan, mask, None)
         return found
 
     def head() -> Tensor:
@@ -86,7 +93,8 @@ def measure_parts(
 
     cast = torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
     with cast:
-        return Parts(*(_timed(part, grad, device, budget) for part in (layer, embedding, head)))
+        whole, *ends = (_timed(part, grad, device, budget, of) for part in (layer, embedding, head))
+    return Parts(Seconds(whole.forward / layers, whole.backward / layers), *ends)
 
 
 def measured_costs(
@@ -98,7 +106,13 @@ def measured_costs(
     return [parts.layer.both] * spec.num_layers, parts.embedding.both, parts.head.both
 
 
-def _timed(part: Callable[[], Tensor], grad: Tensor, device: torch.device, budget: float) -> Seconds:
+def _timed(
+    part: Callable[[], Tensor],
+    grad: Tensor,
+    device: torch.device,
+    budget: float,
+    of: Callable[[Sequence[float]], float],
+) -> Seconds:
     """After once to get warm: the first call allocates, and chooses kernels."""
     forward: list[float] = []
     backward: list[float] = []
@@ -111,11 +125,7 @@ def _timed(part: Callable[[], Tensor], grad: Tensor, device: torch.device, budge
         marks.append(_now(device))
         forward.append(marks[1] - marks[0])
         backward.append(marks[2] - marks[1])
-    return Seconds(_median(forward[1:]), _median(backward[1:]))
-
-
-def _median(values: Sequence[float]) -> float:
-    return float(statistics.median(values))
+    return Seconds(of(forward[1:]), of(backward[1:]))
 
 
 def _now(device: torch.device) -> float:

@@ -4,16 +4,20 @@ For each size of a ladder of decoders the fastest layout says how many tokens go
 says what loss to expect. Imports without torch.
 
 The laws are of validation loss in nats a token on their authors' text: L = E + A / N^a + B / D^b. They order
-sizes; the level is another on other text. A ladder measured on one's own text is not built.
+sizes; the level is another on other text. A ladder of small runs on one's own text is measured by
+`shunter.jobs.ladder`, and its line (`plan.own_law`) stands beside them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderSpec
 from shunter.plan.choices import Question
+from shunter.plan.own_law import OwnLaw
 from shunter.plan.search import search
 
 # E, A, a, B, b. The second is a re-estimate from the first one's own figures.
@@ -23,14 +27,21 @@ LAWS = {
 }
 LAW = "arXiv 2404.10102"
 EPOCHS = 4  # through the data, beyond which more of the same teaches little (arXiv 2305.16264)
-DIMS = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 8192, 12288, 16384)
-STEP = 1 << 19  # tokens of a step for small models; large ones take four times as many
+# Widths of whole heads, a fifth or so apart: models of about twice as many parameters each.
+DIMS = (
+    256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144,
+    7168, 8192, 10240, 12288, 14336, 16384,
+)  # fmt: skip
+# Tokens of a step by parameters (table 2.1 of arXiv 2005.14165); between them a line of the logarithms.
+STEPS = ((7.6e8, 5e5), (1.3e9, 1e6), (6.7e9, 2e6), (1.75e11, 3.2e6))
 FINALISTS = 1
+BEYOND = 4  # sizes larger than the best that are shown: the loss has one valley
 
 
 @dataclass(frozen=True)
 class Affordable:
-    """steps: of `batch` rows. epochs: through the data, where their size is told. losses: by law."""
+    """steps: of `batch` rows. epochs: through the data, where their size is told. losses: by law. own: by the
+    line through a ladder of runs on one's own text, and between what it is with any one run left out."""
 
     spec: DecoderSpec
     batch: int
@@ -40,6 +51,7 @@ class Affordable:
     layout: str
     epochs: float | None
     losses: dict[str, float]
+    own: tuple[float, float, float] | None = None
 
 
 def ladder(words: int, row: int) -> list[DecoderSpec]:
@@ -65,20 +77,22 @@ def ladder(words: int, row: int) -> list[DecoderSpec]:
     return found
 
 
-def afford(question: Question, seconds: float, data: float | None = None) -> list[Affordable]:
+def afford(
+    question: Question, seconds: float, data: float | None = None, own: OwnLaw | None = None
+) -> list[Affordable]:
     """What the question's cluster and practice can train in `seconds`, by size; the least loss by LAW first.
 
     question: its model and batch are not looked at, but for the vocabulary. data: tokens there are; a model
-    passes through them EPOCHS times at most. Raises ShunterError where not even the smallest fits.
+    passes through them EPOCHS times at most. own: of a ladder, shown beside the laws. Sizes beyond the best
+    are left out after BEYOND. Raises ShunterError where not even the smallest fits.
     """
     world, row = question.fabric.world, question.row
     found = []
     for spec in ladder(question.spec.vocab_size, row):
-        tokens = STEP * (4 if spec.num_parameters > 3e9 else 1)
-        batch = max(1, round(tokens / row / world)) * world
+        batch = max(1, round(step_tokens(spec.num_parameters) / row / world)) * world
         asked = replace(question, spec=spec, batch=batch)
         try:
-            best = search(asked, top=1, finalists=FINALISTS).plans[0].prediction
+            best = search(asked, top=1, finalists=FINALISTS, hints=False).plans[0].prediction
         except ShunterError:
             break  # larger ones do not fit either
         steps = int(seconds / best.seconds)
@@ -87,7 +101,7 @@ def afford(question: Question, seconds: float, data: float | None = None) -> lis
         if steps < 100:
             break
         through = float(steps * asked.tokens)
-        losses = {name: _loss(law, spec.num_parameters, through) for name, law in LAWS.items()}
+        losses = {name: law_loss(name, spec.num_parameters, through) for name in LAWS}
         degrees = [f"{key} {value}" for key, value in best.choice.settings(0).items() if _told(key, value)]
         found.append(
             Affordable(
@@ -99,8 +113,17 @@ def afford(question: Question, seconds: float, data: float | None = None) -> lis
                 ", ".join(degrees) or "one device",
                 None if data is None else through / data,
                 losses,
+                None
+                if own is None
+                else (
+                    own.loss(spec.num_parameters, through),
+                    *own.band(spec.num_parameters, through),
+                ),
             )
         )
+        best_size = min(range(len(found)), key=lambda n: found[n].losses[LAW])
+        if len(found) - 1 - best_size >= BEYOND:
+            break
     if not found:
         raise ShunterError(
             f"in {seconds:,.0f} s not one model takes a hundred steps on {question.fabric.name}",
@@ -113,8 +136,15 @@ def _told(key: str, value: object) -> bool:
     return key in ("pp", "dp", "fsdp", "cp", "tp") and value != 1
 
 
-def _loss(law: tuple[float, float, float, float, float], parameters: float, tokens: float) -> float:
-    level, a, alpha, b, beta = law
+def step_tokens(parameters: float) -> float:
+    """Of a step, for a model of this size."""
+    sizes, tokens = (np.log([pair[at] for pair in STEPS]) for at in (0, 1))
+    return float(np.exp(np.interp(np.log(parameters), sizes, tokens)))
+
+
+def law_loss(name: str, parameters: float, tokens: float) -> float:
+    """Nats a token by a published law."""
+    level, a, alpha, b, beta = LAWS[name]
     return level + a / parameters**alpha + b / tokens**beta
 
 

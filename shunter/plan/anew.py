@@ -8,7 +8,7 @@ a factor over all predictions, which orders no layouts but makes the next one's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,10 +21,10 @@ from shunter.plan.calibrate import LEAST, MOST, Run, coefficients_of, fit
 from shunter.plan.choices import Choices, Question
 from shunter.plan.fabric import Fabric
 from shunter.plan.plan import DEGREES, Plan, fingerprint
-from shunter.plan.practice import Coefficient, Coefficients, practice
+from shunter.plan.practice import Coefficient, Coefficients, compilable, practice
+from shunter.plan.profile import Profile
 from shunter.plan.score import Prediction
 from shunter.plan.search import search
-from shunter.plan.space import compilable
 from shunter.plan.strategies import AGAIN, ASIDE, KEEP
 
 GAIN = 0.05  # less than this share of a step is not worth another start
@@ -52,27 +52,41 @@ class Anew:
 def cluster_of(plan: Plan) -> Cluster:
     """The cluster that it was made for. Raises ShunterError for a plan that does not hold it: an earlier
     version's, or one for some of its devices."""
-    found = None if plan.machine is None else Cluster.of(Description.model_validate(plan.machine))
-    if found is None or fingerprint(found) != plan.cluster_fingerprint:
-        raise ShunterError("the plan does not hold its cluster's description", mend="Plan again.")
-    return found
+    whole = None if plan.machine is None else Cluster.of(Description.model_validate(plan.machine))
+    if whole is not None:
+        # Or the first of its devices, as `4xa100-80` is of a machine of eight.
+        for found in (
+            whole,
+            *([whole.subcluster(range(plan.devices))] if plan.devices < whole.world else []),
+        ):
+            if fingerprint(found) == plan.cluster_fingerprint:
+                return found
+    raise ShunterError("the plan does not hold its cluster's description", mend="Plan again.")
 
 
 def asked(plan: Plan, cluster: Cluster, coefficients: Coefficients | None = None) -> tuple[Question, Choices]:
     """What it was an answer to, and its layout. coefficients: those that it rests on, or others."""
-    known = {name: Coefficient(each["value"], each["source"]) for name, each in plan.coefficients.items()}
+    if coefficients is None:
+        kinds = {kind: _known(own) for kind, own in plan.coefficients_by_kind.items()}
+        rest = coefficients_of(cluster, practised=plan.practice)
+        coefficients = Coefficients(rest.known | _known(plan.coefficients), kinds or rest.kinds)
     question = Question(
         DecoderSpec.model_validate(plan.model),
         Fabric.of(plan.part_of(cluster)),
         plan.batch,
         plan.sequence,
         practice(plan.practice),
-        coefficients or replace(coefficients_of(cluster), known=known),
+        coefficients,
+        None if plan.profile is None else Profile.of(plan.profile),
     )
     grid = Grid(**{name: plan.layout[name] for name in DEGREES})
     layout = plan.layout
     choice = Choices.one(grid, plan.microbatch, plan.schedule, layout["chunks"], layout["recompute"])
     return question, choice
+
+
+def _known(told: Mapping[str, Any]) -> dict[str, Coefficient]:
+    return {name: Coefficient(each["value"], each.get("source", "")) for name, each in told.items()}
 
 
 def strategies_of(plan: Plan) -> list[int] | None:
@@ -84,6 +98,11 @@ def strategies_of(plan: Plan) -> list[int] | None:
     return [AGAIN if n in again else ASIDE if n in aside else KEEP for n in range(count)]
 
 
+def cut_of(plan: Plan) -> list[int]:
+    """Bounds of its stages."""
+    return [0, *plan.layout["cut"], int(plan.model["num_layers"])]
+
+
 def anew(plan: Plan, measured: Measured, source: str, *, compiled: bool = False) -> Anew:
     """The best plan by what was measured, or the same layout where none is better by GAIN.
 
@@ -92,7 +111,8 @@ def anew(plan: Plan, measured: Measured, source: str, *, compiled: bool = False)
     """
     cluster = cluster_of(plan)
     question, choice = asked(plan, cluster)
-    run = Run("the run", question, choice, measured.seconds, tuple(plan.ranks), strategies_of(plan))
+    order, chosen = tuple(plan.ranks), strategies_of(plan)
+    run = Run("the run", question, choice, measured.seconds, order, chosen, cut_of(plan))
     known = fitted(run, measured, source)
     same = run.prediction(known)
     factor = measured.seconds / same.seconds
@@ -102,8 +122,13 @@ def anew(plan: Plan, measured: Measured, source: str, *, compiled: bool = False)
     found = search(whole, top=1)
     best = found.plans[0].prediction
     if best.seconds > (1 - GAIN) * same.seconds or best.choice.settings(0) == choice.settings(0):
-        told = {name: asdict(value) for name, value in known.known.items()}
-        return Anew(replace(plan, **_times(same, factor), coefficients=told), False, measured.seconds)
+        told, by_kind = (
+            {name: asdict(value) for name, value in known.known.items()},
+            {kind: {name: asdict(value) for name, value in own.items()} for kind, own in known.kinds.items()},
+        )
+        times = _times(same, factor)
+        kept = replace(plan, **times, coefficients=told, coefficients_by_kind=by_kind)
+        return Anew(kept, False, measured.seconds)
     new = Plan.of(found.question, cluster, best)
     rate = new.tokens_per_second_per_device / factor, new.flops_per_device / factor, new.mfu / factor
     new = replace(

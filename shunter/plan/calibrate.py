@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shunter.cluster.cluster import Cluster
-from shunter.config import write, yaml
+from shunter.config import yaml
 from shunter.config.errors import ShunterError
+from shunter.plan import calibration
 from shunter.plan.choices import Choices, Question
 from shunter.plan.practice import Coefficients
 from shunter.plan.score import Prediction, predict
@@ -28,7 +29,8 @@ LEAST, MOST = 0.05, 20.0  # times its value beyond which a coefficient explains 
 @dataclass(frozen=True)
 class Run:
     """A measured step. question: with any coefficients; choice: of length 1. order: of the devices, where it
-    matters which does what (`plan.Plan.ranks`). strategies: of its layers, where each has its own."""
+    matters which does what (`plan.Plan.ranks`). strategies: of its layers, where each has its own. cut:
+    bounds of its stages, likewise."""
 
     name: str
     question: Question
@@ -36,6 +38,7 @@ class Run:
     seconds: float
     order: tuple[int, ...] = ()
     strategies: Sequence[int] | None = None
+    cut: Sequence[int] | None = None
 
     def asked(self, coefficients: Coefficients) -> Question:
         """The question with other coefficients."""
@@ -51,7 +54,7 @@ class Run:
             found = Grounds(asked, self.choice, asked.fabric.room(None)).predict(self.order)
             if found is not None:
                 return found
-        return predict(asked, self.choice, strategies=self.strategies)
+        return predict(asked, self.choice, strategies=self.strategies, cut=self.cut)
 
 
 def fit(runs: Sequence[Run], names: Sequence[str], start: Coefficients, source: str = "") -> Coefficients:
@@ -125,59 +128,36 @@ def account(runs: Sequence[Run], predicted: Callable[[Run], float]) -> Account:
 CALIBRATED = Path(__file__).parent / "calibrated.yaml"
 
 
-def coefficients_of(cluster: Cluster, path: Path | None = None) -> Coefficients:
+def coefficients_of(cluster: Cluster, path: Path | None = None, practised: str | None = None) -> Coefficients:
     """Those for a cluster's devices: the general ones, those fitted to published runs on that kind, and those
     of a calibration's file, each over the ones before. Of several kinds each has its own.
 
-    Raises ShunterError for a file that is none.
+    practised: name of the practice that is planned for. Raises ShunterError for a file that is none, or is of
+    other devices or of another practice.
     """
-    kinds = {device.kind for device in cluster.devices}
+    kinds = sorted({device.kind for device in cluster.devices})
+    found = {kind: _of_kind(cluster, kind, practised) for kind in kinds}
+    start = Coefficients(found[calibration.slowest_kind(cluster)].known)
     if len(kinds) > 1:
-        each_kind = {kind: _of_kind(cluster, kind, path) for kind in sorted(kinds)}
-        slowest = min(
-            cluster.devices, key=lambda device: max(rates.peak for rates in device.spec.flops.values())
-        )
-        return replace(
-            each_kind[slowest.kind], kinds={kind: found.known for kind, found in each_kind.items()}
-        )
-    return _of_kind(cluster, kinds.pop(), path)
+        start = replace(start, kinds={kind: each.known for kind, each in found.items()})
+    if path is None:
+        return start
+    return calibration.calibrated(start, cluster, practised, calibration.read(path), str(path))
 
 
-def _of_kind(cluster: Cluster, kind: str, path: Path | None) -> Coefficients:
-    found = Coefficients()
-    for each in (CALIBRATED, path):
-        if each is None:
-            continue
-        data = yaml.load(each).data
-        if each == CALIBRATED and cluster.description.devices[kind].type == "cpu":
-            found = _with(found, data["cpu"], str(each))
-        if kind in data:
-            found = _with(found, data[kind], str(each))
-        if each == path and not data.keys() & {device.kind for device in cluster.devices}:
-            others = sorted({device.kind for device in cluster.devices})
-            raise ShunterError(
-                f"the calibration is of {', '.join(sorted(data))}, the cluster of {', '.join(others)}",
-                where=str(path),
-                mend="Calibrate with a run on this cluster.",
-            )
+def _of_kind(cluster: Cluster, kind: str, practised: str | None) -> Coefficients:
+    found, data = Coefficients(), yaml.load(CALIBRATED).data
+    if cluster.description.devices[kind].type == "cpu":
+        found = _with(found, data["cpu"], practised)
+    return _with(found, data[kind], practised) if kind in data else found
+
+
+def _with(found: Coefficients, data: Mapping[str, Any], practised: str | None) -> Coefficients:
+    """Shipped ones. `practice` in them: of the program whose runs they were fitted to."""
+    theirs = data.get("practice")
+    alike = practised is None or theirs is None or practised.startswith(str(theirs))
+    other = "" if alike else f" (runs of {theirs}, not of {practised})"
+    for name, entry in data.items():
+        if name != "practice":
+            found = found.but(str(entry["source"]) + other, **{name: float(entry["value"])})
     return found
-
-
-def _with(found: Coefficients, data: Any, where: str) -> Coefficients:
-    for name, entry in data.items() if isinstance(data, dict) else ():
-        if not isinstance(entry, dict) or not isinstance(entry.get("value"), int | float):
-            raise ShunterError(f"{name} has no value", where=where, mend="Write it with shunter calibrate.")
-        found = found.but(str(entry.get("source", where)), **{name: float(entry["value"])})
-    return found
-
-
-def save_coefficients(found: Coefficients, names: Sequence[str], kind: str, path: Path) -> None:
-    """Write some coefficients of a kind of device, as `coefficients_of` reads them.
-
-    Raises ShunterError where that cannot be.
-    """
-    data = {kind: {name: asdict(found.known[name]) for name in names}}
-    try:
-        path.write_text(write.dumps(data), encoding="utf-8")
-    except OSError as error:
-        raise ShunterError(f"cannot be written ({error.strerror})", where=str(path)) from None

@@ -6,17 +6,19 @@ A single layout is an array of length 1. Imports without torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from shunter.config.errors import ShunterError
 from shunter.layout.grid import Grid
 from shunter.models.spec import DecoderSpec
 from shunter.plan.fabric import Fabric
 from shunter.plan.practice import RECOMPUTE, Coefficients, Practice
+from shunter.plan.profile import Profile
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -26,7 +28,8 @@ SCHEDULES = ("1f1b", "interleaved-1f1b", "zb1p", "zbv", "gpipe")
 
 @dataclass(frozen=True)
 class Question:
-    """What a layout is asked for. batch: rows of a step. row: tokens of a row."""
+    """What a layout is asked for. batch: rows of a step. row: tokens of a row. profile: what the
+    model's parts and messages take on the machine, where that was measured."""
 
     spec: DecoderSpec
     fabric: Fabric
@@ -34,6 +37,28 @@ class Question:
     row: int
     practice: Practice
     coefficients: Coefficients
+    profile: Profile | None = None
+
+    def measured(self, profile: Profile, where: str = "") -> Question:
+        """With a profile, whose seconds the coefficients of products and links, 1 to begin with, divide.
+
+        Raises ShunterError for a profile of something else, and for a cluster that is not one node of as
+        many devices as it had ranks.
+        """
+        profile.must_be_for(self.spec, self.row, self.practice.products, where)
+        if (
+            self.fabric.world != profile.ranks
+            or len(self.fabric.levels) > 1
+            or self.fabric.terrain is not None
+        ):
+            raise ShunterError(
+                f"the profile is of {profile.ranks} ranks on one node, the cluster has {self.fabric.world}",
+                where=where,
+                mend="Measure with as many --ranks, or plan without --profile.",
+            )
+        source = f"as profiled on {profile.machine}, {profile.date}"
+        known = self.coefficients.but(source, products=1.0, links=1.0)
+        return replace(self, coefficients=known, profile=profile)
 
     @cached_property
     def tokens(self) -> int:

@@ -8,6 +8,7 @@ slowest link that the ring passes (`Fabric.wire`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +17,12 @@ from shunter.plan.choices import Choices, Floats, Ints, Question
 
 @dataclass(frozen=True)
 class Messages:
-    """Seconds: of one layer in one pass (tensor, context, experts), of one layer's weights gathered once
-    (gather), of one message between stages (hop), and how long it keeps its link (occupied)."""
+    """Seconds: of one layer in one pass (tensor, context, experts), of the embedding and of the head in one
+    pass (end), of one layer's weights gathered once (gather), of one message between stages (hop), and how
+    long it keeps its link (occupied)."""
 
     tensor: Floats
+    end: Floats
     context: Floats
     experts: Floats
     gather: Floats
@@ -34,8 +37,15 @@ def messages(question: Question, choices: Choices, weights: Floats, expert_weigh
     size = practice.compute * tokens * spec.dim
     one = np.ones_like(choices.tp)
     stride = choices.tp
-    # Two regions a layer, each with a gathering and a scattering sum.
-    tensor = 4 * ring(question, one, choices.tp, size) * (1 - practice.overlap_tensor)
+    # Two regions a layer, each with a gathering and a scattering sum; or with two sums.
+    if practice.sequence:
+        tensor = 2 * (
+            ring(question, one, choices.tp, size) + ring(question, one, choices.tp, size, "scatter")
+        )
+    else:
+        tensor = 2 * all_reduce(question, one, choices.tp, size)
+    tensor = tensor * (1 - practice.overlap_tensor)
+    end = tensor / 4  # one region's one half: what enters the head, and what leaves the embedding
     heads = np.maximum(spec.num_kv_heads / choices.tp, 1)
     keys = 2 * practice.compute * tokens * heads * spec.head_dim * choices.cp
     context = ring(question, stride, choices.cp, keys)
@@ -54,8 +64,23 @@ def messages(question: Question, choices: Choices, weights: Floats, expert_weigh
         practice.gathered * expert_weights,
     )
     latency, bandwidth = question.fabric.hop(choices.stage_ranks, choices.pp)
-    occupied = message(question, choices) / (bandwidth * question.coefficients["links"])
-    return Messages(tensor, context, experts, gather, np.where(choices.pp > 1, latency, 0.0), occupied)
+    sent = message(question, choices)
+    occupied = sent / (bandwidth * question.coefficients["links"])
+    latency, occupied = hop(question, sent, latency, occupied)
+    return Messages(tensor, end, context, experts, gather, np.where(choices.pp > 1, latency, 0.0), occupied)
+
+
+def hop(question: Question, size: Any, latency: Any, occupied: Any) -> tuple[Any, Any]:
+    """(latency, seconds that a link is occupied) of messages of `size` bytes between stages: as measured,
+    where a profile has it, else as given."""
+    if question.profile is None:
+        return latency, occupied
+    sizes = np.atleast_1d(np.asarray(size, float))
+    two = np.full(len(sizes), 2)
+    begun = _taken(question, "hop", two, np.full(len(sizes), 4.0), np.broadcast_to(latency, sizes.shape))
+    taken = _taken(question, "hop", two, sizes, np.broadcast_to(latency + occupied, sizes.shape))
+    taken = np.maximum(taken - begun, 0.0)
+    return (begun, taken) if np.ndim(size) else (float(begun[0]), float(taken[0]))
 
 
 def message(question: Question, choices: Choices) -> Floats:
@@ -74,21 +99,37 @@ def gradients(question: Question, choices: Choices, weights: Floats, expert_weig
     practice = question.practice
     shards, spread = choices.shards(practice), choices.expert_shards(practice)
     size = practice.gradients * weights
-    inner = ring(question, choices.tp, shards, size)
+    inner = ring(question, choices.tp, shards, size, "scatter")
     others = choices.data * choices.cp // shards
-    outer = 2 * ring(question, choices.tp * shards, others, size / shards)
+    outer = all_reduce(question, choices.tp * shards, others, size / shards)
     size = practice.gradients * expert_weights
     stride = choices.ep * choices.etp
-    inner = inner + ring(question, stride, spread, size)
-    outer = outer + 2 * ring(question, stride * spread, choices.edp // spread, size / spread)
+    inner = inner + ring(question, stride, spread, size, "scatter")
+    outer = outer + all_reduce(question, stride * spread, choices.edp // spread, size / spread)
     return inner + outer
 
 
-def ring(question: Question, stride: Ints, count: Ints, size: Floats) -> Floats:
-    """Seconds of a gathering of `size` bytes in all, or of a scattering sum of them."""
+def ring(question: Question, stride: Ints, count: Ints, size: Floats, kind: str = "gather") -> Floats:
+    """Seconds of a gathering of `size` bytes in all, or of a scattering sum of them (`kind`)."""
     latency, bandwidth = question.fabric.wire(stride, count)
     sent = size * (count - 1) / count
-    return np.where(count > 1, latency + sent / (bandwidth * question.coefficients["links"]), 0.0)
+    return _taken(question, kind, count, size, latency + sent / (bandwidth * question.coefficients["links"]))
+
+
+def all_reduce(question: Question, stride: Ints, count: Ints, size: Floats) -> Floats:
+    """Seconds of a sum of `size` bytes that all have afterwards."""
+    latency, bandwidth = question.fabric.wire(stride, count)
+    sent = 2 * size * (count - 1) / count
+    counted = 2 * latency + sent / (bandwidth * question.coefficients["links"])
+    return _taken(question, "sum", count, size, counted)
+
+
+def _taken(question: Question, kind: str, count: Ints, size: Floats, counted: Floats) -> Floats:
+    """As measured, where a profile has it, else as counted; nothing for one rank, and for no bytes."""
+    if question.profile is not None:
+        links = question.coefficients["links"]
+        counted = question.profile.message(kind, count, size, counted * links) / links
+    return np.where((count > 1) & (size > 0), counted, 0.0)
 
 
 def exchange(question: Question, stride: Ints, count: Ints, size: Floats) -> Floats:

@@ -1,5 +1,7 @@
 """Seconds of a layer, the embedding and the head on one rank: counted, or measured. Imports without torch.
 
+Measured where the question has a profile of the model on its machine (`plan.profile`).
+
 Counted: each matrix product at its device's rate for the class of its smallest dimension, no faster than its
 operands can be read; attention at its own rate; what is done element by element at the memory's bandwidth;
 and no less than its kernels take to launch. On an H100 a layer of Llama 3 8B (2 rows of 8192 tokens, bf16,
@@ -18,10 +20,17 @@ from shunter.config.errors import ShunterError
 from shunter.plan.choices import Choices, Floats, Question
 
 BOUNDS = (256, 1024, 4096)  # as `shunter.cluster.device.shape_class`
-KERNELS = 14  # of a layer's forward, about
-# Shares of the peak that an H100 reaches by class of shape (shunter/cluster/machines/8xh100.yaml).
+# Kernels of a router, of bringing rows to experts and back, beside a dense layer's: counted as torch
+# dispatches them for shunter.models.moe, forward and backward. Each is short, however many tokens there are.
+ROUTING = 39, 45
+ITERATIONS = 5  # of Newton and Schulz in an update of Muon (torch.optim.Muon's default)
+# Shares of the peak that an H100 reaches by class of shape, measured but for `tiny`
+# (shunter/cluster/machines/8xh100.yaml).
 UNMEASURED = {"tiny": 0.25, "small": 0.45, "medium": 0.65, "large": 0.72, "attention": 0.61}
-FAR = 2.0  # times beyond the measured range that a line through the last two points is trusted
+# Bytes of a score in memory, forward: written (2), softmax (reads 2, writes 2), dropout (2, 2, and a mask of
+# 1), read (2); backward: its gradient written and its result read (4), dropout (2, 1, 2), softmax (4, 2), its
+# gradient read twice (4).
+SCORES = 13, 19
 
 
 @dataclass(frozen=True)
@@ -63,26 +72,43 @@ def layer(question: Question, choices: Choices, device: DeviceKind, *, experts: 
             products += [(tokens, 2 * shared, dim), (tokens, dim, shared)]
             moved = moved + tokens * shared
     done = _products(question, device, products)
+    weights = sum((n * k for _, n, k in products), np.zeros(1))
+    routed = np.zeros(1)
     if experts:
+        assert spec.experts is not None
         each = _products(question, device, [(passing, 2 * width, dim), (passing, dim, width)])
-        done = done + every * each
+        done = done + every * each / known["grouped"]
+        weights = weights + every * 3 * dim * width
+        rows = mine * passing
+        routed = practice.elementwise.routed * rows * spec.dim + practice.elementwise.scaled * rows * width
     seen = _pairs(question) * choices.rows / choices.cp
     attention = 4 * out * seen / _attention_rate(question, device)
     attention = attention * (1 + known["context"] * (1 - 1 / choices.cp))
     move = practice.elementwise
     wide = own if practice.sequence else tokens
-    elements = move.width * wide * spec.dim + move.inside * moved + move.heads * tokens * turned
+    elements = move.width * wide * spec.dim + move.inside * moved + move.heads * tokens * turned + routed
+    # Of context parts, each but the first is merged into the result: both are read, one is written.
+    elements = elements + 3 * (choices.cp - 1) * tokens * out
     size = practice.compute * elements + practice.casts * _operands(products)
-    if not practice.fused:  # scores: written, scaled and masked, softmax, dropout, read
-        size = size + 11 * heads * seen
     bandwidth = device.memory_bandwidth * known["memory"]
     moving = size / bandwidth
-    least = KERNELS * known["kernel"]
-    forward = np.maximum(done + attention + moving, least)
+    scores = np.zeros(1) if practice.fused else heads * seen / bandwidth
+    least = practice.kernels * known["kernel"]
+    short = (ROUTING[0] * known["kernel"], ROUTING[1] * known["kernel"]) if experts else (0.0, 0.0)
+    forward = np.maximum(done + attention + moving + SCORES[0] * scores + short[0], least)
     again = known["backward_attention"] if practice.fused else 1.0
     backward = 2 * done + 2 * again * attention + known["backward_elementwise"] * moving
+    backward = backward + SCORES[1] * scores + short[1]
+    if practice.copies:  # matrices are read and written as products take them; their gradients, the way back
+        cast = weights * (practice.weights + practice.compute) / bandwidth
+        several = (
+            choices.microbatches(question.batch) > 1
+        )  # then they are added: both are read, one is written
+        added = np.where(several, weights * 3 * practice.gradients / bandwidth, 0.0)
+        forward, backward = forward + cast, backward + cast + added
     backward = np.maximum(backward, 2 * least)
-    return Times(forward, backward, np.clip(done / backward, 0.0, 1.0), attention)
+    counted = Times(forward, backward, np.clip(done / backward, 0.0, 1.0), attention)
+    return counted if experts else _measured(question, choices, "layer", counted)
 
 
 def head(question: Question, choices: Choices, device: DeviceKind) -> Times:
@@ -95,7 +121,8 @@ def head(question: Question, choices: Choices, device: DeviceKind) -> Times:
     passes = question.practice.logit_passes * tokens * words
     moving = passes / (device.memory_bandwidth * question.coefficients["memory"])
     backward = 2 * done + moving / 2
-    return Times(done + moving / 2, backward, done / backward, np.zeros(len(choices)))
+    counted = Times(done + moving / 2, backward, done / backward, np.zeros(len(choices)))
+    return _measured(question, choices, "head", counted)
 
 
 def embedding(question: Question, choices: Choices, device: DeviceKind) -> Times:
@@ -103,14 +130,59 @@ def embedding(question: Question, choices: Choices, device: DeviceKind) -> Times
     tokens = choices.rows * question.row / choices.cp
     moving = 2 * question.practice.hidden * tokens * question.spec.dim
     moving = moving / (device.memory_bandwidth * question.coefficients["memory"])
-    return Times(moving, 2 * moving, np.ones(len(choices)), np.zeros(len(choices)))
+    counted = Times(moving, 2 * moving, np.ones(len(choices)), np.zeros(len(choices)))
+    return _measured(question, choices, "embedding", counted)
+
+
+def _measured(question: Question, choices: Choices, part: str, counted: Times) -> Times:
+    """What a profile says of a part, else what was counted. A context rank has its share of a row's tokens
+    and pairs, so a part of the rows does as much."""
+    if question.profile is None:
+        return counted
+    forward, backward = (
+        seconds / question.coefficients["products"]
+        for seconds in question.profile.part(part, choices.tp, choices.rows / choices.cp)
+    )
+    if part == "layer":  # the order of a row's parts costs attention something beyond them
+        share = question.coefficients["context"] * (1 - 1 / choices.cp)
+        attention = counted.attention / np.maximum(counted.forward, 1e-12) * forward
+        forward, backward = forward + share * attention, backward + 2 * share * attention
+        return Times(forward, backward, counted.weights, attention)
+    return Times(forward, backward, counted.weights, counted.attention)
 
 
 def update(question: Question, parameters: Floats, device: DeviceKind) -> Floats:
-    """Seconds of the optimizer's step over so many parameters: all is read, and all but gradients written."""
+    """Seconds of the optimizer's step over so many parameters: all is read, and all but gradients written.
+    Before it gradients are clipped: read for their norm, and read and written to scale them."""
+    if question.profile is not None:
+        return question.profile.update.at(parameters)
     practice = question.practice
-    size = parameters * (2 * practice.state - practice.gradients)
-    return size / (device.memory_bandwidth * question.coefficients["memory"])
+    size = parameters * (2 * practice.state + 2 * practice.gradients)
+    moved = size / (device.memory_bandwidth * question.coefficients["memory"])
+    if practice.matrices is None:
+        return moved
+    speed = rate(device, format_on(question, device), np.array([float(question.spec.dim)]))
+    return moved + parameters * _newton_schulz(question) / (speed * question.coefficients["products"])
+
+
+def _newton_schulz(question: Question) -> float:
+    """FLOPs a parameter of Muon's update, on average over the model: for a matrix of m x n, m the smaller,
+    each iteration has two products of m x m x n and one of m x m x m (torch.optim.Muon)."""
+    spec = question.spec
+    matrices = [
+        (spec.num_heads * spec.head_dim, 2),
+        (spec.num_kv_heads * spec.head_dim, 2),
+        (spec.ffn_dim, 3),
+    ]
+    total = 0.0
+    for layer in range(spec.num_layers):
+        shapes = matrices
+        if spec.experts is not None and spec.experts.inside(layer):
+            shapes = [*matrices[:2], (spec.experts.ffn_dim, 3 * spec.experts.num_experts)]
+        for width, count in shapes:
+            m, n = sorted((spec.dim, width))
+            total += count * ITERATIONS * (4.0 * m * m * n + 2.0 * m**3)
+    return total / spec.num_parameters
 
 
 def rate(device: DeviceKind, format: str, least: Floats) -> Floats:
@@ -126,10 +198,25 @@ def rate(device: DeviceKind, format: str, least: Floats) -> Floats:
 
 
 def _reached(device: DeviceKind, format: str, shape: str) -> float:
-    """As described; of a device of which peaks alone are known, the share that an H100 reaches."""
-    if device.flops[format].achieved:  # type: ignore[index]
-        return device.rate(format, shape)
+    """As described; else as an H100 has it: by the ratio to a class that is known, the nearest larger one or
+    the largest of the smaller ones; of a device of which peaks alone are known, by the share of the peak."""
+    known = device.flops[format].achieved  # type: ignore[index]
+    if shape in known:
+        return known[shape]
+    order = CLASSES[:4]
+    at = order.index("large" if shape == "attention" else shape)
+    for name in (*order[at:], *reversed(order[:at]), "attention"):
+        if name in known:
+            return min(UNMEASURED[shape] / UNMEASURED[name] * known[name], device.peak(format))
     return UNMEASURED[shape] * device.peak(format)
+
+
+def guessed(question: Question, device: DeviceKind) -> list[str]:
+    """Classes of shapes whose rates are no measurement of this kind of device."""
+    formats = {name: format_on(question, device) for name in CLASSES}
+    if question.practice.products == "fp8" and "bf16" in device.flops:
+        formats["attention"] = "bf16"
+    return [name for name in CLASSES if not device.known(formats[name], name)]
 
 
 def format_on(question: Question, device: DeviceKind) -> str:
@@ -181,9 +268,9 @@ def _attention_rate(question: Question, device: DeviceKind) -> float:
     known = question.coefficients
     if question.practice.fused:
         return _reached(device, format, "attention") * known["products"] * known["attention"]
-    return (
-        _reached(device, format, "tiny") * known["products"]
-    )  # the width of a head is the smallest dimension
+    # The narrow side of these products is a head, but what that costs is the scores' way to memory, above.
+    narrow = rate(device, format, np.array([float(question.row)]))
+    return float(narrow[0]) * known["products"]
 
 
 def _pairs(question: Question) -> float:
@@ -193,34 +280,3 @@ def _pairs(question: Question) -> float:
         return float(row) ** 2
     window = min(row, window or row)
     return window * row - window * (window - 1) / 2
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A part's seconds by rows of a micro-batch, as `shunter.parallel.measure` takes them."""
-
-    rows: tuple[int, ...]
-    forward: tuple[float, ...]
-    backward: tuple[float, ...]
-
-    def at(self, rows: Floats) -> Times:
-        """Lines between the measured points, and a little beyond. Raises ShunterError far beyond them."""
-        low, high = min(self.rows), max(self.rows)
-        if np.any(rows > FAR * high) or np.any(rows < low / FAR):
-            raise ShunterError(
-                f"measured with {low} to {high} rows, asked for {np.min(rows):g} to {np.max(rows):g}",
-                mend="Measure sizes that enclose it.",
-            )
-        forward, backward = (_line(self.rows, times, rows) for times in (self.forward, self.backward))
-        return Times(forward, backward, np.full(len(forward), 0.5), np.zeros(len(forward)))
-
-
-def _line(points: Sequence[int], values: Sequence[float], at: Floats) -> Floats:
-    order = np.argsort(points)
-    x, y = np.asarray(points, float)[order], np.asarray(values, float)[order]
-    if len(x) == 1:
-        return at * y[0] / x[0]
-    found = np.interp(at, x, y)
-    above, below = at > x[-1], at < x[0]
-    found = np.where(above, y[-1] + (at - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2]), found)
-    return np.where(below, np.maximum(y[0] + (at - x[0]) * (y[1] - y[0]) / (x[1] - x[0]), 0.0), found)

@@ -16,7 +16,7 @@ from shunter.plan import communication, compute, memory
 from shunter.plan.choices import SCHEDULES, Choices, Floats, Question
 from shunter.plan.practice import RECOMPUTE
 
-COPIES = 12  # storages that a layer puts aside, about: each is a call
+COPIES = 20  # storages that a layer keeps for its backward, counted, less the norms' weights: each is a call
 
 
 class Pass(NamedTuple):
@@ -88,8 +88,10 @@ def _layer(
     back = np.maximum(2 * sent.context - 2 * times.attention, 0.0)
     stays = (choices.pp > 1) & question.practice.stage_gathered
     gather = np.where(stays, 0.0, sent.gather)
-    forward = _hidden(times.forward, sent.tensor + ring + routed, gather, device)
-    backward = _hidden(times.backward, sent.tensor + back + routed, gather, device)
+    # A CPU has no second stream: what gathers weights there is waited for.
+    waits, behind = (gather, 0 * gather) if device.type == "cpu" else (0 * gather, gather)
+    forward = _hidden(times.forward, sent.tensor + ring + routed + waits, behind, device)
+    backward = _hidden(times.backward, sent.tensor + back + routed + waits, behind, device)
     once = Pass(times.forward, sent.tensor + ring + routed)
     # Half of the products are kept, and attention; the rest is computed again (torchtitan's `op`).
     half = Pass((times.forward - times.attention) / 2, sent.tensor / 2)
@@ -162,6 +164,7 @@ def estimate(question: Question, choices: Choices, room: float | None = None) ->
         + mixtures * (found.mixture.backward.both + lean.seconds(found.mixture))
     ) / p
     ends = found.embedding.forward + found.embedding.backward + found.head.forward + found.head.backward
+    ends = ends + 4 * found.messages.end
     layer = (forward + backward) * p / spec.num_layers
     # A rank has whole layers: the busiest at least as many as come to the mean, and one layer at least.
     mean = forward + backward + ends / p
@@ -173,6 +176,9 @@ def estimate(question: Question, choices: Choices, room: float | None = None) ->
         [busiest / v, busiest - 2 * weights * backward, 0.5 * forward],
         busiest,
     )
+    # A stage is computed again while its rank would wait for the gradient.
+    redone = (plain * lean.seconds(found.dense) + mixtures * lean.seconds(found.mixture)) / p
+    drain = drain - np.where(choices.recompute == RECOMPUTE.index("stage"), redone, 0.0)
     hops = found.messages.hop + found.messages.occupied
     exposed = m * v * found.messages.occupied * 2 * (1.0 if question.practice.blocking else 0.0)
     bubble = (p - 1) * (np.maximum(drain, 0.0) + 2 * hops)
@@ -249,7 +255,8 @@ def ends_of_step(
     plain, expert = dense * shape.dense + mixtures * shape.mixture + ends, mixtures * shape.experts
     sums = communication.gradients(question, choices, plain, expert)
     if practice.overlap_gradients:
-        sums = np.maximum(sums - backward, 0.05 * sums)  # the last layer's come when all is done
+        # The last layer's come when all is done.
+        sums = np.maximum(sums - backward, sums / np.maximum(dense + mixtures, 1.0))
     updates, expert_updates = choices.updates(practice)
     mine = plain / updates + expert / expert_updates
     stays = (choices.pp > 1) & practice.stage_gathered

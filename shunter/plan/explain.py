@@ -13,6 +13,7 @@ from shunter.plan import placing
 from shunter.plan.choices import SCHEDULES, Question
 from shunter.plan.fabric import Fabric
 from shunter.plan.practice import RECOMPUTE
+from shunter.plan.reasons import why_none
 from shunter.plan.score import Prediction, predict
 from shunter.plan.search import Found, lost_because, search
 from shunter.plan.space import space
@@ -66,17 +67,16 @@ class Reason:
 
 
 def why(found: Found, asked: Mapping[str, int | str]) -> Reason:
-    """What the best layout with the asked degrees loses to the best of all; what is not asked is free.
-
-    Raises ShunterError where no layout has them.
-    """
+    """What the best layout with the asked degrees loses to the best of all; what is not asked is free."""
     best, question = found.plans[0].prediction, found.question
     try:
-        there = search(question, fixed=asked, room=found.room, objective=found.objective, top=1, finalists=8)
+        there = search(
+            question, fixed=asked, room=found.room, objective=found.objective, top=1, finalists=8, hints=False
+        )
     except ShunterError:
         choices = space(question, asked)
         if not len(choices):
-            raise
+            return Reason(asked, f"cannot be: {why_none(question, asked)[0]}", None, best)
         from shunter.plan.estimate import estimate  # the smallest of those that do not fit
 
         smallest = choices.take([int(estimate(question, choices).bytes.argmin())])
@@ -97,6 +97,16 @@ def why(found: Found, asked: Mapping[str, int | str]) -> Reason:
     if prediction.choice.settings(0) == best.choice.settings(0):
         return Reason(asked, "this is the best layout", prediction, best)
     return Reason(asked, lost_because(prediction, best, found.objective), prediction, best)
+
+
+def budget(found: Found, tokens: float) -> dict[str, float | None]:
+    """Steps, seconds and cost of so many tokens under the best plan; cost: none where there is no price."""
+    question, best = found.question, found.plans[0].prediction
+    steps = math.ceil(tokens / question.tokens)
+    seconds = steps * best.seconds
+    price = question.fabric.price_per_hour
+    cost = None if price is None else seconds / 3600 * price
+    return {"tokens": tokens, "steps": steps, "seconds": seconds, "cost": cost}
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,13 @@ def _helped(found: Found, before: float, tries: Sequence[Try]) -> list[Help]:
     for name, other, room in tries:
         try:
             changed = search(
-                other, fixed=found.fixed, room=room, objective=found.objective, top=1, finalists=FEW
+                other,
+                fixed=found.fixed,
+                room=room,
+                objective=found.objective,
+                top=1,
+                finalists=FEW,
+                hints=False,
             )
         except ShunterError:
             continue

@@ -41,6 +41,12 @@ class Fabric:
     block: int
     price_per_hour: float | None = None
     terrain: Terrain | None = field(default=None, compare=False, repr=False)
+    whole: int = 0  # devices of a node as it is described, where it has more than are used
+
+    @property
+    def node(self) -> int:
+        """Devices of a whole node."""
+        return max(self.whole, self.block)
 
     @classmethod
     def of(cls, cluster: Cluster) -> Fabric:
@@ -75,7 +81,10 @@ class Fabric:
         kinds = tuple(
             min((cluster.device(rank).spec for rank in node.ranks), key=_speed) for node in cluster.nodes
         )
-        return cls(cluster.name, cluster.world, tuple(levels), kinds, size, cluster.price_per_hour)
+        return cls(
+            cluster.name, cluster.world, tuple(levels), kinds, size, cluster.price_per_hour,
+            whole=cluster.group(0).devices,
+        )  # fmt: skip
 
     @classmethod
     def _uneven(cls, cluster: Cluster) -> Fabric:
@@ -182,6 +191,17 @@ class Fabric:
             latency = np.where(here, level.latency, latency)
             bandwidth = np.where(here, level.bandwidth * level.share, bandwidth)
         return latency, bandwidth
+
+    def between(self, first: int, second: int, width: int) -> tuple[float, float]:
+        """(latency, bytes a second) of the slowest message from a rank of `width` neighbours at `first` to
+        its like at `second`: by the smallest blocks that have both of each pair."""
+        places = np.arange(width)
+        for level in self.levels:
+            if np.array_equal((first + places) // level.extent, (second + places) // level.extent):
+                # So many of a block's ranks send at once, and share its links.
+                share = min(1.0, level.share * self.block / min(width, self.block))
+                return level.latency, level.bandwidth * share
+        return 0.0, 1e300
 
 
 def set_of(kinds: Sequence[DeviceKind]) -> list[DeviceKind]:

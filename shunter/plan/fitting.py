@@ -5,121 +5,150 @@ Imports without torch.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
 from shunter.config.errors import ShunterError
 from shunter.plan.choices import Question
 from shunter.plan.estimate import estimate
-from shunter.plan.space import Fixed, divisors, space
+from shunter.plan.space import Fixed, row_parts, space
+
+TIMES = 256  # as many devices are looked at
+PATIENCE = 4.0  # seconds of looking at larger clusters
+NEAR = 8  # steps beyond a bisection that are looked at one by one
+LEAST = 16  # tokens of a row worth the name
 
 
-def fits_nowhere(question: Question, fixed: Fixed, room: float, least: float) -> ShunterError:
-    """The error, with what would do. room: bytes of the largest device, or the budget; least: of the fullest
-    rank in the leanest layout."""
-    hints = []
-    if (nodes := smallest_cluster(question, fixed, room)) is not None:
-        hints.append(f"{nodes} devices of this kind would do")
-    for name, value in (
-        ("batch", largest(question, fixed, room, "batch")),
-        ("sequence", largest(question, fixed, room, "row")),
-    ):
-        if value:
-            hints.append(f"here a {name} of {value} fits")
-    text = "; ".join(hints) or "no larger cluster of this kind, and no smaller batch, would do"
-    needs = (
-        f"the smallest of all layouts needs {least / 1e9:.1f} GB of a device, which has {room / 1e9:.1f} GB"
-    )
-    if least <= room:  # the largest has room, but not every stage is on it
-        needs = f"in no order do the devices have memory for every stage; the largest has {room / 1e9:.1f} GB"
-    return ShunterError(
-        f"the model fits nowhere: {needs}",
-        mend=text[:1].upper() + text[1:] + ".",
-    )
+class FitsNowhere(ShunterError):
+    """room: bytes of the largest device, or the budget; least: of the fullest rank in the leanest layout."""
+
+    def __init__(self, question: Question, fixed: Fixed, room: float, least: float) -> None:
+        self.question, self.fixed, self.room = question, fixed, room
+        needs = (
+            f"the smallest of all layouts needs {least / 1e9:.1f} GB of a device, which has "
+            f"{room / 1e9:.1f} GB"
+        )
+        if least <= room:  # the largest has room, but not every stage is on it
+            most = f"the largest has {room / 1e9:.1f} GB"
+            needs = f"in no order do the devices have memory for every stage; {most}"
+        super().__init__(f"the model fits nowhere: {needs}")
+
+    def explained(self) -> ShunterError:
+        """With what would do, which takes up to seconds to find."""
+        hints = [_larger(self.question, self.fixed, self.room)]
+        for name, what in _WHAT.items():
+            if (value := largest(self.question, self.fixed, self.room, what)) is not None:
+                hints.append(f"here a {name} of {value} fits")
+        if len(hints) == 1:
+            hints.append("here no batch and no sequence fits")
+        text = "; ".join(hints)
+        return ShunterError(self.what, mend=text[:1].upper() + text[1:] + ".")
 
 
-def smallest_cluster(question: Question, fixed: Fixed, room: float) -> int | None:
-    """Devices of the smallest cluster of that kind in which a layout fits: 2, 4, ... times this one, then
-    by whole nodes in between. None where 256 times as many would not do."""
-    fabric, block = question.fabric, question.fabric.block
+_WHAT: dict[str, Literal["batch", "row"]] = {"batch": "batch", "sequence": "row"}
+
+
+def _larger(question: Question, fixed: Fixed, room: float) -> str:
+    found, looked = smallest_cluster(question, fixed, room)
+    if found is not None:
+        return f"{found} devices of this kind would do"
     free = {name: value for name, value in fixed.items() if name not in ("dp", "fsdp")}
+    if len(free) < len(fixed):
+        found, _ = smallest_cluster(question, free, room)
+        if found is not None:
+            gone = " and ".join(name for name in ("dp", "fsdp") if name in fixed)
+            return f"without {gone} {found} devices of this kind would do"
+    return f"no cluster of this kind of up to {looked} devices would do with this batch"
 
-    def fit(world: int) -> bool:
-        wider = _wider(question, world)
-        return _fit(wider, free, room)
 
-    world = fabric.world * 2
-    while world <= fabric.world * 256:
-        if fit(world):
+def smallest_cluster(question: Question, fixed: Fixed, room: float) -> tuple[int | None, int]:
+    """Devices of the smallest cluster of that kind in which a layout with this batch fits, and the largest
+    number that was looked at: one more device after the other within a node, then whole nodes. None where
+    TIMES as many would not do, or none was found within PATIENCE."""
+    end, looked = time.perf_counter() + PATIENCE, question.fabric.world
+    for world in _sizes(question, room):
+        if _fit(_wider(question, world), fixed, room):
+            return world, world
+        looked = world
+        if time.perf_counter() > end:
             break
-        world *= 2
-    else:
-        return None
-    low, high = world // 2, world
-    while high - low > block:
-        middle = (low + high) // 2 // block * block
-        if middle in (low, high):
-            break
-        low, high = (low, middle) if fit(middle) else (middle, high)
-    return high
+    return None, looked
+
+
+def _sizes(question: Question, room: float) -> Iterator[int]:
+    """Devices of larger clusters, from as many as have memory for each parameter's state once."""
+    world, node = question.fabric.world, question.fabric.node
+    state = question.practice.weights + question.practice.gradients
+    state += min(question.practice.optimizer, question.practice.matrices or question.practice.optimizer)
+    most = TIMES * world
+    begin = max(world + 1, int(question.spec.num_parameters * state / room))
+    yield from range(begin, min(node, most) + 1)
+    yield from range(-(-max(begin, node + 1) // node) * node, most + 1, node)
 
 
 def _wider(question: Question, world: int) -> Question:
-    """The question for more devices of the same kind. A batch that no longer divides is made to."""
+    """The question for more devices of the same kind. Without links: what fits does not depend on them."""
     fabric = question.fabric
-    levels = list(fabric.levels)
-    if not levels or world > levels[-1].extent:
-        last = levels[-1] if levels else None
-        if len(levels) > 1 or (last is not None and last.extent > fabric.block):
-            assert last is not None
-            levels[-1] = replace(last, extent=world)
-        elif last is not None:  # one node until now: as its links, a tenth as fast
-            levels.append(replace(last, extent=world, bandwidth=last.bandwidth / 10))
-    kinds = tuple(fabric.kinds[number % len(fabric.kinds)] for number in range(-(-world // fabric.block)))
-    wider = replace(fabric, world=world, levels=tuple(levels), kinds=kinds, terrain=None)
-    batch = -(-question.batch // world) * world if question.batch % world else question.batch
-    return replace(question, fabric=wider, batch=max(question.batch, batch))
+    block = min(world, fabric.node)
+    kinds = tuple(fabric.kinds[number % len(fabric.kinds)] for number in range(-(-world // block)))
+    wider = replace(fabric, world=world, levels=(), kinds=kinds, block=block, terrain=None)
+    return replace(question, fabric=wider)
 
 
 def _fit(question: Question, fixed: Fixed, room: float) -> bool:
     choices = space(question, fixed)
-    return bool(len(choices)) and bool((estimate(question, choices).bytes <= room).any())
+    return bool(len(choices)) and bool((estimate(question, choices, room).bytes <= room).any())
 
 
 def largest(question: Question, fixed: Fixed, room: float, what: Literal["batch", "row"]) -> int | None:
     """The largest smaller batch (rows), or sequence (tokens), that fits; None where not one row does.
 
-    First among the divisors of what was asked; then between the one that fits and the next, by halves, among
-    multiples of what the layouts that fit need (data ranks; context and tensor ranks): what is more is taken
-    to need more memory.
+    For each number that layouts ask it to divide by (data ranks; context and tensor ranks) by bisection of
+    its multiples, since what is more needs more memory, and a few beyond it one by one.
     """
     value = getattr(question, what)
-    least = 16 if what == "row" else 1
-    tried = divisors(value)[:-1]
-    sizes = [size for size in reversed(tried) if size >= least]
-    low = next((size for size in sizes if _fit(_of(question, what, size), fixed, room)), None)
-    if low is None:
-        return None
-    above = [size for size in (*sizes, value) if size > low]
-    step = _step(_of(question, what, low), fixed, room, what)
-    step *= -(-least // step)
-    below, beyond = low // step, -(-min(above) // step)
-    while beyond - below > 1:
-        middle = (below + beyond) // 2
-        if _fit(_of(question, what, middle * step), fixed, room):
-            below = middle
-        else:
-            beyond = middle
-    return max(low, below * step)
+    best = 0
+    for step, more in _steps(question, fixed, what):
+
+        def fits(count: int, step: int = step, more: Fixed = more) -> bool:
+            return _fit(_of(question, what, count * step), more, room)
+
+        low, high = best // step, (value - 1) // step + 1  # low: nothing to gain; high: not asked
+        if low + 1 >= high:
+            continue
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        top = (value - 1) // step
+        low = max([low, *(n for n in range(low + 1, min(low + NEAR, top) + 1) if fits(n))])
+        if low * step > best and _fit(_of(question, what, low * step), fixed, room):
+            best = low * step
+    return best if best >= (LEAST if what == "row" else 1) else None
 
 
 def _of(question: Question, what: str, size: int) -> Question:
     return replace(question, batch=size) if what == "batch" else replace(question, row=size)
 
 
-def _step(question: Question, fixed: Fixed, room: float, what: str) -> int:
-    """What a batch, or a row, must be a multiple of for the least demanding layout that fits."""
-    choices = space(question, fixed)
-    fits = estimate(question, choices).bytes <= room
-    needs = choices.data if what == "batch" else 2 * choices.cp * choices.tp
-    return int(needs[fits].min())
+def _steps(question: Question, fixed: Fixed, what: str) -> list[tuple[int, Fixed]]:
+    """(what the size must be a multiple of, degrees that ask for it), the coarsest first: more ranks have
+    room for more."""
+    # A size that all degrees divide, so that none of them is left out.
+    world = question.fabric.world
+    wide = replace(question, batch=world * question.batch, row=2 * world * world * question.row)
+    choices = space(wide, {name: value for name, value in fixed.items() if name != "microbatch"})
+    found: dict[tuple[int, ...], int] = {}
+    if what == "batch":
+        size = fixed.get("microbatch", 1)
+        assert isinstance(size, int)
+        for dp, fsdp in sorted(set(zip(choices.dp.tolist(), choices.fsdp.tolist(), strict=True))):
+            found[dp, fsdp] = dp * fsdp * size
+        names = ("dp", "fsdp")
+    else:
+        for cp, tp in sorted(set(zip(choices.cp.tolist(), choices.tp.tolist(), strict=True))):
+            found[cp, tp] = row_parts(question.practice, cp, tp)
+        names = ("cp", "tp")
+    every = [(step, {**fixed, **dict(zip(names, key, strict=True))}) for key, step in found.items()]
+    return sorted(every, key=lambda each: -each[0])

@@ -4,7 +4,12 @@ weights, gradients, optimizer: of the rank's layers, cut as the layout cuts them
 each copy has a part where the practice shares it (ZeRO-1).
 gathered: whole weights of other ranks that are there for a while, and whole gradients that wait (fsdp).
 activations: of all micro-batches in flight. inside: of the layers that are computed again, or put aside, at
-once. logits: of the head. other: the device's context and buffers, and what the allocator loses to fragments.
+once. passing: gradients of the inside of the layer whose backward runs. logits: of the head. other: the
+device's context and buffers, and what the allocator loses to fragments: no tensors of this program.
+
+Where a parameter has no gradient before its backward, and all micro-batches are in flight before the first
+backward, the first ones' activations go as gradients come: `gradients` is then what is there at the fullest
+moment.
 
 Imports without torch.
 """
@@ -15,12 +20,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from shunter.plan.choices import SCHEDULES, Choices, Floats, Ints, Question
 from shunter.plan.practice import RECOMPUTE
 
 TRAVEL = 2  # layers of a stage that are on the device while others are put aside (`parallel.offload.FLIGHT`)
-PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "inside", "logits", "other")
+PARTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "gathered",
+    "activations",
+    "inside",
+    "passing",
+    "logits",
+    "other",
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,7 @@ def activations(question: Question, choices: Choices) -> Mapping[str, Floats]:
     parts = (2 * heads + 2 * keys) * spec.head_dim * tokens * b  # queries, keys, values, result
     inside = spec.ffn_dim / choices.tp * tokens * b
     scores = np.zeros(len(choices))
-    if not practice.fused:  # softmax and its dropped form in 2 bytes, the mask in 1
+    if not practice.fused:  # softmax and its dropped form in 2 bytes, the mask in 1 (arXiv 2205.05198, 4.1)
         scores = 5 * heads * question.row**2 * choices.rows / choices.cp
     # Inputs of both norms, what they hand on, and gate, up, their product (and the activation's result).
     every = 2 * inputs + 2 * whole + parts + practice.inner * inside + scores
@@ -101,7 +117,6 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     plain = stage.dense * shape.dense + stage.mixtures * shape.mixture + stage.ends * shape.end
     expert = stage.mixtures * shape.experts
     mine = plain / shards + expert / spread
-    updates, expert_updates = choices.updates(practice)
     cut = (shards > 1) | (spread > 1)
     layers = stage.dense + stage.mixtures
     each = np.where(stage.mixtures > 0, shape.mixture + shape.experts, shape.dense)
@@ -140,22 +155,60 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     )
     # What a stage was sent stays, though its first layer may be put aside.
     per = per + np.where((stage.aside > 0) & (choices.pp > 1), entry * choices.chunks, 0.0)
-    # The head keeps the hidden states' gradient.
-    last = stage.head * stage.flight * entry if practice.whole_inputs else 0 * entry
+    # The head keeps the hidden states' gradient, and what it fetched of them.
+    fetched = practice.hidden * choices.rows * question.row / choices.cp * question.spec.dim
+    waiting_heads = np.where(by_stage, np.minimum(stage.flight, 1.0), stage.flight)
+    last = stage.head * waiting_heads * (entry + fetched) if practice.whole_inputs else 0 * entry
     logits = stage.head * practice.logits * choices.rows * question.row / choices.cp
     logits = logits * question.spec.vocab_size / choices.tp
+    held_ones = stage.flight * per + last
+    gradients = mine * practice.gradients
+    if practice.late:
+        # Those of the head are made before the first backward.
+        early = np.minimum(stage.head * shape.end / shards * practice.gradients, gradients)
+        going = stage.flight >= choices.microbatches(question.batch)
+        one = held_ones / np.maximum(stage.flight, 1.0)
+        gradients = np.where(going, np.maximum(gradients - one, early), gradients)
     parts = {
         "weights": mine * practice.weights,
-        "gradients": mine * practice.gradients,
-        "optimizer": (plain / updates + expert / expert_updates) * practice.optimizer,
+        "gradients": gradients,
+        "optimizer": _optimizer(question, choices, stage),
         "gathered": np.where(cut, gathered + waiting, 0.0),
-        "activations": stage.flight * per + last,
+        "activations": held_ones,
         "inside": np.where(stage.recomputed + stage.aside > 0, inside, 0.0),
+        "passing": passing(question, choices, stage.mixtures > 0),
         "logits": logits,
     }
     total = sum(parts.values(), np.zeros(len(choices)))
     parts["other"] = known["fixed"] + known["margin"] * total
     return parts
+
+
+def _optimizer(question: Question, choices: Choices, stage: Stage) -> Floats:
+    """Bytes of its state. A matrix that is cut has one owner, which keeps Muon's momentum and makes the
+    update of the whole: on average over the ranks as much again as the momentum (`train.layout_describe`)."""
+    practice, shape = question.practice, held(question, choices)
+    updates, expert_updates = choices.updates(practice)
+    ends = stage.ends * shape.end / updates * practice.optimizer
+    plain = (stage.dense * shape.dense + stage.mixtures * shape.mixture) / updates
+    expert = stage.mixtures * shape.experts / expert_updates
+    if practice.matrices is None:
+        return ends + (plain + expert) * practice.optimizer
+    cut = (choices.tp > 1) | (choices.shards(practice) > 1)
+    apart = (choices.etp > 1) | (choices.expert_shards(practice) > 1)
+    return ends + practice.matrices * (plain * np.where(cut, 2, 1) + expert * np.where(apart, 2, 1))
+
+
+def passing(question: Question, choices: Choices, mixture: npt.NDArray[np.bool_]) -> Floats:
+    """Bytes of gradients that the backward of one layer makes on its way, at its widest: of gate, up and
+    their product, and of the hidden states. mixture: whether it is a layer with experts."""
+    spec, practice = question.spec, question.practice
+    tokens = choices.rows * question.row / choices.cp
+    own = tokens / choices.tp if practice.sequence else tokens
+    wide = tokens * spec.ffn_dim / choices.tp
+    if (e := spec.experts) is not None:
+        wide = np.where(mixture, tokens / choices.tp * e.per_token * e.ffn_dim, wide)
+    return 3 * practice.compute * wide + practice.hidden * own * spec.dim
 
 
 def put_aside(question: Question, choices: Choices) -> Floats:

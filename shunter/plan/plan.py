@@ -9,16 +9,19 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shunter.cluster.cluster import Cluster
 from shunter.config import write, yaml
+from shunter.config.check import parse
 from shunter.config.errors import ShunterError
+from shunter.config.yaml import Source
 from shunter.models.spec import DecoderSpec
 from shunter.plan.choices import SCHEDULES, Choices, Question
 from shunter.plan.practice import RECOMPUTE
+from shunter.plan.saved import SavedPlan
 from shunter.plan.score import Prediction
 from shunter.plan.search import Found
 from shunter.plan.strategies import AGAIN, ASIDE
@@ -37,7 +40,8 @@ class Plan:
 
     Predicted, in seconds of a step: step, of which the busiest rank computes, waits for messages, and for
     other ranks. memory_bytes_by_stage: of a rank at each place of the pipeline. coefficients: name -> value
-    and source. machine: the cluster's description, so that a run can plan anew.
+    and source; by kind: of devices that have others. machine: the cluster's description, and profile, if it
+    rests on one, so that a run can plan anew.
 
     ranks, where it matters which device does what: of each place of the grid, the number of its device among
     those that are used, and so of its process. placed: their names, how the order was found, seconds of a
@@ -65,10 +69,12 @@ class Plan:
     memory_bytes_by_stage: list[float]
     memory_parts: dict[str, float]
     coefficients: dict[str, Any] = field(default_factory=dict)
+    coefficients_by_kind: dict[str, dict[str, Any]] = field(default_factory=dict)
     price_per_hour: float | None = None
     machine: dict[str, Any] | None = None
     ranks: list[int] = field(default_factory=list)
     placed: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, question: Question, cluster: Cluster, prediction: Prediction) -> Plan:
@@ -112,10 +118,15 @@ class Plan:
             memory_bytes_by_stage=totals,
             memory_parts=fullest,
             coefficients={name: asdict(value) for name, value in question.coefficients.known.items()},
+            coefficients_by_kind={
+                kind: {name: asdict(value) for name, value in own.items()}
+                for kind, own in question.coefficients.kinds.items()
+            },
             price_per_hour=question.fabric.price_per_hour,
             machine=cluster.description.model_dump(mode="json", exclude_defaults=True),
             ranks=list(prediction.placed.order) if prediction.placed else [],
             placed=_placed(question, prediction),
+            profile=None if question.profile is None else question.profile.data(),
         )
 
     def row(self, lost_because: str = "") -> dict[str, Any]:
@@ -199,7 +210,8 @@ class Plan:
     @classmethod
     def load(cls, path: Path) -> Plan:
         """A saved one. Raises ShunterError for a file that is none, or of another version."""
-        data = yaml.load(path).data
+        source = yaml.load(path)
+        data = source.data
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ShunterError("this is no plan", where=str(path), mend="Write one with `shunter plan -o`.")
         if data.get("version") != VERSION:
@@ -208,15 +220,21 @@ class Plan:
                 where=str(path),
                 mend="Plan again.",
             )
-        known = {each.name for each in fields(cls)}
+        return cls.of_data(data, str(path), source)
+
+    @classmethod
+    def of_data(cls, data: Mapping[str, Any], where: str, source: Source | None = None) -> Plan:
+        """From what `data` gives, each value looked at. Raises ShunterError where it is not sound."""
         given = {key: value for key, value in data.items() if key not in ("format", "version")}
-        fresh = {"coefficients", "price_per_hour", "machine", "ranks", "placed"}
-        if wrong := (known ^ given.keys()) - fresh:
+        try:
+            parse(SavedPlan, given, source)
+        except ShunterError as error:
+            place = error.where if source is not None else ": ".join(filter(None, (where, error.where)))
             raise ShunterError(
-                f"{'no ' if sorted(wrong)[0] in known else 'unknown '}{sorted(wrong)[0]}",
-                where=str(path),
-                mend="Plan again; a plan is not written by hand.",
-            )
+                f"the plan is damaged: {error.what}",
+                where=place or where,
+                mend=error.mend or "Plan again; a plan is not written by hand.",
+            ) from None
         return cls(**given)
 
     def diff(self, other: Plan) -> dict[str, tuple[Any, Any]]:
@@ -263,7 +281,11 @@ def answer(found: Found, cluster: Cluster) -> dict[str, Any]:
     """What `shunter plan --json` prints."""
     return {
         "plans": [
-            Plan.of(found.question, cluster, each.prediction).row(each.lost_because) for each in found.plans
+            {
+                **Plan.of(found.question, cluster, each.prediction).row(each.lost_because),
+                **({"also": [dict(same.choice.settings(0)) for same in each.also]} if each.also else {}),
+            }
+            for each in found.plans
         ],
         "search_seconds": found.seconds,
         "considered": found.considered,

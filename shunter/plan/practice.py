@@ -1,13 +1,13 @@
 """How a training program computes, as far as its time and memory depend on it. Imports without torch.
 
 The same layout costs another sum in another program: what stays in which precision, what is fused, what is
-sent while something else is computed. Three programs are described: this one, and the two whose published
-tables the cost model is tested with.
+sent while something else is computed. Described are this one, as it is and compiled, and those whose
+published tables the cost model is tested with.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shunter.config.errors import ShunterError
 from shunter.config.nearest import nearest
@@ -19,28 +19,39 @@ RECOMPUTE = ("none", "selective", "layer", "stage")
 
 @dataclass(frozen=True)
 class Elementwise:
-    """Reads and writes of a layer's forward between its products, in elements.
+    """Reads and writes of a layer's forward between its products, in elements of the size in products.
 
     width: times the hidden width (norms, sums). inside: times the feed-forward width (activation function).
-    heads: times the width of queries and keys (rotation).
+    heads: times the width of queries and keys (rotation). routed: times the hidden width for each expert of a
+    token (to the experts and back). scaled: times the experts' width, beside `inside` (each row's weight).
     """
 
     width: float
     inside: float
     heads: float
+    routed: float = 6.5
+    scaled: float = 0.0
 
 
 # Counted from the operations; checked on an H100 with a layer of Llama 3 8B, 2 x 8192 tokens: predicted 12.8
 # and 13.4 ms forward against 13.1 and 14.2 ms measured, 28.0 and 29.5 ms backward against 28.5 and 31.6.
 EAGER = Elementwise(12, 5, 4)
 FUSED = Elementwise(8, 3, 2)
+# This program in bf16, counted from shunter.models: hidden states have 4 bytes, operands 2. Of the width: a
+# norm reads 4, writes 4, and its result is cast (reads 4, writes 2), a sum reads 4 and 2 and writes 4; both
+# twice: 48 bytes, 24 elements of 2. Of queries and keys: four products of halves (4), two sums (3), a joining
+# (2), and copies of values and of attention's result (2). Of experts' rows: weights of 4 bytes widen them.
+# Compiled, a norm is one with the sum before it, and writes 2 bytes: 24 in all.
+OWN = Elementwise(24, 5, 11, scaled=6)
+OWN_FUSED = Elementwise(12, 3, 4, scaled=6)  # experts are not compiled
 # Bias and GELU over 4 h, which is 3 of our 8 h / 3, in one kernel; no rotation.
 FUSED_GELU = Elementwise(12, 3, 0)
 
 
 @dataclass(frozen=True)
 class Practice:
-    """weights, gradients, optimizer: bytes a parameter that stay. compute: bytes of an element in products,
+    """weights, gradients, optimizer: bytes a parameter that stay; matrices: of the optimizer's, those of the
+    layers' weights where they are others, as Muon's. compute: bytes of an element in products,
     gathered: of gathered weights, hidden: between layers and in messages between stages.
 
     products:  number format of matrix products, as a cluster's rates name it.
@@ -57,8 +68,10 @@ class Practice:
     inner: feed-forward widths that a layer keeps for its backward. whole_inputs: whether each tensor rank
     keeps what products take whole. copies: whether each micro-batch keeps the layers' matrices as products
     take them.
+    late: a parameter has no gradient before its backward: one micro-batch's activations go as gradients come.
     logits: bytes a token and word of the vocabulary that the head holds. logit_passes: bytes it moves.
     casts: bytes moved an element of a product's operands to turn them into `products`.
+    kernels: of a layer's forward, as torch dispatches them: four products, attention, nine fused ones.
     recompute: which ways it has. offers: whether it can choose `layer` for some layers and not for others.
     offload: whether it can put layers aside in the host's memory, too, where the speed of copies is known.
     schedules, axes: that it knows.
@@ -88,14 +101,17 @@ class Practice:
     inner: float = 4.0
     whole_inputs: bool = False
     copies: bool = False
+    late: bool = False
     logits: float = 0.0
     logit_passes: float = 24.0
     casts: float = 0.0
+    kernels: int = 14
     recompute: tuple[str, ...] = ("none",)
     offers: bool = False
     offload: bool = False
     schedules: tuple[str, ...] = ("1f1b", "interleaved-1f1b", "zb1p", "zbv", "gpipe")
     axes: tuple[str, ...] = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
+    matrices: float | None = None
     source: str = ""
 
     @property
@@ -119,6 +135,11 @@ PRACTICES: dict[str, Practice] = {
             inner=3,
             whole_inputs=True,
             copies=True,
+            elementwise=OWN,
+            kernels=37,  # counted under autocast, one a norm
+            late=True,
+            # The product writes 2 bytes a logit, the softmax reads and writes them in four bytes, in passes.
+            logit_passes=46,
             recompute=("none", "stage", "layer"),
             offers=True,
             offload=True,
@@ -137,6 +158,7 @@ PRACTICES: dict[str, Practice] = {
             waits=True,
             inner=3,
             whole_inputs=True,
+            late=True,
             recompute=("none", "stage", "layer"),
             offers=True,
             source="this program on a CPU without fast bfloat16",
@@ -144,8 +166,8 @@ PRACTICES: dict[str, Practice] = {
         Practice(
             "megatron-2021",
             weights=2,
-            gradients=4,
-            optimizer=12,
+            gradients=2,  # --fp16 without --accumulate-allreduce-grads-in-fp32
+            optimizer=16,  # weights, gradients and two moments, 4 each
             products="fp16",
             fused=False,
             elementwise=FUSED_GELU,
@@ -166,6 +188,7 @@ PRACTICES: dict[str, Practice] = {
             gradients=4,
             optimizer=8,
             context=True,
+            late=True,
             overlap_gradients=True,
             logits=10,
             recompute=("none", "selective", "layer"),
@@ -176,16 +199,90 @@ PRACTICES: dict[str, Practice] = {
 }
 
 
+HALVES = ("zb1p", "zbv")  # schedules with backwards in halves
+
+
+def compilable(practised: Practice) -> Practice:
+    """Of what a practice does, what compiled layers can: no halves of backwards, nothing put aside."""
+    whole = tuple(each for each in practised.schedules if each not in HALVES)
+    return replace(practised, offload=False, schedules=whole)
+
+
+def _compiled(practised: Practice) -> Practice:
+    fused = OWN_FUSED if practised.elementwise == OWN else FUSED
+    return replace(compilable(practised), elementwise=fused, kernels=14)
+
+
+def _float8(practised: Practice) -> Practice:
+    # Each operand is read for its largest value, read once more and written: 2 + 2 + 1 bytes.
+    return replace(practised, products="fp8", casts=5.0)
+
+
+def _async(practised: Practice) -> Practice:
+    # A product and its message are cut in parts, so that each message but one part's has a product to go
+    # behind.
+    source = f"{practised.source}; half of tensor parallelism's messages hidden, assumed"
+    return replace(practised, overlap_tensor=0.5, source=source)
+
+
+def _muon(practised: Practice) -> Practice:
+    return replace(practised, matrices=practised.optimizer / 2)  # one state in place of AdamW's two
+
+
+def _unshared(practised: Practice) -> Practice:
+    return replace(practised, zero=False)
+
+
+def _unsplit(practised: Practice) -> Practice:
+    return replace(practised, sequence=False)
+
+
+def _thin(practised: Practice) -> Practice:
+    return replace(practised, gathered=2.0)
+
+
+# What a job may do otherwise than the practice of its program, by what follows the name: `shunter+muon`.
+# unshared: copies have the optimizer's state whole; unsplit: tensor ranks have all tokens between products;
+# thin: weights travel in two bytes. float8: products of layers; async: tensor parallelism's messages.
+OTHERWISE = {
+    "compiled": _compiled,
+    "muon": _muon,
+    "unshared": _unshared,
+    "unsplit": _unsplit,
+    "thin": _thin,
+    "float8": _float8,
+    "async": _async,
+}
+
+
 def practice(name: str) -> Practice:
-    """The practice of this name. Raises ShunterError, with the nearest name, where there is none."""
-    found = PRACTICES.get(name)
+    """The practice of this name, such as `shunter` or `shunter+compiled+muon`. Raises ShunterError, with the
+    nearest name, where there is none."""
+    base, *more = name.split("+")
+    found = PRACTICES.get(base)
     if found is None:
-        guess = nearest(name, PRACTICES)
+        guess = nearest(base, PRACTICES)
         raise ShunterError(
-            f"no practice is called {name!r}",
+            f"no practice is called {base!r}",
             mend=f"Did you mean {guess}?" if guess else f"Known are {', '.join(PRACTICES)}.",
         )
-    return found
+    for each in more:
+        if each not in OTHERWISE or more.count(each) > 1:
+            raise ShunterError(
+                f"{each!r} is nothing that {base} may do otherwise, once",
+                mend=f"Known are {', '.join(f'{base}+{known}' for known in OTHERWISE)}.",
+            )
+        found = OTHERWISE[each](found)
+    return replace(found, name=name)
+
+
+def kernels(name: str) -> str:
+    """A practice's name with what changes the layers' kernels alone, which coefficients depend on."""
+    base, *more = name.split("+")
+    return "+".join([base, *(part for part in more if part == "compiled")])
+
+
+GROUPED, CONTEXT = 0.5397, 0.8403  # calibrated.yaml, h100 and h100-96
 
 
 @dataclass(frozen=True)
@@ -199,7 +296,12 @@ class Coefficient:
 def _defaults() -> dict[str, Coefficient]:
     return {
         "products": Coefficient(
-            1.0, "share of a device's described rate; products of a layer reach it on an H100 (measured)"
+            1.0,
+            "share of a device's described rate: not fitted for this kind; where it was, whole steps took "
+            "1.1 to 1.7 times as long",
+        ),
+        "grouped": Coefficient(
+            GROUPED, "share of products' rate that experts' grouped products reach, fitted on an H100"
         ),
         "attention": Coefficient(1.0, "share that attention reaches beside products, relative to theirs"),
         "memory": Coefficient(0.86, "copies on an H100: 2.89 of 3.35 TB/s (measured)"),
@@ -210,7 +312,9 @@ def _defaults() -> dict[str, Coefficient]:
         ),
         "backward_elementwise": Coefficient(2.5, "bytes moved by backward over forward (measured there)"),
         "context": Coefficient(
-            0.0, "how much longer attention takes over what other context ranks hold, as a share"
+            CONTEXT,
+            "how much longer attention takes over what other context ranks hold, as a share: fitted to "
+            "torchtitan's table 2 (8 H100), and taken for all kinds",
         ),
         "fixed": Coefficient(1.0e9, "bytes of the CUDA context and of NCCL's buffers, assumed"),
         "margin": Coefficient(0.06, "share of a device's memory lost to fragments, assumed"),

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from shunter.plan import compute, memory
+from shunter.plan import communication, compute, memory
 from shunter.plan.choices import SCHEDULES, Choices, Question
 from shunter.plan.cuts import cut_alike, cut_mixed
 from shunter.plan.estimate import Costs as RankCosts
@@ -20,11 +20,13 @@ from shunter.plan.estimate import LayerCost, costs, ends_of_step
 from shunter.plan.practice import RECOMPUTE
 from shunter.plan.strategies import AGAIN, ASIDE, KEEP, cheapest
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT
+from shunter.schedule.action import RECOMPUTE as REDO
 from shunter.schedule.assemble import assemble
 from shunter.schedule.catalogue import schedule
 from shunter.schedule.costs import Costs, Links
 from shunter.schedule.order import Order
 from shunter.schedule.program import Program
+from shunter.schedule.recompute import recomputed
 from shunter.schedule.simulate import simulate
 
 NODES = 8_000  # of a simulated program: longer ones are carried on by their period
@@ -100,10 +102,11 @@ def predict(
     room: float | None = None,
     site: Site | None = None,
     strategies: Sequence[int] | None = None,
+    cut: Sequence[int] | None = None,
 ) -> Prediction:
     """Of one layout (`choice` has length 1). room: bytes that a rank has; layers are computed again, or put
     aside, where the practice can choose them, as few as fit. site: where its ranks are, if that has been
-    decided. strategies: of the layers, likewise."""
+    decided. strategies: of the layers, and cut: bounds of the stages, likewise."""
     assert len(choice) == 1
     pp, chunks = int(choice.pp[0]), int(choice.chunks[0])
     m = int(choice.microbatches(question.batch)[0])
@@ -119,14 +122,16 @@ def predict(
             if id(kind) not in known:
                 known[id(kind)] = costs(question, choice, kind)
         each = [known[id(kinds[rank])] for rank in placement]
-        bounds = _cut(question, each, placement)
+        bounds = _cut(question, each, placement) if cut is None else list(cut)
     else:
         each, bounds = [site.costs[rank] for rank in placement], list(site.bounds)
     stages = len(placement)
     rooms: Sequence[float | None] = (room,) * pp if site is None else site.rooms
     chosen = strategies or _strategies(question, choice, each, bounds, placement, m, rooms)
     held = [_bytes(asked[rank], choice, bounds, chosen, placement, rank, m) for rank in range(pp)]
-    forward, backward, weights, busy = ([0.0] * stages for _ in range(4))
+    forward, backward, weights, busy, redone = ([0.0] * stages for _ in range(5))
+    # A stage that is computed again is so by an action of the program, which some backwards do without.
+    apart = pp > 1 and RECOMPUTE[choice.recompute[0]] == "stage"
     for stage in range(stages):
         cost, begin, end = each[stage], bounds[stage], bounds[stage + 1]
         ahead = behind = w = inner = 0.0
@@ -135,7 +140,9 @@ def predict(
             f, b = float(part.forward.both[0]), float(part.backward.both[0])
             w += float(part.weights[0] * part.backward.compute[0])
             inner += float(part.forward.compute[0] + part.backward.compute[0])
-            if chosen[layer] == AGAIN:
+            if chosen[layer] == AGAIN and apart:
+                redone[stage] += float(part.again.both[0])
+            elif chosen[layer] == AGAIN:
                 b += float(part.again.both[0])
                 inner += float(part.again.compute[0])
             elif chosen[layer] == ASIDE and part.aside is not None:
@@ -143,21 +150,34 @@ def predict(
             ahead, behind = ahead + f, behind + b
         for end_part, there in ((cost.embedding, stage == 0), (cost.head, stage == stages - 1)):
             if there:
-                ahead += float(end_part.forward[0])
-                behind += float(end_part.backward[0])
+                ahead += float(end_part.forward[0] + cost.messages.end[0])
+                behind += float(end_part.backward[0] + cost.messages.end[0])
                 w += float(end_part.weights[0] * end_part.backward[0])
                 inner += float(end_part.forward[0] + end_part.backward[0])
         forward[stage], backward[stage], weights[stage], busy[stage] = ahead, behind, w, inner
-    wires = (_links(question, choice, each[0]),) if site is None else site.links
+    wires = (_links(question, choice),) if site is None else site.links
     limit = NODES if site is None else NODES // 4  # placed ones are simulated many times
     elapsed = max(
-        _elapsed(choice, placement, forward, backward, weights, name, chunks, m, wire, limit)
+        _elapsed(
+            choice,
+            placement,
+            forward,
+            backward,
+            weights,
+            redone if apart else None,
+            name,
+            chunks,
+            m,
+            wire,
+            limit,
+        )
         for wire in wires
     )
     work, busiest = [0.0] * pp, [0.0] * pp
+    times = _times_again(name, pp, m, chunks) if apart else (0.0,) * stages
     for stage, rank in enumerate(placement):
-        work[rank] += m * (forward[stage] + backward[stage])
-        busiest[rank] += m * busy[stage]
+        work[rank] += m * (forward[stage] + backward[stage] + times[stage] * redone[stage])
+        busiest[rank] += m * (busy[stage] + times[stage] * redone[stage])
     top = max(range(pp), key=work.__getitem__)
     extra, updating = _ends(asked, choice, each, bounds, placement, backward)
     seconds = elapsed + extra
@@ -328,13 +348,15 @@ def _elapsed(
     forward: Sequence[float],
     backward: Sequence[float],
     weights: Sequence[float],
+    again: Sequence[float] | None,
     name: str,
     chunks: int,
     m: int,
     links: Links,
     limit: int,
 ) -> float:
-    """Seconds from the first forward to the last backward, as simulated. limit: nodes of a program."""
+    """Seconds from the first forward to the last backward, as simulated. again: of each stage, to compute it
+    once more, where it is. limit: nodes of a program."""
     pp = int(choice.pp[0])
     if pp == 1:
         return m * (sum(forward) + sum(backward))
@@ -347,25 +369,45 @@ def _elapsed(
             seconds[WEIGHT, stage] = weights[stage]
         else:
             seconds[BACKWARD, stage] = backward[stage]
+        if again is not None:
+            seconds[REDO, stage] = again[stage]
+    redo = again is not None
     many = 2 * len(placement)
-    least = 2 * pp if name != "gpipe" else m
+    # Stages that go there and back take longer to find their period.
+    least = m if name == "gpipe" else 3 * pp if name == "zbv" else 2 * pp
     long = max(least + pp, limit // many // pp * pp)
     if m <= long:
-        return simulate(_program(name, pp, m, chunks), Costs(seconds), links).elapsed
+        return simulate(_program(name, pp, m, chunks, redo), Costs(seconds), links).elapsed
     # After the first micro-batches each further group takes as long as the one before.
     rest = m % pp
     low, high = long - pp + rest - (pp if rest else 0), long + rest - (pp if rest else 0)
     a, b = (
-        simulate(_program(name, pp, count, chunks), Costs(seconds), links).elapsed for count in (low, high)
+        simulate(_program(name, pp, count, chunks, redo), Costs(seconds), links).elapsed
+        for count in (low, high)
     )
     return b + (m - high) * (b - a) / (high - low)
 
 
-def _links(question: Question, choice: Choices, cost: RankCosts) -> Links:
-    """Between neighbouring ranks of the pipeline, each by the blocks of devices that it crosses."""
-    ranks, pp = int(choice.stage_ranks[0]), int(choice.pp[0])
-    latency, occupied = float(cost.messages.hop[0]), float(cost.messages.occupied[0])
-    return Links(latency=latency, occupied=occupied, blocking=question.practice.blocking and ranks * pp > 1)
+def _links(question: Question, choice: Choices) -> Links:
+    """Between neighbouring ranks of the pipeline, each pair by the blocks of devices that it crosses; the
+    last one and the first are neighbours where a rank has several stages in turn."""
+    width, pp = int(choice.stage_ranks[0]), int(choice.pp[0])
+    size = float(communication.message(question, choice)[0])
+    turns = {(rank, rank + 1) for rank in range(pp - 1)}
+    if int(choice.chunks[0]) > 1 and SCHEDULES[choice.schedule[0]] != "zbv":
+        turns.add((pp - 1, 0))
+    between: dict[tuple[int, int], tuple[float, float]] = {}
+    for a, b in turns:
+        latency, bandwidth = question.fabric.between(a * width, b * width, width)
+        found = communication.hop(
+            question, size, latency, size / (bandwidth * question.coefficients["links"])
+        )
+        between[a, b] = between[b, a] = found
+    blocking = question.practice.blocking and width * pp > 1
+    if len(kinds := set(between.values())) == 1:
+        latency, occupied = kinds.pop()
+        return Links(latency=latency, occupied=occupied, blocking=blocking)
+    return Links(between=between, blocking=blocking)
 
 
 @lru_cache(maxsize=64)
@@ -387,6 +429,19 @@ def _held_at_most(name: str, pp: int, m: int, chunks: int, counts: tuple[int, ..
 
 
 @lru_cache(maxsize=64)
-def _program(name: str, pp: int, m: int, chunks: int) -> Program:
+def _program(name: str, pp: int, m: int, chunks: int, redo: bool = False) -> Program:
     order: Order = schedule(name).build(pp, m, chunks=chunks if name != "zbv" else None)
-    return assemble(order)
+    return assemble(recomputed(order) if redo else order)
+
+
+@lru_cache(maxsize=64)
+def _times_again(name: str, pp: int, m: int, chunks: int) -> tuple[float, ...]:
+    """Of each stage, the share of its micro-batches for which it is computed again."""
+    few = m if m <= 4 * pp else 3 * pp + m % pp
+    order = recomputed(schedule(name).build(pp, few, chunks=chunks if name != "zbv" else None))
+    found = [0.0] * len(order.placement)
+    for actions in order.actions:
+        for action in actions:
+            if action.op == REDO:
+                found[action.stage] += 1 / few
+    return tuple(found)

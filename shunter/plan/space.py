@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import permutations
 from math import prod
 
 import numpy as np
 
 from shunter.plan.choices import SCHEDULES, Choices, Question
-from shunter.plan.practice import RECOMPUTE, Practice
+from shunter.plan.practice import HALVES, RECOMPUTE, Practice
 
 MOST_CHUNKS = 12
-HALVES = ("zb1p", "zbv")  # schedules with backwards in halves
-
-
-def compilable(practised: Practice) -> Practice:
-    """Of what a practice does, what compiled layers can: no halves of backwards, nothing put aside."""
-    whole = tuple(each for each in practised.schedules if each not in HALVES)
-    return replace(practised, offload=False, schedules=whole)
-
 
 Fixed = Mapping[str, int | str]
 
@@ -59,6 +50,12 @@ def space(question: Question, fixed: Fixed) -> Choices:
     return Choices.of(np.array(lines, dtype=np.int64))
 
 
+def row_parts(practised: Practice, cp: int, tp: int) -> int:
+    """What a row's tokens must divide by: two parts for each of several context ranks, and each of them by
+    the tensor ranks that have a part of the tokens (`train.layout_check.check_rows`)."""
+    return (2 * cp if cp > 1 else 1) * (tp if practised.sequence else 1)
+
+
 def _is(fixed: Fixed, name: str, value: int | str) -> bool:
     return name not in fixed or fixed[name] == value
 
@@ -78,7 +75,7 @@ def _grids(question: Question, fixed: Fixed) -> Iterator[tuple[int, ...]]:
             if not heads or not _is(fixed, "tp", tp) or (tp > fabric.block and "tp" not in fixed):
                 continue
             for cp in divisors(world // pp // tp):
-                if not _is(fixed, "cp", cp) or question.row % (2 * cp * tp):
+                if not _is(fixed, "cp", cp) or question.row % row_parts(question.practice, cp, tp):
                     continue
                 if cp > 1 and question.row // cp < 256 and "cp" not in fixed:
                     continue

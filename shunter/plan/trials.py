@@ -11,7 +11,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ Key = tuple[Value, ...]
 Method = Literal["bayes", "random"]
 
 REPEATS = 40  # points in a row that are known already or cannot be, after which one is drawn at random
+VERSION = 2  # of the log; 1 did not tell what was searched
 FIRST = 10  # trials before the model of the space says where to look
 
 
@@ -72,6 +73,7 @@ class Trial:
     value: float | None
     failed: str = ""
     by: float = 1.0
+    code: str = ""  # of the program that ran it, where that is told
 
     @property
     def worth(self) -> float:
@@ -80,6 +82,7 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         told = {"number": self.number, "point": self.point, "value": self.value}
+        told |= {"code": self.code} if self.code else {}
         return told if self.value is not None else {**told, "failed": self.failed, "by": self.by}
 
 
@@ -107,12 +110,17 @@ def search(
     *,
     seed: int = 0,
     method: Method = "bayes",
-    start: Sequence[Point] = (),
+    start: Sequence[Point] | Callable[[], Sequence[Point]] = (),
     log: Path | None = None,
     told: Callable[[Trial], None] = lambda trial: None,
+    of: Mapping[str, Any] | None = None,
+    code: str = "",
 ) -> Trials:
-    """Try so many points, each once: those of `start` first, such as the planner's best.
+    """Try so many points, each once: those of `start` first, such as the planner's best. What a function
+    gives as them is kept in the log, so that going on begins with the same.
 
+    of: what is searched (which job, metric, machine), by name: a log of anything else is refused. code: of
+    the program, kept with each trial.
     run: gives a point's value, or raises `Failed`; a failure counts as a trial and as a value of 0 for the
     model (Optuna's TPE over all knobs together). log: one line a trial; those that stand there are not run
     again. Raises MissingExtra without Optuna, ShunterError where no point can be, and for a log of another
@@ -121,14 +129,19 @@ def search(
     if not sound:
         first = {name: values[0] for name, values in space.knobs.items()}
         raise ShunterError(f"no combination of the knobs can be; of the first: {space.refused(first)}")
-    for point in start:
+    head = _head(space, seed, method, of or {})
+    kept, known = _read(log, head) if log else ([], None)
+    asked = known if known is not None else start() if callable(start) else start
+    begin: list[Point] = [dict(point) for point in asked]
+    for point in begin:
         if point not in sound:
             why = space.refused(point) if point.keys() == space.knobs.keys() else "it has other knobs"
             raise ShunterError(f"the first point {point} cannot be: {why or 'a value is not in the space'}")
-    kept = _read(log, space, seed, method) if log else []
+    if log and not log.exists():
+        _begin(log, head, begin if callable(start) else None)
     ask, tell = _random(seed) if method == "random" else _bayes(space, seed)
     found = Trials()
-    begin = [{name: point[name] for name in space.knobs} for point in start]
+    begin = [{name: point[name] for name in space.knobs} for point in begin]
     left = {space.key(point): point for point in sound}
     for number in range(min(trials, len(sound))):
         point = begin.pop(0) if begin else ask(left)
@@ -142,7 +155,7 @@ def search(
                     mend="Use the same first points as before, or another file.",
                 )
         else:
-            trial = _try(number, point, run)
+            trial = replace(_try(number, point, run), code=code)
             if log:
                 _append(log, trial)
         tell(point, trial.worth)
@@ -205,39 +218,67 @@ def _bayes(space: Space, seed: int) -> tuple[Ask, Tell]:
     return ask, tell
 
 
-def _head(space: Space, seed: int, method: str) -> dict[str, Any]:
+def _head(space: Space, seed: int, method: str, of: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "version": 1,
+        "version": VERSION,
         "seed": seed,
         "method": method,
         "knobs": {k: list(v) for k, v in space.knobs.items()},
+        "of": dict(of),
     }
 
 
-def _read(path: Path, space: Space, seed: int, method: str) -> list[Trial]:
-    """Trials of a log that a search of this space and seed began; a last line that a kill cut short is
-    dropped."""
-    head = _head(space, seed, method)
+def _begin(path: Path, head: Mapping[str, Any], start: Sequence[Point] | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {**head, **({} if start is None else {"start": list(start)})}
+    path.write_text(json.dumps(told) + "\n", encoding="utf-8")
+
+
+def _read(path: Path, head: Mapping[str, Any]) -> tuple[list[Trial], list[Point] | None]:
+    """Trials of a log that this search began, and the first points that are kept in it; a last line that a
+    kill cut short is dropped. Raises ShunterError for another search's log, naming what differs, and for a
+    file that is none."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(head) + "\n", encoding="utf-8")
-        return []
-    text = path.read_text(encoding="utf-8")
+        return [], None
+    text = path.read_text(encoding="utf-8", errors="replace")
     lines = text.split("\n")
     if not text.endswith("\n"):
         lines = [*lines[:-1], ""]
         path.write_text("\n".join(lines), encoding="utf-8")
+    none = ShunterError("this is no log of trials", where=str(path), mend="Name another file.")
     try:
         found = [json.loads(line) for line in lines if line]
     except ValueError:
-        raise ShunterError("this is no log of trials", where=str(path), mend="Name another file.") from None
-    if not found or found[0] != head:
+        raise none from None
+    if not found or not isinstance(found[0], dict) or found[0].get("version") not in (1, VERSION):
+        raise none
+    theirs = {"of": {}, **found[0]}
+    here = {**{key: value for key, value in head.items() if key != "of"}, **head["of"]}
+    there = {**theirs, **theirs["of"]} if isinstance(theirs["of"], dict) else theirs
+    differ = [key for key in here if key != "version" and there.get(key) != here[key]]
+    differ += [key for key in theirs["of"] if key not in here]
+    if differ:
         raise ShunterError(
-            "this log is of another search: other knobs, seed or method",
+            f"this log is of another search: other {', '.join(differ)}",
             where=str(path),
-            mend="Name another file.",
+            mend="Name another file or folder, or remove this one.",
         )
-    return [Trial(**each) for each in found[1:]]
+    start = theirs.get("start")
+    try:
+        trials = [_trial(each, number) for number, each in enumerate(found[1:])]
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise none from None
+    return trials, start if isinstance(start, list) else None
+
+
+def _trial(told: Mapping[str, Any], number: int) -> Trial:
+    """A line of the log. Raises ValueError and the like for one that is none."""
+    value = told["value"]
+    if told["number"] != number or not isinstance(told["point"], dict) or isinstance(value, bool):
+        raise ValueError(told)
+    if value is not None and not isinstance(value, int | float):
+        raise ValueError(told)
+    return Trial(**told)
 
 
 def _append(path: Path, trial: Trial) -> None:

@@ -19,13 +19,22 @@ RewardKind = Literal[
 ]
 
 
+class Known(Config):
+    """An answer whose score is known."""
+
+    answer: str = Field(description="The answer.")
+    score: float = Field(description="What a checker must print for it.")
+    target: str = Field("", description="What the data says of it.")
+    prompt: str = Field("", description="What was asked.")
+
+
 class RewardConfig(Config):
     """One part of an answer's reward: how good it is by some rule, times a weight."""
 
     kind: RewardKind = Field(
         description="number: the last number is the target's; boxed: TeX in \\boxed{}; exact, contains: the "
         "target's text; format: a pattern; constraints: countable demands; code: a program passes tests; "
-        "checker: what your own program says; model: a reward model."
+        "checker: a program of your own says it; model: a reward model."
     )
     weight: float = Field(1.0, description="Factor of this part in the sum.")
     pattern: str | None = Field(None, description="format: regular expression that the whole answer matches.")
@@ -33,14 +42,20 @@ class RewardConfig(Config):
         {},
         description="constraints: name and value of each demand; without any, the target holds them as JSON.",
     )
+    language: str = Field(
+        "python", description="code, checker: the programs' language, or a file that tells it."
+    )
+    seconds: float = Field(2.0, gt=0, le=600, description="code, checker: CPU seconds for a program.")
     file: str | None = Field(
         None,
         exclude_if=lambda value: value is None,
-        description="checker: your Python program, which reads prompt, answer and target and prints a score.",
+        description="checker: the program. It reads JSON (prompt, answer, target, finished) from standard "
+        "input and prints a number.",
     )
-    language: str = Field("python", description="code: the programs' language, or a file that tells it.")
-    seconds: float = Field(
-        2.0, gt=0, le=600, description="code, checker: CPU seconds that a program may take."
+    known: list[Known] = Field(
+        [],
+        exclude_if=lambda value: not value,
+        description="checker: answers with the score that they must get, graded in every batch.",
     )
     partial: float = Field(
         0.0, ge=0, lt=1, description="code: reward of a program that runs and prints something wrong."
@@ -62,12 +77,14 @@ class RewardConfig(Config):
                 near = nearest(name, CONSTRAINTS)
                 mend = f"Did you mean {near}?" if near else f"There are {', '.join(CONSTRAINTS)}."
                 raise ValueError(f"there is no constraint {name!r}. {mend}")
-        if self.kind != "code" and (self.language != "python" or self.partial):
-            raise ValueError("language and partial belong to a reward of the kind code")
-        if self.kind not in ("code", "checker") and self.seconds != 2.0:
-            raise ValueError("seconds belong to rewards of the kinds code and checker")
+        if self.kind not in ("code", "checker") and (self.language != "python" or self.seconds != 2.0):
+            raise ValueError("language and seconds belong to rewards of the kinds code and checker")
+        if self.kind != "code" and self.partial:
+            raise ValueError("partial belongs to a reward of the kind code")
         if (self.kind == "checker") != (self.file is not None):
             raise ValueError("file belongs to a reward of the kind checker, which needs one")
+        if self.known and self.kind != "checker":
+            raise ValueError("known answers belong to a reward of the kind checker")
         return self
 
 

@@ -14,7 +14,7 @@ from shunter.data.tokens import IGNORE
 from shunter.models.decoder import Decoder
 from shunter.models.hf import load_model
 from shunter.post.batch import Sample, Sequences, lay_out
-from shunter.post.rewards import Item
+from shunter.post.rewards import CANARY, Item
 from shunter.post.step import Scorer
 
 HEAD = "value.safetensors"
@@ -50,9 +50,11 @@ class Learnt:
     """A rule that a model has learnt. It reads the very tokens that were written: tokenizers must agree."""
 
     name = "model"
+    tolerance = 1e-4  # a device may sum in another order the second time
 
     def __init__(self, decoder: Decoder, head: nn.Linear, device: torch.device) -> None:
         self.scorer = Scorer(decoder.to(device).eval(), device, value=head.to(device))
+        self._known: list[tuple[Item, float]] = []
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Learnt:
@@ -68,8 +70,10 @@ class Learnt:
                 found[i] = f"the answer is longer than the reward model's context of {spec.max_positions}"
         able = [i for i in able if len(items[i].ids) <= spec.max_positions]
         able.sort(key=lambda i: len(items[i].ids))
-        for begin in range(0, len(able), BATCH):
-            part = able[begin : begin + BATCH]
+        # Canaries by themselves: what is computed together differs in its last bits by what else is there.
+        apart = [i for i in able if items[i].prompt == CANARY]
+        others = [i for i in able if items[i].prompt != CANARY]
+        for part in (each[i : i + BATCH] for each in (apart, others) for i in range(0, len(each), BATCH)):
             # A reward stands at the last token, which predicts nothing: one more is laid out after it.
             samples = [Sample([*items[i].ids, 0], [False] * (len(items[i].ids) + 1)) for i in part]
             batch = lay_out(samples)
@@ -83,5 +87,14 @@ class Learnt:
         return found
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
-        """None: what a model says of an answer is not known beforehand."""
-        return []
+        """Two rows of tokens, and what this model said of them at the start: a model whose weights change in
+        the midst of a run, by whatever shares them, says something else."""
+        if not self._known:
+            spec = self.scorer.decoder.spec
+            longest = [(7 * i + 1) % spec.vocab_size for i in range(min(16, spec.max_positions))]
+            rows = [Item(CANARY, "", "", ids=ids) for ids in (longest, longest[: len(longest) // 2 + 1])]
+            said = self.grade(rows)
+            self._known = [
+                (row, score) for row, score in zip(rows, said, strict=True) if isinstance(score, float)
+            ]
+        return self._known

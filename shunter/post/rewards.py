@@ -17,12 +17,13 @@ from typing import Protocol
 
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
-from shunter.data.answers import last_number, plain_number
+from shunter.data.answers import last_number, value
 from shunter.post import verifiers
 from shunter.post.config import RewardConfig
+from shunter.post.patterns import Patterns
 
-RULE_SECONDS = 2.0  # of CPU time that a rule may take for one answer; a pattern can take for ever
-LATE = 3  # answers of a batch that may take so long; the others are not tried then
+CANARY = "\x00canary"  # the prompt of one; no person's prompt begins so
+RULE_SECONDS = 2.0  # of CPU time that a rule may take for one answer
 
 
 @contextmanager
@@ -95,18 +96,11 @@ class Verified:
 
     def grade(self, items: Sequence[Item]) -> list[float | str]:
         found: list[float | str] = []
-        late = 0
         for item in items:
-            if late == LATE:
-                found.append(
-                    f"it was not tried: {LATE} answers before took more than {RULE_SECONDS:g} CPU seconds"
-                )
-                continue
             try:
                 with limited(RULE_SECONDS):
                     found.append(float(self.verify(item.answer, item.target)))
             except TimeoutError as error:
-                late += 1
                 found.append(str(error))
             except Exception as error:  # a rule on someone's data must not end a run
                 found.append(f"{type(error).__name__}: {error}")
@@ -115,6 +109,33 @@ class Verified:
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
         known = [] if self.known is None else self.known(like.target)
         return [(Item(like.prompt, answer, target), score) for answer, target, score in known]
+
+
+class Matches:
+    """The rule `format`: whether the whole answer, without white space at its ends, matches a pattern. A
+    pattern that takes too long on an answer cannot grade it. Canaries are of a pattern of our own, which is
+    matched where the person's is, whatever that is."""
+
+    name = "format"
+    OWN = ("ab+", {"abb": 1.0, "aba": 0.0})
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern, self.patterns = pattern, Patterns()
+
+    def grade(self, items: Sequence[Item]) -> list[float | str]:
+        found: list[float | str] = []
+        for item in items:
+            pattern = self.OWN[0] if item.prompt == CANARY else self.pattern
+            matched = self.patterns.match(pattern, item.answer.strip())
+            found.append(matched if isinstance(matched, str) else float(matched))
+        return found
+
+    def canaries(self, like: Item) -> list[tuple[Item, float]]:
+        return [(Item(CANARY, answer, ""), score) for answer, score in self.OWN[1].items()]
+
+    def close(self) -> None:
+        """End the process that matches."""
+        self.patterns.close()
 
 
 class Grader:
@@ -190,11 +211,12 @@ class Grader:
         if len(graded) != len(mixed):
             raise ShunterError(f"the reward {rule.name} gave {len(graded)} scores for {len(mixed)} answers")
         found: list[float | str] = []
+        near = getattr(rule, "tolerance", 0.0)
         for (item, expected), score in zip(mixed, graded, strict=True):
             if expected is None:
                 lost = isinstance(score, float) and not math.isfinite(score)
                 found.append(f"the score is {score}, which is not a number" if lost else score)
-            elif score != expected:
+            elif isinstance(score, str) or not math.isclose(score, expected, rel_tol=near, abs_tol=near):
                 raise ShunterError(
                     f"the reward {rule.name} gave {score!r} to the answer {item.answer[:60]!r}, "
                     f"whose score is known to be {expected:g}",
@@ -222,8 +244,7 @@ def rule(config: RewardConfig) -> Rule:
         verify = verifiers.exact if kind == "exact" else verifiers.contains
         return Verified(kind, verify, lambda t: [(t, t, 1.0)] + [("", t, 0.0)] * bool(t.split()))
     if kind == "format":
-        pattern = config.pattern or ""
-        return Verified("format", lambda answer, _: verifiers.matches(answer, pattern))
+        return Matches(config.pattern or "")
     if kind == "constraints":
         fixed = dict(config.constraints)
 
@@ -244,14 +265,16 @@ def _demands(target: str) -> dict[str, str]:
 
 
 def _number(answer: str, target: str) -> float:
-    if plain_number(target) is None:
-        what = "no number" if last_number(target) is None else "a fraction or a power, and no plain number"
+    if value(target) is None:
+        what = "no number" if last_number(target) is None else "a power or a long number, and no plain one"
         raise ValueError(f"the target has {what}")
     return verifiers.number(answer, target)
 
 
 def _known_numbers(target: str) -> list[Known]:
-    found = plain_number(target) or "7"
+    found = last_number(target) or "7"
+    if value(found) is None:
+        found = "7"
     return [(f"so {found}", found, 1.0), (f"{found}1", found, 0.0)]
 
 

@@ -9,76 +9,33 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from shunter.config.errors import ShunterError
-
-# (rows that are ready, how many are wanted) -> rows to take; fewer than wanted: wait.
-Sampler = Callable[[Sequence[int], int], Sequence[int]]
+from shunter.post.samplers import Sampler, in_order
 
 
 class Closed(Exception):
     """The store was closed: nothing more comes."""
 
 
-def in_order(ready: Sequence[int], count: int) -> Sequence[int]:
-    """The oldest rows."""
-    return ready[:count] if len(ready) >= count else []
-
-
-def by_group(size: int, key: Callable[[int], Hashable]) -> Sampler:
-    """Whole groups of `size` rows with one key, those of the oldest rows first.
-
-    Rows come in the order in which they were finished, so their numbers say nothing of groups: `key` does,
-    such as `store.cell("prompt")`. Raises ValueError for a count that is no multiple, and a larger group.
-    """
-
-    def take(ready: Sequence[int], count: int) -> Sequence[int]:
-        if count % size:
-            raise ValueError(f"{count} rows are no whole groups of {size}")
-        groups: dict[Hashable, list[int]] = {}
-        for row in ready:
-            groups.setdefault(key(row), []).append(row)
-        if large := [each for each, rows in groups.items() if len(rows) > size]:
-            raise ValueError(f"the group {large[0]!r} has {len(groups[large[0]])} rows, not {size}")
-        whole = [rows for rows in groups.values() if len(rows) == size]
-        taken = [row for rows in whole[: count // size] for row in rows]
-        return taken if len(taken) == count else []
-
-    return take
-
-
-def balanced(lengths: Mapping[int, float], parts: int) -> list[list[int]]:
-    """Rows shared out into `parts` lists of like size and like total length: the longest to the emptiest.
-
-    A list that is full takes no more, so that sizes differ by one at most.
-    """
-    most = -(-len(lengths) // parts)
-    found: list[list[int]] = [[] for _ in range(parts)]
-    totals = [0.0] * parts
-    for row in sorted(lengths, key=lambda row: (-lengths[row], row)):
-        open_ = [i for i in range(parts) if len(found[i]) < most]
-        part = min(open_, key=lambda i: (totals[i], i))
-        found[part].append(row)
-        totals[part] += lengths[row]
-    return found
-
-
 class SampleStore:
     """Rows of named cells, for threads.
 
-    A task that takes a row has it on loan until it says that it is done with it: only then does a crash not
-    bring it back. capacity: rows that may be live; `insert` waits for `clear` when there are so many
-    (back-pressure).
+    capacity: rows that may be live; `insert` waits for `clear` when there are so many (back-pressure).
+    A row that a task takes is lent to it; when the task has `done` its work, it has had the row. Only that is
+    in the store's `state`: after a crash, what was lent and not done is given again.
     """
 
     def __init__(self, columns: Iterable[str], tasks: Iterable[str], *, capacity: int) -> None:
         self.columns, self.capacity = frozenset(columns), capacity
         self._cells: dict[int, dict[str, Any]] = {}
-        # Rows that a task has taken, and those of them that it has finished.
-        self._read: dict[str, set[int]] = {task: set() for task in tasks}
-        self._done: dict[str, set[int]] = {task: set() for task in self._read}
+        self._done: dict[str, set[int]] = {task: set() for task in tasks}
+        self._lent: dict[str, set[int]] = {task: set() for task in self._done}
+        # For each task and set of columns that was asked for: the rows that are ready, in order.
+        self._ready: dict[tuple[str, frozenset[str]], list[int]] = {}
         self._next = 0
         self._failure: BaseException | None = None
         self._closed = False
@@ -90,6 +47,16 @@ class SampleStore:
         """Rows that are not cleared."""
         return len(self._cells)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The cells of all live rows, oldest first."""
+        with self._changed:
+            return [dict(cells) for _, cells in sorted(self._cells.items())]
+
+    def had(self, task: str) -> frozenset[int]:
+        """The live rows that the task has done."""
+        with self._changed:
+            return frozenset(self._done[task])
+
     def insert(self, rows: Sequence[Mapping[str, Any]], *, timeout: float = 600.0) -> list[int]:
         """New rows with the cells given; returns their numbers, which follow each other and are not reused.
 
@@ -100,34 +67,40 @@ class SampleStore:
             raise ShunterError(f"{len(rows)} rows do not fit a store of {self.capacity}")
         with self._changed:
             self._wait(lambda: len(self._cells) + len(rows) <= self.capacity, timeout, "insert rows")
+            named = [self._named(cells) for cells in rows]
             numbers = list(range(self._next, self._next + len(rows)))
             self._next += len(rows)
-            for number, cells in zip(numbers, rows, strict=True):
-                self._cells[number] = self._named(cells)
+            for number, cells in zip(numbers, named, strict=True):
+                self._cells[number] = cells
+                self._note(number)
             self.most_live = max(self.most_live, len(self._cells))
             self._changed.notify_all()
             return numbers
 
-    def cell(self, column: str) -> Callable[[int], Any]:
-        """A function that gives this cell of a row, for samplers, which are asked while nothing changes."""
-        return lambda row: self._cells[row].get(column)
-
-    def write(self, row: int, by: str | None = None, /, **cells: Any) -> None:
-        """Write cells of a row, all of them at once. A cell is written once. by: the task that is done with
-        the row by that. Raises KeyError for a row that is cleared."""
+    def write(self, row: int, **cells: Any) -> None:
+        """Write cells of a row, all of them at once. A cell is written once. Raises KeyError for a row that
+        is cleared."""
         with self._changed:
-            there = self._cells[row]
-            if again := sorted(there.keys() & cells.keys()):
-                raise ValueError(f"{', '.join(again)} of row {row} is written already")
-            there.update(self._named(cells))
-            if by is not None:
-                self._done[by].add(row)
+            self._write({row: cells})
+
+    def done(self, task: str, rows: Iterable[int] | Mapping[int, Mapping[str, Any]]) -> None:
+        """The task has had these rows, which were lent to it; with the cells that it wrote, in one: whoever
+        reads the state sees all of it or nothing. Raises ValueError for a row that was not lent."""
+        with self._changed:
+            written = rows if isinstance(rows, Mapping) else {row: {} for row in rows}
+            if strange := sorted(written.keys() - self._lent[task]):
+                raise ValueError(f"row {strange[0]} was not lent to {task}")
+            self._write(written)
+            self._lent[task] -= written.keys()
+            self._done[task] |= written.keys()
+
+    def give_back(self, task: str, rows: Iterable[int]) -> None:
+        """Rows that were lent and not worked on: they are given again."""
+        with self._changed:
+            for row in rows:
+                self._lent[task].remove(row)
+                self._note(row)
             self._changed.notify_all()
-
-    def finish(self, task: str, rows: Iterable[int]) -> None:
-        """The task is done with rows that it has taken, and writes nothing of them."""
-        with self._changed:
-            self._done[task].update(rows)
 
     def take(
         self,
@@ -138,8 +111,7 @@ class SampleStore:
         *,
         timeout: float = 600.0,
     ) -> dict[int, dict[str, Any]]:
-        """`count` rows with these columns that this task has not had. It has them until it is done with them
-        (`write`, `finish`), and gets none of them again.
+        """`count` rows with these columns that this task has not had, which lends them to it.
 
         Waits until there are so many. Raises Closed when nothing more comes, ShunterError after `timeout`
         seconds, and what another task failed with.
@@ -150,24 +122,25 @@ class SampleStore:
         taken: list[int] = []
 
         def there() -> bool:
-            had = self._read[task]
-            ready = sorted(n for n, cells in self._cells.items() if n not in had and wanted <= cells.keys())
-            taken[:] = sampler(ready, count)
+            ready = self._ready_for(task, wanted)
+            taken[:] = sampler({row: self._cells[row] for row in ready}, count)
             return bool(taken)
 
         with self._changed:
             self._wait(there, timeout, f"give {task} {count} rows", until_closed=True)
-            self._read[task].update(taken)
+            self._lent[task].update(taken)
+            self._forget(set(taken), task)
             return {row: {name: self._cells[row][name] for name in wanted} for row in taken}
 
     def clear(self, rows: Iterable[int]) -> None:
         """Forget rows, which makes room."""
         with self._changed:
-            for row in rows:
+            gone = set(rows)
+            for row in gone:
                 del self._cells[row]
-                for task in self._read:
-                    self._read[task].discard(row)
-                    self._done[task].discard(row)
+            for had in (*self._done.values(), *self._lent.values()):
+                had -= gone
+            self._forget(gone)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -183,13 +156,13 @@ class SampleStore:
             self._changed.notify_all()
 
     def state(self) -> dict[str, Any]:
-        """Everything, as plain values if cells are. What a task has taken and not finished is not counted as
-        read: who goes on from here gets it again."""
+        """Everything, as plain values if cells are. Who restores it loses no row and has none twice: what was
+        lent and not done is not noted, so it is given again."""
         with self._changed:
             return {
                 "next": self._next,
                 "cells": [[row, dict(cells)] for row, cells in sorted(self._cells.items())],
-                "read": {task: sorted(rows) for task, rows in self._done.items()},
+                "done": {task: sorted(rows) for task, rows in self._done.items()},
             }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -197,14 +170,49 @@ class SampleStore:
         with self._changed:
             self._next = int(state["next"])
             self._cells = {int(row): dict(cells) for row, cells in state["cells"]}
-            self._done = {task: set(rows) for task, rows in state["read"].items()}
-            self._read = {task: set(rows) for task, rows in state["read"].items()}
+            self._done = {task: set(rows) for task, rows in state["done"].items()}
+            self._lent = {task: set() for task in self._done}
+            self._ready = {}
             self._changed.notify_all()
+
+    def _write(self, written: Mapping[int, Mapping[str, Any]]) -> None:
+        """All cells or none."""
+        for row, cells in written.items():
+            if again := sorted(self._cells[row].keys() & cells.keys()):
+                raise ValueError(f"{', '.join(again)} of row {row} is written already")
+            self._named(cells)
+        for row, cells in written.items():
+            self._cells[row].update(cells)
+            self._note(row)
+        self._changed.notify_all()
 
     def _named(self, cells: Mapping[str, Any]) -> dict[str, Any]:
         if unknown := cells.keys() - self.columns:
             raise ShunterError(f"the store has no column {sorted(unknown)[0]!r}")
         return dict(cells)
+
+    def _ready_for(self, task: str, wanted: frozenset[str]) -> list[int]:
+        if (task, wanted) not in self._ready:
+            had = self._done[task] | self._lent[task]
+            self._ready[task, wanted] = sorted(
+                row for row, cells in self._cells.items() if row not in had and wanted <= cells.keys()
+            )
+        return self._ready[task, wanted]
+
+    def _note(self, row: int) -> None:
+        """A row has changed: whom it is ready for now."""
+        cells = self._cells[row].keys()
+        for (task, wanted), ready in self._ready.items():
+            at = bisect_left(ready, row)
+            had = row in self._done[task] or row in self._lent[task] or ready[at : at + 1] == [row]
+            if wanted <= cells and not had:
+                ready.insert(at, row)
+
+    def _forget(self, rows: set[int], only: str | None = None) -> None:
+        """Rows that are ready no more."""
+        for (task, _), ready in self._ready.items():
+            if only in (None, task):
+                ready[:] = [row for row in ready if row not in rows]
 
     def _wait(
         self, ready: Callable[[], bool], timeout: float, what: str, *, until_closed: bool = False

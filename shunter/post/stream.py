@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shunter.config.errors import ShunterError
+from shunter.post.samplers import Sampler, by_group, in_order
 from shunter.post.store import Closed, SampleStore
 
 Mode = Literal["sequential", "queue", "delayed"]
@@ -97,26 +98,42 @@ def run(
     send: Callable[[int], None] = lambda version: None,
     staleness: int = 1,
     timeout: float = 600.0,
+    group: int = 1,
+    keep: Callable[[Mapping[str, Any]], None] | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> Told:
     """`steps` steps of `rows` rows. rollout(step, number, version) writes a row, `workers` of them at a time;
     update(step, rows) learns from `update_batch` rows; send(version) brings new weights to the writers.
 
     In the modes but `delayed`, the staleness is 0. Each row is written, read by each task, and learnt from
-    exactly once. Raises ShunterError when a task fails or is silent for too long, and what it raised is its
-    cause.
+    exactly once. group: so many rows with numbers that follow each other are learnt from together, whatever
+    the order in which they are finished. Raises ShunterError when a task fails or is silent for too long, and
+    what it raised is its cause.
+
+    keep: is given what to go on from, after each step; who keeps it together with the weights of that moment
+    and gives it back as `kept` after a crash loses no row that was written by then, and learns from none
+    twice. `update_batch` and `rows` must be multiples of `group`.
     """
-    columns = {"step", "number", "version", *update_reads, *(c for t in tasks for c in t.writes)}
+    if rows % group or update_batch % group:
+        raise ValueError(f"{rows} rows in parts of {update_batch} are no whole groups of {group}")
+    columns = {"step", "number", "version", "group", *update_reads, *(c for t in tasks for c in t.writes)}
     columns |= {c for t in tasks for c in t.reads}
     store = SampleStore(columns, [*(task.name for task in tasks), "update"], capacity=rows * (staleness + 2))
-    state = _State(store, Versions(staleness if mode == "delayed" else 0), Told(), timeout)
+    state = _State(store, Versions(staleness if mode == "delayed" else 0), Told(), timeout, group, keep)
+    first = 0
+    if kept is not None:
+        first = int(kept["step"])
+        store.restore(kept["store"])
+        state.versions.newest = first
     begin = time.perf_counter()
     state.begin = begin
+    plan = range(first, steps), rows
     if mode == "sequential":
-        _in_turns(state, steps, rows, rollout, tasks, update, workers, update_reads, update_batch, send)
+        _in_turns(state, *plan, rollout, tasks, update, workers, update_reads, update_batch, send)
     else:
-        _streamed(state, mode, steps, rows, rollout, tasks, update, workers, update_reads, update_batch, send)
+        _streamed(state, *plan, rollout, tasks, update, workers, update_reads, update_batch, send)
     state.told.seconds = time.perf_counter() - begin
-    state.told.rows, state.told.most_live = steps * rows, store.most_live
+    state.told.rows, state.told.most_live = len(plan[0]) * rows, store.most_live
     return state.told
 
 
@@ -126,6 +143,8 @@ class _State:
     versions: Versions
     told: Told
     timeout: float
+    group: int = 1
+    keep: Callable[[Mapping[str, Any]], None] | None = None
     begin: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
     at_work: dict[int, tuple[str, float]] = field(default_factory=dict)  # thread -> task, since when
@@ -200,9 +219,8 @@ def _writers(
             version = state.versions.wait(step, state.timeout)
             cells = state.timed("rollout", "row", number, rollout, step, number, version)
             state.note(step, version)
-            state.store.insert(
-                [{"step": step, "number": number, "version": version, **cells}], timeout=state.timeout
-            )
+            row = {"step": step, "number": number, "version": version, "group": number // state.group}
+            state.store.insert([{**row, **cells}], timeout=state.timeout)
 
     return [write] * workers
 
@@ -217,8 +235,7 @@ def _serve(state: _State, task: Task, total: int) -> Callable[[], None]:
             except Closed:
                 return
             cells = state.timed(task.name, "batch", min(taken), task.work, list(taken.values()))
-            for row, written in zip(taken, cells, strict=True):
-                state.store.write(row, task.name, **written)
+            state.store.done(task.name, dict(zip(taken, cells, strict=True)))
             done += count
 
     return work
@@ -234,45 +251,59 @@ def _learn(
                 count = min(batch, rows - len(had))
                 # A step learns from its own rows alone, in whatever order they become ready.
                 taken = state.store.take(
-                    "update", ["step", *reads], count, _of_step(state.store, step), timeout=state.timeout
+                    "update",
+                    ["step", "group", *reads],
+                    count,
+                    _of_step(step, state.group),
+                    timeout=state.timeout,
                 )
                 state.timed("update", "batch", step, update, step, list(taken.values()))
-                state.store.finish("update", taken)
                 had += taken
             state.store.clear(had)
             state.timed("send", "weights", step + 1, send, step + 1)
             state.versions.publish(step + 1)
+            if state.keep is not None:
+                state.keep({"step": step + 1, "store": state.store.state()})
 
     return work
 
 
-def _of_step(store: SampleStore, step: int) -> Callable[[Sequence[int], int], Sequence[int]]:
-    of = store.cell("step")
+def _of_step(step: int, group: int) -> Sampler:
+    whole = by_group(group) if group > 1 else in_order
 
-    def take(ready: Sequence[int], count: int) -> Sequence[int]:
-        mine = [row for row in ready if of(row) == step]
-        return mine[:count] if len(mine) >= count else []
+    def take(ready: Mapping[int, Cells], count: int) -> Sequence[int]:
+        return whole({row: cells for row, cells in ready.items() if cells["step"] == step}, count)
 
     return take
 
 
+def _missing(state: _State, steps: Iterable[int], rows: int) -> list[tuple[int, int]]:
+    """The rows (step, number) that are not written yet."""
+    there = {(cells["step"], cells["number"]) for cells in state.store.rows()}
+    return [(step, number) for step in steps for number in range(rows) if (step, number) not in there]
+
+
+def _left(state: _State, task: Task, total: int) -> int:
+    """How many of so many rows the task has not had."""
+    return total - len(state.store.had(task.name))
+
+
 def _streamed(
-    state: _State, mode: Mode, steps: int, rows: int, rollout: Any, tasks: Sequence[Task], update: Any,
+    state: _State, steps: range, rows: int, rollout: Any, tasks: Sequence[Task], update: Any,
     workers: int, reads: Sequence[str], batch: int, send: Any,
 ) -> None:  # fmt: skip
-    every = [(step, number) for step in range(steps) for number in range(rows)]
-    works = _writers(state, every, rollout, workers)
-    works += [_serve(state, task, steps * rows) for task in tasks]
-    works.append(_learn(state, range(steps), rows, update, reads, batch, send))
+    works = _writers(state, _missing(state, steps, rows), rollout, workers)
+    works += [_serve(state, task, _left(state, task, len(steps) * rows)) for task in tasks]
+    works.append(_learn(state, steps, rows, update, reads, batch, send))
     state.threads(works)
 
 
 def _in_turns(
-    state: _State, steps: int, rows: int, rollout: Any, tasks: Sequence[Task], update: Any,
+    state: _State, steps: range, rows: int, rollout: Any, tasks: Sequence[Task], update: Any,
     workers: int, reads: Sequence[str], batch: int, send: Any,
 ) -> None:  # fmt: skip
-    for step in range(steps):
-        state.threads(_writers(state, [(step, number) for number in range(rows)], rollout, workers))
+    for step in steps:
+        state.threads(_writers(state, _missing(state, [step], rows), rollout, workers))
         for task in tasks:
-            state.threads([_serve(state, task, rows)])
+            state.threads([_serve(state, task, _left(state, task, rows))])
         state.threads([_learn(state, [step], rows, update, reads, batch, send)])

@@ -9,13 +9,14 @@ import json
 import re
 from collections.abc import Callable, Mapping
 
-from shunter.data.answers import last_boxed, last_number, mathematical, normal
+from shunter.data.answers import last_boxed, mathematical, normal, value
 
 
 def number(answer: str, target: str) -> float:
-    """Whether the answer's last number is the target's (GSM8K, as in arXiv 2411.15124)."""
-    found = last_number(answer)
-    return float(found is not None and found == last_number(target))
+    """Whether the answer's last number is worth what the target's is (GSM8K, as in arXiv 2411.15124): 1/2 and
+    0.5 are the same, and so are 1e5 and 100,000."""
+    found = value(answer)
+    return float(found is not None and found == value(target))
 
 
 def boxed(answer: str, target: str) -> float:
@@ -31,24 +32,47 @@ def exact(answer: str, target: str) -> float:
 
 
 def contains(answer: str, target: str) -> float:
-    """Whether the target stands in the answer, not as a part of a longer word or number."""
-    wanted = normal(target, "text")
-    before = r"(?<!\w)" if re.match(r"\w", wanted) else ""
-    behind = r"(?!\w)" if re.search(r"\w\Z", wanted) else ""
-    return float(re.search(before + re.escape(wanted) + behind, normal(answer, "text")) is not None)
+    """Whether the target stands in the answer, not within a word or a number: 12 is not in 120 or 0.12. An
+    empty target is in every answer."""
+    said, wanted = normal(answer, "text"), normal(target, "text")
+    at = said.find(wanted)
+    while at >= 0 and not _alone(said, at, at + len(wanted)):
+        at = said.find(wanted, at + 1)
+    return float(at >= 0)
 
 
-def matches(answer: str, pattern: str) -> float:
-    """Whether the whole answer, without white space at its ends, matches a regular expression."""
-    return float(re.fullmatch(pattern, answer.strip(), re.DOTALL) is not None)
+def _alone(text: str, begin: int, end: int) -> bool:
+    """Whether neither a word nor a number goes on beyond a part of a text."""
+    if begin == end:
+        return True
+    before, after = text[max(0, begin - 2) : begin], text[end : end + 2]
+    point = r"\d[.,]" if text[begin].isdigit() else None, r"[.,]\d" if text[end - 1].isdigit() else None
+    return not (
+        _joined(before[-1:], text[begin])
+        or _joined(text[end - 1], after[:1])
+        or (point[0] and re.fullmatch(point[0], before))
+        or (point[1] and re.fullmatch(point[1], after))
+    )
+
+
+def _joined(a: str, b: str) -> bool:
+    """Whether two signs are of one word. Letters without upper case are of scripts that do not part words, or
+    hang words together otherwise: there, nothing is known."""
+    return all(c != "" and (c.isdigit() or c == "_" or c.lower() != c.upper()) for c in (a, b))
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+(?:['\u2019-]\w+)*", text)
 
 
+def _is_titled(line: str) -> bool:
+    """Whether something stands between << and >>."""
+    begin = line.find("<<")
+    return begin >= 0 and line.rfind(">>") > begin + 2
+
+
 def _is_json(text: str) -> bool:
-    inner = re.sub(r"\A```(?:json)?\s*|\s*```\Z", "", text.strip())
+    inner = re.sub(r"\A```(?:json)?", "", text.strip()).removesuffix("```").strip()
     try:
         json.loads(inner)
     except ValueError:
@@ -65,7 +89,7 @@ CONSTRAINTS: Mapping[str, Check] = {
     "sentences_at_least": lambda a, value: len(re.findall(r"[.!?](?:\s|$)", a)) >= int(value),
     "sentences_at_most": lambda a, value: len(re.findall(r"[.!?](?:\s|$)", a)) <= int(value),
     "paragraphs": lambda answer, value: len(re.split(r"\n\s*\n", answer.strip())) == int(value),
-    "bullets": lambda answer, value: len(re.findall(r"^\s*[*-] ", answer, re.MULTILINE)) == int(value),
+    "bullets": lambda answer, value: len(re.findall(r"^[^\S\n]*[*-] ", answer, re.MULTILINE)) == int(value),
     "includes": lambda answer, value: value.lower() in answer.lower(),
     "excludes": lambda answer, value: value.lower() not in answer.lower(),
     "begins_with": lambda answer, value: answer.strip().startswith(value),
@@ -74,7 +98,7 @@ CONSTRAINTS: Mapping[str, Check] = {
     "lowercase": lambda answer, value: answer == answer.lower(),
     "no_commas": lambda answer, value: "," not in answer,
     "quoted": lambda answer, value: len(a := answer.strip()) > 1 and a[0] == a[-1] == '"',
-    "title": lambda answer, value: re.search(r"<<[^\n]+>>", answer) is not None,
+    "title": lambda answer, value: any(_is_titled(line) for line in answer.split("\n")),
     "json": lambda answer, value: _is_json(answer),
 }
 

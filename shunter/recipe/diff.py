@@ -104,11 +104,21 @@ def _job(
     ]
     row["reads"] = changed(a.manifest.reads, b.manifest.reads)
     row["code"] = code_of(a).get("digest") == code_of(b).get("digest")
-    metrics = (a.manifest.metrics, b.manifest.metrics)
+    metrics = (_headline(a.manifest.metrics), _headline(b.manifest.metrics))
     row["metrics"] = {
         key: [each.get(key) for each in metrics] for key in dict.fromkeys([*metrics[0], *metrics[1]])
     }
     return row
+
+
+def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a training's account, which holds a whole plan, what a step took and was predicted to take."""
+    account = metrics.get("account")
+    if not isinstance(account, Mapping):
+        return dict(metrics)
+    names = {"step seconds": "step_seconds", "step seconds predicted": "plan_step_seconds"}
+    told = {name: account[key] for name, key in names.items() if key in account}
+    return {**{name: value for name, value in metrics.items() if name != "account"}, **told}
 
 
 def _halves(artefact: Artefact | None, entry: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shunter.report import numbers
+from shunter.report.chart import Chart, Series, line_chart
 from shunter.report.facts import Facts, JobFacts, read_json, read_lines
 
 MAX_ROWS = 20
@@ -32,6 +33,7 @@ class DataSection:
     name: str
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
 
 
 def describe_data(facts: Facts) -> list[DataSection]:
@@ -64,6 +66,8 @@ def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]
     summary = read_json(path / "summary.json", problems) if (path / "summary.json").is_file() else None
     if isinstance(summary, Mapping):
         section.tables += _funnel(summary)
+        chart = _left_after(summary.get("operators", []))
+        section.charts += [chart] if chart is not None else []
     if isinstance(summary, Mapping) and not job.metrics:
         section.tables.append(Table("Summary", _flat_rows(summary), align="num"))
     reasons = _count(path / "dropped.jsonl", "reason", problems)
@@ -71,6 +75,10 @@ def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]
         section.tables.append(_counted("Dropped documents by reason", "Reason", reasons))
     if samples := _samples(path / "samples.jsonl", problems):
         section.tables.append(samples)
+    if kept := [
+        [str(line.get("id")), str(line.get("text"))[:160]] for line in _lines(path / "kept.jsonl", problems)
+    ]:
+        section.tables.append(Table("Samples of what stayed", kept[:MAX_ROWS], ["Document", "Begins"]))
     places = _count(path / "problems.jsonl", "problem", problems)
     if places:
         section.tables.append(_counted("Problems in the sources", "Problem", places))
@@ -102,12 +110,30 @@ def _funnel(summary: Mapping[str, Any]) -> list[Table]:
                 numbers.count(step["kept"]),
                 f"{share:.1%}",
                 f"{letters:.1%}",
+                numbers.size(step.get("kept_bytes", 0)),
                 ", ".join(told),
             ]
         )
     if rows:
-        head = ["Operator", "Documents in", "out", "of documents", "of characters", "Removed, edited"]
+        head = [
+            "Operator",
+            "Documents in",
+            "out",
+            "of documents",
+            "of characters",
+            "Text out (UTF-8)",
+            "Removed, edited",
+        ]
         tables.append(Table("Funnel", rows, head))
+    if leaks := summary.get("decontamination"):
+        rows = [
+            [name, *(numbers.count(counts.get(key, 0)) for key in ("documents", "holding", "items"))]
+            for name, counts in list(leaks["sets"].items())[:MAX_ROWS]
+        ]
+        title = (
+            f"Decontamination: {leaks['precision']:.0%} of what left hold half of an evaluation text or more"
+        )
+        tables.append(Table(title, rows, ["Evaluation set", "Documents", "Holding half", "Texts"], "num"))
     languages = summary.get("languages", {})
     order = sorted(languages, key=lambda name: -languages[name].get("documents", 0))
     rows = []
@@ -121,6 +147,28 @@ def _funnel(summary: Mapping[str, Any]) -> list[Table]:
         head = ["Language", "Documents", "Text (UTF-8)", "Dropped", "Most often for"]
         tables.append(Table("Languages", rows, head))
     return tables
+
+
+def _left_after(operators: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """What is left after each operator, of documents and of characters; nothing for a chain of one."""
+    if len(operators) < 2:
+        return None
+    series = []
+    for color, (name, before, after) in enumerate(
+        (("documents", "documents", "kept"), ("characters", "characters", "kept_characters"))
+    ):
+        whole = operators[0][before] or 1
+        points = [(0.0, 100.0)]
+        points += [(float(n), 100 * step[after] / whole) for n, step in enumerate(operators, 1)]
+        series.append(Series(name, points, color=color, dots=True))
+    return line_chart(
+        "Left after each operator of the funnel", "%", series, from_zero=True, x_name="operator"
+    )
+
+
+def _lines(path: Path, problems: list[str]) -> Iterator[Mapping[str, Any]]:
+    if path.is_file():
+        yield from read_lines(path, problems)
 
 
 def _samples(path: Path, problems: list[str]) -> Table | None:

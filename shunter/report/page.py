@@ -295,8 +295,17 @@ def _configuration(job: JobFacts) -> dict[str, str]:
         "id": job.id,
         "what": _yaml(job.what),
         "how": _yaml(job.how),
-        "metrics": _yaml(job.metrics) if job.metrics else "",
+        "metrics": _yaml(_without_plan(job.metrics)) if job.metrics else "",
     }
+
+
+def _without_plan(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An account's plan stands in the section on plans, as far as it is shown."""
+    account = metrics.get("account")
+    if not isinstance(account, Mapping):
+        return metrics
+    rest = {key: value for key, value in account.items() if key not in ("plan", "ranks")}
+    return {**metrics, "account": rest}
 
 
 def _yaml(tree: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Jobs that trained by a plan: predicted beside measured, rank by rank, and how the plan changed."""
+"""Jobs that trained: predicted beside measured, rank by rank, and how a plan changed."""
 
 from __future__ import annotations
 
@@ -32,13 +32,19 @@ class Held:
 
 
 def describe_plans(jobs: Sequence[JobFacts], problems: list[str]) -> list[Held]:
-    """One for each job that had a plan, or that drifted away from one, in the order of `jobs`."""
+    """One for each job that has an account: of its plan, or of the layout that was written by hand."""
     found = []
     for job in jobs:
         made = Held(job.name)
         account = job.metrics.get("account")
-        if isinstance(account, Mapping):
+        if isinstance(account, Mapping) and isinstance(why := account.get("unpredicted"), str):
+            made.notes.append(f"Not predicted: {why}.")
+        elif isinstance(account, Mapping):
             made.tables.append(_step(account))
+            if isinstance(basis := account.get("basis"), str):
+                made.notes.append(
+                    f"No plan was made: the layout as it was written is predicted, on this machine {basis}."
+                )
             if table := _ranks(account.get("ranks")):
                 made.tables.append(table)
             if isinstance(advice := account.get("advice"), str):

@@ -7,13 +7,13 @@ import re
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch._functorch.config as functorch
 
 from shunter.config.errors import ShunterError
 from shunter.record.memory import current_rss
+from shunter.record.processor import multiplies_bf16
 
 # Dense bf16 peaks without sparsity, FLOP/s, from the vendors' data sheets, by the driver's whole name:
 # parts of one name differ by a third, and a slice of a device (MIG) has a name of its own.
@@ -25,9 +25,6 @@ _PEAKS = (
     (r"L40S", 362e12),
     (r"GeForce RTX 4090", 165e12),
 )
-# CPUs whose instructions multiply bfloat16 pairs. Measured on the quickstart's model by turns, steps in bf16
-# take 0.68 of the time of those in fp32 with avx512_bf16 alone (AMD EPYC, Zen 4: 0.65 of 0.96 CPU seconds).
-_BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -54,7 +51,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    return "bf16" if _BF16_FLAGS & _cpu_flags() else "fp32"
+    return "bf16" if multiplies_bf16() else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -138,13 +135,3 @@ def known_peak(name: str) -> float | None:
         return None
     plain = name.removeprefix("NVIDIA ")
     return next((peak for pattern, peak in _PEAKS if re.fullmatch(pattern, plain)), None)
-
-
-@cache
-def _cpu_flags() -> frozenset[str]:
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("flags"):
-                return frozenset(line.split())
-    return frozenset()

@@ -126,7 +126,15 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
             state += 2 * holding.piece.numel
     elements = sum(holding.piece.numel for holding in held.values())
     stages = plan.stages(place)
-    one, most = _activations(plan, stages, plan.order, place["pp"])
+    bytes_of = {
+        stage: plan.wide * sum(held[name].piece.numel for name in plan.owned(stage) if name in held)
+        for stage in stages
+    }
+    # The head's gradient is taken as it computes.
+    last = plan.order.stages - 1
+    head = "embed.weight" if plan.spec.tied else "head.weight"
+    early = plan.wide * held[head].piece.numel if last in stages and head in held else 0
+    one, most, together = _activations(plan, stages, plan.order, place["pp"], bytes_of, early)
     axes = dict.fromkeys([*DENSE, *(EXPERT if grid.ep * grid.etp > 1 else ())])
     return RankHolds(
         rank=rank,
@@ -140,6 +148,7 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
         gathered=_gathered(plan, place, stages),
         activations=one,
         at_once=most,
+        together=together,
     )
 
 
@@ -162,26 +171,40 @@ def _gathered(plan: Plan, place: Mapping[str, int], stages: list[int]) -> int:
     return bytes_(True)[not stay] + bytes_(False)[not wait]
 
 
-def _activations(plan: Plan, stages: list[int], order: Order, at: int) -> tuple[int, int]:
-    """Bytes of one micro-batch in all stages of a rank, and the most at once."""
+def _activations(
+    plan: Plan, stages: list[int], order: Order, at: int, gradients: Mapping[int, int], head: int
+) -> tuple[int, int, int]:
+    """Bytes of one micro-batch in all stages of a rank, the most at once, and the most together with
+    gradients, of which a stage has none but the head's until its first backward: they come as its activations
+    go."""
     inside = {stage: _inside(plan, stage) for stage in stages}
     light = {stage: plan.own_tokens * plan.spec.dim * plan.wide for stage in stages}
-    recompute = any(action.op == RECOMPUTE for action in order.actions[at])
-    held, most = 0, 0
+    # Some are not computed again: those that go back at once.
+    again = {(it.stage, it.microbatch) for it in order.actions[at] if it.op == RECOMPUTE}
+    held, most, there, together = 0, 0, 0, 0
+    had: set[int] = set()
     for action in order.actions[at]:
         if action.stage not in inside:
             continue
+        now = held
         if action.op == FORWARD:
-            held += light[action.stage] if recompute else inside[action.stage]
-            most = max(most, held + _travels(plan, action.stage))
+            apart = (action.stage, action.microbatch) in again
+            held += light[action.stage] if apart else inside[action.stage]
+            now = held + _travels(plan, action.stage)
+            if action.stage == order.stages - 1 and action.stage not in had:
+                there = max(there, head)
         elif action.op == RECOMPUTE:
             held += inside[action.stage] - light[action.stage]
-        most = max(most, held)
+        now = max(now, held)
         if action.op in (BACKWARD, INPUT):  # one layer after the other is whole for a moment
-            most = max(most, held + max(_once_more(plan, action.stage), _travels(plan, action.stage)))
+            now = max(now, held + max(_once_more(plan, action.stage), _travels(plan, action.stage)))
+        most, together = max(most, now), max(together, now + there)
         if action.op in (BACKWARD, WEIGHT):
             held -= inside[action.stage]
-    return sum((light if recompute else inside).values()), most
+            had.add(action.stage)
+            there = sum(gradients[stage] for stage in had)
+            together = max(together, held + there)
+    return sum((light if again else inside).values()), most, together
 
 
 def _inside(plan: Plan, stage: int) -> int:

@@ -26,7 +26,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 def test_the_fields_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(run(capsys, "--json", "--top", "3", "--fix", "pp=2,schedule=1f1b"))
-    assert list(told) == ["plans", "search_seconds", "considered", "rejected"]
+    assert list(told) == ["plans", "search_seconds", "considered", "rejected", "notes"]
     assert len(told["plans"]) == 3
     best = told["plans"][0]
     assert list(best) == [
@@ -63,7 +63,7 @@ MIXED = ["plan", "--model", "llama-2-13b", "--cluster", "mixed-lab", "--global-b
 
 def test_a_mixed_cluster_has_its_ranks_placed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
-    few = ["--fix", "pp=8,schedule=1f1b,microbatch=1"]
+    few = ["--fix", "pp=8,schedule=gpipe,microbatch=1,recompute=layer"]
     assert (
         cli.main([*MIXED, *few, "--json", "--out", str(out), "--top", "1", "--why", "pp=4,tp=2,microbatch=2"])
         == 0
@@ -143,7 +143,7 @@ def test_a_time_in_place_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(ask) == 0
     text = capsys.readouterr().out
     assert "tokens a parameter" in text
-    assert "no ladder of small runs is built yet" in text
+    assert "Nothing is measured: --ladder RECIPE" in text
     assert cli.main([*ask, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     losses = [each["losses"][told["law"]] for each in told["models"]]

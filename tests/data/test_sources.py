@@ -212,21 +212,21 @@ def zipped(path: Path, **members: bytes) -> None:
 
 def test_members_that_are_not_read_are_counted_and_reported(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    zipped(tmp_path / "in" / "a.zip", one__txt=b"one", page__html=b"<p>", t__csv=b"1,2", u__csv=b"3")
+    zipped(tmp_path / "in" / "a.zip", one__txt=b"one", page__pdf=b"<p>", t__csv=b"1,2", u__csv=b"3")
     zipped(tmp_path / "b.zip", inner__zip=b"PK", one__txt=b"one")
     _, problems = read(tmp_path, path="in/a.zip")
     assert [(p.file, p.action) for p in problems] == [
-        (f"in/a.zip!{name}", "skipped") for name in ("page.html", "t.csv", "u.csv")
+        (f"in/a.zip!{name}", "skipped") for name in ("page.pdf", "t.csv", "u.csv")
     ]
     for path in ("in", "in/a.zip", "in/*.zip"):
-        assert left_out(SourceConfig(path=path), tmp_path) == {".html": 1, ".csv": 2}, path
+        assert left_out(SourceConfig(path=path), tmp_path) == {".pdf": 1, ".csv": 2}, path
     for members in ({}, {"members": "*"}):
         _, problems = read(tmp_path, path="b.zip", **members)
         assert [p.problem for p in problems] == ["the member is an archive inside an archive"]
         assert left_out(SourceConfig(path="b.zip", **members), tmp_path) == {".zip": 1}
     # What a person's glob leaves out was chosen, and what it names is read as text.
-    assert texts(tmp_path, path="in/a.zip", members="*.html") == ["<p>"]
-    assert left_out(SourceConfig(path="in/a.zip", members="*.html"), tmp_path) == {}
+    assert texts(tmp_path, path="in/a.zip", members="*.pdf") == ["<p>"]
+    assert left_out(SourceConfig(path="in/a.zip", members="*.pdf"), tmp_path) == {}
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_what_a_run_would_stumble_on_is_known_before(
         (tmp_path / name).write_bytes(b"plain")
     pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "d.parquet")
     zipped(tmp_path / "e.zip", one__txt=b"one")
-    zipped(tmp_path / "f.zip", one__html=b"one")
+    zipped(tmp_path / "f.zip", one__csv=b"one")
     with pytest.raises(ShunterError, match=complaint):
         checks.check(SourceConfig(**source), tmp_path)
     for sound in ({"path": "a.jsonl", "template": "{{ text | without('x') }}"}, {"path": "d.parquet"}):

@@ -17,7 +17,8 @@ from tests.data.webs import archive, page, paragraphs, record
 
 def read(path: Path) -> tuple[list[Page], list[Problem]]:
     problems: list[Problem] = []
-    return list(warc.pages(path, path.name, problems.append)), problems
+    with path.open("rb") as file:
+        return list(warc.pages(file, path.name, problems.append)), problems
 
 
 def records(count: int, seed: int = 0) -> list[bytes]:

@@ -59,6 +59,13 @@ def test_what_it_cannot_calculate_is_a_sentence(text: str) -> None:
 
 
 def test_operators_bind_as_usual() -> None:
+    assert calculator("1" + "0" * 25 + "/3") == "3" * 25 + ".333333", "a float has no room for so many digits"
+    assert [calculator(t) for t in ("-1/3", "-1/9999999", "2/3", "1.50")] == [
+        "-0.333333",
+        "0",
+        "0.666667",
+        "1.5",
+    ]
     assert [calculator(t) for t in ("2+3*4", "2*3-4", "-2*-3", "7/2", "1/3", "10 - 4 - 3")] == [
         "14", "2", "6", "3.5", "0.333333", "3",
     ]  # fmt: skip

@@ -98,6 +98,61 @@ def test_calibration_meets_the_run(plan: Plan, tmp_path: Path, capsys: pytest.Ca
     assert "for the cluster CPU" in capsys.readouterr().err
 
 
+def test_auto_and_plan_take_the_calibration_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from shunter.cluster import files
+    from shunter.cluster.description import Measured
+    from shunter.jobs.automatic import planned
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    here = tmp_path / "machine.yaml"
+    told = Measured(fingerprint="0", date="2026-11-26", machine="2 x Some CPU")
+    files.save(files.find("cpu").description.model_copy(update={"measured": told}), here)
+    path = tmp_path / "plan.yaml"
+    ask = [
+        "plan",
+        "--model",
+        str(RECIPE),
+        "--job",
+        "base",
+        "--cluster",
+        str(here),
+        "--fix",
+        "pp=2,schedule=1f1b",
+    ]
+    assert cli.main([*ask, "--out", str(path)]) == 0
+    before = Plan.load(path)
+    folder = logged(before, tmp_path / "run", 2.0)
+    capsys.readouterr()
+    assert cli.main(["calibrate", str(folder), "--out", str(tmp_path / "calibration.yaml")]) == 0
+    assert "kept for parallel: auto" in capsys.readouterr().out
+    assert cli.main([*ask, "--out", str(path), "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any("fitted to" in note and str(folder) in note for note in notes)
+    assert Plan.load(path).step_seconds == pytest.approx(2 * before.step_seconds, rel=0.02)
+    said: list[str] = []
+    graph = load_recipe(RECIPE, ["jobs.base.how.parallel=auto"], KINDS)
+    planned(graph, tmp_path / "plans", said.append, here)
+    assert any(line.startswith("calibrated: products") and str(folder) in line for line in said)
+    # Another practice is another question: its runs were not seen.
+    assert cli.main([*ask, "--practice", "shunter", "--json"]) == 0
+    assert not any("fitted to" in note for note in json.loads(capsys.readouterr().out)["notes"])
+
+
+def test_runs_of_two_practices_are_not_mixed(plan: Plan, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    one = logged(plan, tmp_path / "one", 2.0)
+    other = logged(replace(plan, practice="shunter"), tmp_path / "other", 2.0)
+    assert plan.practice == "shunter-fp32+muon"
+    with pytest.raises(ShunterError, match=r"one run is of shunter-fp32\+muon, another of shunter"):
+        account.calibrate([one, other], None, tmp_path / "calibration.yaml")
+    (one / "manifest.json").write_text(json.dumps({"metrics": {"account": {"step_seconds": 1, "plan": {}}}}))
+    with pytest.raises(ShunterError, match="the plan is damaged"):
+        account.calibrate([one], None, tmp_path / "calibration.yaml")
+
+
 @pytest.mark.long
 def test_a_run_is_held_to_its_plan(plan: Plan, tmp_path: Path) -> None:
     changes = [f"jobs.base.how.parallel={{plan: {tmp_path / 'plan.yaml'}}}", "jobs.base.how.log_every=5"]

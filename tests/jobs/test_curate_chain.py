@@ -283,6 +283,16 @@ def test_languages_limits_and_copies(tmp_path: Path, work: Work) -> None:
         kept[folder] = Counter(table.column("language").to_pylist())
     assert kept[plain]["bb"] == 0, "English limits drop long words"
     assert kept[out]["bb"] > 15
+    operators = [{"kind": "language"}, {"kind": "precision", "language": "bb", "above": None}]
+    bare = {"sources": config["sources"], "languages": "l", "limits": "f", "how": {"workers": 1}}
+    own, _ = work(curate.JOB, {**bare, "operators": operators}, inputs=inputs, name="own")
+    gone = [record for record in lines(own / "dropped.jsonl") if record["operator"] == "precision"]
+    assert all(record["language"] == "bb" for record in gone)
+    assert len(gone) < 10, "the words are those that `limits` found"
+    operators[1]["language"] = "aa"
+    (fitted / "limits.json").write_text(json.dumps({**found, "own_words": {}}))
+    with pytest.raises(ShunterError, match="found no word of 'aa' alone"):
+        work(curate.JOB, {**bare, "operators": operators}, inputs=inputs, name="without")
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["languages"]) == {"aa", "bb"}
     assert min(summary["copies"].values()) >= 1
@@ -345,6 +355,10 @@ def test_copies_are_shown_as_often(tmp_path: Path) -> None:
         (
             {"operators": [{"kind": "language", "model": "m"}], "languages": "l"},
             "no language operator uses languages",
+        ),
+        (
+            {"operators": [{"kind": "language", "model": "m"}, {"kind": "precision", "language": "aa"}]},
+            "precision needs `words`, or `limits`",
         ),
         ({"operators": [{"kind": "gopher-repetition", "top": {0: 0.2}}]}, "greater than or equal to 1"),
         ({"operators": [{"kind": "gopher-repetition", "repeated": {-1: 0.2}}]}, "greater than or equal to 1"),

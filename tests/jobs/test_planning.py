@@ -62,7 +62,15 @@ LAYOUTS = [
     ({"fsdp": 8}, "1f1b", 1, "layer", 1),
     ({"pp": 4, "fsdp": 2}, "1f1b", 1, "layer", 2),
     ({"dp": 4, "tp": 2, "ep": 4}, "1f1b", 1, "none", 1),
+    ({"dp": 2, "tp": 4}, "1f1b", 1, "none", 32),
+    ({"pp": 4, "tp": 2}, "gpipe", 1, "none", 16),
+    ({"pp": 4, "tp": 2}, "gpipe", 1, "stage", 8),
+    ({"pp": 4, "tp": 2}, "1f1b", 1, "none", 32),
 ]
+
+
+# Of what is there for a moment the layout counts nothing.
+UNCOUNTED = ("other", "logits", "passing")
 
 
 @pytest.mark.parametrize("practice", ["shunter", "shunter-fp32"])
@@ -79,9 +87,12 @@ def test_memory_is_what_the_layout_counts(practice: str) -> None:
         counted = describe(laid, "adamw", {}, [])
         for stage, parts in enumerate(prediction.bytes):
             rank = next(each for each in counted.ranks if each.place.get("pp", 0) == stage)
-            found = sum(size for name, size in parts.items() if name not in ("other", "logits"))
+            found = sum(size for name, size in parts.items() if name not in UNCOUNTED)
             assert found == pytest.approx(rank.total, rel=0.02), (degrees, schedule, stage)
-            for name in ("weights", "gradients", "optimizer", "gathered"):
+            names = ["weights", "gradients", "optimizer", "gathered"]
+            if rank.together < rank.gradients + rank.at_once:  # they are not all there at the fullest moment
+                names.remove("gradients")
+            for name in names:
                 assert parts[name] == pytest.approx(getattr(rank, name), rel=0.01), (degrees, name)
 
 
@@ -110,5 +121,5 @@ def test_memory_of_layers_of_their_own_is_what_the_layout_counts(practice: str) 
         counted = describe(laid, "adamw", {}, [])
         for stage, parts in enumerate(prediction.bytes):
             rank = next(each for each in counted.ranks if each.place.get("pp", 0) == stage)
-            found = sum(size for name, size in parts.items() if name not in ("other", "logits"))
+            found = sum(size for name, size in parts.items() if name not in UNCOUNTED)
             assert found == pytest.approx(rank.total, rel=0.03), (degrees, again, aside, stage)

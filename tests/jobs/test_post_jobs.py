@@ -201,6 +201,25 @@ def test_no_reward_is_read_beyond_a_models_context(model: Path) -> None:
     assert "does not know" in str(found[2])
 
 
+def test_a_reward_model_whose_weights_change_in_the_midst_of_a_run_ends_it(model: Path) -> None:
+    from shunter.post.reward_model import Learnt, new_head
+    from shunter.post.rewards import Grader, Item
+
+    decoder = load_model(model)
+    head = new_head(decoder.spec.dim)
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
+    rule = Learnt(decoder, head, torch.device("cpu"))
+    grader = Grader([(rule, 1.0)])
+    items = [Item("q", "a", "t", ids=[3] * n) for n in (4, 9)]
+    plain = rule.grade(items)
+    for _ in range(2):
+        assert [one.total for one in grader.grade(items)] == plain, "the same bits as without canaries"
+    with torch.no_grad():
+        decoder.embed.weight.mul_(1.01)
+    with pytest.raises(ShunterError, match="whose score is known to be"):
+        grader.grade(items)
+
+
 def test_a_reward_is_learnt_at_the_token_that_ends_an_answer() -> None:
     from shunter.post.batch import Sample
     from shunter.post.prompts import _closed

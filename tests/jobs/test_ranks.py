@@ -50,6 +50,13 @@ def test_two_processes_make_the_model_of_one(rows: Path, work: Work, vocabulary:
     for name in ("loss", "heldout_loss", "tokens", "parameters"):
         assert metrics[name] == pytest.approx(expected[name], rel=1e-4), name
     assert "milestone/distinct_2" in metrics
+    for told in (expected["account"], metrics["account"]):  # by hand, foretold all the same
+        if "unpredicted" in told:
+            assert "embedding and head" in told["unpredicted"]
+        else:
+            assert told["step_seconds"] > 0
+            assert told["plan_step_seconds"] > 0
+    assert ("unpredicted" in metrics["account"]) == (vocabulary is not None)
     one, two = (load_file(folder / "model.safetensors") for folder in (alone, piped))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4, msg=name)

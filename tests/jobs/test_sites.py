@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,18 +24,27 @@ HOSTS = ["https://a.example/", "https://b.example/x", "http://A.example/2", ""]
 
 @given(st.lists(st.tuples(st.sampled_from(HOSTS), st.integers(1, 9)), max_size=20), st.integers(0, 30))
 def test_a_site_is_done_before_the_next(pairs: list[tuple[str, int]], chars: int) -> None:
-    rows = [{"url": url, "text": "x" * size, "source": "s"} for url, size in pairs]
-    places = sites.grouped([url for url, _ in pairs])
-    assert sorted(places) == list(range(len(rows)))
-    hosts = [hostname(rows[place]["url"]) for place in places]
+    names = [hostname(url) for url, _ in pairs]
+    known = sorted(set(names) - {""})
+    of = np.array([known.index(name) if name else -1 for name in names], np.int64)
+    lengths = np.array([size for _, size in pairs], np.int64)
+    order = sites.grouped(of)
+    places = order.tolist()
+    assert sorted(places) == list(range(len(pairs)))
+    hosts = [names[place] for place in places]
     runs = [host for at, host in enumerate(hosts) if host and (at == 0 or hosts[at - 1] != host)]
     assert len(runs) == len(set(runs))
-    parts = list(sites.joins(places, rows, chars))
-    assert [place for part in parts for place in part] == places
-    for part in parts:
-        assert len({hostname(rows[place]["url"]) for place in part}) == 1
-        size = sum(len(rows[place]["text"]) for place in part) + 2 * (len(part) - 1)
-        assert len(part) == 1 or (size <= chars and rows[part[0]]["url"])
+    firsts = [
+        place for at, place in enumerate(places) if at == 0 or hosts[at - 1] != hosts[at] or not hosts[at]
+    ]
+    assert firsts == sorted(firsts), "sites by their first document"
+    counts = sites.joins(of[order], np.zeros(len(of), np.int64), lengths[order], chars)
+    assert counts.sum() == len(places)
+    for end, count in zip(np.cumsum(counts).tolist(), counts.tolist(), strict=True):
+        part = places[end - count : end]
+        assert len({names[place] for place in part}) == 1
+        size = sum(int(lengths[place]) for place in part) + 2 * (len(part) - 1)
+        assert len(part) == 1 or (size <= chars and names[part[0]])
 
 
 def made(folder: Path, facts: dict[str, pa.DataType]) -> Path:
@@ -68,8 +78,6 @@ def test_joined_with_a_record(tmp_path: Path, work: Work) -> None:
 
 
 def test_joined_documents_are_of_one_tier(tmp_path: Path, work: Work) -> None:
-    rows = [{"url": HOSTS[0], "text": "x", "source": "s", "tier": tier} for tier in "1133"]
-    assert list(sites.joins(range(4), rows, 99, ["tier"])) == [[0, 1], [2, 3]]
     writer = corpus.Writer(tmp_path / "one" / "train", {"url": pa.string(), "tier": pa.string()})
     for row, tier in enumerate("1133"):
         writer.write(f"s:{row}", "s", row, "x", HOSTS[0], tier)

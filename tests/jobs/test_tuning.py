@@ -12,6 +12,7 @@ import pytest
 
 from shunter.config.errors import ShunterError
 from shunter.jobs import tuning
+from shunter.jobs.tuning_start import planned_first
 from shunter.plan.trials import Point
 
 RECIPE = """\
@@ -87,6 +88,43 @@ def test_trials_run_fail_and_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(ran) == 7  # from the log
     told = json.loads(json.dumps(tuning.report(space, found)))
     assert (told["trials"], told["failures"], told["importance"]) == (7, 2, {})
+    head = json.loads((tmp_path / "log").read_text().split("\n")[0])
+    assert head["start"] == []  # the planner knows nothing of this job
+    assert (head["of"]["job"], head["of"]["metric"]) == ("base", "speed")
+    assert told["by_other_code"] == 0
+    path.write_text(RECIPE.replace("ranks: 2", "ranks: 4"), encoding="utf-8")
+    with pytest.raises(ShunterError, match="of another search: other recipe"):
+        go(20)
+    path.write_text(RECIPE, encoding="utf-8")
+    with pytest.raises(ShunterError, match="of another search: other metric"):
+        go(20, "seconds")
     (tmp_path / "log").unlink()
     with pytest.raises(ShunterError, match="has no number 'sped'"):
         go(3, "sped")
+
+
+KNOBS = ["jobs.base.how.parallel.pp=1,2", "jobs.base.train.validate_every=15,30"]
+
+
+def test_trials_begin_with_the_planner_s_best() -> None:
+    """Of points that differ in what the planner predicts; what it does not look at stays as it comes."""
+    recipe = Path(__file__).parents[2] / "recipes" / "quickstart-short.yaml"
+    knobs = tuning.read_knobs(KNOBS)
+    said: list[str] = []
+
+    def first(metric: str = "tokens_per_second") -> list[Point]:
+        def changes(point: Point) -> list[str]:
+            return [f"{key}={json.dumps(value)}" for key, value in point.items()]
+
+        return planned_first(recipe, changes, ["base"], tuning.Space(knobs), metric, "cpu", said.append)
+
+    (best,) = first()
+    assert best["jobs.base.how.parallel.pp"] == 2  # two devices are faster than one
+    assert best["jobs.base.train.validate_every"] == 15
+    assert "planner's best of 4 points" in said[-1]
+    assert first("heldout_loss") == []
+    assert "does not predict heldout_loss" in said[-1]
+    knobs["jobs.base.how.parallel.schedule"] = ["hanayo"]
+    knobs["jobs.base.how.parallel.pp"] = [2]
+    assert first() == []
+    assert "begin by chance" in said[-1]

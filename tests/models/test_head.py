@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shunter.models import head
+from shunter.parallel.live import LiveBytes
 
 
 def reference(hidden, weight, targets, coefficients, z_loss):
@@ -148,3 +149,27 @@ def test_a_loss_without_tokens_leaves_a_gradient_of_zero() -> None:
     loss.backward()
     assert weight.grad is not None
     assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("part", [False, True])
+def test_a_few_tokens_take_the_room_of_a_few(dtype: torch.dtype, part: bool) -> None:
+    """Not that of a whole chunk, which is 8 MiB here and 256 MiB on a GPU."""
+
+    class Alone:
+        begin = 0
+
+        def largest(self, values: torch.Tensor) -> torch.Tensor:
+            return values
+
+        total = largest
+
+    count, vocab, dim = 16, 512, 8
+    hidden, weight = (torch.randn(n, dim, requires_grad=True) for n in (count, vocab))
+    targets = torch.arange(count)
+    with LiveBytes([hidden, weight]) as live, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        head.linear_cross_entropy(
+            hidden, weight, targets, torch.full((count,), -1.0), others=Alone() if part else None
+        )
+    # Logits, a scratch as large in float32, the weight's gradient and the weight as products take it.
+    assert live.peak < 3 * 4 * count * vocab + 3 * 4 * vocab * dim

@@ -10,6 +10,7 @@ import json
 import random
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import pytest
 
@@ -51,11 +52,61 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert again.done == whole.done
     assert ran == [trial.point for trial in whole.done[7:]]
     assert log.read_text() == (tmp_path / "whole.jsonl").read_text()
-    with pytest.raises(ShunterError, match="another search"):
+    with pytest.raises(ShunterError, match="another search: other seed"):
         search(SPACE, run, 16, seed=4, log=log)
-    log.write_text("nothing\n")
-    with pytest.raises(ShunterError, match="no log of trials"):
-        search(SPACE, run, 16, seed=3, log=log)
+
+
+def test_a_log_is_of_one_search(tmp_path: Path) -> None:
+    log, of = tmp_path / "log.jsonl", {"job": "base", "metric": "speed"}
+
+    def go(**how: Any) -> Trials:
+        how = {"of": of, "method": "random", "log": log, **how}
+        return search(SPACE, run, 3, **how)
+
+    first = go(code="abc")
+    assert [trial.code for trial in go(code="def").done] == ["abc"] * 3  # from the log, which says by whom
+    for other, said in (
+        ({"of": {**of, "metric": "loss"}}, "other metric"),
+        ({"of": {**of, "job": "chat", "metric": "loss"}}, "other job, metric"),
+        ({"of": None}, "other job, metric"),
+        ({"seed": 1}, "other seed"),
+        ({"method": "bayes"}, "other method"),
+    ):
+        with pytest.raises(ShunterError, match=f"of another search: {said}"):
+            go(**other)
+    assert go().done == first.done
+    # One that was begun before logs told what they are of.
+    lines = log.read_text().split("\n")
+    old = {key: value for key, value in json.loads(lines[0]).items() if key != "of"}
+    log.write_text("\n".join([json.dumps({**old, "version": 1}), *lines[1:]]))
+    assert go(of=None).done == first.done
+    with pytest.raises(ShunterError, match="other job, metric"):
+        go()
+    for text in (
+        "nothing\n",
+        "[]\n",
+        "{}\n",
+        f"{lines[0]}\n{{}}\n",
+        f"{lines[0]}\n3\n",
+        lines[0][:-1] + "\n",
+    ):
+        log.write_text(text)
+        with pytest.raises(ShunterError, match="no log of trials"):
+            go()
+
+
+def test_first_points_that_are_asked_for_once(tmp_path: Path) -> None:
+    asked: list[int] = []
+    point = {"a": 4, "b": 4, "c": True, "d": 1}
+
+    def first() -> list[Point]:
+        asked.append(1)
+        return [{**point, "d": len(asked)}]
+
+    found = [search(SPACE, run, n, method="random", log=tmp_path / "log", start=first) for n in (2, 4)]
+    assert found[0].done == found[1].done[:2]
+    assert found[1].done[0].point == point
+    assert len(asked) == 1
 
 
 def test_failures_are_trials_and_no_point_is_tried_twice_or_against_the_rules() -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shunter.config.errors import ShunterError
-from shunter.post.store import Closed, SampleStore, balanced, by_group
+from shunter.post.samplers import balanced, by_group, by_length
+from shunter.post.store import Closed, SampleStore
 from shunter.post.stream import Mode, Task, Versions, run
 
-COLUMNS = ("prompt", "answer", "reward")
+COLUMNS = ("prompt", "answer", "reward", "group", "length")
 
 
 def store(capacity: int = 100) -> SampleStore:
@@ -69,35 +70,65 @@ def test_a_row_is_ready_when_all_its_columns_are_written() -> None:
         made.take("update", ["rewards"], 1)
 
 
-def test_groups_are_never_split() -> None:
-    """Rows come as they were finished, those of groups among each other, after one that is of none."""
+def test_groups_are_never_split_and_never_of_strangers() -> None:
+    """Rows of four prompts come in the order in which they are finished, one by one."""
     made = store()
-    made.insert([{"prompt": -1}])
-    order = [0, 2, 1, 0, 0, 2, 1, 2, 0, 1, 2]  # the group of each row; 1 lacks a row
-    for group in order:
-        made.insert([{"prompt": group, "answer": "a"}])
-    groups = by_group(4, made.cell("prompt"))
-    taken = made.take("update", ["prompt", "answer"], 8, groups)
-    assert [cells["prompt"] for cells in taken.values()] == [0] * 4 + [2] * 4
-    with pytest.raises(ShunterError, match="could not give update 4 rows"):
-        made.take("update", ["answer"], 4, groups, timeout=0.02)
-    made.insert([{"prompt": 1, "answer": "a"}])
-    assert {cells["prompt"] for cells in made.take("update", ["prompt", "answer"], 4, groups).values()} == {1}
+    order = [2, 0, 1, 0, 2, 2, 3, 1, 0, 2, 1, 3, 0, 3, 1]
+    for group in order[:9]:
+        made.insert([{"prompt": group, "answer": "a", "group": group}])
+    with pytest.raises(ShunterError, match="could not give"):
+        made.take("update", ["prompt", "answer"], 4, by_group(4), timeout=0.02)
+    for group in order[9:]:
+        made.insert([{"prompt": group, "answer": "a", "group": group}])
+    taken = made.take("update", ["prompt", "answer"], 12, by_group(4))
+    assert Counter(cells["prompt"] for cells in taken.values()) == {0: 4, 1: 4, 2: 4}
+    assert [cells["prompt"] for cells in taken.values()] == sorted(
+        (cells["prompt"] for cells in taken.values()), key=[2, 0, 1].index
+    ), "whole groups, oldest first"
     with pytest.raises(ValueError, match="no whole groups of 4"):
-        made.take("update", ["answer"], 6, groups)
-    made.insert([{"prompt": 7, "answer": "a"}] * 5)
-    with pytest.raises(ValueError, match="the group 7 has 5 rows"):
-        made.take("update", ["answer"], 4, groups)
+        made.take("update", ["answer"], 6, by_group(4))
+    with pytest.raises(ValueError, match="5 rows have one value in group"):
+        by_group(4)({n: {"group": 1} for n in range(5)}, 4)
+
+
+def test_rows_of_like_length_for_each_rank_and_no_group_on_two() -> None:
+    lengths = [[9, 9], [1, 1], [5, 3], [2, 2], [4, 4], [1, 2], [8, 8], [3, 3]]
+    ready = {2 * g + i: {"group": g, "length": lengths[g][i]} for g in range(8) for i in range(2)}
+    taken = list(by_length(2, size=2)(ready, 16))
+    parts = [taken[:8], taken[8:]]
+    assert sorted(taken) == list(range(16))
+    sums = [sum(ready[row]["length"] for row in part) for part in parts]
+    assert abs(sums[0] - sums[1]) <= 2
+    assert {row // 2 for row in parts[0]} & {row // 2 for row in parts[1]} == set()
+    assert by_length(2, size=2)({row: ready[row] for row in range(6)}, 8) == []
+    with pytest.raises(ValueError, match="for each of 2 ranks"):
+        by_length(2, size=2)(ready, 6)
 
 
 @given(st.lists(st.floats(1, 100), min_size=1, max_size=30), st.integers(1, 5))
 def test_lengths_are_balanced(lengths: list[float], parts: int) -> None:
     found = balanced(dict(enumerate(lengths)), parts)
     assert sorted(row for part in found for row in part) == list(range(len(lengths)))
-    assert max(map(len, found)) <= -(-len(lengths) // parts)
+    assert max(map(len, found)) - min(map(len, found)) <= 1
     totals = [sum(lengths[row] for row in part) for part in found]
     if len(lengths) % parts == 0:
-        assert max(totals) - min(totals) <= max(lengths) * len(found[0])
+        assert max(totals) - min(totals) <= max(lengths)
+
+
+@pytest.mark.parametrize(("heavy", "share"), [(False, 0.05), (True, 0.2)])
+def test_balancing_is_far_better_than_dealing_out(heavy: bool, share: float) -> None:
+    draw = random.Random(0)
+    ours = dealt = 0.0
+    for _ in range(30):
+        lengths = {n: draw.lognormvariate(0, 1) if heavy else draw.random() for n in range(32)}
+        order = sorted(lengths, key=lambda n: -lengths[n])
+        spreads = [
+            max(totals) - min(totals)
+            for found in (balanced(lengths, 4), [order[i::4] for i in range(4)])
+            for totals in [[sum(lengths[n] for n in part) for part in found]]
+        ]
+        ours, dealt = ours + spreads[0], dealt + spreads[1]
+    assert ours < share * dealt
 
 
 def test_a_full_store_holds_its_producer_and_clearing_makes_room() -> None:
@@ -112,30 +143,32 @@ def test_a_full_store_holds_its_producer_and_clearing_makes_room() -> None:
         made.insert([{"prompt": n} for n in range(5)])
 
 
-def test_its_state_survives_and_what_was_on_loan_comes_back() -> None:
+def test_what_was_lent_and_not_done_is_given_again_after_a_crash() -> None:
     made = store()
-    made.insert([{"prompt": n} for n in range(5)])
-    made.take("reward", ["prompt"], 4)
-    made.write(1, "reward", answer="a", reward=1.0)
-    made.finish("reward", [2])
-    made.write(3, answer="b")  # by somebody else: the task is not done with it
+    made.insert([{"prompt": n} for n in range(4)])
+    made.write(1, answer="a")
+    assert list(made.take("reward", ["prompt"], 3)) == [0, 1, 2]
+    made.done("reward", {0: {"reward": 1.0}, 1: {}})
     again = store()
     again.restore(json.loads(json.dumps(made.state())))
-    assert list(again.take("reward", ["prompt"], 3)) == [0, 3, 4], "taken and not finished, or never taken"
-    assert again.take("update", ["answer", "reward"], 1) == {1: {"answer": "a", "reward": 1.0}}
-    assert again.insert([{"prompt": 9}]) == [5]
+    assert list(again.take("reward", ["prompt"], 2, timeout=5.0)) == [2, 3], "2 was at work when it crashed"
+    assert again.take("update", ["reward"], 1, timeout=5.0) == {0: {"reward": 1.0}}
+    assert again.take("update", ["answer"], 1) == {1: {"answer": "a"}}
+    assert again.insert([{"prompt": 9}]) == [4]
+    with pytest.raises(ValueError, match="row 4 was not lent to reward"):
+        again.done("reward", [4])
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_anywhere_each_row_is_done_once_by_each_task(seed: int) -> None:
     """A worker that takes, works and writes, killed after any of these; the state is that of some moment."""
-    draw = np.random.default_rng(seed)
+    draw = random.Random(seed)
     made = store()
     made.insert([{"prompt": n} for n in range(12)])
     kept, done = made.state(), list[int]()
     before = list(done)
     while True:
-        what = draw.integers(0, 5)
+        what = draw.randrange(5)
         if what == 0:  # a crash: what was done since the last state is done anew, and only that
             made, done = store(), list(before)
             made.restore(kept)
@@ -143,19 +176,58 @@ def test_killed_anywhere_each_row_is_done_once_by_each_task(seed: int) -> None:
             kept, before = json.loads(json.dumps(made.state())), list(done)
         else:
             try:
-                taken = made.take("reward", ["prompt"], 1, timeout=0.0)
+                (row,) = made.take("reward", ["prompt"], 1, timeout=0.0)
             except ShunterError:
                 if sorted(done) == list(range(12)):
                     break
-                made, done = store(), list(before)  # some are on loan to workers that are gone
+                made, done = store(), list(before)  # some are lent to workers that are gone
                 made.restore(kept)
                 continue
-            (row,) = taken
             if what == 2:
                 continue  # killed before it has written
-            made.write(row, "reward", reward=1.0)
+            made.done("reward", {row: {"reward": 1.0}})
             done.append(row)
     assert len(done) == 12
+
+
+def test_what_is_given_back_is_given_again_and_what_is_lent_is_lent_once() -> None:
+    made = store()
+    made.insert([{"prompt": n} for n in range(3)])
+    assert list(made.take("reward", ["prompt"], 2)) == [0, 1]
+    with pytest.raises(ShunterError, match="could not give reward 2 rows"):
+        made.take("reward", ["prompt"], 2, timeout=0.02)
+    made.give_back("reward", [0])
+    assert list(made.take("reward", ["prompt"], 2)) == [0, 2]
+    made.done("reward", {2: {"reward": 1.0}})
+    made.write(1, reward=0.0)
+    with pytest.raises(ValueError, match="reward of row 1 is written already"):
+        made.done("reward", {0: {"reward": 1.0}, 1: {"reward": 1.0}})
+    assert made.had("reward") == {2}, "all or nothing"
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3)), max_size=30))
+def test_what_is_ready_is_what_is_written_and_not_had(moves: list[tuple[int, int]]) -> None:
+    """The store keeps lists of what is ready; they say what looking at every row would."""
+    made, had = store(), {"reward": set[int](), "update": set[int]()}
+    asks = [("reward", ("prompt",)), ("update", ("answer", "reward")), ("update", ("prompt",))]
+    for kind, count in moves:
+        live = sorted(made._cells)
+        if kind == 0:
+            made.insert([{"prompt": 1}] * count)
+        elif kind == 1 and live and "answer" not in made._cells[live[0]]:
+            made.write(live[0], answer=1, reward=1)
+        elif kind == 2 and live:
+            made.clear(live[:1])
+        elif kind > 2:
+            task, columns = asks[kind - 3]
+            ready = [n for n in live if n not in had[task] and set(columns) <= made._cells[n].keys()]
+            if len(ready) >= count:
+                assert list(made.take(task, columns, count)) == ready[:count]
+                had[task].update(ready[:count])
+            else:
+                with pytest.raises(ShunterError, match="could not give"):
+                    made.take(task, columns, count, timeout=0.0)
 
 
 class Work:

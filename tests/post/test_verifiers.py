@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shunter.data.answers import last_boxed
 from shunter.post import verifiers
+from shunter.post.sandbox.languages import last_program
 
 
 @pytest.mark.parametrize(
@@ -19,6 +24,18 @@ from shunter.post import verifiers
         ("3.50", "3.5", 1),
         ("-4", "4", 0),
         ("#### 12", "work #### 12", 1),
+        ("it is 2", "1/2", 0),
+        ("it is 0.5", "1/2", 1),
+        (r"so \frac{1}{2}", "1/2", 1),
+        ("1/7", "7", 0),
+        ("2 1/2", "2.5", 1),
+        ("on 1/2/2026", "2026", 1),
+        ("5", "1e5", 0),
+        ("100,000", "1e5", 1),
+        ("7", "007", 1),
+        ("1/0", "1", 0),
+        ("9" * 5000, "9" * 5000, 0),
+        ("1e999", "1e999", 1),
     ],
 )
 def test_numbers(answer: str, target: str, expected: float) -> None:
@@ -42,6 +59,74 @@ def test_numbers(answer: str, target: str, expected: float) -> None:
 )
 def test_boxed(answer: str, target: str, expected: float) -> None:
     assert verifiers.boxed(answer, target) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "expected"),
+    [
+        ("It's 12.", "12", 1),
+        ("120", "12", 0),
+        ("0.12 or 12,5 or 112", "12", 0),
+        ("all of 1, 2, 12", "12", 1),
+        ("concatenate", "cat", 0),
+        ("a cat!", "cat", 1),
+        ("f(x)+g(x)", "(x)+g", 1),
+        ("\u6211\u5728\u5317\u4eac\u5de5\u4f5c", "\u5317\u4eac", 1),
+        ("", "", 1),
+    ],
+)
+def test_contains(answer: str, target: str, expected: float) -> None:
+    assert verifiers.contains(answer, target) == expected
+
+
+LOOPS = {
+    "boxed": r"\boxed{" * 4000,
+    "closed": r"\boxed{" * 2000 + "}" * 2000,
+    "blocks": "```x\n" * 8000,
+    "thousands": "1" + ",111" * 10000 + "1",
+    "slashes": "1/" * 10000,
+    "lines": "\n" * 40000,
+    "spaces": " " * 40000 + "x",
+    "titles": "<<" * 20000,
+    "fence": "x" + " " * 40000 + "x",
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_an_answer_that_goes_round_in_circles_takes_no_longer_than_it_is(name: str) -> None:
+    """About 30 kB, as of a model that repeats itself: what is quadratic in that takes seconds to minutes."""
+    text = LOOPS[name]
+    begin = time.process_time()
+    for verify in (verifiers.number, verifiers.boxed, verifiers.exact, verifiers.contains):
+        verify(text, "12")
+    last_program(text)
+    for constraint in verifiers.CONSTRAINTS.values():
+        constraint(text, "3")
+    assert time.process_time() - begin < 1.0
+
+
+def old_last_boxed(text: str) -> str | None:
+    """As it is defined: the last that ends, each looked at by itself."""
+    found = None
+    for match in re.finditer(r"\\boxed\s*\{", text):
+        depth, begin = 1, match.end()
+        for at in range(begin, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            if depth == 0:
+                found = text[begin:at]
+                break
+    return found
+
+
+@given(st.lists(st.sampled_from([r"\boxed{", "{", "}", "a", r"\boxed {"])).map("".join))
+def test_the_last_box_in_one_pass_is_the_one_by_definition(text: str) -> None:
+    assert last_boxed(text) == old_last_boxed(text)
+
+
+@given(st.lists(st.sampled_from(["```", "```\n", "```py\n", "a\n", "``` \n", "\n", "b"])).map("".join))
+def test_the_last_block_in_one_pass_is_the_one_by_definition(text: str) -> None:
+    found = re.findall(r"^```[^\n]*\n(.*?)^```\s*$", text, re.DOTALL | re.MULTILINE)
+    assert last_program(text) == (found[-1] if found else None)
 
 
 CASES = {

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from shunter.recipe.diff import _headline
 from shunter.record.split import Call, Rank, split
 from shunter.report import plans
 from shunter.report.facts import JobFacts
@@ -67,6 +68,21 @@ def test_predicted_and_measured_stand_side_by_side(store, log):
 def test_a_run_without_a_plan_has_no_section(store):
     html, _ = page_of(store)
     assert "plans" not in Page(html).sections()
+
+
+def test_a_layout_written_by_hand_is_predicted_and_its_plan_is_not_spread_out(store):
+    told = {**ACCOUNT, "basis": "as shunter probe measured it", "plan": {"machine": {"name": "SECRET-SIZE"}}}
+    account(store, told)
+    html, _ = page_of(store)
+    assert "the layout as it was written is predicted, on this machine as shunter probe measured it" in html
+    assert "SECRET-SIZE" not in html
+    account(store, {"unpredicted": f"nothing describes it {EVIL}"})
+    html, _ = page_of(store)
+    assert "Not predicted: nothing describes it" in html
+    assert EVIL not in html
+    assert _headline({"loss": 1.0, "account": told}) == {
+        "loss": 1.0, "step seconds": 0.25, "step seconds predicted": 0.2,
+    }  # fmt: skip
 
 
 def test_what_is_damaged_is_told_and_what_is_evil_escaped(store, log):

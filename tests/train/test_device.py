@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from shunter.config.errors import ShunterError
+from shunter.record import processor
 from shunter.train import device
 from shunter.train.session import Session
 from tests.train import corpora
@@ -55,7 +56,7 @@ def test_auto_takes_bf16_where_the_processor_multiplies_it(
     flags: set[str], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By what the processor is, not by a measurement: the same machine must decide the same every time."""
-    monkeypatch.setattr(device, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(processor, "_flags", lambda: frozenset(flags))
     assert device.choose_precision("auto", torch.device("cpu")) == precision
     assert device.choose_precision("fp32", torch.device("cpu")) == "fp32"
 

@@ -57,12 +57,14 @@ class Documents:
 
 @dataclass
 class Tally:
-    """What one operator did: documents and characters in and out, reasons, edits, examples."""
+    """What one operator did: documents, characters and bytes of UTF-8 in and out, reasons, edits."""
 
     documents: int = 0
     characters: int = 0
     kept: int = 0
     kept_characters: int = 0
+    bytes: int = 0
+    kept_bytes: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     edits: Counter[str] = field(default_factory=Counter)
 
@@ -72,6 +74,8 @@ class Tally:
         self.characters += other.characters
         self.kept += other.kept
         self.kept_characters += other.kept_characters
+        self.bytes += other.bytes
+        self.kept_bytes += other.kept_bytes
         self.reasons += other.reasons
         self.edits += other.edits
 
@@ -195,9 +199,9 @@ def _batch(
             verdicts = _emptied(verdicts, batch.texts)
         fails = alive & ~verdicts.kept
         batch.facts.update(verdicts.facts)
-        lengths = pages.lengths
         tally.documents += int(alive.sum())
-        tally.characters += int(lengths[alive].sum())
+        tally.characters += int(pages.lengths[alive].sum())
+        tally.bytes += int(pages.sizes[alive].sum())
         for place in np.flatnonzero(fails).tolist():
             record = _record(operator, verdicts, batch, place)
             dropped.append(record)
@@ -216,6 +220,7 @@ def _batch(
             pages, alive = Pages(chosen), np.ones(len(chosen), bool)
         tally.kept += int(alive.sum())
         tally.kept_characters += int(pages.lengths[alive].sum())
+        tally.kept_bytes += int(pages.sizes[alive].sum())
     if not alive.all():
         batch = batch.only(alive)
         pages.forget()
@@ -247,6 +252,8 @@ def _record(operator: Operator, verdicts: Verdicts, batch: Documents, place: int
     }
     if verdicts.of is not None:
         record["of"] = int(verdicts.of[place])
+    if verdicts.told is not None:
+        record.update(verdicts.told[place])
     for name in ("language", "cluster_size", "licence_rule"):
         if name in batch.facts:
             record[name] = batch.facts[name].item(place)

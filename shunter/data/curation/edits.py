@@ -1,18 +1,18 @@
 """Edit programs: what to delete of a text, by line and by string (RefineX, arXiv 2507.03253, section 3).
 
-    remove_lines(3, 5)            whole lines, both ends included, counted from 0
-    remove_str(2, "Share this")   a string of one line, if it stands there exactly once
-    keep_all()                    nothing
+    remove_lines(3,5)            whole lines, both ends included, counted from 0
+    remove_str(2,"Share this")   a string of one line, if it stands there exactly once
+    keep_all()                   nothing
 
-A program can only delete, so what is left is a subsequence of the text: no word is ever invented. All calls
-mean the original's lines, so their order does not matter; what they delete is united. A call that is
-malformed, out of range or not unique is skipped and counted. Programs are read by a grammar of these three
-forms alone.
+A program can only delete, so what is left is a subsequence of the text. All calls mean the original's lines,
+so their order does not matter; what they delete is united. A call that is malformed, out of range or not
+unique is skipped and counted. Programs are read by a grammar of these three forms alone; spaces and the names
+of arguments may be in them. They are written without, so that a number is the same token wherever it stands.
+A word may still come about where a string is cut out of one: `whole_words` leaves such strings standing.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,6 @@ from pydantic import Field, field_validator
 from shunter.data.curation.operators import Facts, Operator, Verdicts
 from shunter.data.curation.pages import Pages
 
-CHANGED, DELETED = 20, 10  # characters: from here on a rewriting is no deletion; below this it is no edit
 _LINES = re.compile(
     r"remove_lines\(\s*(?:start_line\s*=\s*)?(\d{1,9})\s*,\s*(?:end_line\s*=\s*)?(\d{1,9})\s*\)"
 )
@@ -33,6 +32,7 @@ _STRING = re.compile(
     r"remove_str\(\s*(?:line\s*=\s*)?(\d{1,9})\s*,\s*(?:del_str\s*=\s*)?(\"(?:[^\"\\]|\\.)*\")\s*\)"
 )
 _KEEP = re.compile(r"keep_all\(\s*\)")
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RemoveLines:
     last: int
 
     def __str__(self) -> str:
-        return f"remove_lines({self.first}, {self.last})"
+        return f"remove_lines({self.first},{self.last})"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RemoveString:
     text: str
 
     def __str__(self) -> str:
-        return f"remove_str({self.line}, {json.dumps(self.text, ensure_ascii=False)})"
+        return f"remove_str({self.line},{json.dumps(self.text, ensure_ascii=False)})"
 
 
 Call = RemoveLines | RemoveString
@@ -87,39 +87,55 @@ def written(calls: Sequence[Call]) -> str:
 
 @dataclass(frozen=True)
 class Edited:
-    """text: what is left; empty: the document goes. executed, skipped: calls. deleted: characters."""
+    """text: what is left; empty: the document goes. applied: the calls that were executed, in their order.
+    skipped: others. deleted: characters."""
 
     text: str
-    executed: int
+    applied: list[Call]
     skipped: int
     deleted: int
 
+    @property
+    def executed(self) -> int:
+        """Calls."""
+        return len(self.applied)
 
-def execute(text: str, calls: Sequence[Call]) -> Edited:
+
+def execute(text: str, calls: Sequence[Call], *, whole_words: bool = False) -> Edited:
     """Run calls over a text. Lines are parted by line feeds alone; a line that goes takes its line feed
-    along, lines at the end that before them."""
-    bounds = _bounds(text)
+    along, lines at the end that before them.
+
+    whole_words: strings that would cut a word, or join two, are skipped; so every word that is left stood in
+    the text. It is looked at after all strings are united, so that no order matters.
+    """
+    bounds = lines_of(text)
     kept = np.ones(len(text), bool)
     whole = np.zeros(len(bounds), bool)
-    skipped = 0
-    for call in calls:
+    applied: dict[int, Call] = {}  # by its number
+    strings: dict[int, tuple[int, tuple[int, int]]] = {}  # line and place
+    for number, call in enumerate(calls):
         if isinstance(call, RemoveLines):
-            applies = call.first <= call.last < len(bounds)
-            whole[call.first : call.last + 1] |= applies
-        else:
-            span = _place(text, bounds, call)
-            applies = span is not None
-            if span is not None:
-                kept[span[0] : span[1]] = False
-        skipped += not applies
+            if call.first <= call.last < len(bounds):
+                applied[number] = call
+                whole[call.first : call.last + 1] = True
+        elif (span := _place(text, bounds, call)) is not None:
+            applied[number] = call
+            strings[number] = call.line, span
+            kept[span[0] : span[1]] = False
+    if whole_words:
+        for low, high in _cutting(text, bounds, whole, list(strings.values())):
+            kept[low:high] = True
+            for number, (_, (begin, end)) in strings.items():
+                if low <= begin and end <= high:
+                    del applied[number]
     for number in np.flatnonzero(whole).tolist():
         low, high = bounds[number]
         kept[low : high + 1] = False
     staying = np.flatnonzero(~whole)
     if len(staying) and staying[-1] < len(bounds) - 1:
         kept[bounds[staying[-1]][1]] = False
-    left = "".join(text[low:high] for low, high in _runs(kept))
-    return Edited(left, len(calls) - skipped, skipped, len(text) - len(left))
+    left = "".join(text[low:high] for low, high in runs(kept))
+    return Edited(left, list(applied.values()), len(calls) - len(applied), len(text) - len(left))
 
 
 def shifted(calls: Sequence[Call], lines: int) -> list[Call]:
@@ -130,6 +146,21 @@ def shifted(calls: Sequence[Call], lines: int) -> list[Call]:
         else RemoveString(call.line + lines, call.text)
         for call in calls
     ]
+
+
+def within(calls: Sequence[Call], first: int, lines: int) -> list[Call]:
+    """What of the calls falls to a chunk of `lines` lines that begins at line `first`, in its own
+    numbers: `shifted` turned round."""
+    found: list[Call] = []
+    for call in calls:
+        if isinstance(call, RemoveString):
+            if first <= call.line < first + lines:
+                found.append(RemoveString(call.line - first, call.text))
+            continue
+        low, high = max(call.first, first), min(call.last, first + lines - 1)
+        if low <= high:
+            found.append(RemoveLines(low - first, high - first))
+    return found
 
 
 def chunks(text: str, chars: int, overlap: int = 0) -> Iterator[tuple[int, str]]:
@@ -149,47 +180,19 @@ def chunks(text: str, chars: int, overlap: int = 0) -> Iterator[tuple[int, str]]
 
 
 def numbered(text: str) -> str:
-    """The text with its line numbers in front, as a model reads it: a model that counts lines miscounts."""
-    lines = text.split("\n")
-    width = max(3, len(str(len(lines) - 1)))
-    return "\n".join(f"[{number:0{width}}] {line}" for number, line in enumerate(lines))
+    """The text with its line numbers in front, as a model reads it: a model that counts lines miscounts.
 
-
-def distil(original: str, refined: str) -> tuple[list[Call] | None, str]:
-    """The program that deletes what an expert deleted, or None, and why.
-
-    Insertions and replacements of 20 characters or more are rewriting: the pair is not used. Smaller ones are
-    left undone. One to nine characters deleted are no edit worth learning; none at all is `keep_all()`.
+    Written as a program writes them, so that a small model has only to copy.
     """
-    spans = []
-    deleted = 0
-    for tag, low, high, begin, end in _difference(original, refined):
-        if tag in ("insert", "replace") and max(high - low, end - begin) >= CHANGED:
-            return None, "rewritten"
-        if tag == "delete":
-            spans.append((low, high))
-            deleted += high - low
-    if not spans:
-        return [], ""
-    if deleted < DELETED:
-        return None, "hardly anything deleted"
-    calls = _calls(original, spans)
-    kept = np.ones(len(original), bool)
-    for low, high in spans:
-        kept[low:high] = False
-    wanted = "".join(original[low:high] for low, high in _runs(kept))
-    if execute(original, calls).text != wanted:
-        return None, "not to be said in a program"
-    return calls, ""
+    return "\n".join(f"[{number}] {line}" for number, line in enumerate(text.split("\n")))
 
 
-def new_words(original: str, edited: str) -> float:
-    """Words of the edited text that the original has not, by 1,000 words of it."""
-    known, words = set(original.split()), edited.split()
-    return 1000 * sum(word not in known for word in words) / len(words) if words else 0.0
+def words(text: str) -> list[str]:
+    """Runs of letters, digits and underscores."""
+    return _WORD.findall(text)
 
 
-def _bounds(text: str) -> list[tuple[int, int]]:
+def lines_of(text: str) -> list[tuple[int, int]]:
     """Begin and end of each line, without its line feed."""
     found, begin = [], 0
     for line in text.split("\n"):
@@ -209,50 +212,38 @@ def _place(text: str, bounds: list[tuple[int, int]], call: RemoveString) -> tupl
     return at, at + len(call.text)
 
 
-def _calls(text: str, spans: Sequence[tuple[int, int]]) -> list[Call]:
-    """Calls for deleted spans: lines that go with a line feed as a whole, parts of others as strings."""
-    gone = np.zeros(len(text) + 1, bool)
-    for low, high in spans:
-        gone[low:high] = True
-    bounds = _bounds(text)
-    calls: list[Call] = []
-    whole: list[int] = []
-    for number, (low, high) in enumerate(bounds):
-        feed = gone[high] if high < len(text) else (low > 0 and gone[low - 1])
-        if feed and gone[low:high].all():
-            whole.append(number)
-            continue
-        for begin, end in _runs(gone[low:high]):
-            calls.append(RemoveString(number, text[low + begin : low + end]))
-    for number in whole:
-        last = calls[-1] if calls else None
-        if isinstance(last, RemoveLines) and last.last == number - 1:
-            calls[-1] = RemoveLines(last.first, number)
-        else:
-            calls.append(RemoveLines(number, number))
-    return calls
+def _cutting(
+    text: str,
+    bounds: list[tuple[int, int]],
+    whole: np.ndarray,
+    strings: Sequence[tuple[int, tuple[int, int]]],
+) -> list[tuple[int, int]]:
+    """Runs of deleted strings, in lines that stay, that begin or end inside a word or join two."""
+    found = []
+    for line in sorted({line for line, _ in strings if not whole[line]}):
+        low, high = bounds[line]
+        gone = np.zeros(high - low, bool)
+        for number, (begin, end) in strings:
+            if number == line:
+                gone[begin - low : end - low] = True
+        for begin, end in runs(gone):
+            before = _in_word(text[low + begin - 1 : low + begin]) if begin else False
+            after = _in_word(text[low + end : low + end + 1]) if low + end < high else False
+            first, last = _in_word(text[low + begin]), _in_word(text[low + end - 1])
+            if (before and first) or (last and after) or (before and after):
+                found.append((low + begin, low + end))
+    return found
 
 
-def _runs(chosen: np.ndarray) -> list[tuple[int, int]]:
+def _in_word(character: str) -> bool:
+    return _WORD.fullmatch(character) is not None
+
+
+def runs(chosen: np.ndarray) -> list[tuple[int, int]]:
     """[begin, end) of the runs of true."""
     padded = np.concatenate([[False], chosen, [False]])
     edges = np.flatnonzero(padded[1:] != padded[:-1])
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
-
-
-def _difference(original: str, refined: str) -> Iterator[tuple[str, int, int, int, int]]:
-    """Character operations. By lines first: difflib is quadratic, and most lines are equal."""
-    before, after = original.splitlines(keepends=True), refined.splitlines(keepends=True)
-    starts = [np.cumsum([0, *map(len, lines)]).tolist() for lines in (before, after)]
-    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
-    for tag, a, b, c, d in matcher.get_opcodes():
-        low, begin = starts[0][a], starts[1][c]
-        if tag != "replace":
-            yield tag, low, starts[0][b], begin, starts[1][d]
-            continue
-        inner = difflib.SequenceMatcher(None, "".join(before[a:b]), "".join(after[c:d]), autojunk=False)
-        for kind, i, j, k, m in inner.get_opcodes():
-            yield kind, low + i, low + j, begin + k, begin + m
 
 
 class EditRules(Operator):

@@ -10,49 +10,62 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from shunter.data import extraction
+from shunter.data import guarded
 from shunter.data.cleaning import normalise
 from shunter.data.curation.operators import Barrier, Facts, Keys, Operator, Verdicts
 from shunter.data.curation.pages import Pages
+from shunter.data.readers import MAX_PAGE_BYTES
 
 
 class Extract(Operator):
     """Finds the main text of documents that are web pages; others pass. A `curate` job adds it by itself.
 
-    What other documents meet when they are read, pages meet here: cleaning and the limits of length.
+    What other documents meet when they are read, pages meet here: cleaning and the limits of length. Pages
+    that take too long leave: the one verdict of a chain that hangs on how fast the machine is.
     """
 
     kind: Literal["extract"] = Field("extract", description="Markup to main text.")
     normalise: bool = Field(True, description="Clean the text as the job does.")
     min_chars: int = Field(1, ge=0, description="Shorter texts go.")
     max_chars: int = Field(10_000_000, ge=1, description="Longer texts go.")
+    seconds: float = Field(guarded.SECONDS, gt=0, description="Pages that take more processor time go.")
+    broken: bool = Field(False, description="Controls stay that `repair-text` uses after it.")
 
     def judge_with(self, pages: Pages, facts: Facts) -> Verdicts:
         size = len(pages)
         reason, value, limit = np.full(size, -1, np.int16), np.zeros(size), np.zeros(size)
         texts, counts = list(pages.texts), Counter[str]()
+        told: list[dict[str, str]] = [{} for _ in range(size)]
         methods = facts["extract"].tolist() if size else []
         for place, method in enumerate(methods):
             if not method:
                 continue
-            found = extraction.extract(texts[place], method)
-            text = normalise(found.text) if self.normalise else found.text
+            markup = len(texts[place])
+            if markup > MAX_PAGE_BYTES:
+                reason[place], value[place], limit[place] = 4, markup, MAX_PAGE_BYTES
+                continue
+            found = guarded.extract(texts[place], method, self.seconds)
+            text = normalise(found.text, self.broken) if self.normalise else found.text
             counts[f"pages by {found.by}"] += 1
             texts[place] = text
             length = len(text)
-            for number, fails, bound in (
-                (0, bool(found.error), 0),
-                (1, not text, 0),
-                (2, length < self.min_chars, self.min_chars),
-                (3, length > self.max_chars, self.max_chars),
+            for number, fails, much, bound in (
+                (5, found.late, self.seconds, self.seconds),
+                (0, bool(found.error), length, 0),
+                (1, not text, length, 0),
+                (2, length < self.min_chars, length, self.min_chars),
+                (3, length > self.max_chars, length, self.max_chars),
             ):
                 if fails:
-                    reason[place], value[place], limit[place] = number, length, bound
+                    reason[place], value[place], limit[place] = number, much, bound
+                    told[place] = {"error": found.error} if found.error else {}
                     break
-        return Verdicts(REASONS, reason, value, limit, texts=texts, counts=dict(counts))
+        return Verdicts(REASONS, reason, value, limit, texts=texts, counts=dict(counts), told=told)
 
 
-REASONS = ["the extractor failed", "no main text", "too short", "too long"]
+REASONS = [
+    "the extractor failed", "no main text", "too short", "too long", "too much markup", "took too long",
+]  # fmt: skip
 
 
 class ExactDuplicates(Barrier):

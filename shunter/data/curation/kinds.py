@@ -21,8 +21,10 @@ from shunter.data.curation.paragraphs import RepeatedParagraphs
 from shunter.data.curation.personal import MaskPersonal
 from shunter.data.curation.precision import PrecisionFilter
 from shunter.data.curation.quality import Perplexity, Quality
+from shunter.data.curation.refine import Refine
 from shunter.data.curation.repair import RepairText
 from shunter.data.curation.safety import KeywordSafety
+from shunter.data.curation.script import Script
 from shunter.data.curation.substrings import RepeatedStretches
 from shunter.data.curation.urls import UrlRules
 
@@ -37,9 +39,11 @@ AnyOperator = Annotated[
     | MaskPersonal
     | Language
     | ConfidenceCut
+    | Script
     | PrecisionFilter
     | Decontaminate
     | EditRules
+    | Refine
     | LicenceTiers
     | UrlRules
     | KeywordSafety
@@ -55,8 +59,10 @@ AnyOperator = Annotated[
 Preset = Literal["gopher", "c4", "fineweb", "fineweb2", "mixturevitae"]
 
 
-def preset(name: Preset, labelled: bool = False) -> list[Operator]:
-    """The operators of a published chain, in its order. labelled: a language model is at hand.
+def preset(name: Preset, labelled: bool = False, language: Language | None = None) -> list[Operator]:
+    """The operators of a published chain, in its order.
+
+    labelled: fineweb2 begins with labels of languages and their cut; by `language`, or the job's own model.
 
     gopher: arXiv 2112.11446, A.1. c4: arXiv 1910.10683, 2.2, without its list of bad words. fineweb: arXiv
     2406.17557, section 3, from extracted English on, with C4's rules but that of line ends. fineweb2:
@@ -85,7 +91,7 @@ def preset(name: Preset, labelled: bool = False) -> list[Operator]:
             MaskPersonal(),
         ]
     return [
-        *([Language(), ConfidenceCut()] if labelled else []),
+        *([language or Language(), ConfidenceCut()] if labelled else []),
         NearDuplicates(),
         GopherRepetition(max_paragraphs=None, max_paragraph_chars=None, max_line_chars=None),
         FineWebQuality(max_short=None, max_repeated=0.1),

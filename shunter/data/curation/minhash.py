@@ -7,6 +7,7 @@ similarity s share one of the 14 buckets of 8 hashes with probability 1 - (1 - s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from shunter.data.curation.operators import Barrier, Keys, Verdicts
 from shunter.data.curation.pages import Pages, Words, mixed
 from shunter.data.curation.room import Room, blocks, inside, parts_of, room_of
 
+EARLIER = -2  # number of the first document of earlier corpora; -1 stands for none
 EACH = 48  # bytes a document while one bucket is sorted
 TILE = 1024  # runs hashed at once: with 112 hashes 448 KiB, which a core's own cache holds
 
@@ -33,6 +35,7 @@ class NearDuplicates(Barrier):
     buckets: int = Field(14, ge=1, le=256, description="Buckets; one in common makes a pair.")
     hashes: int = Field(8, ge=1, le=64, description="Hashes that make a bucket.")
     seed: int = Field(1, ge=0, description="Of the hash functions.")
+    earlier: str = Field("", description="Where the job keeps what it knows of `earlier`; leave it out.")
 
     def columns(self) -> dict[str, str]:
         return {"cluster_size": "int32"}
@@ -76,6 +79,7 @@ class NearDuplicates(Barrier):
     def settle(self, keys: Mapping[str, Any]) -> Keys:
         """root: int64 per document, the number of the first of its cluster; size: int64, the cluster's."""
         room = room_of(keys)
+        keys, before = self._after_earlier(keys)
         number = room.whole("number", keys["number"], np.int64)
         parent = clusters(keys["digests"], keys["signed"], self.buckets, room)
         count, root, size = (room.array(name, len(parent), np.int64) for name in ("count", "root", "size"))
@@ -83,7 +87,19 @@ class NearDuplicates(Barrier):
             np.add.at(count, parent[rows], 1)
         for rows in blocks(len(parent)):
             root[rows], size[rows] = number[parent[rows]], count[parent[rows]]
-        return {"root": root, "size": size}
+        return {"root": root[before:], "size": size[before:]}
+
+    def _after_earlier(self, keys: Mapping[str, Any]) -> tuple[Mapping[str, Any], int]:
+        """The keys of earlier corpora before those of this one, and how many documents they are of."""
+        places = (
+            sorted(path for path in Path(self.earlier).iterdir() if path.is_dir()) if self.earlier else []
+        )
+        if not places:
+            return keys, 0
+        names = ("digests", "signed", "number")
+        both = {name: keys[name].after([place / f"{name}.npy" for place in places]) for name in names}
+        before = sum(len(np.load(place / "signed.npy", mmap_mode="r")) for place in places)
+        return both, before
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
         root, number = settled["root"], settled["number"]

@@ -33,6 +33,7 @@ class Verdicts:
     the limit that it missed; facts (columns) that stay with the kept ones; texts, where some changed.
 
     of: for a duplicate, the number of the document that stays, counted over the whole corpus; else -1.
+    told: what else its record of removal says, as JSON values.
     """
 
     reasons: Sequence[str]
@@ -43,6 +44,7 @@ class Verdicts:
     texts: list[str] | None = None
     counts: dict[str, int] = field(default_factory=dict)  # of what was edited inside documents
     of: np.ndarray | None = None
+    told: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def kept(self) -> np.ndarray:

@@ -85,6 +85,7 @@ class Pages:
         after = np.cumsum(lengths + 1)
         self.begins, self.ends = after - lengths - 1, after - 1
         self.lengths = lengths
+        self.removed = np.zeros(0, np.int64)  # places that a folded batch lacks, in the batch that it is of
 
     def __len__(self) -> int:
         return len(self.begins)
@@ -108,7 +109,24 @@ class Pages:
         plain.begins = self.begins - np.searchsorted(removed, self.begins)
         plain.ends = self.ends - np.searchsorted(removed, self.ends)
         plain.lengths = plain.ends - plain.begins
+        plain.removed = removed
         return plain
+
+    def unfolded(self, places: np.ndarray) -> np.ndarray:
+        """int64: the same characters' places in the batch that this one is the folded form of."""
+        before = self.removed - np.arange(len(self.removed))
+        return np.asarray(places + np.searchsorted(before, places, side="right"))
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """int64 per document: its bytes in UTF-8."""
+        sizes = self.lengths
+        for least in (0x80, 0x800, 0x10000):
+            places = np.flatnonzero(self.codes >= least)
+            if not len(places):
+                break
+            sizes = sizes + self.per_document(places)
+        return sizes
 
     @cached_property
     def flags(self) -> np.ndarray:

@@ -6,14 +6,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from shunter.data.curation.addresses import hostname
 from shunter.data.curation.gopher import different
-from shunter.data.curation.operators import Facts, Operator, Rule, Verdicts, decide
+from shunter.data.curation.operators import Barrier, Facts, Keys, Rule, Verdicts, decide
 from shunter.data.curation.pages import Pages
 
 AFFINITY, FREQUENT, CONTAMINATED, SAMPLED = 0.85, 0.95, 0.10, 10_000
@@ -69,21 +69,46 @@ def speaks(url: str, code: str, names: Sequence[str] = (), domains: Sequence[str
     return any(re.sub(r"[^\w/.]|_", "", name.lower()) in plain for name in names if name)
 
 
-class PrecisionFilter(Operator):
-    """Drops documents of one language without a word of its own, unless their address speaks it."""
+class PrecisionFilter(Barrier):
+    """Drops documents of one language without a word of its own, unless their address speaks it.
+
+    Where no more than `above` of the language's first `sampled` documents lack one, all stay: of a clean
+    language the filter would drop what is right.
+    """
 
     kind: Literal["precision"] = Field("precision", description="Wants one of a language's own words.")
     language: str = Field(description="The language whose documents are looked at; others pass.")
-    words: list[str] = Field(min_length=1, description="Its own words, as `precision.own_words` finds them.")
+    words: list[str] = Field([], description="Its own words; default: those that the job's `limits` found.")
     code: str = Field("", description="Its code in addresses; empty: addresses save no document.")
     names: list[str] = Field([], description="Names of the language and its regions in addresses.")
     domains: list[str] = Field([], description="Top-level domains of its regions.")
+    above: float | None = Field(
+        CONTAMINATED, ge=0, le=1, description="Share without an own word above which it runs; null: always."
+    )
+    sampled: int = Field(SAMPLED, ge=1, description="Documents of the language that tell that share.")
+
+    def keys_with(self, pages: Pages, facts: Facts) -> Keys:
+        absent = np.asarray(different(pages.words, self.words) == 0)
+        mine = np.ones(len(pages), bool)
+        if "language" in facts:
+            mine = np.asarray(facts["language"] == self.language, bool)
+        goes = absent & mine
+        if self.code and "url" in facts:
+            for place in np.flatnonzero(goes).tolist():
+                goes[place] = not speaks(str(facts["url"][place]), self.code, self.names, self.domains)
+        return {"absent": absent, "mine": mine, "goes": goes}
+
+    def settle(self, keys: Mapping[str, Any]) -> Keys:
+        """goes: bool per document."""
+        sample = np.flatnonzero(np.asarray(keys["mine"]))[: self.sampled]
+        share = float(np.asarray(keys["absent"])[sample].mean()) if len(sample) else 0.0
+        goes = np.asarray(keys["goes"])
+        return {"goes": goes if self.above is None or share > self.above else np.zeros(len(goes), bool)}
+
+    def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
+        found = {"words": np.where(settled["goes"], 0, 1)}
+        return decide([Rule("no word of the language", "words", low=1)], found, len(pages))
 
     def judge_with(self, pages: Pages, facts: Facts) -> Verdicts:
-        found = different(pages.words, self.words)
-        if "language" in facts:
-            found[facts["language"] != self.language] = 1
-        if self.code and "url" in facts:
-            for place in np.flatnonzero(found == 0).tolist():
-                found[place] = speaks(str(facts["url"][place]), self.code, self.names, self.domains)
-        return decide([Rule("no word of the language", "words", low=1)], {"words": found}, len(pages))
+        """Each document by itself, however clean the language is."""
+        return self.judge_settled(pages, self.keys_with(pages, facts))

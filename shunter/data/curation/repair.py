@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from shunter.config.errors import MissingExtra
+from shunter.data.cleaning import LATER, normalise
 from shunter.data.curation.operators import Facts, Operator, Verdicts
 from shunter.data.curation.pages import Pages
 
@@ -32,6 +33,9 @@ class RepairText(Operator):
     kind: Literal["repair-text"] = Field("repair-text", description="Mends mojibake and entities.")
     by: Literal["own", "ftfy"] = Field("own", description="ftfy: its `fix_text`; needs the extra `repair`.")
     entities: bool = Field(True, description="own: `&eacute;` becomes é in texts without `<`.")
+    normalise: bool = Field(
+        False, description="Clean what was mended as the job does, which sets this; leave it out."
+    )
 
     def ready(self) -> None:
         if self.by == "ftfy" and find_spec("ftfy") is None:
@@ -47,21 +51,28 @@ class RepairText(Operator):
             if self.by == "ftfy":
                 import ftfy
 
-                texts[place] = ftfy.fix_text(text)
-                repairs[place] = texts[place] != text
+                mended = ftfy.fix_text(text)
+                repairs[place] = mended != text
                 counts["repaired places"] += int(repairs[place])
+                texts[place] = self._cleaned(mended, text)
                 continue
             mended, runs = repaired(text)
             found = 0
             if self.entities and "&" in mended and "<" not in mended:
                 found = sum(html.unescape(entity) != entity for entity in _ENTITY.findall(mended))
                 mended = _ENTITY.sub(lambda match: html.unescape(match[0]), mended)
-            texts[place], repairs[place] = mended, runs + found
+            texts[place], repairs[place] = self._cleaned(mended, text), runs + found
             counts["repaired places"] += runs
             counts["entities"] += found
         keep, zeros = np.full(len(texts), -1, np.int16), np.zeros(len(texts))
         counts = {name: count for name, count in counts.items() if count}
         return Verdicts([], keep, zeros, zeros, {"repairs": repairs}, texts=texts, counts=counts)
+
+    def _cleaned(self, mended: str, text: str) -> str:
+        """What was mended is cleaned anew, and controls that no mending has used go now."""
+        if self.normalise and (mended != text or LATER.search(mended)):
+            return normalise(mended)
+        return mended
 
 
 def repaired(text: str) -> tuple[str, int]:

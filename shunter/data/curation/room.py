@@ -93,6 +93,10 @@ class Column:
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
 
+    def after(self, paths: list[Path]) -> Column:
+        """The same with other arrays before them."""
+        return Column([*paths, *self._paths])
+
     def parts(self) -> Iterator[np.ndarray]:
         """The arrays, each mapped while it is looked at."""
         for path in self._paths:

@@ -28,10 +28,10 @@ def why(folder: Path, name: str) -> dict[str, Any]:
             if name in line and _is(record := json.loads(line), name):
                 parts[record["id"]] = {"state": "dropped", **record}
     for split in SPLITS:
+        begin = 0  # of a file among its split's
         for path in sorted((folder / split).glob("*.parquet")):
             with pq.ParquetFile(path) as table:
                 facts = [c for c in table.schema_arrow.names if c != "text"]
-                begin = 0
                 for batch in table.iter_batches(batch_size=4096):
                     hits = pc.starts_with(batch.column("id"), name)
                     for place, hit in enumerate(hits.to_pylist()):

@@ -37,10 +37,16 @@ class Reward(Role):
     ) -> None:
         super().__init__(station, **settings)
         self.tokenizer = Tokenizer.load(Path(tokenizer))
+        self.grader: Grader | None = None
         if station.rank == 0:  # which grades all
             configs = [RewardConfig.model_validate(each) for each in rewards]
             rules = [(self._rule(it, reward_model, Path(base)), it.weight) for it in configs]
             self.grader = Grader(rules, unfinished=unfinished, seed=seed)
+
+    def close(self) -> None:
+        """End the sandboxes and processes of rules: as one process, the flow lives on with its caller."""
+        if self.grader is not None:
+            self.grader.close()
 
     def _rule(self, config: RewardConfig, reward_model: str | None, base: Path) -> Rule:
         if config.kind == "model":
@@ -48,24 +54,17 @@ class Reward(Role):
 
             assert reward_model is not None
             return Learnt.load(Path(reward_model), self.station.device)
-        if config.kind == "code":
-            from shunter.post.sandbox.box import Sandbox
-            from shunter.post.sandbox.code import Passes
-            from shunter.post.sandbox.languages import language
+        if config.kind in ("code", "checker"):
+            from shunter.post.sandbox.checker import sandboxed
 
-            spoken = language(config.language, base)
-            return Passes(Sandbox(), spoken, seconds=config.seconds, partial=config.partial)
-        if config.kind == "checker":
-            from shunter.post.sandbox.box import Sandbox
-            from shunter.post.sandbox.checker import Checked
-
-            return Checked.load(Sandbox(), base / str(config.file), seconds=config.seconds)
+            return sandboxed(config, base)
         return rule(config)
 
     @operation("all_to_one")
     def grade(self, asked: Rows, written: Rows) -> Rows:
         """`reward` of each answer, and `text`. Tells the mean, and each rule's. One rank grades all, so that
         a rule sees a step as a whole, with its canaries."""
+        assert self.grader is not None
         prompts, targets = strings(asked["text"]), strings(asked["target"])
         items, answers = [], []
         for row in range(len(written)):

@@ -36,6 +36,12 @@ class Host:
         self.shelf, self.reader, self.folder, self.exact = shelf, reader, folder, exact
         self.roles: dict[str, Role] = {}
 
+    def close(self) -> None:
+        """End the roles."""
+        for role in self.roles.values():
+            role.close()
+        self.roles.clear()
+
     def do(self, message: dict[str, Any], *, own: bool = False) -> dict[str, Any] | None:
         """The answer: {"done": id, ...} or {"failed": ...}; None where there is none. own: in the
         controller's process, where an exception is raised as it is."""

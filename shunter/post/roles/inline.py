@@ -65,6 +65,8 @@ class Inline:
         return self._reader
 
     def close(self) -> None:
+        for host in self._hosts.values():
+            host.close()
         self._hosts.clear()
         torch.set_num_threads(self._before[0])
         torch.use_deterministic_algorithms(self._before[1])

@@ -51,6 +51,9 @@ class Role:
         self.station = station
         self.told: dict[str, float] = {}
 
+    def close(self) -> None:
+        """Give back what the role holds besides memory."""
+
     def tell(self, **facts: float) -> None:
         """Small numbers for the controller."""
         self.told |= {name: float(value) for name, value in facts.items()}

@@ -6,6 +6,7 @@ import json
 import os
 import selectors
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,11 +20,16 @@ from shunter.config.errors import ShunterError
 from shunter.post.sandbox import groups
 from shunter.post.sandbox.languages import TOYS, Language
 
-ZYGOTE = Path(__file__).parent / "zygote.py"
+ENTRY = Path(__file__).parent / "entry.py"
+PACKAGE = Path(__file__).parents[3]
 COMPILE_SECONDS = 30.0
 START = 60.0  # seconds within which the zygote must be ready
+END = 10.0  # and those in which it ends when it is told to
 # A program that waits uses no CPU seconds: it ends after so many times of them by the clock.
 WALL = 10.0
+LENGTH = struct.Struct("!Q")  # before each reply, as the zygote writes it
+MIB = 1 << 20
+FILES = 32 * MIB  # of a program's own file system at least; an eighth of its memory where that is more
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class Program:
 
 @dataclass(frozen=True)
 class Case:
-    """How one case ended: ok, error, timeout, output (too much of it), or one of these after `compile-`."""
+    """How one case ended: ok, error, timeout, output (too much of it), memory (likewise), or one of these
+    after `compile-`."""
 
     status: str
     output: str
@@ -50,22 +57,22 @@ class Sandbox:
     """A zygote and the programs forked from it. Use it as a context, or `close` it.
 
     A program runs in a fork that is used once, as a user id of its own, in namespaces of its own (processes,
-    IPC), without network, in a file system that holds the system's programs, read-only, and its own folder,
-    with limits on CPU time, memory, processes, files and output. Programs that run side by side share the
-    cores: a greedy one may slow others down, which CPU time does not count.
+    IPC, mounts), without network, in a file system that holds the system's programs, read-only, its own
+    folder, /tmp and /dev/shm, with limits on CPU time, memory, processes, files and output. Nothing that it
+    starts outlives it, and nothing outlives the sandbox, however that or this process ends. Programs that run
+    side by side share the cores: a greedy one may slow others down, which CPU time does not count.
     Raises ShunterError where the machine does not allow that: then nothing untrusted is run at all.
 
-    limits: by what a program's memory and processes are limited. `cgroup`: all of a program together (version
-    2), and each process; `resource limits`: each process, where no control group can be had.
+    limits: by what a program's memory and processes are limited. `cgroup`: by the kernel, all of a program
+    together (version 2); `resource limits`: each process by the kernel, all together by looking at them.
     """
 
-    def __init__(
-        self, *, slots: int = 0, memory: int = 0, output: int = 1 << 20, grouped: bool = True
-    ) -> None:
-        """slots: programs that run side by side; 0: one a core. memory, output: bytes; of memory, 0: what the
-        language says. grouped: with control groups, where there are any."""
+    def __init__(self, *, slots: int = 0, output: int = 1 << 20, grouped: bool = True) -> None:
+        """slots: programs that run side by side; 0: one a core. output: bytes. grouped: with control groups,
+        where there are any."""
         self.slots = slots or len(os.sched_getaffinity(0))
-        self.memory, self.output = memory, output
+        self.output = output
+        self.paths: tuple[str, ...] = ()  # what languages show beside the system's programs
         self.starts = 0
         self.limits = "cgroup" if grouped else "resource limits"
         self._group: Path | None = None
@@ -80,14 +87,20 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End the zygote, and what runs with it."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        """End the zygote, and what runs with it; returns when nothing of it is left."""
         if self._control is not None:
+            # Forks of this process may hold the socket too: `close` alone would tell the zygote nothing.
+            with suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)
             self._control.close()
             self._control = None
+        if self._process is not None:
+            try:
+                self._process.wait(END)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
         if self._group is not None:
             groups.remove(self._group)
             self._group = None
@@ -99,6 +112,10 @@ class Sandbox:
         Raises ShunterError when no zygote can be started.
         """
         found: dict[int, list[Case]] = {}
+        more = {path for program in programs for path in program.language.paths} - set(self.paths)
+        if more:  # a jail is built once: another one
+            self.paths = (*self.paths, *sorted(more))
+            self._start()
         everything = list(range(len(programs)))
         # Side by side twice: the fault may have been a neighbour's, or the machine's.
         for together in (everything, everything, *([i] for i in everything)):
@@ -132,12 +149,8 @@ class Sandbox:
                     chosen.unregister(ours)
                     ours.close()
                     del active[ours]
-                    # Nothing, or a part: its supervisor was killed. It is run once more.
-                    with suppress(ValueError):
-                        cases = json.loads(b"".join(said))
-                        found[number] = [
-                            Case(c["status"], c["output"], c["code"], c["errors"]) for c in cases
-                        ]
+                    if cases := reply(b"".join(said)):  # else its supervisor was killed: once more
+                        found[number] = cases
                 if any(time.monotonic() > limit for _, _, limit in active.values()):
                     self.close()  # a supervisor that says nothing: all is begun anew
                     return
@@ -160,12 +173,20 @@ class Sandbox:
     def _request(self, program: Program) -> dict[str, Any]:
         language, wall = program.language, max(5.0, WALL * program.seconds)
         command = None if language.compile is None else language.words(language.compile)
-        memory = self.memory or language.memory << 20
+        memory = language.memory * MIB
+        space = max(memory, (language.address_space or 0) * MIB)
         limits = {
-            "seconds": program.seconds, "wall": wall, "memory": memory, "output": self.output,
+            "seconds": program.seconds,
+            "wall": wall,
+            "memory": memory,
+            "address_space": space,
+            "output": self.output,
             "processes": language.processes,
-        }  # fmt: skip
-        compiling = {"seconds": COMPILE_SECONDS, "wall": 10 * COMPILE_SECONDS, "memory": 4 * memory}
+            "proc": language.proc,
+            "files": max(FILES, memory // 8),
+        }
+        compiling = {"seconds": COMPILE_SECONDS, "wall": 10 * COMPILE_SECONDS, "memory": 4 * memory,
+                     "address_space": 4 * space}  # fmt: skip
         return {
             "filename": language.filename,
             "code": program.code,
@@ -192,7 +213,9 @@ class Sandbox:
             self.close()
             raise ShunterError(
                 f"untrusted programs cannot be run here: {refused}",
-                mend="Run as root in a container that may make namespaces, or leave out rewards of code.",
+                mend="Allow user namespaces (sysctl user.max_user_namespaces; on Ubuntu "
+                "kernel.apparmor_restrict_unprivileged_userns=0), run as root in a container that may make "
+                "namespaces, or leave out rewards of code and checkers.",
             )
 
     def _begin(self) -> str | None:
@@ -202,7 +225,17 @@ class Sandbox:
         with theirs:
             # -I and -S: neither the environment nor an installed package has a say in what the zygote is.
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(ZYGOTE), str(theirs.fileno()), str(TOYS), *group],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    str(ENTRY),
+                    str(theirs.fileno()),
+                    str(TOYS),
+                    json.dumps(self.paths),
+                    str(PACKAGE),
+                    *group,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -219,3 +252,11 @@ class Sandbox:
         self._control.settimeout(None)
         refused: str | None = told.get("refused")
         return refused
+
+
+def reply(said: bytes) -> list[Case] | None:
+    """The cases of a reply; None for one that is not whole, as of a supervisor that was killed."""
+    if len(said) < LENGTH.size or len(said) - LENGTH.size != LENGTH.unpack_from(said)[0]:
+        return None
+    cases = json.loads(said[LENGTH.size :])
+    return [Case(c["status"], c["output"], c["code"], c["errors"]) for c in cases]

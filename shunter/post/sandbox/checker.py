@@ -1,4 +1,4 @@
-"""A reward by a person's own program. It runs where untrusted programs do: a model wrote what it reads."""
+"""A person's own rule: a program that reads an answer and prints what it is worth, run in the sandbox."""
 
 from __future__ import annotations
 
@@ -9,67 +9,92 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shunter.config.errors import ShunterError
+from shunter.post.config import Known, RewardConfig
 from shunter.post.rewards import Item
 from shunter.post.sandbox.box import Case, Program, Sandbox
-from shunter.post.sandbox.languages import LANGUAGES
+from shunter.post.sandbox.code import Passes
+from shunter.post.sandbox.languages import Language, language
 
 
-class Checked:
-    """The rule `checker`: a Python program that is run once an answer, in a fork of its own.
+class Checker:
+    """The rule `checker`. For each answer the program is run anew, in a fork that is used once: what it reads
+    was written by a model, and may be meant to harm it.
 
-    It reads one JSON object from its standard input, {"prompt", "answer", "target", "finished"}, and prints a
-    number in its last line. One that prints none, ends with an error, or takes too long has graded nothing.
+    It is given one JSON object on standard input, with `prompt`, `answer`, `target` (texts) and `finished`,
+    and prints a number as its last line. Canaries are the answers whose score a person has said.
     """
 
     name = "checker"
 
-    def __init__(self, box: Sandbox, code: str, *, seconds: float = 2.0) -> None:
-        self.box, self.code, self.seconds = box, code, seconds
-        self.told: dict[str, int] = {}  # how runs ended, by status
-
-    @classmethod
-    def load(cls, box: Sandbox, path: Path, *, seconds: float) -> Checked:
-        """Of a file. Raises ShunterError for one that cannot be read, or is no Python."""
-        try:
-            code = path.read_text(encoding="utf-8")
-            ast.parse(code)
-        except (OSError, UnicodeDecodeError) as error:
-            box.close()
-            raise ShunterError(f"the checker cannot be read ({error})", where=str(path)) from None
-        except (SyntaxError, ValueError) as error:
-            box.close()
-            raise ShunterError(f"the checker is no Python ({error})", where=str(path)) from None
-        return cls(box, code, seconds=seconds)
+    def __init__(
+        self,
+        box: Sandbox,
+        language: Language,
+        source: str,
+        *,
+        seconds: float = 2.0,
+        known: Sequence[Known] = (),
+    ) -> None:
+        self.box, self.language, self.source, self.seconds = box, language, source, seconds
+        self.known = known
 
     def grade(self, items: Sequence[Item]) -> list[float | str]:
-        asked = [
-            json.dumps(
-                {"prompt": it.prompt, "answer": it.answer, "target": it.target, "finished": it.finished}
-            )
-            for it in items
-        ]
-        programs = [Program(LANGUAGES["python"], self.code, [given], self.seconds) for given in asked]
-        found = [self._score(ended[-1]) for ended in self.box.run(programs)]
-        for score in found:
-            how = "graded" if isinstance(score, float) else "failed"
-            self.told[how] = self.told.get(how, 0) + 1
-        return found
+        programs = [Program(self.language, self.source, [given(item)], self.seconds) for item in items]
+        return [score(cases[-1]) for cases in self.box.run(programs)]
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
-        """None are known: what it should say, only its author knows."""
-        return []
+        return [(Item(each.prompt, each.answer, each.target), each.score) for each in self.known]
 
     def close(self) -> None:
         """End the sandbox."""
         self.box.close()
 
-    def _score(self, ended: Case) -> float | str:
-        lines = (ended.output if ended.status == "ok" else ended.errors).strip().splitlines()
-        last = lines[-1].strip()[:200] if lines else ""
-        if ended.status != "ok":
-            return f"the checker ended with {ended.status!r}" + (f": {last}" if last else "")
-        try:
-            score = float(last)
-        except ValueError:
-            return f"the checker's last line is no number: {last!r}"
-        return score if math.isfinite(score) else f"the checker said {last}"
+
+def given(item: Item) -> str:
+    """What a checker reads."""
+    told = {"prompt": item.prompt, "answer": item.answer, "target": item.target, "finished": item.finished}
+    return json.dumps(told) + "\n"
+
+
+def score(ended: Case) -> float | str:
+    """What a checker has printed, or a sentence on why that is no score."""
+    if ended.status != "ok":
+        said = ended.errors.strip().splitlines()
+        return f"the checker ended with {ended.status} (code {ended.code}){': ' + said[-1] if said else ''}"
+    lines = ended.output.strip().splitlines()
+    try:
+        found = float(lines[-1]) if lines else math.nan
+    except ValueError:
+        found = math.nan
+    return found if math.isfinite(found) else f"the checker printed {ended.output[-100:]!r}, no number"
+
+
+def check(config: RewardConfig, base: Path) -> None:
+    """Raise ShunterError for a rule that runs programs, where it can be seen before anything is done."""
+    spoken = language(config.language, base)
+    spoken.check()
+    if config.kind == "checker":
+        source = read(config, base)
+        if spoken.name == "python":
+            try:
+                ast.parse(source)
+            except (SyntaxError, ValueError) as error:
+                raise ShunterError(f"the checker is no Python ({error})", where=str(config.file)) from error
+
+
+def read(config: RewardConfig, base: Path) -> str:
+    """The program of a checker. Raises ShunterError where there is no such file."""
+    path = base / str(config.file)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShunterError(f"the checker cannot be read ({error})", where=str(path)) from error
+
+
+def sandboxed(config: RewardConfig, base: Path) -> Passes | Checker:
+    """The rule of a reward whose kind is `code` or `checker`, with a sandbox of its own."""
+    spoken = language(config.language, base)
+    if config.kind == "code":
+        return Passes(Sandbox(), spoken, seconds=config.seconds, partial=config.partial)
+    source = read(config, base)
+    return Checker(Sandbox(), spoken, source, seconds=config.seconds, known=config.known)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shunter.config.errors import ShunterError
-from shunter.post.rewards import Item
+from shunter.post.rewards import CANARY, Item
 from shunter.post.sandbox.box import Program, Sandbox
 from shunter.post.sandbox.languages import LANGUAGES, Language, last_program
 
@@ -28,6 +28,11 @@ class Passes:
     ) -> None:
         self.box, self.language, self.seconds, self.partial = box, language, seconds, partial
         self.told: dict[str, int] = {}  # how programs ended, by status, without canaries
+        try:
+            language.check()
+        except ShunterError:
+            box.close()
+            raise
         self._try()
 
     def grade(self, items: Sequence[Item]) -> list[float | str]:
@@ -44,7 +49,7 @@ class Passes:
             if code is None:
                 self._count(item, "no block")
                 continue
-            language = LANGUAGES["python"] if item.prompt == _PYTHON else self.language
+            language = LANGUAGES["python"] if item.prompt == CANARY else self.language
             asked.append((i, tests))
             programs.append(Program(language, code, [given for given, _ in tests], self.seconds))
         for (i, tests), ended in zip(asked, self.box.run(programs), strict=True):
@@ -61,51 +66,44 @@ class Passes:
         self.box.close()
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
-        """Programs of Python, right, ending before it prints, and without a block, and the sample of the
-        language that is taught, if it has one; none depends on the data."""
+        """Programs that are right, in the language that is taught too, and one that ends before it prints;
+        none depends on the data."""
         target = json.dumps([{"input": "20 3", "output": "23"}])
+        sample = self.language.sample
+        assert sample is not None
+        own = json.dumps([{"input": sample.input, "output": sample.output}])
         right = "```\nprint(sum(map(int, input().split())))\n```"
-        known = [
-            (Item(_PYTHON, right, target), 1.0),
-            (Item(_PYTHON, "```\nimport os\nos._exit(0)\n```", target), self.partial),
-            (Item(_PYTHON, "print(23)", target), 0.0),
+        return [
+            (Item(_SAMPLE, f"```\n{sample.program.rstrip()}\n```", own), 1.0),
+            (Item(CANARY, right, target), 1.0),
+            (Item(CANARY, "```\nimport os\nos._exit(0)\n```", target), self.partial),
+            (Item(CANARY, "print(23)", target), 0.0),
         ]
-        if (sample := self.language.sample) is not None:
-            target = json.dumps([{"input": sample.input, "output": sample.output}])
-            known.append((Item(_SAMPLE, f"```\n{sample.program.rstrip()}\n```", target), 1.0))
-        return known
 
     def _count(self, item: Item, how: str) -> None:
-        if item.prompt not in (_PYTHON, _SAMPLE):
+        if item.prompt not in (CANARY, _SAMPLE):
             self.told[how] = self.told.get(how, 0) + 1
 
     def _try(self) -> None:
-        """Raise ShunterError where the language does not run in sight of programs, or its sample does not
-        print what it should: each answer would be worth nothing then."""
-        sample, seconds = self.language.sample, max(self.seconds, 2.0)
-        given = Program(self.language, "", [""], seconds)
-        if sample is not None:
-            given = Program(self.language, sample.program, [sample.input], seconds)
-        ended = self.box.run([given])[0][-1]
-        lost = ended.code in (126, 127)
-        if not lost and (sample is None or (ended.status == "ok" and same(ended.output, sample.output))):
-            return
-        self.box.close()
-        if lost:
+        """Raise ShunterError where what the language runs is on the machine, but does not run in the sandbox:
+        each program would be worth nothing then."""
+        language, sample = self.language, self.language.sample
+        assert sample is not None
+        ended = self.box.run([Program(language, sample.program, [sample.input], self.seconds)])[0][-1]
+        if ended.status != "ok" or not same(ended.output, sample.output):
+            self.box.close()
+            said = ended.errors.strip() or f"it printed {ended.output[:100]!r}"
             raise ShunterError(
-                f"the language {self.language.name} cannot be run in the sandbox, which shows programs /usr, "
-                "/bin, /lib and Python alone",
-                mend=self.language.install,
+                f"the language {language.name} cannot be run in the sandbox: its sample ended "
+                f"with {ended.status} (code {ended.code}): {said[-300:]}",
+                mend=f"Programs see /usr, /bin, /lib and Python, and have {language.memory} MiB, "
+                f"{language.processes} processes and {self.seconds:g} s: `paths`, `memory`, `address_space` "
+                "and `processes` in the language's file, and `seconds`, give them more. "
+                f"{language.install or ''}".strip(),
             )
-        said = (ended.errors or ended.output).strip().splitlines()
-        raise ShunterError(
-            f"the sample of the language {self.language.name} ended with {ended.status!r}"
-            + (f": {said[-1][:200]}" if said else " and printed nothing"),
-            mend="Raise `memory` or `processes` of the language, or mend its sample.",
-        )
 
 
-_PYTHON, _SAMPLE = "\x00python", "\x00sample"  # no person's prompt begins so
+_SAMPLE = "\x00sample"  # the prompt of a canary in the language that is taught; others are Python
 
 
 def cases(target: str) -> list[tuple[str, str]]:

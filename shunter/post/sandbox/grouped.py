@@ -24,14 +24,20 @@ def make(groups: int, name: str, memory: int, processes: int) -> None:
         put(groups, f"{name}/memory.swap.max", "0")
 
 
-def end(groups: int, name: str) -> bool:
-    """Remove a program's group; whether something in it was killed for its memory."""
-    try:
-        fd = os.open(f"{name}/memory.events", os.O_RDONLY, dir_fd=groups)
-        told = dict(line.split() for line in os.read(fd, 4096).decode().splitlines())
-        os.close(fd)
-    except OSError:
-        told = {}
+def end(groups: int, name: str) -> tuple[bool, float]:
+    """Remove a program's group; whether something in it was killed for its memory, and its CPU seconds."""
+    killed = _told(groups, f"{name}/memory.events").get("oom_kill", 0) > 0
+    seconds = _told(groups, f"{name}/cpu.stat").get("usage_usec", 0) / 1e6
     with suppress(OSError):
         os.rmdir(name, dir_fd=groups)
-    return int(told.get("oom_kill", "0")) > 0
+    return killed, seconds
+
+
+def _told(groups: int, name: str) -> dict[str, int]:
+    try:
+        fd = os.open(name, os.O_RDONLY, dir_fd=groups)
+    except OSError:
+        return {}
+    lines = os.read(fd, 4096).decode().splitlines()
+    os.close(fd)
+    return {word: int(value) for word, value in (line.split() for line in lines)}

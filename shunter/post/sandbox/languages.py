@@ -6,7 +6,7 @@ the model about one while it learns, which is left out when it is measured.
 
 from __future__ import annotations
 
-import re
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -19,7 +19,6 @@ from shunter.config.errors import ShunterError
 from shunter.config.yaml import load
 
 TOYS = Path(__file__).parent / "toys"
-_FENCE = re.compile(r"^```[^\n]*\n(.*?)^```\s*$", re.DOTALL | re.MULTILINE)
 
 
 class Sample(Config):
@@ -43,11 +42,22 @@ class Language(Config):
     prompt: str = Field("", description="What a model is told before each problem while it learns.")
     sample: Sample | None = Field(
         None,
-        description="A program with its output: tried before anything begins, and graded in every batch. "
-        "Without one, a language whose every program fails in the sandbox is not seen.",
+        description="A program with its output: a reward runs it before anything is taught and in every "
+        "batch, so that a language that does not run here is seen. It needs one.",
     )
-    memory: int = Field(512, ge=16, description="MiB of address space that a process may take.")
-    processes: int = Field(8, ge=1, le=1024, description="Processes and threads that a program may have.")
+    memory: int = Field(512, ge=64, description="MiB that a program's processes may hold, all together.")
+    address_space: int | None = Field(
+        None,
+        description="MiB that each may reserve, where its runtime reserves more than it uses (Go, Java, "
+        "JavaScript); without it, as much as `memory`.",
+    )
+    processes: int = Field(32, ge=1, le=1024, description="Processes and threads that a program may have.")
+    proc: bool = Field(
+        False, description="Whether programs see /proc, with their own processes; Java needs it."
+    )
+    paths: list[str] = Field(
+        [], description="What programs see, read-only, beside /usr, /bin, /lib and Python: folders or files."
+    )
 
     @field_validator("execute", "compile")
     @classmethod
@@ -56,33 +66,53 @@ class Language(Config):
             raise ValueError("the command is empty")
         return command
 
+    @field_validator("paths")
+    @classmethod
+    def _paths(cls, paths: list[str]) -> list[str]:
+        for path in paths:
+            if not path.startswith("/") or path != os.path.normpath(path) or path == "/":
+                raise ValueError(f"{path!r} is no plain path from / on, below it")
+        return paths
+
     def words(self, command: str) -> list[str]:
         """A command's words; no shell reads them."""
         return [word.replace("{file}", self.filename) for word in shlex.split(command)]
 
     def check(self) -> None:
-        """Raise ShunterError when its program is not on this machine."""
+        """Raise ShunterError when its program is not on this machine, or nothing would show that it does not
+        run there."""
+        if self.sample is None:
+            raise ShunterError(
+                f"the language {self.name} has no program that is known to run",
+                mend='Add a line to its file: `sample: {program: "...", input: "...", output: "..."}`.',
+            )
         for command in (self.compile, self.execute):
             program = None if command is None else self.words(command)[0]
             if program not in (None, "warm") and shutil.which(str(program)) is None:
                 raise ShunterError(
                     f"the language {self.name} needs {program!r}, which is not here", mend=self.install
                 )
+        for path in self.paths:
+            if not os.path.exists(path):
+                raise ShunterError(
+                    f"the language {self.name} shows {path}, which is not here", mend=self.install
+                )
 
 
 LANGUAGES = {
     language.name: language
     for language in (
-        Language(name="python", filename="main.py", execute="warm {file}"),
+        Language(name="python", filename="main.py", execute="warm {file}",
+                 sample=Sample(program="print(int(input()) + 1)", input="6", output="7")),
         Language(name="stack", filename="main.stk", execute="warm /toys/stack.py {file}",
                  sample=Sample(program="read read + print", input="2 5", output="7")),
         Language(name="prefix", filename="main.pre", execute="warm /toys/prefix.py {file}",
                  sample=Sample(program="+ in * in 2", input="3 4", output="11")),
         Language(name="awk", filename="main.awk", execute="awk -f {file}", install="Install awk.",
-                 sample=Sample(program="BEGIN { print 7 }", output="7")),
+                 sample=Sample(program="{ print $1 + 1 }", input="6", output="7")),
         Language(name="c", filename="main.c", compile="gcc -O1 -o main {file} -lm", execute="./main",
                  install="Install gcc.",
-                 sample=Sample(program='#include <stdio.h>\nint main(void) { puts("7"); }\n', output="7")),
+                 sample=Sample(program='#include <stdio.h>\nint main(void) { puts("7"); }', output="7")),
     )
 }  # fmt: skip
 
@@ -102,6 +132,15 @@ def language(name: str, base: Path) -> Language:
 
 
 def last_program(answer: str) -> str | None:
-    """What stands in the last fenced block of an answer; None where there is none."""
-    found = _FENCE.findall(answer)
-    return found[-1] if found else None
+    """What stands in the last fenced block of an answer; None where there is none. In one pass: an answer may
+    be anything."""
+    lines = answer.split("\n")
+    found, begin = None, None
+    for i, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if begin is None:
+            begin = i + 1
+        elif not line[3:].strip():
+            found, begin = (begin, i), None
+    return None if found is None else "".join(f"{line}\n" for line in lines[found[0] : found[1]])

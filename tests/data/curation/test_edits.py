@@ -1,23 +1,24 @@
-"""Edit programs delete and nothing else; what an expert deleted becomes a program that does the same."""
+"""Edit programs delete and nothing else, by the original's numbers, whatever the calls and their order."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shunter.data.curation.edits import (
     Call,
+    Edited,
     EditRules,
     RemoveLines,
     RemoveString,
     chunks,
-    distil,
     execute,
-    new_words,
     numbered,
     parse,
     shifted,
+    within,
+    words,
     written,
 )
 from shunter.data.curation.pages import Pages
@@ -46,7 +47,38 @@ def test_any_program_leaves_a_subsequence(text: str, calls: list[Call]) -> None:
     assert found.executed + found.skipped == len(calls)
     assert found.deleted == len(text) - len(found.text)
     assert execute(text, list(reversed(calls))).text == found.text, "all mean the original's lines"
-    assert new_words(text, found.text) >= 0
+    assert execute(text, [*calls, *calls]).text == found.text, "what is deleted twice is deleted once"
+    assert execute(text, found.applied) == Edited(found.text, found.applied, 0, found.deleted)
+
+
+@given(
+    st.lists(st.text("ab _.é\n", max_size=12), max_size=4).map("\n".join),
+    st.lists(st.tuples(st.integers(0, 5), st.text("ab _.é", min_size=1, max_size=3)), max_size=5),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=2),
+)
+def test_with_whole_words_no_word_is_invented(
+    text: str, strings: list[tuple[int, str]], lines: list[tuple[int, int]]
+) -> None:
+    calls: list[Call] = [RemoveString(*each) for each in strings]
+    calls += [RemoveLines(*each) for each in lines]
+    found = execute(text, calls, whole_words=True)
+    assert set(words(found.text)) <= set(words(text))
+    assert subsequence(found.text, text)
+    assert found.executed + found.skipped == len(calls)
+    assert execute(text, list(reversed(calls)), whole_words=True).text == found.text
+    # What need not be skipped is not: each call that was executed alone makes no word either.
+    assert execute(text, found.applied).text == found.text
+
+
+def test_a_string_out_of_a_word_is_skipped() -> None:
+    text = "one two (ad) three"
+    for cut in ("ne t", "wo", "e two (ad) t", "hre"):
+        assert execute(text, [RemoveString(0, cut)], whole_words=True).skipped == 1
+        assert execute(text, [RemoveString(0, cut)]).executed == 1
+    both: list[Call] = [RemoveString(0, " ("), RemoveString(0, "ad"), RemoveString(0, ") ")]
+    found = execute(text, both, whole_words=True)
+    assert (found.text, found.executed) == (text, 0), "together they would make twothree"
+    assert execute(text, [RemoveString(0, " (ad)")], whole_words=True).text == "one two three"
 
 
 @given(CALLS)
@@ -78,48 +110,6 @@ def test_numbers_and_strings_that_do_not_apply() -> None:
     assert execute(text, [RemoveString(0, " two two"), RemoveLines(0, 1)]).text == "four"
 
 
-@given(TEXTS, st.data())
-@settings(max_examples=150)
-def test_deletions_come_back_as_a_program(text: str, data: st.DataObject) -> None:
-    """Delete whole lines and parts of lines at random; where a program is found, it does just that."""
-    text = f"{text}\nthe last line of a longer text, which stays"
-    lines = text.split("\n")
-    gone = data.draw(st.sets(st.integers(0, len(lines) - 2)))
-    refined = "\n".join(line for number, line in enumerate(lines) if number not in gone)
-    calls, why = distil(text, refined)
-    if calls is not None:
-        assert execute(text, calls).text == refined
-    else:
-        assert why in ("hardly anything deleted", "not to be said in a program", "rewritten")
-
-
-def test_lines_and_strings_are_told_apart() -> None:
-    text = "Menu | Home | Log in\nA sentence that stays. Share this on X!\nAnother one.\nFooter\nFooter 2"
-    refined = "A sentence that stays.\nAnother one."
-    calls, _ = distil(text, refined)
-    assert calls == [RemoveString(1, " Share this on X!"), RemoveLines(0, 0), RemoveLines(3, 4)]
-
-
-@pytest.mark.parametrize(("size", "usable"), [(19, True), (20, False)])
-def test_a_rewriting_of_twenty_characters_is_refused(size: int, usable: bool) -> None:
-    text = "keep this\n" + "navigation line\n" * 2 + "end of it"
-    refined = "keep this\n" + "z" * size + "end of it"
-    for changed in (refined, "keep this " + "w" * size + "\nend of it"):
-        calls, why = distil(text, changed)
-        assert (calls is None) >= (not usable)
-        if not usable:
-            assert why == "rewritten"
-
-
-@pytest.mark.parametrize(("size", "usable"), [(9, False), (10, True)])
-def test_fewer_than_ten_characters_are_no_edit(size: int, usable: bool) -> None:
-    calls, why = distil("first\n" + "x" * size + "last", "first\nlast")
-    assert calls == ([RemoveString(1, "x" * size)] if usable else None)
-    assert why == ("" if usable else "hardly anything deleted")
-    assert distil("same", "same") == ([], "")
-    assert written([]) == "keep_all()"
-
-
 @given(TEXTS, st.integers(1, 12), st.integers(0, 2))
 def test_chunks_keep_their_lines(text: str, chars: int, overlap: int) -> None:
     lines, seen = text.split("\n"), set()
@@ -133,7 +123,20 @@ def test_chunks_keep_their_lines(text: str, chars: int, overlap: int) -> None:
     first = {begin for begin, _ in chunks(text, chars, overlap)}
     expected = "\n".join(line for number, line in enumerate(lines) if number not in first)
     assert execute(text, deleted).text == expected, "twice deleted is deleted once"
-    assert numbered("a\nb") == "[000] a\n[001] b"
+    assert numbered("a\nb") == "[0] a\n[1] b"
+
+
+@given(TEXTS, CALLS, st.integers(1, 12), st.integers(0, 2))
+def test_what_chunks_are_told_is_what_the_document_was(
+    text: str, calls: list[Call], chars: int, overlap: int
+) -> None:
+    """A program cut to chunks, each part counted from the document's beginning again, deletes the same."""
+    last = text.count("\n")
+    calls = [call for call in calls if not isinstance(call, RemoveLines) or call.first <= call.last <= last]
+    told: list[Call] = []
+    for begin, part in chunks(text, chars, overlap):
+        told += shifted(within(calls, begin, part.count("\n") + 1), begin)
+    assert execute(text, told).text == execute(text, calls).text
 
 
 def test_rules_write_programs() -> None:

@@ -38,6 +38,7 @@ BATCHES = st.lists(TEXTS.filter(lambda text: text.strip("\n") != ""), min_size=1
 @settings(max_examples=60)
 def test_words(texts: list[str]) -> None:
     found = Pages(texts).words
+    assert Pages(texts).sizes.tolist() == [len(text.encode("utf-8", "surrogatepass")) for text in texts]
     assert [found.texts(number) for number in range(len(texts))] == [reference.words(t) for t in texts]
     hashes = [found.hashes[found.first[n] : found.first[n + 1]].tolist() for n in range(len(texts))]
     names: dict[str, int] = {}

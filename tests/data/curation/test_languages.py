@@ -127,6 +127,19 @@ def test_own_words_and_when_they_are_wanted() -> None:
     assert precision.needed(Pages([*texts, "none"]), ["own"])
 
 
+@pytest.mark.parametrize(("absent", "above", "leave"), [(1, 0.1, 0), (2, 0.1, 2), (1, None, 1), (3, 0.5, 0)])
+def test_of_a_clean_language_nothing_leaves(absent: int, above: float | None, leave: int) -> None:
+    """Of ten documents of the language that are looked at; those after them and others do not count."""
+    texts = ["none here"] * absent + ["own word"] * (10 - absent) + ["nor there"] * 5 + ["another's"] * 20
+    facts = {"language": np.array(["a"] * 15 + ["b"] * 20, object)}
+    operator = precision.PrecisionFilter(language="a", words=["own"], above=above, sampled=10)
+    pages = Pages(texts)
+    kept = operator.judge_settled(pages, operator.settle(operator.keys_with(pages, facts))).kept
+    assert kept[:10].sum() == 10 - leave
+    assert kept[10:15].sum() == (0 if leave else 5)
+    assert kept[15:].all()
+
+
 def test_an_address_saves_a_document() -> None:
     operator = precision.PrecisionFilter(
         language="bar", words=["Servus"], code="bar", names=["Boarisch"], domains=["bayern"]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shunter.config.errors import MissingExtra
+from shunter.data.cleaning import normalise
 from shunter.data.curation import repair
 from shunter.data.curation.pages import Pages
 from shunter.data.curation.repair import RepairText, repaired
+from shunter.jobs import curate
+from tests.data.webs import archive, record
+from tests.jobs.conftest import Work, work  # noqa: F401
+from tests.jobs.test_curate_chain import write
 
 TEXTS = [
     "Un café près de la gare, déjà fermé.",
@@ -69,3 +77,30 @@ def test_ftfy_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtra, match=r"shunter\[repair\]"):
         RepairText(kind="repair-text", by="ftfy").ready()
     RepairText(kind="repair-text").ready()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_a_job_keeps_what_mending_needs(tmp_path: Path, work: Work, text: str, encoding: str) -> None:  # noqa: F811
+    """Controls that stand for bytes are there when it looks, and none is there afterwards. `normalise` alone
+    takes them away, and with them what could be mended."""
+    wrong = f"{broken(text, encoding)} and more, \x01then \x85 an end"
+    right = f"{text} and more, then \n an end"
+    write(tmp_path / "web", [wrong, "plain \x85 text \x9f here"], 1)
+    config = {
+        "sources": [{"path": "web/*.jsonl"}], "operators": [{"kind": "repair-text"}], "heldout": 0.0,
+        "how": {"workers": 1},
+    }  # fmt: skip
+    out, _ = work(curate.JOB, config)
+    rows = pq.read_table(out / "train").to_pylist()
+    assert [row["text"] for row in rows] == [normalise(right), normalise("plain \n text  here")]
+    assert rows[0]["repairs"] > 0
+
+
+def test_pages_too(tmp_path: Path, work: Work) -> None:  # noqa: F811
+    text = "The café\u2019s sentence is long enough for a paragraph, it\u2019s said. " * 4
+    html = f"<html><body><article><p>{broken(text, 'latin-1')}</p></article></body></html>"
+    archive(tmp_path / "web" / "0.warc", [record("https://a.example/", html.encode())])
+    config = {"sources": [{"name": "web", "path": "web"}], "operators": [{"kind": "repair-text"}]}
+    out, _ = work(curate.JOB, {**config, "heldout": 0.0, "how": {"workers": 1}})
+    assert pq.read_table(out / "train").column("text").to_pylist() == [text.strip()]

@@ -13,6 +13,7 @@ import pytest
 from shunter.config.errors import ShunterError
 from shunter.post.roles import protocol
 from shunter.post.roles.flow import Flow, Group
+from shunter.post.roles.role import Role
 from shunter.post.roles.rows import Rows
 from shunter.post.roles.source import Share, joined
 
@@ -115,6 +116,11 @@ def test_inline_gives_the_same_and_frees_what_nobody_can_ask_for(tmp_path: Path)
         two.make(count=1).wait()
         assert sum(len(host.shelf) for host in flow.backend._hosts.values()) < 4  # type: ignore[attr-defined]
         assert float(made.fetch()["x"][0][0]) == 20.0
+        roles = [role for host in flow.backend._hosts.values() for role in host.roles.values()]  # type: ignore[attr-defined]
+        closed: list[Role] = []
+        for role in roles:
+            role.close = lambda role=role: closed.append(role)
+    assert closed == roles, "what they hold, such as a sandbox, does not outlive them"
     with pytest.raises(ShunterError, match="has no other process to be in"):
         Flow({"here": 2}, tmp_path, backend="inline")
     with pytest.raises(ShunterError, match="Ray is not built"):

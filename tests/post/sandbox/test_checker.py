@@ -1,84 +1,86 @@
-"""Rewards by a person's own program, which runs where programs of models run."""
+"""A person's own rule: it grades in the sandbox, and no answer reaches further than its own score."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shunter.config.errors import ShunterError
+from shunter.jobs.taught import check_rewards, reads
+from shunter.post.config import Known, RewardConfig
 from shunter.post.rewards import Grader, Item
+from shunter.post.sandbox import checker
 from shunter.post.sandbox.box import Sandbox
-from shunter.post.sandbox.checker import Checked
+from shunter.post.sandbox.checker import Checker
+from tests.post.sandbox.running import PYTHON
 
-BACKWARDS = """
-import json
-told = json.loads(input())
-print("of", told["prompt"], told["finished"])
-print(1.0 if told["answer"].strip() == told["target"][::-1] else 0.0)
+# Half for the right length, half for the target; careless about what it reads.
+SOURCE = """
+import json, sys
+asked = json.load(sys.stdin)
+if asked["answer"].startswith("run "):
+    exec(asked["answer"][4:])
+print("looking at", asked["prompt"])
+print(0.5 * (len(asked["answer"]) == 3) + 0.5 * (asked["target"] in asked["answer"]))
 """
+KNOWN = (Known(answer="abc", target="b", score=1.0), Known(answer="", target="b", score=0.0))
 
 
-@pytest.fixture(scope="module")
-def box() -> Iterator[Sandbox]:
-    try:
-        made = Sandbox(slots=2)
-    except ShunterError as refused:
-        pytest.skip(str(refused))
-    with made:
-        yield made
+def items(*answers: str) -> list[Item]:
+    return [Item("q", answer, "b") for answer in answers]
 
 
-def test_it_says_what_an_answer_is_worth(box: Sandbox) -> None:
-    rule = Checked(box, BACKWARDS)
-    items = [Item("q", answer, "abc") for answer in ("cba", "abc", 'quo"te\n')]
-    assert [one.total for one in Grader([(rule, 2.0)]).grade(items)] == [2.0, 0.0, 0.0]
-    assert rule.told == {"graded": 3}
+def test_an_answer_is_worth_what_the_checker_prints(box: Sandbox) -> None:
+    grader = Grader([(Checker(box, PYTHON, SOURCE, known=KNOWN), 2.0)])
+    assert [one.total for one in grader.grade(items("abc", "xyz", "b", "long"))] == [2.0, 1.0, 1.0, 0.0]
+    assert grader.canaries == 2
 
 
-@pytest.mark.parametrize(
-    ("code", "complaint"),
-    [
-        ("raise ValueError('this way')", "ended with 'error': ValueError: this way"),
-        ("while True: pass", "ended with 'timeout'"),
-        ("print('good')", "last line is no number: 'good'"),
-        ("pass", "last line is no number: ''"),
-        ("print('nan')", "said nan"),
-        ("import os; os._exit(0)", "no number"),
-    ],
-)
-def test_what_grades_nothing_is_told(box: Sandbox, code: str, complaint: str) -> None:
-    rule = Checked(box, f"if 'bad' in input():\n  {code}\nelse: print(3)", seconds=0.3)
+def test_an_answer_that_takes_the_checker_over_changes_no_other_score(box: Sandbox) -> None:
+    """Each is checked in a fork of its own; what it can forge is its own score: the checker's fault."""
+    rule = Checker(box, PYTHON, SOURCE, seconds=0.5, known=KNOWN)
     grader = Grader([(rule, 1.0)])
-    graded = grader.grade([Item("q", answer, "t") for answer in ("bad", "fine")])
-    assert [one.total for one in graded] == [0.0, 3.0]
-    assert complaint in graded[0].failed[0]
-    assert grader.failures == {"checker": 1}
-    assert rule.told == {"failed": 1, "graded": 1}
+    hostile = (
+        "run import builtins; builtins.print = lambda *a: None; json.load = None",
+        "run while True: pass",
+        "run import os; os.kill(-1, 9)",
+        "run import os; os._exit(0)",
+        "run print('nan'); sys.exit()",
+    )
+    graded = grader.grade(items("abc", *hostile, "abc"))
+    assert [one.total for one in graded] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    says = ["printed", "timeout", "error", "printed", "printed"]
+    assert all(word in one.failed[0] for word, one in zip(says, graded[1:-1], strict=True))
+    assert grader.failures == {"checker": 5}
 
 
-def test_one_answer_does_not_change_the_reward_of_another(box: Sandbox, tmp_path: Path) -> None:
-    """A checker that runs what an answer says, as some do: it is a fork of its own."""
-    code = "import json\nexec(json.loads(input())['answer'])\nprint(len(open('/tmp/x', 'a+').read()))"
-    spoil = "import builtins; open('/tmp/x', 'w').write('mine'); builtins.len = lambda x: 9"
-    graded = Grader([(Checked(box, code), 1.0)]).grade([Item("q", a, "t") for a in ("pass", spoil, "pass")])
-    assert [graded[0].total, graded[2].total] == [0.0, 0.0]
+def test_a_checker_that_is_wrong_about_a_known_answer_ends_the_run(box: Sandbox) -> None:
+    broken = Checker(box, PYTHON, "print(1)", known=KNOWN)
+    with pytest.raises(ShunterError, match="whose score is known to be 0"):
+        Grader([(broken, 1.0)]).grade(items("abc"))
+    raises = Checker(box, PYTHON, "raise ValueError('no idea')")
+    with pytest.raises(ShunterError, match=r"could grade no answer of a step .*no idea"):
+        Grader([(raises, 1.0)]).grade(items("abc"))
 
 
-def test_a_file_that_is_none_is_refused(box: Sandbox, tmp_path: Path) -> None:
-    class Closing:
-        closed = 0
-
-        def close(self) -> None:
-            Closing.closed += 1
-
+def test_a_checker_is_a_file_that_makes_another_job_when_it_changes(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(SOURCE)
+    config = RewardConfig.model_validate(
+        {"kind": "checker", "file": "own.py", "known": [{"answer": "abc", "target": "b", "score": 1}]}
+    )
+    check_rewards([config], None, tmp_path)
+    assert reads([config], tmp_path) == [tmp_path / "own.py"]
+    assert checker.read(config, tmp_path) == SOURCE
+    (tmp_path / "own.py").write_text("def (")
+    with pytest.raises(ShunterError, match="no Python"):
+        check_rewards([config], None, tmp_path)
     with pytest.raises(ShunterError, match="cannot be read"):
-        Checked.load(Closing(), tmp_path / "none.py", seconds=1.0)  # type: ignore[arg-type]
-    (tmp_path / "no.py").write_text("print(")
-    with pytest.raises(ShunterError, match="is no Python"):
-        Checked.load(Closing(), tmp_path / "no.py", seconds=1.0)  # type: ignore[arg-type]
-    assert Closing.closed == 2
-    (tmp_path / "yes.py").write_text(BACKWARDS)
-    assert json.dumps(Checked.load(box, tmp_path / "yes.py", seconds=1.0).code)
+        check_rewards([config.model_copy(update={"file": "other.py"})], None, tmp_path)
+    for wrong in (
+        {"kind": "checker"},
+        {"kind": "number", "file": "a"},
+        {"kind": "number", "known": [KNOWN[0]]},
+    ):
+        with pytest.raises(ValueError, match="a reward of the kind checker"):
+            RewardConfig.model_validate(wrong)

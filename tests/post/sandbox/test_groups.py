@@ -62,7 +62,7 @@ def test_a_group_goes_with_those_in_it(tmp_path: Path) -> None:
 
 def sandbox() -> Sandbox:
     try:
-        return Sandbox(slots=1, memory=1 << 28)
+        return Sandbox(slots=1)
     except ShunterError as refused:
         pytest.skip(str(refused))
 
@@ -70,7 +70,8 @@ def sandbox() -> Sandbox:
 def test_each_program_gets_a_group_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groups, "make", lambda name: tmp_path)
     monkeypatch.setattr(groups, "remove", lambda group: None)
-    hello = Program(LANGUAGES["python"], "import os\nprint(os.listdir('/'))", [""])
+    small = LANGUAGES["python"].model_copy(update={"memory": 256})
+    hello = Program(small, "import os\nprint(os.listdir('/'))", [""])
     with sandbox() as box:
         assert box.limits == "cgroup"
         (first,), (second,) = box.run([hello, hello])
@@ -79,7 +80,7 @@ def test_each_program_gets_a_group_of_its_own(tmp_path: Path, monkeypatch: pytes
     assert len(told) == 3, "a trial and two programs"
     assert told.count(
         {
-            "memory.max": str(1 << 28), "memory.swap.max": "0", "memory.oom.group": "1", "pids.max": "8",
+            "memory.max": str(1 << 28), "memory.swap.max": "0", "memory.oom.group": "1", "pids.max": "32",
             "cgroup.procs": "0",
         }
     ) == 2  # fmt: skip
@@ -100,12 +101,15 @@ def test_what_was_killed_for_its_memory_is_told(tmp_path: Path) -> None:
     try:
         grouped.make(folder, "program-1", 1000, 8)
         grouped.put(folder, "program-1/memory.events", "low 0\nhigh 3\noom 1\noom_kill 2\n")
-        assert grouped.end(folder, "program-1")
+        grouped.put(folder, "program-1/cpu.stat", "usage_usec 1500000\nuser_usec 1\n")
+        assert grouped.end(folder, "program-1") == (True, 1.5)
         grouped.make(folder, "program-2", 1000, 8)
-        assert not grouped.end(folder, "program-2")
+        assert grouped.end(folder, "program-2") == (False, 0.0)
     finally:
         os.close(folder)
     killed = 9  # as waitpid tells it
-    assert zygote.result(killed, b"", b"", late=False, full=True)["status"] == "error"
-    assert "killed for the memory" in zygote.result(killed, b"", b"", late=False, full=True)["errors"]
+    assert zygote.result(killed, b"", b"", late=False, full=True)["status"] == "memory"
+    assert zygote.result(killed, b"", b"", late=False, full=False)["status"] == "lost", (
+        "by whom, nobody knows"
+    )
     assert zygote.result(killed, b"", b"", late=True, full=False)["status"] == "timeout"

@@ -1,0 +1,65 @@
+"""What the report tells of a curated corpus: the funnel as table and plot, languages, samples, leaks.
+
+The corpus is one that a `curate` job makes here, so that a name that one side changes is missed by the other.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from shunter.jobs import curate
+from shunter.report.contents import describe_data
+from shunter.report.facts import Facts, JobFacts
+from tests.data.curation.test_lingua import TEXTS, lingua  # noqa: F401
+from tests.jobs.conftest import Work, work  # noqa: F401
+
+
+def test_a_curated_corpus(tmp_path: Path, work: Work, lingua: None) -> None:  # noqa: F811
+    draw = np.random.default_rng(0)
+    words = ["".join(draw.choice(list("abcdefghij"), 5)) for _ in range(300)]
+    item = " ".join(draw.choice(words, 30))
+    texts = [" ".join(draw.choice(words, 60)) for _ in range(12)]
+    rows = [*texts, *(f"{TEXTS[1]} {n}" for n in range(3)), f"{texts[0]} more.", f"Before. {item} After."]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"text": item}) + "\n")
+    operators = [
+        {"kind": "language", "by": "lingua"},
+        {"kind": "near-duplicates"},
+        {"kind": "decontaminate", "against": [{"path": "eval.jsonl"}]},
+        {"kind": "gopher-quality", "min_words": 20, "min_stopwords": 0},
+    ]
+    config = {
+        "sources": [{"path": "web.jsonl"}],
+        "operators": operators,
+        "heldout": 0.0,
+        "how": {"workers": 1},
+    }
+    out, metrics = work(curate.JOB, config)
+    facts = Facts("title", jobs=[JobFacts("corpus", "curate", "corpus", path=out, metrics=metrics)])
+    (section,) = describe_data(facts)
+    assert not facts.problems
+    tables = {table.title: table.rows for table in section.tables}
+    funnel = tables["Funnel"]
+    assert [row[:3] for row in funnel] == [
+        ["language", "17", "17"],
+        ["near-duplicates", "17", "14"],
+        ["decontaminate", "14", "13"],
+        ["gopher-quality", "13", "12"],
+    ]
+    assert "near duplicate 3" in funnel[1][-1]
+    (chart,) = section.charts
+    assert [line.name for line in chart.series] == ["documents", "characters"]
+    points = json.loads(chart.hover)["series"][0]["points"]
+    assert [round(y * 17 / 100) for _, y in points] == [17, 17, 14, 13, 12]
+    assert tables["Languages"][0][:2] == ["eng", "12"]
+    assert tables["Decontamination: 100% of what left hold half of an evaluation text or more"] == [
+        ["eval", "1", "1", "1"]
+    ]
+    removed = {(row[0], row[1]) for row in tables["Samples of what was removed"]}
+    assert ("decontaminate", "in an evaluation set") in removed
+    kept = tables["Samples of what stayed"]
+    assert len(kept) == 10
+    assert all(texts[int(row[0].partition(":")[2])].startswith(row[1]) for row in kept)
