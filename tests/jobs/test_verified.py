@@ -17,6 +17,7 @@ from shunter.generate.toolbox import Toolbox
 from shunter.jobs import accepted, evaluate, rl, taught
 from shunter.post.config import RewardConfig
 from shunter.post.prompts import read_prompts
+from shunter.post.sandbox.box import Sandbox
 from shunter.record import events
 from tests.jobs.conftest import Work
 from tests.jobs.test_post_jobs import model, reinforce, talks
@@ -43,6 +44,33 @@ def test_pass_at_1_is_a_mean_over_questions_of_shares(work: Work, model: Path, t
     assert all(item["score"] * 8 == int(item["score"] * 8) for item in items)
     assert 0 < tasks["sums"]["value"] < 1
     assert tasks["sums reward"]["value"] == pytest.approx(tasks["sums"]["value"])
+
+
+def test_a_checker_of_ones_own_grades_as_the_pattern_that_it_is(
+    work: Work, model: Path, talks: Path, tmp_path: Path
+) -> None:
+    """The same letters by a program in the sandbox and by a pattern: the same answers pass."""
+    (tmp_path / "letters.py").write_text(
+        "import json\nprint(int(any(c in 'abcdefghijklm' for c in json.loads(input())['answer'])))\n"
+    )
+    try:
+        Sandbox(slots=1).close()
+    except ShunterError as refused:
+        pytest.skip(str(refused))
+    known = [{"answer": "a", "score": 1}, {"answer": "z", "score": 0}]
+    own = {"kind": "checker", "file": "letters.py", "known": known}
+    letter = {"kind": "format", "pattern": ".*[a-m].*"}
+    found = [
+        [
+            item["score"]
+            for item in measured(work, model, talks, rewards=[rule], samples=4, temperature=1.0)[1]
+        ]
+        for rule in (own, letter)
+    ]
+    assert found[0] == found[1]
+    assert 0 < sum(found[0]) < len(found[0])
+    with pytest.raises(ShunterError, match="the checker cannot be read"):
+        measured(work, model, talks, rewards=[{**own, "file": "none.py"}])
 
 
 def test_what_meets_one_of_two_rules_has_not_passed(work: Work, model: Path, talks: Path) -> None:

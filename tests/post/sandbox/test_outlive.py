@@ -10,30 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from shunter.post.sandbox import jail
 from shunter.post.sandbox.box import Program, Sandbox
-from tests.post.sandbox.running import PYTHON, run
+from tests.post.sandbox.running import PYTHON, WHO, alive, run
 
-WHO = "import os\nprint(os.getuid())"
 # It clears the signal of its parent's death, leaves its session, and forks.
 ESCAPES = (
     "import ctypes, os, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\n"
     "if os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0: time.sleep(60)\n"
     "time.sleep(60)"
 )
-
-
-def alive(user: int) -> int:
-    """How many processes have an id of this user's block."""
-    found = 0
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            found += path.stat().st_uid // jail.USERS == user // jail.USERS
-        except OSError:
-            continue
-    return found
 
 
 def within(seconds: float, count: int, user: int) -> bool:
