@@ -249,7 +249,9 @@ def test_no_request_and_no_lost_supervisor_ends_a_run(box: Sandbox, monkeypatch:
     monkeypatch.setattr(box, "_request", spoilt)
     assert [each[0].status for each in box.run([half, good])] == ["error", "ok"]
     send = box._send
-    monkeypatch.setattr(box, "_send", lambda asked: send({} if asked["limits"] is None else asked))
+    monkeypatch.setattr(
+        box, "_send", lambda asked, slot: send({} if asked["limits"] is None else asked, slot)
+    )
     assert [each[0].status for each in box.run([half, good])] == ["error", "ok"]
 
 
