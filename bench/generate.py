@@ -108,10 +108,8 @@ def theirs(model: Any, prompts: list[list[int]], mode: str) -> Write:
     return write
 
 
-def measure(case: str) -> dict[str, Any]:
-    """One case. Raises if the two sides do not write the same greedy tokens."""
-    size, mode = CASES[case]
-    spec = SPECS[size]
+def varied(spec: DecoderSpec) -> tuple[Decoder, torch.Generator]:
+    """A random model whose layers count, so that its greedy tokens differ, and what drew it."""
     model = Decoder(spec)
     init_weights(model, 0)
     draw = torch.Generator().manual_seed(0)
@@ -120,6 +118,14 @@ def measure(case: str) -> dict[str, Any]:
             if name.endswith(("attention.out.weight", "ffn.down.weight")):
                 bound = weight.shape[1] ** -0.5
                 weight.uniform_(-bound, bound, generator=draw)
+    return model, draw
+
+
+def measure(case: str) -> dict[str, Any]:
+    """One case. Raises if the two sides do not write the same greedy tokens."""
+    size, mode = CASES[case]
+    spec = SPECS[size]
+    model, draw = varied(spec)
     prompts = torch.randint(0, spec.vocab_size, (BATCH, PROMPT), generator=draw).tolist()
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder))

@@ -34,7 +34,7 @@ DOCUMENTS, BATCH, VOCABULARY = 32, 16, 768
 SAMPLE = 800  # documents that the tokenizer learns from
 LINES, PAGE, PROGRAM, LEFT = 60, 1000, 60, 750  # of a page; tokens
 # (width, layers, heads, key heads, width of a head, inner width): 0.6B has the shape of Qwen3-0.6B.
-SIZES = {"tiny": (32, 2, 2, 1, 16, 64), "9M": (256, 8, 8, 4, 32, 704), "0.6B": (1024, 28, 16, 8, 128, 3072)}
+SIZES = {"tiny": (32, 2, 2, 1, 16, 64), "6M": (256, 8, 8, 4, 32, 704), "0.6B": (1024, 28, 16, 8, 128, 3072)}
 Case = tuple[list[int], list[int], list[int], list[int]]  # tokens read and written, by programs and anew
 
 
@@ -125,7 +125,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tiny", action="store_true")
     asked = parser.parse_args()
-    size = "tiny" if asked.tiny else "0.6B" if asked.device == "cuda" else "9M"
+    size = "tiny" if asked.tiny else "0.6B" if asked.device == "cuda" else "6M"
     found = {}
     for name, case in cases(4 if asked.tiny else DOCUMENTS).items():
         one = found[name] = measure(case, size, torch.device(asked.device), 2 if asked.tiny else 5)

@@ -1,17 +1,20 @@
-"""Continuous batching against `transformers.generate` on ragged prompts with ragged answers.
+"""Continuous batching against transformers' `generate` and its own continuous batching, on ragged prompts.
 
 48 prompts of 4 to 96 tokens; each answer ends after a number of tokens of its own (log-normal, median 48, at
 most 256), the same on both sides, so both write the same number of tokens. Greedy, fp32, on the CPU, batches
 of 16. Both are called from lists of ids to lists of ids. transformers takes the prompts in batches of like
 length, and each batch until its last answer has ended, which is what it does; ours fills every place that
-becomes free. `generate` of our own, which also takes batches, is measured beside it. Greedy tokens are
-compared before anything is timed.
+becomes free. `generate` of our own, which also takes batches, is measured beside it. transformers' continuous
+batching has a cache as large as ours and as many tokens a step, and is started once, outside of the time; it
+asks for its answers ten times a second or oftener. Greedy tokens, which differ in these models, are compared
+before anything is timed.
 
 `python -m bench.rollout` measures all; `python -m bench.rollout 2M --tiny` times one round and keeps nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import sys
@@ -22,17 +25,18 @@ from typing import Any
 
 import torch
 
-from bench.generate import SAME, SPECS, load
+from bench.generate import SAME, SPECS, load, varied
 from bench.measure import alternate, machine, rounded, save
 from shunter.generate.config import SamplingConfig
 from shunter.generate.engine import generate
 from shunter.generate.rollout import RolloutEngine
 from shunter.models.decoder import Decoder
 from shunter.models.hf import save_model
-from shunter.models.init import init_weights
 from shunter.models.paged import block_size
 
 COUNT, BATCH, MOST = 48, 16, 256
+PAGE = 32  # tokens of a page of transformers' cache
+ASKED = itertools.count()
 ROUNDS, WIDTH, LIMIT = 4, 0.05, 60.0
 GOAL = 1.5
 
@@ -85,6 +89,20 @@ def theirs(model: Any, prompts: Ids, limits: list[int]) -> Ids:
     return found
 
 
+def continuous(manager: Any, prompts: Ids, limits: list[int]) -> Ids:
+    """By transformers' continuous batching."""
+    numbers = {f"{next(ASKED)}": i for i in range(len(prompts))}
+    for name, i in numbers.items():
+        manager.add_request(prompts[i], request_id=name, max_new_tokens=limits[i])
+    found: Ids = [[] for _ in prompts]
+    for _ in prompts:
+        done = manager.get_result(timeout=300)
+        if done is None:
+            raise SystemExit("transformers' continuous batching does not answer")
+        found[numbers[done.request_id]] = list(done.generated_tokens)
+    return found
+
+
 def in_batches(model: Decoder, prompts: Ids, limits: list[int]) -> Ids:
     """By our own `generate`, each batch until its longest answer."""
     found: Ids = [[] for _ in prompts]
@@ -104,9 +122,10 @@ def same(a: Ids, b: Ids) -> float:
 
 def measure(size: str, tiny: bool) -> dict[str, Any]:
     """One model. Raises if the sides do not write the same tokens."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
     spec = SPECS[size]
-    model = Decoder(spec)
-    init_weights(model, 0)
+    model, _ = varied(spec)
     draw = random.Random(0)
     count = COUNT
     prompts = [[draw.randrange(spec.vocab_size) for _ in range(draw.randint(4, 96))] for _ in range(count)]
@@ -114,15 +133,39 @@ def measure(size: str, tiny: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder))
         other = load(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder))
+        paged = load(Path(folder))  # its attention is set to another kind
+    room = BATCH * 256
+    sizes = ContinuousBatchingConfig(
+        page_size=PAGE, num_blocks=room // PAGE, max_batch_tokens=room, max_requests_per_batch=BATCH
+    )
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=MOST, eos_token_id=-1, pad_token_id=0)
+    with paged.continuous_batching_context_manager(
+        generation_config=greedy, continuous_batching_config=sizes, block=True
+    ) as manager:
+        sides: dict[str, Callable[[], Ids]] = {
+            "transformers.generate": lambda: theirs(other, prompts, limits),
+            "transformers' continuous batching": lambda: continuous(manager, prompts, limits),
+            "generate": lambda: in_batches(model, prompts, limits),
+        }
+        return _measured(size, model, prompts, limits, sides, tiny)
+
+
+def _measured(
+    size: str,
+    model: Decoder,
+    prompts: Ids,
+    limits: list[int],
+    sides: dict[str, Callable[[], Ids]],
+    tiny: bool,
+) -> dict[str, Any]:
     first = ours(model, prompts, limits)
-    for side in (theirs(other, prompts, limits), in_batches(model, prompts, limits)):
-        if (share := same(first, side)) < SAME:
-            raise SystemExit(f"{size}: only {share:.0%} of the greedy tokens are the same")
-    result: dict[str, Any] = {"tokens": sum(limits), "prompts": count}
-    sides: dict[str, Callable[[], Ids]] = {
-        "transformers.generate": lambda: theirs(other, prompts, limits),
-        "generate": lambda: in_batches(model, prompts, limits),
-    }
+    result: dict[str, Any] = {"tokens": sum(limits), "prompts": len(prompts)}
+    for name, other_side in sides.items():
+        if (share := same(first, other_side())) < SAME:
+            raise SystemExit(f"{size}: only {share:.0%} of {name}'s greedy tokens are the same")
+        result["different_tokens"] = len({token for ids in first for token in ids})
     for name, other_side in sides.items():
         rounds = 1 if tiny else ROUNDS
         limit = 0.0 if tiny else LIMIT

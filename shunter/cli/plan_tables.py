@@ -41,7 +41,10 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
         schedule += _recomputed(plan)
         seconds = (plan.step_seconds, plan.compute_seconds, plan.communication_seconds, plan.bubble_seconds)
         table.add_row(
-            Text("; or ".join([degrees, *(_degrees(same.choice.settings(0)) for same in each.also)])),
+            Text(
+                "; or ".join([degrees, *(_degrees(same.choice.settings(0)) for same in each.also)])
+                + _otherwise(plan)
+            ),
             Text(schedule.strip()),
             Text(f"{plan.microbatch} x {plan.microbatches}"),
             *(Text(f"{value:.3g} s") for value in seconds),
@@ -61,6 +64,8 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
         shown = [human(size) for size in (stages if len(stages) <= 8 else [*stages[:4], *stages[-3:]])]
         print("memory by stage: " + ", ".join(shown))
         print("first layer of each stage but the first: " + ", ".join(map(str, best.layout["cut"])))
+    for own in best.layout.get("layers") or ():
+        print(f"layers {_numbers(own['of'])}: {_degrees({'pp': 1, **own})}")
     _placed(best)
     if tokens is not None:
         told = budget(found, tokens)
@@ -79,6 +84,23 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
 def _degrees(layout: Mapping[str, Any]) -> str:
     """`pp 2, tp 4`."""
     return ", ".join(f"{name} {layout[name]}" for name in DEGREES if layout[name] > 1) or "one device"
+
+
+def _otherwise(plan: Plan) -> str:
+    """How many layers have degrees of their own."""
+    count = sum(len(each["of"]) for each in plan.layout.get("layers") or ())
+    return f"; {count} layers otherwise" if count else ""
+
+
+def _numbers(found: Sequence[int]) -> str:
+    """`0-3, 7`."""
+    runs: list[list[int]] = []
+    for number in found:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _recomputed(plan: Plan) -> str:

@@ -57,6 +57,12 @@ class DeviceKind(Config):
     copy_bandwidth: float | None = Field(
         None, gt=0, description="Bytes a second of a copy to or from the host's memory."
     )
+    host_memory: float | None = Field(
+        None,
+        gt=0,
+        description="Bytes of the host's memory that layers put aside may take, for each device; none: as "
+        "many as they need.",
+    )
     flops: dict[Dtype, Rates] = Field(min_length=1, description="FLOP/s by number format.")
     overlap_slowdown: float = Field(
         1.0, ge=1, description="How many times longer it computes while it also communicates."

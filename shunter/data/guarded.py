@@ -2,14 +2,15 @@
 
 What finds a page's text is others' code, much of it in C, which nothing but the end of its process
 interrupts. The system ends it when one page has used its seconds of processor time (so a busy machine alone
-loses no page), and a crash costs one page too. The pages and their texts go through pipes, as bytes with
-their lengths.
+loses no page), and a crash, an error or a lack of memory costs one page too. The pages and their texts go
+through pipes, as bytes with their lengths.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -21,6 +22,7 @@ from shunter.data import extraction
 from shunter.data.extraction import Extracted
 
 SECONDS = 20.0  # of processor time for one page
+MEMORY = 4 << 30  # bytes that the process may hold: pages of 8 MiB that were made for it took 1.3 GB
 _ASK, _ANSWER = struct.Struct("<Qdq"), struct.Struct("<QQQ")
 _METHODS = ("fast", "resiliparse", "trafilatura", "trafilatura-precise")
 
@@ -108,6 +110,9 @@ def main() -> int:
     """Answer until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks decides when to stop
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever code it is in
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if most == resource.RLIM_INFINITY or most > MEMORY:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, most))
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what foreign code prints is no answer
     known: set[str] = set()
@@ -118,7 +123,10 @@ def main() -> int:
             extraction.extract("<p>Some text that has no article in it.</p>", method)
             known.add(method)
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        found = extraction.extract(html, method)
+        try:
+            found = extraction.extract(html, method)
+        except Exception as error:  # one page's trouble, as where the process ends; it is told
+            found = Extracted("", method, f"{type(error).__name__}: {error}"[:200])
         signal.setitimer(signal.ITIMER_PROF, 0)
         parts = [each.encode("utf-8", "surrogatepass") for each in (found.text, found.by, found.error)]
         sink.write(_ANSWER.pack(*map(len, parts)) + b"".join(parts))

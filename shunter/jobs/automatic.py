@@ -9,6 +9,8 @@ from pathlib import Path
 from shunter.recipe.graph import Graph, Node
 from shunter.train.config import AUTO, TrainHow
 
+LONG = ("cut", "layers", "recompute", "offload")  # lists of layers are not for one line
+
 
 def to_plan(graph: Graph) -> list[Node]:
     """Jobs that ask for it."""
@@ -61,7 +63,7 @@ def planned(
         path = (folder / f"{graph.name}-{node.stem}.yaml").absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
         plan.save(path)
-        degrees = [f"{key} {value}" for key, value in plan.parallel().items() if key != "cut"]
+        degrees = [f"{key} {value}" for key, value in plan.parallel().items() if key not in LONG]
         say(
             f"{node.name}: planned {', '.join(degrees)}; a step is to take {plan.step_seconds:.3g} s ({path})"
         )

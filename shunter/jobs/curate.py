@@ -42,6 +42,7 @@ from shunter.data.sources import (
     left_out,
 )
 from shunter.jobs.curate_names import Names
+from shunter.launch import ray_cluster
 from shunter.recipe.job import How, Input, JobConfig, JobContext, Stopped
 
 SPLITS = ("train", "heldout")
@@ -51,7 +52,17 @@ RECORDS = ("summary.json", "dropped.jsonl", "samples.jsonl", "problems.jsonl")
 class CurateHow(How):
     """How a chain of operators is worked off."""
 
-    workers: int = Field(0, ge=0, description="Processes that run operators; 0: one a core.")
+    workers: int = Field(
+        0, ge=0, description="Processes that run operators; 0: one a core, of all nodes with Ray."
+    )
+    runner: Literal["processes", "ray"] = Field(
+        "processes", description="Where operators run: processes of this machine, or a Ray cluster."
+    )
+    address: str = Field(
+        "",
+        description="Of the Ray cluster: HOST:PORT of its head, or auto for the one that this machine is a "
+        "node of; empty: one of this machine alone, made for the job.",
+    )
     chunk_chars: int = Field(
         4_000_000,
         ge=1,
@@ -62,6 +73,12 @@ class CurateHow(How):
         ge=1,
         description="What finding duplicates may hold, in MB; what is more is done in parts, on disk.",
     )
+
+    @model_validator(mode="after")
+    def _an_address_is_of_ray(self) -> CurateHow:
+        if self.address and self.runner != "ray":
+            raise ValueError("address is that of a Ray cluster; set runner: ray, or leave it out")
+        return self
 
 
 class CurateConfig(JobConfig):
@@ -217,6 +234,8 @@ class CurateJob:
     Config: ClassVar[type[JobConfig]] = CurateConfig
 
     def check(self, config: CurateConfig, base: Path) -> Sequence[str]:
+        if config.how.runner == "ray":
+            ray_cluster.ready("Curating on a Ray cluster")
         for source in (*config.sources, *config.against):
             checks.check(source, base)
         for source in config.sources:

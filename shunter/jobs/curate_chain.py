@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -35,7 +35,7 @@ from shunter.data.curation.precision import PrecisionFilter
 from shunter.data.curation.quality import Perplexity, Quality
 from shunter.data.curation.refine import Refine
 from shunter.data.curation.repair import RepairText
-from shunter.data.curation.runner import Done, Runner
+from shunter.data.curation.runner import Done, Hands, Runner
 from shunter.data.curation.safety import KeywordSafety
 from shunter.data.sources import Document, Problem, SourceConfig
 from shunter.jobs.curate import SPLITS, CurateConfig, Output, known_languages, read, sections
@@ -44,6 +44,8 @@ from shunter.jobs.curate_earlier import Earlier
 from shunter.jobs.curate_leaks import Leaks
 from shunter.jobs.curate_names import Names, id_of, names_in
 from shunter.jobs.refiner import ModelWriter
+from shunter.launch.ray_cluster import Cluster
+from shunter.launch.ray_hands import RayHands
 from shunter.recipe.job import JobContext, Stopped
 
 FORMAT = 4  # of the files in the work folder; another number begins anew
@@ -53,6 +55,21 @@ CHUNK_DOCUMENTS = 50_000  # of a chunk at most, however short they are
 
 def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
     """Write the corpus and its records into `context.out`; returns the summary."""
+    how = context.config.how
+    cores = len(os.sched_getaffinity(0))
+    if how.runner == "processes":
+        return _run(context, how.workers or cores, None)
+    with Cluster(how.address, how.workers or cores) as cluster:
+        sight = cluster.sees(context.work)
+        nodes = [{"node": node.name, "cpus": node.cpus} for node in cluster.nodes()]
+        context.events.write("ray", nodes=nodes)
+        return _run(context, how.workers or cluster.cpus, lambda workers: RayHands(cluster, sight))
+
+
+def _run(
+    context: JobContext[CurateConfig], workers: int, hands: Callable[[int], Hands] | None
+) -> dict[str, Any]:
+    """workers: how many chunks are worked on at once; hands: by whom."""
     config = context.config
     operators, earlier = bound(context)
     stated = json.dumps(
@@ -63,10 +80,9 @@ def run(context: JobContext[CurateConfig]) -> dict[str, Any]:
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
-    workers = config.how.workers or len(os.sched_getaffinity(0))
     watch = _Watch(context)
     memory = config.how.memory_mb
-    runner = Runner(folder, operators, workers, watch, config.excluded, watch.begins, memory)
+    runner = Runner(folder, operators, workers, watch, config.excluded, watch.begins, memory, hands)
     corpora = Corpora(context.many("corpora") if config.corpora else [])
     has_url = (
         any(places.has_urls(source, context.base) for source in config.sources) or "url" in corpora.facts

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shunter.config.errors import ShunterError
 from shunter.jobs import taught
+from shunter.launch import ray_cluster
 from shunter.recipe.job import JobContext
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 def check(config: RlConfig) -> None:
     """Raise ShunterError for what cannot be placed."""
     assert config.how.placement is not None
+    if config.how.placement.backend == "ray":
+        ray_cluster.ready("Roles on a Ray cluster")
     if config.how.device not in ("auto", "cpu"):
         raise ShunterError(
             "roles on processes compute on the CPU so far",

@@ -152,8 +152,9 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
     lock = (folder / "lock").open("w")
     if rank == 0:
         _alone(lock)
-    how = config.how
-    world = join(how.parallel.grid, rank, how.device, request["timeout"])  # type: ignore[attr-defined]
+    how: Any = config.how
+    parallel: Parallel = how.parallel
+    world = join(parallel.grid, rank, how.device, request["timeout"], parallel.others)
     log = Path(request["log"]) if rank == 0 else folder / str(rank)
     if rank:
         config = _quiet(config)

@@ -29,20 +29,23 @@ class Holding:
     partial: axes whose ranks each have a part of its gradient, still to be added up.
     cut:     axes (of one grid) along which ranks hold different parts; along the others they hold the same.
     shared:  exceptions to `cut`.
+    grid:    whose axes these are, over the same ranks; None: the layout's own.
     """
 
     piece: Piece
     partial: tuple[str, ...] = ()
     cut: tuple[str, ...] = ()
     shared: tuple[Shared, ...] = ()
+    grid: Grid | None = None
 
     def copies(self, grid: Grid) -> int:
-        """Ranks of a stage that hold the same (but for what `shared` says)."""
+        """Ranks of a stage that hold the same (but for what `shared` says). grid: the layout's own."""
+        grid = self.grid or grid
         dense = grid.dp * grid.fsdp * grid.cp * grid.tp
         return dense // prod(grid.degree(axis) for axis in self.cut)
 
     def is_first(self, place: Mapping[str, int]) -> bool:
-        """Whether the rank at `place` is the first of those of its stage that hold the same."""
+        """Whether the rank at `place` of its grid is the first of those of its stage that hold the same."""
         axes = EXPERT if {*self.cut, *self.partial} & {*EXPERT[1:]} else DENSE
         return all(place[axis] == 0 for axis in axes[1:] if axis not in self.cut)
 

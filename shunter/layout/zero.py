@@ -27,24 +27,26 @@ class Kept:
     """Of one parameter. axes: whose ranks share its state. owner: the place among them that has all of it;
     None where each has some rows.
 
-    holding: what this rank has of the whole; None where it has nothing.
+    holding: what this rank has of the whole; None where it has nothing. grid: as in `Holding`.
     """
 
     axes: tuple[str, ...]
     owner: int | None
     holding: Holding | None
+    grid: Grid | None = None
 
 
 def share_out(held: Mapping[str, Holding], grid: Grid, rank: int, whole: Whole) -> dict[str, Kept]:
     """Of the parameters that have copies, what `rank` keeps of each; all ranks that hold the same find the
     same owners. held: without what is not trained."""
     found: dict[str, Kept] = {}
-    by_axes: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    by_axes: dict[tuple[Grid | None, tuple[str, ...]], list[str]] = defaultdict(list)
     for name, holding in held.items():
-        if axes := tuple(axis for axis in holding.partial if grid.degree(axis) > 1):
-            by_axes[axes].append(name)
-    for axes, names in by_axes.items():
-        ranks = grid.peers(axes, rank)
+        of = holding.grid or grid
+        if axes := tuple(axis for axis in holding.partial if of.degree(axis) > 1):
+            by_axes[holding.grid, axes].append(name)
+    for (other, axes), names in by_axes.items():
+        ranks = (other or grid).peers(axes, rank)
         place = ranks.index(rank)
         owners = _owners(
             {n: prod(held[n].piece.shape) for n in names if whole(n, held[n].piece.shape)}, len(ranks)
@@ -59,7 +61,7 @@ def share_out(held: Mapping[str, Holding], grid: Grid, rank: int, whole: Whole) 
                 mine = replace(holding, partial=partial, cut=(*holding.cut, *axes))
             else:
                 mine = None
-            found[name] = Kept(axes, owner, mine)
+            found[name] = Kept(axes, owner, mine, other)
     return found
 
 

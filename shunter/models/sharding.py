@@ -56,6 +56,12 @@ def _mixture(at: str, dim: int, experts: ExpertsSpec) -> Iterator[tuple[str, tup
         yield f"{at}.shared.down.weight", (dim, experts.shared_ffn_dim)
 
 
+def layer_of(name: str) -> int | None:
+    """Number of the layer that a parameter belongs to; None of embedding, head and the last norm."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "layers" else None
+
+
 def holdings(
     spec: DecoderSpec, grid: Grid, place: Mapping[str, int], *, sequence: bool = True
 ) -> dict[str, Holding]:

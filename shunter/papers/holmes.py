@@ -110,11 +110,6 @@ def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
         "slower cluster, by speed": {"step": step["uneven, by speed"]},
         "slower cluster, by speed, alpha 1.05": {"step": step["uneven, by speed, alpha 1.05"]},
     }
-    even, cut = (
-        max(a, b * SLOWER) for a, b in ((24, 24), holmes.partition(48, ["i", "r"], {"i": 197, "r": 160}, 1.0))
-    )
-    found["slower cluster, even cut"]["bottleneck"] = even
-    found["slower cluster, by speed"]["bottleneck"] = cut
     for message in MESSAGES:
         share = message * COUNT / GRADIENTS
         name = f"messages {share:g} of gradients"
@@ -168,7 +163,6 @@ EXPERIMENT = Experiment(
     measure=_measure,
     table={
         "step": "s a step, emulated, the least of five",
-        "bottleneck": "layers' time of the slowest stage, of one layer on the fast cluster",
         "gain": "step of type-blind / step of Holmes",
     },
     notes=_notes,

@@ -242,6 +242,9 @@ def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
         "error: of the formula against that truth, over layouts on a plain grid; on emulated clusters, "
         "of the "
         "chosen layout.",
+        "analytic: a published formula for half precision, doubled, with 16 bytes a weight: a weak baseline, "
+        "not this project's memory model (`shunter.plan.memory`), which counts tensor by tensor.",
+        "The simulated truth shares with the formula how pipelines of a node share its link, and the ring.",
         "memory: layouts of small models, executed stage by stage in one process; all-reduce buffers of "
         "tensor "
         "parallelism are not in it.",

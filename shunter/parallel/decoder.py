@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shunter.layout.grid import Grid
 from shunter.models.decoder import Decoder, embedded
 from shunter.models.head import Others, linear_cross_entropy
 from shunter.models.segments import SegmentPlan
 from shunter.parallel.stage import LOSS
 from shunter.parallel.tensor import Tokens, whole_tokens
 from shunter.parallel.tree import Tree
+from shunter.parallel.turns import Turns
+
+
+@dataclass(frozen=True)
+class View:
+    """A micro-batch as layers under another grid see it: positions [B, T] of their tokens, and documents."""
+
+    positions: Tensor
+    plan: SegmentPlan
 
 
 @dataclass
@@ -21,6 +32,7 @@ class Rows:
     """A micro-batch on the device: tokens, positions, targets, coefficients [B, T], and its documents.
 
     The last stage leaves the sum of coefficient x log-probability, without the z-loss, in `plain`.
+    views, turns: of other grids that some layers have, and how hidden states come there.
     """
 
     tokens: Tensor
@@ -30,6 +42,8 @@ class Rows:
     plan: SegmentPlan
     z_loss: float = 0.0
     plain: Tensor | None = None
+    views: Mapping[Grid, View] = field(default_factory=dict)
+    turns: Turns | None = None
 
 
 class DecoderStage(nn.Module):
@@ -39,12 +53,15 @@ class DecoderStage(nn.Module):
     layers_only: embedding and head are done elsewhere, so that every stage takes `hidden` and returns it.
     tokens, others: how the last hidden states come to a head that is cut over tensor ranks, and who has the
     other rows of the vocabulary.
+    grids: of each layer, where it is not the layout's own (None): what is sent between stages, embedding and
+    head always have that one.
     """
 
     def __init__(self, decoder: Decoder, begin: int, end: int, *, layers_only: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(decoder.layers[begin:end])
         self.is_first = begin == 0
+        self.grids: list[Grid | None] = [None] * (end - begin)
         self.has_head = end == len(decoder.layers) and not layers_only
         self.embed = decoder.embed if begin == 0 and not layers_only else None
         self.norm = decoder.norm if end == len(decoder.layers) else None
@@ -65,13 +82,10 @@ class DecoderStage(nn.Module):
         return [name for name, tensor in stored.items() if id(tensor) in mine]
 
     def forward(self, inputs: Tree, rows: Rows) -> Tree:
-        decoder = self._decoder[0]
         x = inputs["hidden"] if self.embed is None else self.embed(rows.tokens)
         if self.is_first:
             x = embedded(x, rows.plan)
-        rope, mask = decoder.geometry(rows.positions, rows.plan, x.dtype)
-        for layer in self.layers:
-            x = layer(x, rope, rows.plan, mask, None)
+        x = self._through_layers(x, rows)
         if self.norm is not None:
             x = self.norm(x)
         if not self.has_head:
@@ -89,6 +103,24 @@ class DecoderStage(nn.Module):
         )
         rows.plain = (factors.double() * logprobs.double()).sum() if rows.z_loss else loss.detach()
         return {LOSS: loss}
+
+    def _through_layers(self, x: Tensor, rows: Rows) -> Tensor:
+        at: Grid | None = None
+        shared: dict[Grid | None, tuple[Any, ...]] = {}
+        for layer, grid in zip(self.layers, self.grids, strict=True):
+            if grid != at:
+                assert rows.turns is not None
+                x, at = rows.turns(x, at, grid), grid
+            if grid not in shared:
+                view: Rows | View = rows if grid is None else rows.views[grid]
+                geometry = self._decoder[0].geometry(view.positions, view.plan, x.dtype)
+                shared[grid] = view.plan, *geometry
+            plan, rope, mask = shared[grid]
+            x = layer(x, rope, plan, mask, None)
+        if at is not None:
+            assert rows.turns is not None
+            x = rows.turns(x, at, None)
+        return x
 
 
 def decoder_stages(

@@ -6,8 +6,9 @@ the compute lane go on as soon as what they wait for is done, in their own order
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -55,6 +56,7 @@ class Executor:
     program:  lowered; checked here.
     stages:   those that this rank holds, by number; a part of one by (number, name of the part).
     handlers: operations other than F, R, B, I, W by name.
+    at_least: seconds that an action of each stage takes, by its letter: what it lacks is slept.
     key:      micro-batch -> anything hashable; micro-batches of one key have messages of one shape. All
               ranks must agree on it.
     """
@@ -68,9 +70,11 @@ class Executor:
         device: torch.device,
         *,
         handlers: Mapping[str, Handler] | None = None,
+        at_least: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         check(program)
         self.program, self.rank = program, rank
+        self.at_least = dict(at_least or {})
         self.stages = {key if isinstance(key, tuple) else (key, ""): stage for key, stage in stages.items()}
         self.handlers = dict(handlers or {})
         self.clock = Clock(device)
@@ -203,7 +207,11 @@ class _Walk:
             inputs = self._gather(plan)
             reach("pipeline.action", rank=self.rank, action=node.action)
             begin = clock.mark()
+            least = executor.at_least.get(node.op)
+            end = time.perf_counter() + (least[node.stage] if least else 0.0)
             made = self._do(node, inputs)
+            if least and (left := end - time.perf_counter()) > 0:
+                time.sleep(left)
             clock.note(node, begin)
             self._keep(plan, made)
             self.done.add(node.id)

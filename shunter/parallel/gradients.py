@@ -23,13 +23,17 @@ def add_up_gradients(parameters: Mapping[str, Tensor], held: Mapping[str, Holdin
     """
     add_up_shared(parameters, held, mesh)
     by_axes: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
+    meshes: dict[tuple[str, ...], Mesh] = {}
     for name, parameter in parameters.items():
+        its = mesh.at(held[name].grid)
         # Without a gradient: frozen, or nobody's.
-        if parameter.grad is not None and (axes := mesh.real(held[name].partial)):
-            by_axes[axes].append(parameter.grad)
-    for axes in sorted(by_axes):
-        for bucket in _buckets(by_axes[axes]):
-            _sum(bucket, mesh.peers(*axes))
+        if parameter.grad is not None and (axes := its.real(held[name].partial)):
+            key = (str(held[name].grid), *axes)
+            by_axes[key].append(parameter.grad)
+            meshes[key] = its
+    for key in sorted(by_axes):
+        for bucket in _buckets(by_axes[key]):
+            _sum(bucket, meshes[key].peers(*key[1:]))
 
 
 @torch.no_grad()
@@ -42,7 +46,7 @@ def add_up_shared(parameters: Mapping[str, Tensor], held: Mapping[str, Holding],
             continue
         for shared in held[name].shared:
             rows = parameter.grad[shared.begin : shared.end]
-            _sum_neighbours(rows, mesh.peers(shared.axis), shared.every)
+            _sum_neighbours(rows, mesh.at(held[name].grid).peers(shared.axis), shared.every)
 
 
 @torch.no_grad()

@@ -96,9 +96,12 @@ class ProcessGroups:
 
 
 class Mesh:
-    """A grid's groups on one of its ranks. All ranks of the world make it at the same time."""
+    """A grid's groups on one of its ranks. All ranks of the world make it at the same time.
 
-    def __init__(self, grid: Grid, rank: int, groups: ProcessGroups) -> None:
+    others: further grids over the same ranks and stages, in one order on all ranks; see `at`.
+    """
+
+    def __init__(self, grid: Grid, rank: int, groups: ProcessGroups, others: Sequence[Grid] = ()) -> None:
         self.grid, self.rank, self._groups = grid, rank, groups
         self.place = grid.coordinates(rank)
         make_groups(grid, groups)
@@ -107,6 +110,11 @@ class Mesh:
             ranks = grid.peers(axes, rank)
             self._peers[axes] = Peers(groups.get(ranks), ranks, ranks.index(rank))
         self.pipeline = groups.pipeline(grid.peers(("pp",), rank)) if grid.pp > 1 else None
+        self._others = {other: Mesh(other, rank, groups) for other in others}
+
+    def at(self, grid: Grid | None) -> Mesh:
+        """The same ranks under one of the other grids; None: this one."""
+        return self if grid is None or grid == self.grid else self._others[grid]
 
     def peers(self, *axes: str) -> Peers:
         """Along these axes of one grid taken together, in the grid's order."""

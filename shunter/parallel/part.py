@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from shunter.layout.grid import Grid
 from shunter.layout.holding import Holding
 from shunter.layout.zero import Whole
 from shunter.models.adapted_experts import AdaptedExperts
@@ -23,7 +25,7 @@ from shunter.models.adapter_sharding import adapted_holdings, place_packed
 from shunter.models.decoder import Decoder, RMSNorm
 from shunter.models.moe import Experts, MoE
 from shunter.models.router import Router
-from shunter.models.sharding import holdings
+from shunter.models.sharding import holdings, layer_of
 from shunter.parallel.collect import cut
 from shunter.parallel.context.zigzag import zigzag
 from shunter.parallel.decoder import decoder_stages, drop_others
@@ -33,7 +35,7 @@ from shunter.parallel.mesh import Mesh, Peers
 from shunter.parallel.offload import offload_layers
 from shunter.parallel.recompute import recompute_layer
 from shunter.parallel.sharded import hand_over
-from shunter.parallel.tensor import VocabularyRows, first_row, split_tensor
+from shunter.parallel.tensor import Tokens, VocabularyRows, first_row, split_layers, split_tensor
 from shunter.parallel.zero import SharedState
 
 Fill = Callable[[str, Tensor], None]
@@ -72,6 +74,7 @@ class DecoderPart:
         by_program: bool = False,
         zero: Whole | None = None,
         pad: bool = False,
+        layers: Mapping[int, Grid] | None = None,
         fill: Fill | None = None,
     ) -> None:
         """decoder: whole, on the CPU, or on the meta device; it keeps this rank's part, and the rest is on
@@ -86,32 +89,43 @@ class DecoderPart:
         bfloat16, as products under autocast take them; their gradients are added up in float32.
         by_program: the program, not `fully_shard`, decides when weights are gathered.
         zero: copies share the optimizer's state; it says of which parameters an update is made of the whole.
-        pad: fill experts up to their capacity; see `MoE`.
+        pad: fill experts up to their capacity; see `MoE`. layers: those that have another of the mesh's grids
+        than the rest.
         """
         self.decoder, self.mesh = decoder, mesh
-        self.sharded = mesh.grid.fsdp > 1
+        self.layers: dict[int, Grid] = dict(layers or {})
+        self.others = tuple(dict.fromkeys(self.layers.values()))
+        self.sharded = any(grid.fsdp > 1 for grid in (mesh.grid, *self.others))
         self.by_program = by_program
-        plain = holdings(decoder.spec, mesh.grid, mesh.place, sequence=sequence)
-        declared = adapted_holdings(decoder, plain, mesh.grid)
+        plain, declared = self._declare(sequence)
         found = decoder_stages(decoder, bounds, stages, layers_only=layers_only).values()
         owned = {name for stage in found for name in stage.owned()}
         self.held = {name: declared[name] for name in declared if name in owned} | dict(more or {})
         drop_others(decoder, set(self.held))
         localise(decoder, self.held, device, fill)
         place_packed(decoder, plain)
-        self.tokens = split_tensor(decoder, self.held, mesh.peers("tp"), sequence=sequence)
-        for module in decoder.modules():
-            if isinstance(module, MoE):
-                reach_experts(
-                    module,
-                    mesh.peers("ep"),
-                    mesh.peers("etp"),
-                    sequence=mesh.peers("cp", "tp"),
-                    places=self._places,
-                    pad=pad,
-                )
+        self.tokens = split_tensor(
+            decoder, self.held, mesh.peers("tp"), sequence=sequence, layers=self.under(None)
+        )
+        # By grid: how tokens come into products and out of them.
+        self.ways: dict[Grid | None, Tokens | None] = {None: self.tokens}
+        for grid in self.others:
+            self.ways[grid] = split_layers(self.under(grid), mesh.at(grid).peers("tp"), sequence=sequence)
+        for number, layer in enumerate(decoder.layers):
+            its = mesh.at(self.layers.get(number))
+            for module in layer.modules():
+                if isinstance(module, MoE):
+                    reach_experts(
+                        module,
+                        its.peers("ep"),
+                        its.peers("etp"),
+                        sequence=its.peers("cp", "tp"),
+                        places=partial(_places, its.grid.cp),
+                        pad=pad,
+                    )
         self.modules = decoder_stages(decoder, bounds, stages, layers_only=layers_only)
-        for stage in self.modules.values():
+        for number, stage in self.modules.items():
+            stage.grids = [self.layers.get(n) for n in range(bounds[number], bounds[number + 1])]
             stage.tokens = self.tokens
             if stage.has_head and self.tokens is not None:
                 name = "embed.weight" if decoder.spec.tied else "head.weight"
@@ -134,27 +148,52 @@ class DecoderPart:
             self.shared = SharedState(self.weights, self.held, mesh, zero)
             self.parameters, self.kept = self.shared.parameters, self.shared.held
 
-    def _places(self, length: int) -> Tensor:
-        """Where in a row of `length` the tokens of context and tensor ranks stand, one after the other."""
-        return torch.cat(zigzag(length, self.mesh.grid.cp))
+    def under(self, grid: Grid | None) -> nn.ModuleList:
+        """The decoder's layers that have this grid; None: the layout's own."""
+        return nn.ModuleList(
+            layer for number, layer in enumerate(self.decoder.layers) if self.layers.get(number) == grid
+        )
+
+    def _declare(self, sequence: bool) -> tuple[dict[str, Holding], dict[str, Holding]]:
+        """What this rank holds of each parameter: without adapters, and with them."""
+        decoder, mesh = self.decoder, self.mesh
+        plain = holdings(decoder.spec, mesh.grid, mesh.place, sequence=sequence)
+        declared = adapted_holdings(decoder, plain, mesh.grid)
+        for grid in self.others:
+            its = holdings(decoder.spec, grid, mesh.at(grid).place, sequence=sequence)
+            for found, theirs in ((plain, its), (declared, adapted_holdings(decoder, its, grid))):
+                for name, holding in theirs.items():
+                    if self.layers.get(layer_of(name)) == grid:  # type: ignore[arg-type]
+                        found[name] = replace(holding, grid=grid)
+        return plain, declared
 
     def _shard(self, device: torch.device, reshard: bool, narrow: bool) -> None:
-        peers, copies = self.mesh.peers(*SHARDING), self.mesh.peers("edp")
-        mesh = _device_mesh(peers, device)
         policy = MixedPrecisionPolicy()
         if narrow:
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         again = reshard and not self.by_program
+        made: dict[tuple[int, ...], DeviceMesh] = {}
+
+        def over(peers: Peers) -> DeviceMesh:
+            if peers.ranks not in made:
+                made[peers.ranks] = _device_mesh(peers, device)
+            return made[peers.ranks]
+
         for stage in self.modules.values():
             stage.into_grad = False
             elsewhere: set[nn.Parameter] = set()
-            for layer in stage.layers:
+            for layer, grid in zip(stage.layers, stage.grids, strict=True):
+                its = self.mesh.at(grid)
+                if its.grid.fsdp == 1:
+                    elsewhere.update(layer.parameters())
+                    continue
+                mesh, copies = over(its.peers(*SHARDING)), its.peers("edp")
                 for experts in (p for p in layer.modules() if isinstance(p, (Experts, AdaptedExperts))):
                     # Copies of an expert are on other ranks than copies of the rest.
                     if copies.size > 1:
                         fully_shard(
                             experts,
-                            mesh=_device_mesh(copies, device),
+                            mesh=over(copies),
                             reshard_after_forward=again,
                             mp_policy=policy,
                         )
@@ -172,7 +211,17 @@ class DecoderPart:
                     mp_policy=policy,
                     ignored_params=elsewhere,
                 )
-            fully_shard(stage, mesh=mesh, reshard_after_forward=False, ignored_params=elsewhere)
+            root = self.mesh
+            if root.grid.fsdp == 1:  # some layers are sharded, embedding and head are not
+                inside = {p for layer in stage.layers for p in layer.parameters()}
+                elsewhere.update(p for p in stage.parameters() if p not in inside)
+                root = self.mesh.at(next(grid for grid in self.others if grid.fsdp > 1))
+            fully_shard(
+                stage,
+                mesh=over(root.peers(*SHARDING)),
+                reshard_after_forward=False,
+                ignored_params=elsewhere,
+            )
             for module in sharded_modules(stage):
                 # Sums, not means: each token's weight in the loss is known beforehand. And plain ones: with a
                 # factor torch takes another operation in float32, which gloo does not have.
@@ -182,10 +231,12 @@ class DecoderPart:
                 hand_over(stage)
         buffers = {name for name, _ in self.decoder.named_buffers()}  # these stay whole
         for name, holding in self.held.items():
-            if name in buffers:
+            its = self.mesh.at(holding.grid)
+            if name in buffers or its.grid.fsdp == 1:
                 continue
+            peers, copies = its.peers(*SHARDING), its.peers("edp")
             if ".experts." not in name:
-                self.held[name] = holding.sharded(peers.index, peers.size, self.mesh.real(SHARDING))
+                self.held[name] = holding.sharded(peers.index, peers.size, its.real(SHARDING))
             elif copies.size > 1:
                 self.held[name] = holding.sharded(copies.index, copies.size, ("edp",))
 
@@ -240,6 +291,11 @@ class DecoderPart:
     def squared_norm(self, twice: frozenset[str] = frozenset()) -> Tensor:
         """This rank's share of the gradient's squared norm; see gradients.squared_norm."""
         return squared_norm(self.parameters, self.kept, self.mesh, twice)
+
+
+def _places(ranks: int, length: int) -> Tensor:
+    """Where in a row of `length` the tokens of context and tensor ranks stand, one after the other."""
+    return torch.cat(zigzag(length, ranks))
 
 
 def _device_mesh(peers: Peers, device: torch.device) -> DeviceMesh:

@@ -76,16 +76,31 @@ class CutEmbedding(nn.Module):
 
 
 def split_tensor(
-    decoder: Decoder, held: Mapping[str, Holding], peers: Peers, *, sequence: bool = True
+    decoder: Decoder,
+    held: Mapping[str, Holding],
+    peers: Peers,
+    *,
+    sequence: bool = True,
+    layers: nn.Module | None = None,
 ) -> Tokens | None:
     """Let the decoder compute with its parts over `peers`. Its parameters are those parts already.
 
-    Returns how the last hidden states come to the head; None for one rank alone.
+    layers: those that are cut so; default: all. Returns how the last hidden states come to the head; None for
+    one rank alone.
     """
+    tokens = split_layers(decoder if layers is None else layers, peers, sequence=sequence)
+    if tokens is not None and "embed.weight" in held:  # else another stage has it
+        begin = first_row(held["embed.weight"])
+        decoder.embed = CutEmbedding(decoder.embed.weight, begin, tokens)  # type: ignore[assignment, arg-type]
+    return tokens
+
+
+def split_layers(layers: nn.Module, peers: Peers, *, sequence: bool = True) -> Tokens | None:
+    """The same of some layers alone. Returns how tokens come into their products and out of them."""
     if peers.size == 1:
         return None
     tokens = Tokens(peers, sequence)
-    for module in decoder.modules():
+    for module in layers.modules():
         if isinstance(module, Attention):
             spec = module.spec
             low, high = kv_heads(spec, peers.index, peers.size)
@@ -102,9 +117,6 @@ def split_tensor(
         if isinstance(module, Attention | SwiGLU):
             module.register_forward_pre_hook(_enters(tokens))
             module.register_forward_hook(_leaves(tokens))
-    if "embed.weight" in held:  # else another stage has it
-        begin = first_row(held["embed.weight"])
-        decoder.embed = CutEmbedding(decoder.embed.weight, begin, tokens)  # type: ignore[assignment, arg-type]
     return tokens
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shunter.layout.grid import Grid
 from shunter.layout.holding import Holding
 from shunter.layout.zero import Kept, Whole, holdings, in_buckets, padded_rows, share_out
 from shunter.parallel.gradients import BUCKET_BYTES
@@ -60,7 +61,7 @@ class SharedState:
             if kept is None or kept.owner is not None:
                 self.parameters[name] = weight
             else:
-                rows = _rows(weight, mesh.peers(*kept.axes))
+                rows = _rows(weight, mesh.at(kept.grid).peers(*kept.axes))
                 self.parameters[name] = nn.Parameter(weight.detach()[slice(*rows)])
         self.buckets = list(_buckets(weights, self.kept, mesh))
 
@@ -134,15 +135,15 @@ class SharedState:
 
 def _buckets(weights: Mapping[str, Tensor], kept: Mapping[str, Kept], mesh: Mesh) -> list[_Bucket]:
     """In an order that all copies find alike."""
-    together: dict[tuple[tuple[str, ...], int], list[tuple[str, int]]] = defaultdict(list)
+    together: dict[tuple[str, Grid | None, tuple[str, ...], int], list[tuple[str, int]]] = defaultdict(list)
     for name, each in kept.items():
         if weights[name].numel():  # of a sharded weight this rank may have no rows; nor have its copies
             owner = -1 if each.owner is None else each.owner
-            together[each.axes, owner].append((name, weights[name].nbytes))
+            together[str(each.grid), each.grid, each.axes, owner].append((name, weights[name].nbytes))
     return [
-        _Bucket(mesh.peers(*axes), None if owner < 0 else owner, names)
-        for axes, owner in sorted(together)
-        for names in in_buckets(together[axes, owner], BUCKET_BYTES)
+        _Bucket(mesh.at(key[1]).peers(*key[2]), None if key[3] < 0 else key[3], names)
+        for key in sorted(together, key=lambda key: (key[0], *key[2:]))
+        for names in in_buckets(together[key], BUCKET_BYTES)
     ]
 
 

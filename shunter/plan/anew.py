@@ -92,10 +92,23 @@ def _known(told: Mapping[str, Any]) -> dict[str, Coefficient]:
 def strategies_of(plan: Plan) -> list[int] | None:
     """Of its layers, where they are chosen one by one."""
     if plan.layout["recompute"] != "layer" or "again" not in plan.layout:
-        return None
+        return [KEEP] * int(plan.model["num_layers"]) if plan.layout.get("layers") else None
     again, aside = set(plan.layout["again"]), set(plan.layout["offload"])
     count = int(plan.model["num_layers"])
     return [AGAIN if n in again else ASIDE if n in aside else KEEP for n in range(count)]
+
+
+def own_of(plan: Plan) -> dict[int, Choices]:
+    """Of its layers with degrees of their own, each layer's."""
+    layout = plan.layout
+    found: dict[int, Choices] = {}
+    rows = plan.microbatch * layout["dp"] * layout["fsdp"]
+    for each in layout.get("layers") or ():
+        grid = Grid(layout["pp"], **{name: each[name] for name in DEGREES[1:]})
+        mine = rows // (grid.dp * grid.fsdp)
+        choice = Choices.one(grid, mine, plan.schedule, layout["chunks"], layout["recompute"])
+        found |= dict.fromkeys(each["of"], choice)
+    return found
 
 
 def cut_of(plan: Plan) -> list[int]:
@@ -112,7 +125,7 @@ def anew(plan: Plan, measured: Measured, source: str, *, compiled: bool = False)
     cluster = cluster_of(plan)
     question, choice = asked(plan, cluster)
     order, chosen = tuple(plan.ranks), strategies_of(plan)
-    run = Run("the run", question, choice, measured.seconds, order, chosen, cut_of(plan))
+    run = Run("the run", question, choice, measured.seconds, order, chosen, cut_of(plan), own_of(plan))
     known = fitted(run, measured, source)
     same = run.prediction(known)
     factor = measured.seconds / same.seconds
@@ -121,7 +134,7 @@ def anew(plan: Plan, measured: Measured, source: str, *, compiled: bool = False)
         whole = replace(whole, practice=compilable(whole.practice))
     found = search(whole, top=1)
     best = found.plans[0].prediction
-    if best.seconds > (1 - GAIN) * same.seconds or best.choice.settings(0) == choice.settings(0):
+    if best.seconds > (1 - GAIN) * same.seconds or best.settings == same.settings:
         told, by_kind = (
             {name: asdict(value) for name, value in known.known.items()},
             {kind: {name: asdict(value) for name, value in own.items()} for kind, own in known.kinds.items()},

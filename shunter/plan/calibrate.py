@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ LEAST, MOST = 0.05, 20.0  # times its value beyond which a coefficient explains 
 class Run:
     """A measured step. question: with any coefficients; choice: of length 1. order: of the devices, where it
     matters which does what (`plan.Plan.ranks`). strategies: of its layers, where each has its own. cut:
-    bounds of its stages, likewise."""
+    bounds of its stages, own: of layers that have degrees of their own, likewise."""
 
     name: str
     question: Question
@@ -39,6 +39,7 @@ class Run:
     order: tuple[int, ...] = ()
     strategies: Sequence[int] | None = None
     cut: Sequence[int] | None = None
+    own: Mapping[int, Choices] = field(default_factory=dict)
 
     def asked(self, coefficients: Coefficients) -> Question:
         """The question with other coefficients."""
@@ -54,7 +55,7 @@ class Run:
             found = Grounds(asked, self.choice, asked.fabric.room(None)).predict(self.order)
             if found is not None:
                 return found
-        return predict(asked, self.choice, strategies=self.strategies, cut=self.cut)
+        return predict(asked, self.choice, strategies=self.strategies, cut=self.cut, own=self.own)
 
 
 def fit(runs: Sequence[Run], names: Sequence[str], start: Coefficients, source: str = "") -> Coefficients:

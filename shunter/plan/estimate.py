@@ -157,7 +157,7 @@ def estimate(question: Question, choices: Choices, room: float | None = None) ->
     plain = spec.num_layers - mixtures
     m = choices.microbatches(question.batch).astype(float)
     p, v = choices.pp.astype(float), choices.chunks.astype(float)
-    lean = _lean(question, choices, found, plain / p, mixtures / p, room)
+    lean = _lean(question, choices, found, plain / p, mixtures / p, room, device)
     forward = (plain * found.dense.forward.both + mixtures * found.mixture.forward.both) / p
     backward = (
         plain * (found.dense.backward.both + lean.seconds(found.dense))
@@ -206,7 +206,13 @@ class Lean:
 
 
 def _lean(
-    question: Question, choices: Choices, found: Costs, dense: Floats, mixtures: Floats, room: float | None
+    question: Question,
+    choices: Choices,
+    found: Costs,
+    dense: Floats,
+    mixtures: Floats,
+    room: float | None,
+    device: DeviceKind,
 ) -> Lean:
     every = np.where(choices.recompute > 0, 1.0, 0.0)
     nothing = 0 * every
@@ -224,9 +230,13 @@ def _lean(
     again, aside, least = every.copy(), nothing.copy(), most.copy()
     tight = most[which] > (np.inf if room is None else room)
     if found.dense.aside is not None:
-        put = bytes_(0.0, 1.0)
+        m = some.microbatches(question.batch)
+        flight = memory.in_flight(some.schedule, some.pp, some.chunks, m, 0 * some.pp)
+        layers = np.maximum(dense[which] + mixtures[which], 1.0)
+        share = np.minimum(memory.most_aside(question, some, device, flight) / layers, 1.0)
+        put = _fullest(question, some, dense[which], mixtures[which], 1 - share, share)
         better = (put < most[which]) & (tight | (room is None))
-        again[which], aside[which] = np.where(better, 0.0, 1.0), np.where(better, 1.0, 0.0)
+        again[which], aside[which] = np.where(better, 1 - share, 1.0), np.where(better, share, 0.0)
         least[which] = np.where(better, put, most[which])
     if room is not None:
         kept, one = bytes_(0.0, 0.0), bytes_(1e-9, 0.0)  # the first of them takes room for its inside
@@ -246,12 +256,14 @@ def ends_of_step(
     mixtures: Floats,
     backward: Floats,
     device: DeviceKind,
+    *,
+    layers_only: bool = False,
 ) -> Floats:
     """Seconds before the first and after the last micro-batch that nothing hides: weights gathered once,
-    gradients summed, the optimizer."""
+    gradients summed, the optimizer. layers_only: without embedding and head."""
     practice = question.practice
     shape = memory.held(question, choices)
-    ends = np.where(choices.pp == 1, 2.0, 1.0) * shape.end
+    ends = np.where(choices.pp == 1, 2.0, 1.0) * shape.end * (not layers_only)
     plain, expert = dense * shape.dense + mixtures * shape.mixture + ends, mixtures * shape.experts
     sums = communication.gradients(question, choices, plain, expert)
     if practice.overlap_gradients:

@@ -19,7 +19,7 @@ from shunter.plan.search import Found, lost_because, search
 from shunter.plan.space import space
 
 NUMBERS = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp", "microbatch", "chunks")
-NAMES = {"schedule": SCHEDULES, "recompute": RECOMPUTE}
+NAMES = {"schedule": SCHEDULES, "recompute": RECOMPUTE, "layers": ("own", "alike")}
 FEW = 6  # finalists of each perturbed search
 
 
@@ -94,7 +94,7 @@ def why(found: Found, asked: Mapping[str, int | str]) -> Reason:
             best,
         )
     prediction = there.plans[0].prediction
-    if prediction.choice.settings(0) == best.choice.settings(0):
+    if prediction.settings == best.settings:
         return Reason(asked, "this is the best layout", prediction, best)
     return Reason(asked, lost_because(prediction, best, found.objective), prediction, best)
 

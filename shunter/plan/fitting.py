@@ -51,6 +51,12 @@ _WHAT: dict[str, Literal["batch", "row"]] = {"batch": "batch", "sequence": "row"
 
 
 def _larger(question: Question, fixed: Fixed, room: float) -> str:
+    fabric = question.fabric
+    if fabric.terrain is not None:  # where devices differ: as many again of all of them, each as the smallest
+        found, looked = smallest_cluster(question, fixed, min(room, fabric.memory))
+        if found is None:
+            return f"{looked // fabric.world} of this cluster would not do by the smallest of its devices"
+        return f"{found // fabric.world} of this cluster would do, even if each device were its smallest"
     found, looked = smallest_cluster(question, fixed, room)
     if found is not None:
         return f"{found} devices of this kind would do"
@@ -80,6 +86,9 @@ def smallest_cluster(question: Question, fixed: Fixed, room: float) -> tuple[int
 def _sizes(question: Question, room: float) -> Iterator[int]:
     """Devices of larger clusters, from as many as have memory for each parameter's state once."""
     world, node = question.fabric.world, question.fabric.node
+    if question.fabric.terrain is not None:
+        yield from range(2 * world, TIMES * world + 1, world)
+        return
     state = question.practice.weights + question.practice.gradients
     state += min(question.practice.optimizer, question.practice.matrices or question.practice.optimizer)
     most = TIMES * world

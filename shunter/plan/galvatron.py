@@ -194,7 +194,7 @@ def _stage(task: Task, stage: int, count: int, most: int) -> Solve | None:
     The table is made when it is first asked for: where all layers can have the quickest strategy none is.
     """
     model = task.model
-    kept = _undominated(task, stage)
+    kept = undominated(task, stage)
     need = np.array([[ceil(size) for _, _, size in kept]] * count, dtype=np.int64)
     if most < 0 or need[0].min() * count > most:
         return None
@@ -218,7 +218,7 @@ def _stage(task: Task, stage: int, count: int, most: int) -> Solve | None:
     return solve
 
 
-def _undominated(task: Task, stage: int) -> list[tuple[Strategy, float, float]]:
+def undominated(task: Task, stage: int) -> list[tuple[Strategy, float, float]]:
     """(strategy, seconds, MB): without those that another one of the same width beats in both."""
     model = task.model
     every = []

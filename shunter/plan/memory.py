@@ -16,12 +16,13 @@ Imports without torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from shunter.cluster.device import DeviceKind
 from shunter.plan.choices import SCHEDULES, Choices, Floats, Ints, Question
 from shunter.plan.practice import RECOMPUTE
 
@@ -117,16 +118,7 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     plain = stage.dense * shape.dense + stage.mixtures * shape.mixture + stage.ends * shape.end
     expert = stage.mixtures * shape.experts
     mine = plain / shards + expert / spread
-    cut = (shards > 1) | (spread > 1)
     layers = stage.dense + stage.mixtures
-    each = np.where(stage.mixtures > 0, shape.mixture + shape.experts, shape.dense)
-    whole = plain + expert
-    stays = (choices.pp > 1) & practice.stage_gathered
-    several = choices.microbatches(question.batch) > 1
-    gathered = (
-        np.where(stays, whole, np.minimum(2 * each + stage.ends * shape.end, whole)) * practice.gathered
-    )
-    waiting = np.where(stays | (several & practice.waits), whole, 0.0) * practice.gradients
     kept = activations(question, choices)
     some = stage.mixtures / np.maximum(layers, 1e-9)
     full = kept["none"] + some * kept["mixture"]
@@ -173,7 +165,7 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
         "weights": mine * practice.weights,
         "gradients": gradients,
         "optimizer": _optimizer(question, choices, stage),
-        "gathered": np.where(cut, gathered + waiting, 0.0),
+        "gathered": sum(_gathered(question, choices, stage), np.zeros(1)),
         "activations": held_ones,
         "inside": np.where(stage.recomputed + stage.aside > 0, inside, 0.0),
         "passing": passing(question, choices, stage.mixtures > 0),
@@ -182,6 +174,37 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     total = sum(parts.values(), np.zeros(len(choices)))
     parts["other"] = known["fixed"] + known["margin"] * total
     return parts
+
+
+def _gathered(question: Question, choices: Choices, stage: Stage) -> tuple[Floats, Floats]:
+    """Bytes of whole weights of other ranks while a layer is in use and one is fetched ahead; and those that
+    stay: weights of a stage, and gradients that wait."""
+    practice, shape = question.practice, held(question, choices)
+    plain = stage.dense * shape.dense + stage.mixtures * shape.mixture + stage.ends * shape.end
+    each = np.where(stage.mixtures > 0, shape.mixture + shape.experts, shape.dense)
+    whole = plain + stage.mixtures * shape.experts
+    cut = (choices.shards(practice) > 1) | (choices.expert_shards(practice) > 1)
+    stays = (choices.pp > 1) & practice.stage_gathered
+    several = choices.microbatches(question.batch) > 1
+    ahead = np.minimum(2 * each + stage.ends * shape.end, whole) * practice.gathered
+    waiting = np.where(stays | (several & practice.waits), whole, 0.0) * practice.gradients
+    staying = np.where(stays, whole * practice.gathered, 0.0) + waiting
+    return np.where(cut & ~stays, ahead, 0.0), np.where(cut, staying, 0.0)
+
+
+def together(question: Question, parts: Sequence[tuple[Choices, Stage]]) -> dict[str, Floats]:
+    """`stage_bytes` of a rank whose layers have several layouts, one after the other: each with those that
+    have it. What is there for a layer at a time is there for one of them."""
+    known, found = question.coefficients, [stage_bytes(question, choices, stage) for choices, stage in parts]
+    total = {name: sum((each[name] for each in found), np.zeros(1)) for name in PARTS}
+    ahead = [_gathered(question, choices, stage)[0] for choices, stage in parts]
+    most: Floats = np.maximum.reduce(ahead)
+    total["gathered"] = total["gathered"] - sum(ahead, np.zeros(1)) + most
+    for name in ("inside", "passing"):
+        total[name] = np.maximum.reduce([each[name] for each in found])
+    whole = sum((total[name] for name in PARTS if name != "other"), np.zeros(1))
+    total["other"] = known["fixed"] + known["margin"] * whole
+    return total
 
 
 def _optimizer(question: Question, choices: Choices, stage: Stage) -> Floats:
@@ -216,6 +239,14 @@ def put_aside(question: Question, choices: Choices) -> Floats:
     practice, shape = question.practice, held(question, choices)
     copies = shape.dense * practice.compute if practice.copies else 0 * shape.dense
     return activations(question, choices)["none"] + copies
+
+
+def most_aside(question: Question, choices: Choices, device: DeviceKind, flight: Floats) -> Floats:
+    """Layers of a rank for whose micro-batches in flight the host has room; without end where nobody says how
+    much it has."""
+    if device.host_memory is None:
+        return np.full(len(choices), np.inf)
+    return np.floor(device.host_memory / np.maximum(flight * put_aside(question, choices), 1.0))
 
 
 def total(parts: Mapping[str, Floats]) -> Floats:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from math import prod
 
+from shunter.cluster.cluster import Cluster
 from shunter.config.errors import ShunterError
 from shunter.plan.choices import Question
 from shunter.plan.fabric import Fabric
@@ -88,7 +90,8 @@ def trimmed(fabric: Fabric) -> Iterator[Fabric]:
 
 
 def parts(fabric: Fabric) -> Iterator[Fabric]:
-    """The cluster's first nodes, of each number of them; where nodes differ, of each number of each group."""
+    """The cluster's first nodes, of each number of them; where nodes differ, of each number of each group:
+    where links of pairs differ, those of a group that have the best links to the others that are chosen."""
     if fabric.terrain is None:
         yield from _even(fabric)
         return
@@ -99,17 +102,42 @@ def parts(fabric: Fabric) -> Iterator[Fabric]:
     counts = [list(range(len(nodes) + 1)) for nodes in groups.values()]
     if prod(map(len, counts)) > MOST:
         counts = [sorted({0, 1, top // 4, top // 2, top}) for top in map(len, groups.values())]
+    near = Near(cluster) if cluster.description.pairs else None
     for chosen in product(*counts):
-        ranks = sorted(
-            rank
-            for count, nodes in zip(chosen, groups.values(), strict=True)
-            for node in nodes[:count]
-            for rank in node
-        )
+        asked = dict(zip(groups, chosen, strict=True))
+        nodes = [node for name, count in asked.items() for node in groups[name][:count]]
+        ranks = sorted(rank for node in nodes for rank in node)
+        if near is not None and ranks:
+            ranks = near.ranks(asked)
         if ranks:
             part = cluster.subcluster(ranks)
             # Equal nodes keep their names: the plan says which devices are used.
             yield replace(Fabric.of(part), terrain=Terrain(part))
+
+
+class Near:
+    """Of equal nodes, those that are close to each other: a cluster whose pairs of nodes have links of their
+    own. Nodes cost the same, so that what is left out is the node whose messages to the rest take longest."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        firsts = [node.ranks[0] for node in cluster.nodes]
+        self.slow = [
+            [0.0 if a == b else 1 / cluster.bandwidth(a, b) + 1 / cluster.bandwidth(b, a) for b in firsts]
+            for a in firsts
+        ]
+
+    def ranks(self, counts: Mapping[str, int]) -> list[int]:
+        """So many nodes of each group: one after the other is left out of those that are too many, of equal
+        ones the last."""
+        nodes = self.cluster.nodes
+        left = [n for n, node in enumerate(nodes) if counts[node.group]]
+        while True:
+            there = Counter(nodes[n].group for n in left)
+            open_ = [n for n in left if there[nodes[n].group] > counts[nodes[n].group]]
+            if not open_:
+                return [rank for n in left for rank in nodes[n].ranks]
+            left.remove(max(open_, key=lambda n: (round(sum(self.slow[n][o] for o in left), 18), n)))
 
 
 def _even(fabric: Fabric) -> Iterator[Fabric]:

@@ -20,6 +20,7 @@ from shunter.config.errors import ShunterError
 from shunter.config.yaml import Source
 from shunter.models.spec import DecoderSpec
 from shunter.plan.choices import SCHEDULES, Choices, Question
+from shunter.plan.own import alike
 from shunter.plan.practice import RECOMPUTE
 from shunter.plan.saved import SavedPlan
 from shunter.plan.score import Prediction
@@ -35,7 +36,8 @@ DEGREES = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
 class Plan:
     """layout: degrees, chunks, cut (first layer of each stage but the first), zero (1 where copies share the
     optimizer's state), recompute (kind, layers of each stage, and where single ones can be chosen their
-    numbers: `again`, and `offload` of those put aside). microbatch: rows; microbatches: of a step on each
+    numbers: `again`, and `offload` of those put aside), layers (those with degrees of their own, as a recipe
+    has them). microbatch: rows; microbatches: of a step on each
     data rank.
 
     Predicted, in seconds of a step: step, of which the busiest rank computes, waits for messages, and for
@@ -85,12 +87,17 @@ class Plan:
         layout["chunks"] = int(choice.chunks[0])
         layout["cut"] = list(prediction.bounds[1:-1])
         layout["recompute"] = RECOMPUTE[choice.recompute[0]]
-        if _shares(question, choice):
+        if any(_shares(question, each) for each in (choice, *prediction.own.values())):
             layout["zero"] = 1
         if choice.recompute[0]:
             layout["recomputed_layers"] = list(prediction.recomputed)
         if layout["recompute"] == "layer":
             layout["again"], layout["offload"] = prediction.which(AGAIN), prediction.which(ASIDE)
+        if prediction.own:
+            layout["layers"] = [
+                {"of": numbers, **{name: int(getattr(its, name)[0]) for name in DEGREES[1:]}}
+                for numbers, its in alike(prediction.own)
+            ]
         rate = question.flops / prediction.seconds / world
         device = question.fabric.device
         format = "bf16" if "bf16" in device.flops else next(iter(device.flops))
@@ -151,6 +158,11 @@ class Plan:
                 mend="Plan with --practice shunter.",
             )
         found = {name: self.layout[name] for name in DEGREES if self.layout[name] > 1}
+        if self.layout.get("layers"):
+            found["layers"] = [
+                {"of": each["of"], **{name: each[name] for name in DEGREES[1:] if each[name] > 1}}
+                for each in self.layout["layers"]
+            ]
         found["microbatches"] = self.microbatches
         if self.layout.get("zero"):
             found["zero"] = 1

@@ -73,6 +73,7 @@ class Practice:
     casts: bytes moved an element of a product's operands to turn them into `products`.
     kernels: of a layer's forward, as torch dispatches them: four products, attention, nine fused ones.
     recompute: which ways it has. offers: whether it can choose `layer` for some layers and not for others.
+    layers: whether it can give layers degrees of their own.
     offload: whether it can put layers aside in the host's memory, too, where the speed of copies is known.
     schedules, axes: that it knows.
     source: where this is from.
@@ -108,6 +109,7 @@ class Practice:
     kernels: int = 14
     recompute: tuple[str, ...] = ("none",)
     offers: bool = False
+    layers: bool = False
     offload: bool = False
     schedules: tuple[str, ...] = ("1f1b", "interleaved-1f1b", "zb1p", "zbv", "gpipe")
     axes: tuple[str, ...] = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
@@ -142,6 +144,7 @@ PRACTICES: dict[str, Practice] = {
             logit_passes=46,
             recompute=("none", "stage", "layer"),
             offers=True,
+            layers=True,
             offload=True,
             source="this program: shunter.train.layout_describe",
         ),
@@ -161,6 +164,7 @@ PRACTICES: dict[str, Practice] = {
             late=True,
             recompute=("none", "stage", "layer"),
             offers=True,
+            layers=True,
             source="this program on a CPU without fast bfloat16",
         ),
         Practice(

@@ -5,10 +5,11 @@ Imports without torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from shunter.plan.choices import SCHEDULES, Choices, Question
 from shunter.plan.cuts import cut_alike, cut_mixed
 from shunter.plan.estimate import Costs as RankCosts
 from shunter.plan.estimate import LayerCost, costs, ends_of_step
+from shunter.plan.own import alike, own_costs, sorts_of, turned, updated
 from shunter.plan.practice import RECOMPUTE
 from shunter.plan.strategies import AGAIN, ASIDE, KEEP, cheapest
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT
@@ -38,7 +40,9 @@ class Prediction:
     the rest, in which it waits.
 
     bounds: layers of the stages. strategies: of each layer (`plan.strategies`). bytes: by stage of a rank's
-    place in the pipeline, by part (`memory.PARTS`).
+    place in the pipeline, by part (`memory.PARTS`). own: of layers whose degrees are not those of `choice`.
+    forward, backward, weights: seconds of a micro-batch by stage; weights: of the backward, those that a
+    schedule with backwards in halves takes later.
     """
 
     choice: Choices
@@ -51,6 +55,16 @@ class Prediction:
     bytes: tuple[dict[str, float], ...]
     microbatches: int
     placed: Placed | None = None
+    own: Mapping[int, Choices] = field(default_factory=dict)
+    forward: tuple[float, ...] = ()
+    backward: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes it another layout than others are."""
+        own = {number: dict(self.own[number].settings(0)) for number in sorted(self.own)}
+        return {**self.choice.settings(0), **({"layers": own} if own else {})}
 
     @property
     def fullest(self) -> float:
@@ -103,15 +117,19 @@ def predict(
     site: Site | None = None,
     strategies: Sequence[int] | None = None,
     cut: Sequence[int] | None = None,
+    own: Mapping[int, Choices] | None = None,
 ) -> Prediction:
     """Of one layout (`choice` has length 1). room: bytes that a rank has; layers are computed again, or put
     aside, where the practice can choose them, as few as fit. site: where its ranks are, if that has been
-    decided. strategies: of the layers, and cut: bounds of the stages, likewise."""
+    decided. strategies: of the layers, and cut: bounds of the stages, likewise. own: degrees of some layers
+    (by number, with the rows that their ranks have then), with `strategies` and without `site`."""
     assert len(choice) == 1
+    own = own or {}
+    assert not own or (site is None and strategies is not None)
     pp, chunks = int(choice.pp[0]), int(choice.chunks[0])
     m = int(choice.microbatches(question.batch)[0])
     name = SCHEDULES[choice.schedule[0]]
-    placement = _placement(name, pp, chunks)
+    placement = placement_of(name, pp, chunks)
     ranks = int(choice.stage_ranks[0])
     asked = (question,) * pp if site is None else site.asked
     if site is None:
@@ -128,7 +146,8 @@ def predict(
     stages = len(placement)
     rooms: Sequence[float | None] = (room,) * pp if site is None else site.rooms
     chosen = strategies or _strategies(question, choice, each, bounds, placement, m, rooms)
-    held = [_bytes(asked[rank], choice, bounds, chosen, placement, rank, m) for rank in range(pp)]
+    held = [_bytes(asked[rank], choice, bounds, chosen, placement, rank, m, own) for rank in range(pp)]
+    theirs = own_costs(question, own, bounds, placement)
     forward, backward, weights, busy, redone = ([0.0] * stages for _ in range(5))
     # A stage that is computed again is so by an action of the program, which some backwards do without.
     apart = pp > 1 and RECOMPUTE[choice.recompute[0]] == "stage"
@@ -136,7 +155,7 @@ def predict(
         cost, begin, end = each[stage], bounds[stage], bounds[stage + 1]
         ahead = behind = w = inner = 0.0
         for layer in range(begin, end):
-            part = _part(question, cost, layer)
+            part = _part(question, theirs.get(layer, cost), layer)
             f, b = float(part.forward.both[0]), float(part.backward.both[0])
             w += float(part.weights[0] * part.backward.compute[0])
             inner += float(part.forward.compute[0] + part.backward.compute[0])
@@ -148,6 +167,8 @@ def predict(
             elif chosen[layer] == ASIDE and part.aside is not None:
                 f, b = f + float(part.aside[0][0]), b + float(part.aside[1][0])
             ahead, behind = ahead + f, behind + b
+        moved = turned(question, choice, own, begin, end) if own else 0.0
+        ahead, behind = ahead + moved, behind + moved
         for end_part, there in ((cost.embedding, stage == 0), (cost.head, stage == stages - 1)):
             if there:
                 ahead += float(end_part.forward[0] + cost.messages.end[0])
@@ -179,7 +200,7 @@ def predict(
         work[rank] += m * (forward[stage] + backward[stage] + times[stage] * redone[stage])
         busiest[rank] += m * (busy[stage] + times[stage] * redone[stage])
     top = max(range(pp), key=work.__getitem__)
-    extra, updating = _ends(asked, choice, each, bounds, placement, backward)
+    extra, updating = _ends(asked, choice, each, bounds, placement, backward, own, theirs)
     seconds = elapsed + extra
     inner = busiest[top] + updating
     sent = max(work[top] - busiest[top] + extra - updating, 0.0)
@@ -188,11 +209,13 @@ def predict(
     waiting = waiting if waiting > 1e-9 * seconds else 0.0
     return Prediction(
         choice, tuple(bounds), tuple(chosen), seconds, inner, sent, waiting,
-        tuple(held), m,
+        tuple(held), m, own=own,
+        forward=tuple(forward), backward=tuple(backward), weights=tuple(weights),
     )  # fmt: skip
 
 
-def _placement(name: str, pp: int, chunks: int) -> tuple[int, ...]:
+def placement_of(name: str, pp: int, chunks: int) -> tuple[int, ...]:
+    """Rank of the pipeline of each stage."""
     if name == "zbv":
         return (*range(pp), *reversed(range(pp)))
     return tuple(range(pp)) * chunks
@@ -224,7 +247,7 @@ def _cut(question: Question, each: Sequence[RankCosts], placement: Sequence[int]
     return cut_alike(spec.num_layers, seconds, besides)
 
 
-def _stage(
+def stage_of(
     question: Question,
     choice: Choices,
     bounds: Sequence[int],
@@ -232,15 +255,19 @@ def _stage(
     placement: Sequence[int],
     rank: int,
     m: int,
+    among: Collection[int] | None = None,
 ) -> memory.Stage:
-    """What the rank of the pipeline has, all its stages together."""
+    """What the rank of the pipeline has, all its stages together. among: those of its layers, and no more."""
     mine = [stage for stage, holder in enumerate(placement) if holder == rank]
     experts = question.spec.experts
-    layers = [n for s in mine for n in range(bounds[s], bounds[s + 1])]
+    layers = [n for s in mine for n in range(bounds[s], bounds[s + 1]) if among is None or n in among]
     mixtures = 0 if experts is None else sum(experts.inside(n) for n in layers)
     ends = (0 in mine) + (len(placement) - 1 in mine)
     if question.spec.tied and ends == 2:
         ends = 1
+    head = len(placement) - 1 in mine
+    if among is not None:
+        ends, head = 0, False
     again, aside = (
         [strategies[n] for n in layers].count(name) / max(len(layers), 1) for name in (AGAIN, ASIDE)
     )
@@ -256,7 +283,7 @@ def _stage(
         np.array([float(len(layers) - mixtures)]),
         np.array([float(mixtures)]),
         np.array([float(ends)]),
-        np.array([float(len(placement) - 1 in mine)]),
+        np.array([float(head)]),
         flight,
         np.array([again]),
         np.array([aside]),
@@ -271,9 +298,19 @@ def _bytes(
     placement: Sequence[int],
     rank: int,
     m: int,
+    own: Mapping[int, Choices] | None = None,
 ) -> dict[str, float]:
-    stage = _stage(question, choice, bounds, strategies, placement, rank, m)
-    return {name: float(part[0]) for name, part in memory.stage_bytes(question, choice, stage).items()}
+    stage = stage_of(question, choice, bounds, strategies, placement, rank, m)
+    if not own:
+        return {name: float(part[0]) for name, part in memory.stage_bytes(question, choice, stage).items()}
+    rest = set(range(question.spec.num_layers)) - own.keys()
+    like = stage_of(question, choice, bounds, strategies, placement, rank, m, rest)
+    parts = [(choice, replace(like, ends=stage.ends, head=stage.head))]
+    for numbers, its in alike(own):
+        like = stage_of(question, its, bounds, strategies, placement, rank, m, numbers)
+        if like.dense[0] + like.mixtures[0]:
+            parts.append((its, like))
+    return {name: float(part[0]) for name, part in memory.together(question, parts).items()}
 
 
 def _strategies(
@@ -306,7 +343,17 @@ def _strategies(
                 whole[number] = strategy
             return sum(_bytes(question, choice, bounds, whole, placement, rank, m).values())
 
-        chosen = cheapest(again, aside if len(aside) == len(parts) else None, room, bytes_of)
+        flight = stage_of(question, choice, bounds, found, placement, rank, m).flight
+        ranks = int(choice.stage_ranks[0])
+        device = question.fabric.kind(rank * ranks, (rank + 1) * ranks)
+        most = float(memory.most_aside(question, choice, device, flight)[0])
+        chosen = cheapest(
+            again,
+            aside if len(aside) == len(parts) else None,
+            room,
+            bytes_of,
+            None if most == float("inf") else int(most),
+        )
         for number, strategy in zip(numbers, chosen, strict=True):
             found[number] = strategy
     return found
@@ -319,26 +366,28 @@ def _ends(
     bounds: Sequence[int],
     placement: Sequence[int],
     backward: Sequence[float],
+    own: Mapping[int, Choices],
+    theirs: Mapping[int, RankCosts],
 ) -> tuple[float, float]:
-    """Seconds of what stands at both ends of a step on the slowest rank, and of them the optimizer's."""
+    """Seconds of what stands at both ends of a step on the slowest rank, and of them the optimizer's. theirs:
+    costs of layers with their own degrees."""
     most = updating = 0.0
     for rank, question in enumerate(asked):
         mine = [stage for stage, holder in enumerate(placement) if holder == rank]
-        layers = [n for s in mine for n in range(bounds[s], bounds[s + 1])]
-        experts = question.spec.experts
-        mixtures = 0 if experts is None else sum(experts.inside(n) for n in layers)
-        dense, mixed = np.array([float(len(layers) - mixtures)]), np.array([float(mixtures)])
+        every = [n for s in mine for n in range(bounds[s], bounds[s + 1])]
+        dense, mixed = sorts_of(question, [n for n in every if n not in own])
         device = question.fabric.kind(
             rank * int(choice.stage_ranks[0]), (rank + 1) * int(choice.stage_ranks[0])
         )
         last = np.array([sum(backward[stage] for stage in mine)])
         found = float(ends_of_step(question, choice, each[mine[0]], dense, mixed, last, device)[0])
+        held = updated(question, choice, dense, mixed, ends=True)
+        for numbers, its in alike({n: own[n] for n in every if n in own}):
+            sorts = sorts_of(question, numbers)
+            more = ends_of_step(question, its, theirs[numbers[0]], *sorts, last, device, layers_only=True)
+            found, held = found + float(more[0]), held + updated(question, its, *sorts, ends=False)
         if found > most:
-            shape = memory.held(question, choice)
-            whole = dense * shape.dense + mixed * shape.mixture + shape.end
-            updates, expert_updates = choice.updates(question.practice)
-            mine_ = whole / updates + mixed * shape.experts / expert_updates
-            most, updating = found, float(compute.update(question, mine_, device)[0])
+            most, updating = found, float(compute.update(question, held, device)[0])
     return most, updating
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from shunter.config.errors import ShunterError
 from shunter.plan import placing
+from shunter.plan.apart import best_apart
 from shunter.plan.choices import Choices, Floats, Question
 from shunter.plan.estimate import Estimate, estimate
 from shunter.plan.fitting import FitsNowhere
@@ -26,6 +27,8 @@ Objective = Literal["time", "cost", "memory"]
 
 FINALISTS = 32
 SIMULATED = 1_500_000  # nodes of all simulated programs together
+FRAMES = 3  # stages, schedules and micro-batches for which layers with degrees of their own are looked for
+FREE = {"dp", "fsdp", "cp", "tp", "ep", "etp", "recompute"}  # what they choose: not where one of it is fixed
 # Estimates beyond this times the best one are not looked at more closely. In six questions (4B to 47B, on 4
 # to 16 devices of four kinds) what was fastest by simulation had an estimate of at most 1.12 times the least.
 MARGIN = 1.35
@@ -120,6 +123,9 @@ def search_all(
             raise FitsNowhere(question, fixed, room, float(found.bytes.min()))
     scored.sort(key=lambda each: _worth(each, objective))
     scored = placing.improved(question, scored, room, finalists)
+    alike = lean or FREE & fixed.keys() or fixed.get("layers") == "alike"
+    if question.practice.layers and question.fabric.terrain is None and not alike:
+        scored += best_apart(question, scored, room, FRAMES if finalists == FINALISTS else 1)
     scored.sort(key=lambda each: _worth(each, objective))
     best = scored[0]
     plans = [
@@ -156,7 +162,8 @@ def _different(scored: list[Prediction]) -> list[Prediction]:
     found: dict[tuple[object, ...], Prediction] = {}
     for each in scored:
         choice = each.choice
-        key = choice.grid(0), int(choice.schedule[0]), int(choice.recompute[0])
+        own = tuple((number, each.own[number].grid(0)) for number in sorted(each.own))
+        key = choice.grid(0), int(choice.schedule[0]), int(choice.recompute[0]), own
         found.setdefault(key, each)
     return list(found.values())
 

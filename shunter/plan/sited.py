@@ -18,7 +18,7 @@ from shunter.plan.cuts import cut_alike
 from shunter.plan.estimate import Costs as RankCosts
 from shunter.plan.estimate import costs
 from shunter.plan.fabric import Fabric
-from shunter.plan.score import Placed, Prediction, Site, _bytes, _cut, _part, _placement, predict
+from shunter.plan.score import Placed, Prediction, Site, _bytes, _cut, _part, placement_of, predict
 from shunter.plan.strategies import AGAIN, KEEP
 from shunter.plan.terrain import Terrain
 from shunter.schedule.costs import Links
@@ -70,7 +70,7 @@ class Grounds:
         self.pp, self.each = int(choice.pp[0]), int(choice.stage_ranks[0])
         self.microbatches = int(choice.microbatches(question.batch)[0])
         self.schedule, self.chunks = SCHEDULES[choice.schedule[0]], int(choice.chunks[0])
-        self.placement = _placement(self.schedule, self.pp, self.chunks)
+        self.placement = placement_of(self.schedule, self.pp, self.chunks)
         self.message = float(communication.message(question, choice)[0])
         self._stages: dict[tuple[int, ...], tuple[Question, RankCosts]] = {}
         self._bytes: dict[tuple[int, ...], float] = {}

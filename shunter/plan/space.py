@@ -30,7 +30,7 @@ def space(question: Question, fixed: Fixed) -> Choices:
     copies but where the cut ones fill whole blocks (as data moved once more between blocks costs more).
     """
     world, lines = question.fabric.world, []
-    for degrees in _grids(question, fixed):
+    for degrees in grids(question, fixed):
         pp, data = degrees[0], degrees[1] * degrees[2]
         if question.batch % data:
             continue
@@ -60,7 +60,8 @@ def _is(fixed: Fixed, name: str, value: int | str) -> bool:
     return name not in fixed or fixed[name] == value
 
 
-def _grids(question: Question, fixed: Fixed) -> Iterator[tuple[int, ...]]:
+def grids(question: Question, fixed: Fixed) -> Iterator[tuple[int, ...]]:
+    """Degrees (pp, dp, fsdp, cp, tp, ep, etp) that `space` looks at, with what is fixed of them."""
     world, spec, fabric = question.fabric.world, question.spec, question.fabric
     for axis in ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp"):
         if axis not in question.practice.axes:

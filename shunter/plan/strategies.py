@@ -22,17 +22,23 @@ Bytes = Callable[[Sequence[int]], float]
 
 
 def cheapest(
-    again: Sequence[float], aside: Sequence[float] | None, room: float, bytes_of: Bytes
+    again: Sequence[float],
+    aside: Sequence[float] | None,
+    room: float,
+    bytes_of: Bytes,
+    most_aside: int | None = None,
 ) -> list[int]:
     """The strategy of each of a rank's layers: those that take least time of those that fit.
 
-    again, aside: seconds more of each layer, for one micro-batch; aside: None where it cannot be. What fits
-    nowhere is answered with what needs least.
+    again, aside: seconds more of each layer, for one micro-batch; aside: None where it cannot be. most_aside:
+    layers for which the host has room. What fits nowhere is answered with what needs least.
     """
     count = len(again)
     kept = [KEEP] * count
     if count == 0 or bytes_of(kept) <= room:
         return kept
+    if aside is not None and most_aside is not None and most_aside < count:
+        return _bounded(again, aside, room, bytes_of, most_aside)
     found: list[tuple[float, list[int]]] = []
     # Putting aside has a price of its own, layers on their way, so it is looked at with and without.
     for allowed in ([AGAIN], *([[AGAIN, ASIDE]] if aside is not None else [])):
@@ -52,6 +58,47 @@ def cheapest(
         return min(found, key=lambda each: each[0])[1]
     last = [[AGAIN] * count] + ([[ASIDE] * count] if aside is not None else [])
     return min(last, key=bytes_of)
+
+
+def _bounded(
+    again: Sequence[float], aside: Sequence[float], room: float, bytes_of: Bytes, most: int
+) -> list[int]:
+    """The same where the host has room for `most` layers, fewer than there are. Layers are alike in memory,
+    so that numbers of each strategy decide what fits, and a table over both numbers what is cheapest."""
+    count = len(again)
+
+    def bytes_with(aside_: int, again_: int) -> float:
+        return bytes_of([ASIDE] * aside_ + [AGAIN] * again_ + [KEEP] * (count - aside_ - again_))
+
+    fitting = []
+    for number in range(most + 1):
+        if bytes_with(number, 0) <= room:
+            fitting.append((number, 0))
+        low, high = 1, count - number
+        if high < 1 or bytes_with(number, high) > room:
+            continue
+        while low < high:  # the more are computed again, the less is held
+            middle = (low + high) // 2
+            low, high = (low, middle) if bytes_with(number, middle) <= room else (middle + 1, high)
+        fitting.append((number, low))
+    if not fitting:
+        return min(([ASIDE] * n + [AGAIN] * (count - n) for n in range(most + 1)), key=bytes_of)
+    best = np.full((most + 1, count + 1), np.inf)
+    best[0, 0] = 0.0
+    came = np.zeros((count, most + 1, count + 1), dtype=np.int8)
+    for layer in range(count):
+        ways = np.full((3, *best.shape), np.inf)
+        ways[KEEP] = best
+        ways[AGAIN, :, 1:] = best[:, :-1] + again[layer]
+        ways[ASIDE, 1:] = best[:-1] + aside[layer]
+        came[layer], best = ways.argmin(axis=0), ways.min(axis=0)
+    a, b = min(fitting, key=lambda pair: float(best[pair]))
+    found = []
+    for layer in reversed(range(count)):
+        strategy = int(came[layer, a, b])
+        found.append(strategy)
+        a, b = a - (strategy == ASIDE), b - (strategy == AGAIN)
+    return found[::-1]
 
 
 def _give_back(chosen: list[int], sizes: Sequence[float], times: Floats, left: float) -> None:

@@ -148,7 +148,7 @@ class PoolConfig(Config):
 
 
 class PlacementConfig(Config):
-    """Roles of reinforcement learning on processes of this machine."""
+    """Roles of reinforcement learning on processes of this machine, or on a Ray cluster."""
 
     arrangement: Literal["colocate", "split", "standalone", "auto"] = Field(
         "colocate",
@@ -163,10 +163,23 @@ class PlacementConfig(Config):
         description="Parts of the actor's matrices while it learns, each on its own process; they come "
         "together to write. Not with deterministic.",
     )
-    backend: Literal["processes", "inline"] = Field(
-        "processes", description="inline: everything in one process, each pool of one."
+    backend: Literal["processes", "ray", "inline"] = Field(
+        "processes",
+        description="processes: of this machine; ray: actors on a Ray cluster; inline: everything in one "
+        "process, each pool of one.",
+    )
+    address: str = Field(
+        "",
+        description="Of the Ray cluster: HOST:PORT of its head, or auto for the one that this machine is a "
+        "node of; empty: one of this machine alone, made for the job.",
     )
     timeout: float = Field(600.0, gt=0, description="Seconds after which a silent process is given up.")
+
+    @model_validator(mode="after")
+    def _an_address_is_of_ray(self) -> PlacementConfig:
+        if self.address and self.backend != "ray":
+            raise ValueError("address is that of a Ray cluster; set backend: ray, or leave it out")
+        return self
 
 
 class RlHow(PostHow):

@@ -116,6 +116,22 @@ BESIDE_A_PLAN = frozenset(
 AUTO = "auto"  # in place of a plan's file: plan for the machine that the recipe runs on
 
 
+class LayerDegrees(Config):
+    """Layers with degrees of their own, over the same ranks of their stage as the rest."""
+
+    of: list[int] = Field(min_length=1, description="Numbers of the layers.")
+    dp: int = Field(1, ge=1, description="Copies of these layers that see other rows.")
+    fsdp: int = Field(1, ge=1, description="As dp, with weights, gradients and optimizer cut between them.")
+    cp: int = Field(1, ge=1, description="Parts of each row.")
+    tp: int = Field(1, ge=1, description="Parts of each matrix.")
+    ep: int = Field(1, ge=1, description="Parts of the set of experts.")
+    etp: int = Field(1, ge=1, description="Parts of each expert.")
+
+    def grid(self, pp: int) -> Grid:
+        """With the stages of the layout. Raises ShunterError for degrees that do not fit each other."""
+        return Grid(pp, self.dp, self.fsdp, self.cp, self.tp, self.ep, self.etp)
+
+
 class Parallel(Config):
     """The model laid out over processes: stages, copies, and parts of weights and rows.
 
@@ -129,6 +145,11 @@ class Parallel(Config):
     tp: int = Field(1, ge=1, description="Parts of each matrix, for wide layers and fast links.")
     ep: int = Field(1, ge=1, description="Parts of the set of experts, over the ranks of a stage.")
     etp: int = Field(1, ge=1, description="Parts of each expert, likewise.")
+    layers: list[LayerDegrees] | None = Field(
+        None,
+        description="Layers with degrees of their own, over the ranks of their stage: hidden states change "
+        "ranks where degrees change. The degrees above are those of all others, and of embedding and head.",
+    )
     pad_experts: bool = Field(
         False,
         description="Fill each expert up to its capacity with zeros: all sizes are known beforehand, and "
@@ -198,6 +219,11 @@ class Parallel(Config):
         "the run plans anew, and goes on from a checkpoint under what it finds.",
     )
     replans: int = Field(2, ge=1, description="How many times it may do so.")
+    at_least: dict[Literal["F", "B", "I", "W", "R"], list[float]] | None = Field(
+        None,
+        description="Seconds that an action of each stage takes at least, by its letter: what it lacks is "
+        "slept. For schedules on a machine with fewer cores than ranks.",
+    )
     timeout: float = Field(600.0, gt=0, description="Seconds after which a rank that is silent is given up.")
     timeline: int | None = Field(
         None, ge=0, description="Step whose timeline is measured, and whose collectives are counted."
@@ -224,10 +250,41 @@ class Parallel(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _same_ranks(self) -> Parallel:
+        if not self.layers or self.plan is not None:
+            return self
+        numbers = [number for each in self.layers for number in each.of]
+        if twice := [number for number in numbers if numbers.count(number) > 1]:
+            raise ValueError(f"layers names layer {twice[0]} twice")
+        ranks = self.dp * self.fsdp * self.cp * self.tp
+        for each in self.layers:
+            if each.dp * each.fsdp * each.cp * each.tp != ranks:
+                raise ValueError(
+                    f"layers {each.of} are laid out over dp {each.dp} x fsdp {each.fsdp} x cp {each.cp} x tp "
+                    f"{each.tp} ranks, but a stage has {ranks}"
+                )
+        return self
+
     @property
     def grid(self) -> Grid:
         """Raises ShunterError for degrees that do not fit each other."""
         return Grid(self.pp, self.dp, self.fsdp, self.cp, self.tp, self.ep, self.etp)
+
+    def own_grids(self) -> dict[int, Grid]:
+        """Of layers whose degrees differ from those of the layout, by number."""
+        found = {number: each.grid(self.pp) for each in self.layers or () for number in each.of}
+        return {number: found[number] for number in sorted(found) if found[number] != self.grid}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights of any layer are cut between data ranks."""
+        return any(grid.fsdp > 1 for grid in (self.grid, *self.others))
+
+    @property
+    def others(self) -> tuple[Grid, ...]:
+        """The grids that some layers have instead, each once."""
+        return tuple(dict.fromkeys(self.own_grids().values()))
 
     @property
     def data(self) -> int:
@@ -351,7 +408,9 @@ class Parallel(Config):
                 where=str(path),
                 mend="Leave one of the two out.",
             )
-        return self.model_copy(update={**made, "plan": str(path)})
+        # Whole configurations, not mappings: nothing is read again here.
+        layers = [LayerDegrees.model_validate(each) for each in made.get("layers", ())] or None
+        return self.model_copy(update={**made, "layers": layers, "plan": str(path)})
 
     def _checked(self, order: Order) -> Order:
         if isinstance(self.cut, list) and len(self.cut) != order.stages - 1:

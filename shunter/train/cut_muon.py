@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from shunter.layout.grid import Grid
 from shunter.layout.holding import Holding
 from shunter.layout.piece import Piece
 from shunter.parallel.collect import cut, place
@@ -51,12 +52,13 @@ class CutMuon:
         self._state: list[tuple[Tensor, Tensor]] = []
         # Numbered apart for each set of axes: of matrices that other axes cut, ranks that share this one may
         # have others (where copies share the state of dense ones), and would name another owner.
-        numbers: Counter[tuple[str, ...]] = Counter()
+        numbers: Counter[tuple[Grid | None, tuple[str, ...]]] = Counter()
         for name in sorted(parameters):
             parameter, holding = parameters[name], held[name]
-            axes = tuple(mesh.real(holding.cut))
-            peers, number = mesh.peers(*axes), numbers[axes]
-            numbers[axes] += 1
+            its = mesh.at(holding.grid)
+            axes = tuple(its.real(holding.cut))
+            peers, number = its.peers(*axes), numbers[holding.grid, axes]
+            numbers[holding.grid, axes] += 1
             told = told_by_all(holding.piece.ranges, peers, parameter.device)
             pieces = {
                 rank: Piece(holding.piece.shape, tuple(tuple((b, e) for b, e in dim) for dim in ranges))

@@ -39,6 +39,10 @@ class Dropping:
     def masks(self, number: int, length: int, device: torch.device, places: Tensor | None = None) -> Masks:
         """Of a micro-batch; places: those of a row's `length` tokens that are here, default all."""
         rows = torch.tensor(self.seeds[number], dtype=torch.int64, device=device)
+        return self.masks_of(rows, length, places)
+
+    def masks_of(self, rows: Tensor, length: int, places: Tensor | None = None) -> Masks:
+        """Of rows by their seeds, int64 [B]."""
         here = torch.arange(length) if places is None else places
-        keys = token_keys(rows, here.to(device))
+        keys = token_keys(rows, here.to(rows.device))
         return Masks(self.config.residual, self.config.inner, keys, keys)

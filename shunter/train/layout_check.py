@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from shunter.config.errors import ShunterError
+from shunter.layout.grid import Grid
 from shunter.models.sharding import check
 from shunter.models.spec import DecoderShape, DecoderSpec
 from shunter.schedule.action import RECOMPUTE
@@ -35,8 +36,17 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
             if spec.experts is None
             else "Set experts.capacity, or leave it out.",
         )
+    for action, seconds in (parallel.at_least or {}).items():
+        if len(seconds) != order.stages or min(seconds, default=-1.0) < 0:
+            raise ShunterError(
+                f"at_least gives {action} {len(seconds)} times, and there are {order.stages} stages",
+                where=WHERE,
+                mend="Give each stage its seconds, 0 or more.",
+            )
     if isinstance(parallel.cut, list):
         check_cut(parallel.cut, spec.num_layers)
+    if parallel.layers:
+        _check_layers(spec, parallel)
     if parallel.gather == "bf16" and order.stages > 1:
         raise ShunterError(
             "gather: bf16 would round gradients, which stages add up in the type of gathered weights",
@@ -47,8 +57,10 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
         if isinstance(chosen, list):
             check_again(chosen, spec.num_layers, name)
     check_aside(parallel, order, spec.num_layers)
-    if parallel.cp > 1 and parallel.attention == "ulysses":
-        _check_heads(spec, parallel)
+    if parallel.attention == "ulysses":
+        for grid in (parallel.grid, *parallel.others):
+            if grid.cp > 1:
+                _check_heads(spec, grid)
     placement = order.placement
     ends = order.stages > 1 and placement[0] == placement[-1] and not order.collectives
     if ends and spec.tied and parallel.fsdp > 1:
@@ -60,7 +72,30 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
             "such as 1f1b.",
         )
     if row_length is not None:
-        check_rows(parallel, row_length)
+        for grid in (parallel.grid, *parallel.others):
+            check_rows(grid, parallel.sequence, row_length)
+
+
+def _check_layers(spec: DecoderSpec, parallel: Parallel) -> None:
+    """Of layers with degrees of their own."""
+    numbers = [number for each in parallel.layers or () for number in each.of]
+    if wrong := [number for number in numbers if not 0 <= number < spec.num_layers]:
+        raise ShunterError(
+            f"layers names layer {wrong[0]} of {spec.num_layers}",
+            where=WHERE,
+            mend=f"Give numbers from 0 to {spec.num_layers - 1}.",
+        )
+    for name, why in (
+        ("vocabulary", "vocabulary cuts embedding and head over all ranks of a pipeline of one layout"),
+        ("pad_experts", "pad_experts takes it for granted that all layers see as many rows"),
+    ):
+        if getattr(parallel, name):
+            raise ShunterError(why, where=WHERE, mend=f"Leave {name} or layers out.")
+    for grid in parallel.others:
+        try:
+            check(spec, grid, parallel.sequence)
+        except ShunterError as error:
+            raise ShunterError(error.what, where=f"{WHERE}.layers", mend=error.mend) from None
 
 
 def check_dropout(dropout: DropoutConfig | None, shape: DecoderShape | None) -> None:
@@ -114,28 +149,28 @@ def check_aside(parallel: Parallel, order: Order, layers: int) -> None:
         )
 
 
-def _check_heads(spec: DecoderSpec, parallel: Parallel) -> None:
+def _check_heads(spec: DecoderSpec, grid: Grid) -> None:
     """ulysses spreads the query heads of a tensor rank evenly."""
-    heads = spec.num_heads // parallel.tp
-    whose = " of a tensor rank" if parallel.tp > 1 else ""
-    if heads % parallel.cp:
+    heads = spec.num_heads // grid.tp
+    whose = " of a tensor rank" if grid.tp > 1 else ""
+    if heads % grid.cp:
         legal = [degree for degree in range(1, heads + 1) if heads % degree == 0]
-        nearest = min(legal, key=lambda degree: abs(degree - parallel.cp))
+        nearest = min(legal, key=lambda degree: abs(degree - grid.cp))
         raise ShunterError(
             f"{heads} query heads{whose} cannot be spread evenly "
-            f"over cp={parallel.cp} ranks, as attention ulysses needs",
+            f"over cp={grid.cp} ranks, as attention ulysses needs",
             where=WHERE,
             mend=f"Use cp={nearest}, or attention: ring, which takes any number of heads.",
         )
 
 
-def check_rows(parallel: Parallel, row_length: int) -> None:
+def check_rows(grid: Grid, sequence: bool, row_length: int) -> None:
     """Raise ShunterError, with the nearest legal length, for rows that cannot be spread over the ranks."""
-    parts = (2 * parallel.cp if parallel.cp > 1 else 1) * (parallel.tp if parallel.sequence else 1)
+    parts = (2 * grid.cp if grid.cp > 1 else 1) * (grid.tp if sequence else 1)
     if row_length % parts:
         fits = max(1, round(row_length / parts)) * parts
-        why = f"2 x cp={parallel.cp}" if parallel.cp > 1 else ""
-        why += f"{' x ' if why else ''}tp={parallel.tp}" if parallel.tp > 1 and parallel.sequence else ""
+        why = f"2 x cp={grid.cp}" if grid.cp > 1 else ""
+        why += f"{' x ' if why else ''}tp={grid.tp}" if grid.tp > 1 and sequence else ""
         raise ShunterError(
             f"rows of {row_length} tokens cannot be cut into {why} equal parts",
             where=WHERE,

@@ -69,6 +69,8 @@ def describe(
         told.append("a ring sends less where rows hold several documents, or with a sliding window")
     if plan.spec.experts is not None and plan.grid.ep * plan.grid.etp > 1:
         told.append("messages of experts are those of even load")
+    if plan.own_grids:
+        told.append(f"layers {', '.join(map(str, plan.own_grids))} have degrees of their own")
     if plan.parallel.cut == "measured":
         told.append("stages are cut by operations here; cut: measured decides at the start")
     return Layout(dict(settings), ranks, _kinds(plan), traffic, told)
@@ -154,7 +156,7 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
 
 def _gathered(plan: Plan, place: Mapping[str, int], stages: list[int]) -> int:
     """Whole weights that are here at most, and whole gradients that wait for the last micro-batch."""
-    if plan.grid.fsdp == 1:
+    if not plan.parallel.sharded:
         return 0
     every = [unit for stage in stages for unit in plan.units(place, stage)]
 
@@ -256,6 +258,7 @@ def host_bytes(plan: Plan, rank: int) -> int:
 
 def _layer(plan: Plan, layer: int) -> int:
     """What a layer keeps, all of it."""
+    plan = plan.at(layer)
     spec, tp, wide, narrow = plan.spec, plan.parallel.tp, plan.wide, plan.narrow
     heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim / tp
     total = round(plan.own_tokens * 2 * spec.dim * wide) + round(plan.tokens * (spec.dim + heads) * narrow)
@@ -270,6 +273,7 @@ def _layer(plan: Plan, layer: int) -> int:
 def _kept(plan: Plan, layer: int) -> int:
     """What a layer keeps that is computed again: its input; with `selective` what products and attention
     make."""
+    plan = plan.at(layer)
     spec, tp = plan.spec, plan.parallel.tp
     total = plan.own_tokens * spec.dim * plan.wide
     if plan.parallel.recompute != "selective":
@@ -298,7 +302,7 @@ def _kinds(plan: Plan) -> list[KindOfWeight]:
             kind = kind_of(name)
             if kind is None or kind in found:
                 continue
-            axes = [axis for axis in holding.cut if grid.degree(axis) > 1]
+            axes = [axis for axis in holding.cut if (holding.grid or grid).degree(axis) > 1]
             if grid.pp > 1 and (plan.order.collectives or name.startswith("layers.")):
                 axes = ["pp", *axes]
             found[kind] = KindOfWeight(kind, list(holding.piece.shape), list(holding.piece.local_shape), axes)

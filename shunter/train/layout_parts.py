@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, prod
 
 from shunter.layout.grid import DENSE, Grid
 from shunter.layout.holding import Holding
 from shunter.layout.zero import Kept, share_out
-from shunter.models.sharding import holdings, shapes
+from shunter.models.sharding import holdings, layer_of, shapes
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.cut import cut_layers, decoder_costs
 from shunter.schedule.order import Order
@@ -61,13 +61,38 @@ class Plan:
             if order.collectives:
                 head = 0.0
             bounds = cut_layers(costs, order.placement, first, head)
-        program = parallel.lowered(order, sharded=parallel.fsdp > 1 and parallel.pp > 1)
+        program = parallel.lowered(order, sharded=parallel.sharded and parallel.pp > 1)
         rows = ceil(ceil(batch_rows / parallel.data) / order.microbatches)
         return cls(spec, parallel, order, program, bounds, row_length, rows, wide, HALF if bf16 else wide)
 
     @cached_property
     def grid(self) -> Grid:
         return self.parallel.grid
+
+    @cached_property
+    def own_grids(self) -> dict[int, Grid]:
+        """Of layers with degrees of their own."""
+        return self.parallel.own_grids()
+
+    def at(self, layer: int) -> Plan:
+        """As a layer sees it: with its degrees alone, and the rows of a micro-batch that it has then."""
+        grid = self.own_grids.get(layer)
+        if grid is None:
+            return self
+        if grid not in self._seen:
+            degrees = {axis: grid.degree(axis) for axis in (*DENSE, "ep", "etp")}
+            parallel = self.parallel.model_copy(update={**degrees, "layers": None})
+            rows = ceil(self.rows * self.parallel.data / parallel.data)
+            self._seen[grid] = replace(self, parallel=parallel, rows=rows)
+        return self._seen[grid]
+
+    @cached_property
+    def _seen(self) -> dict[Grid, Plan]:
+        return {}
+
+    def rank(self, place: Mapping[str, int]) -> int:
+        """The rank at `place`."""
+        return self.grid.rank(**{axis: place[axis] for axis in DENSE})
 
     @property
     def tokens(self) -> int:
@@ -121,7 +146,10 @@ class Plan:
 
     def cut(self, place: Mapping[str, int]) -> dict[str, Holding]:
         """What the rank at `place` computes with, by name, before it is sharded. Not to be changed."""
-        key = tuple(place[axis] for axis in ("pp", "tp", "ep", "etp"))
+        axes = ("pp", "tp", "ep", "etp")
+        key = tuple(place[axis] for axis in axes)
+        for grid in self.parallel.others:
+            key += tuple(grid.coordinates(self.rank(place))[axis] for axis in axes)
         if key not in self._cuts:
             self._cuts[key] = self._cut(place)
         return self._cuts[key]
@@ -129,6 +157,11 @@ class Plan:
     def _cut(self, place: Mapping[str, int]) -> dict[str, Holding]:
         mine = {name for stage in self.stages(place) for name in self.owned(stage)}
         every = holdings(self.spec, self.grid, place, sequence=self.parallel.sequence)
+        for grid in self.parallel.others:
+            there = grid.coordinates(self.rank(place))
+            for name, holding in holdings(self.spec, grid, there, sequence=self.parallel.sequence).items():
+                if self.own_grids.get(layer_of(name)) == grid:  # type: ignore[arg-type]
+                    every[name] = replace(holding, grid=grid)
         found = {name: every[name] for name in every if name in mine}
         if self.order.collectives:
             share = -(-self.spec.vocab_size // self.grid.pp)
@@ -142,22 +175,27 @@ class Plan:
     def held(self, place: Mapping[str, int]) -> dict[str, Holding]:
         """What the rank at `place` keeps."""
         found = dict(self.cut(place))
-        if self.grid.fsdp == 1:
+        if not self.parallel.sharded:
             return found
-        index = place["fsdp"] * self.grid.cp + place["cp"]
-        axes = tuple(axis for axis in SHARDING if self.grid.degree(axis) > 1)
+        rank = self.rank(place)
         for name, holding in found.items():
+            grid = holding.grid or self.grid
+            if grid.fsdp == 1:
+                continue
+            there = grid.coordinates(rank)
             if ".experts." not in name:
-                found[name] = holding.sharded(index, self.grid.fsdp * self.grid.cp, axes)
-            elif self.grid.edp > 1:
-                found[name] = holding.sharded(place["edp"], self.grid.edp, ("edp",))
+                axes = tuple(axis for axis in SHARDING if grid.degree(axis) > 1)
+                index = there["fsdp"] * grid.cp + there["cp"]
+                found[name] = holding.sharded(index, grid.fsdp * grid.cp, axes)
+            elif grid.edp > 1:
+                found[name] = holding.sharded(there["edp"], grid.edp, ("edp",))
         return found
 
     def shared(self, place: Mapping[str, int], optimizer: str) -> dict[str, Kept]:
         """What the rank at `place` keeps the optimizer's state of, among that which has copies (zero: 1)."""
         if not self.parallel.zero:
             return {}
-        rank = self.grid.rank(**{axis: place[axis] for axis in DENSE})
+        rank = self.rank(place)
         trained = {name: held for name, held in self.held(place).items() if not name.endswith("router.bias")}
         whole = muon_takes if optimizer == "muon" else lambda name, shape: False
         return share_out(trained, self.grid, rank, whole)
@@ -168,7 +206,7 @@ class Plan:
         With `gather: bf16` a layer's norms and router are apart from its matrices.
         """
         narrow = self.parallel.gather == "bf16"
-        cut, dense = self.cut(place), self.grid.fsdp * self.grid.cp
+        cut = self.cut(place)
         found: dict[str, list[tuple[int, ...]]] = {}
         for name in self.owned(stage):
             if name.endswith("router.bias"):  # no parameter
@@ -181,7 +219,10 @@ class Plan:
         units = []
         for key, part in found.items():
             experts = key.endswith("experts")
-            if (size := self.grid.edp if experts else dense) > 1:
+            grid = self.at(int(key.split()[0])).grid if key else self.grid
+            if grid.fsdp == 1:
+                continue
+            if (size := grid.edp if experts else grid.fsdp * grid.cp) > 1:
                 share = sum(-(-shape[0] // size) * prod(shape[1:]) for shape in part)
                 thin = narrow and key and not key.endswith("whole")
                 units.append(Unit(key == "", size, share, HALF if thin else self.wide))

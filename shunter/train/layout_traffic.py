@@ -15,6 +15,8 @@ data      gradients added up over ranks that saw other tokens (all axes of which
           copies share the optimizer's state, in two halves: sums scattered, and what is updated gathered;
           of a matrix with one owner, its gradient to it and the matrix from it.
 muon      a matrix that is cut has one owner, which gets the gradient's parts and sends the update's.
+turns     hidden states between layers whose degrees differ, and their gradients; and what data ranks tell
+          each other of their rows for it.
 counts    loss, norm, numbers of tokens, load of experts.
 """
 
@@ -22,11 +24,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from math import prod
 
 from shunter.layout.context_traffic import traffic as context_traffic
-from shunter.layout.grid import DENSE
+from shunter.layout.grid import DENSE, Grid
 from shunter.layout.holding import Holding
+from shunter.layout.seats import Seats, evenly, handed_over, seats
 from shunter.layout.zero import Kept, holdings, padded_rows
 from shunter.models.sharding import kv_heads
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, RECOMPUTE, REDUCE, UNSHARD
@@ -53,12 +57,15 @@ def step_traffic(plan: Plan, rank: int, optimizer: str = "adamw") -> dict[str, i
         messages = sum(node.rank == place["pp"] and node.op in SENDS for node in plan.program.nodes)
         sent["pipeline"] += messages * plan.own_tokens * plan.spec.dim * plan.wide
         sent["pipeline"] += _tied(plan, place, optimizer)
-    if plan.grid.fsdp > 1:
+    if plan.parallel.sharded:
         sent["fsdp"] += _sharded(plan, place)
     sent["data"] += _gradients(plan, place, optimizer)
     if optimizer == "muon":
         sent["muon"] += _muon(plan, rank)
     sent["counts"] += _counts(plan, place)
+    if plan.own_grids:
+        each = plan.rows * 3 * plan.row_length + 1
+        sent["turns"] += COUNT * plan.order.microbatches * each * (plan.parallel.data - 1)
     return {kind: size for kind, size in sent.items() if size}
 
 
@@ -72,13 +79,68 @@ def _pass(
 ) -> Counter[str]:
     """One micro-batch through one stage; again: through those of its layers that are computed once more, each
     up to the message after its last product, which no backward needs."""
-    spec, parallel, sent = plan.spec, plan.parallel, Counter[str]()
-    tp = parallel.tp
-    first, last = stage == 0 and not again, stage == plan.order.stages - 1 and not again
+    sent = Counter[str]()
     layers = list(range(plan.bounds[stage], plan.bounds[stage + 1]))
+    rank = plan.rank(place)
     if again:
-        chosen = parallel.again(spec.num_layers)
+        chosen = plan.parallel.again(plan.spec.num_layers)
         layers = [number for number in layers if number in chosen]
+    else:
+        _ends(plan, stage, sent, backward=backward)
+        if plan.own_grids:
+            sent["turns"] += _turned(plan, rank, layers, backward=backward)
+    alike: dict[Grid, list[int]] = defaultdict(list)
+    for number in layers:
+        alike[plan.at(number).grid].append(number)
+    for grid, numbers in alike.items():
+        _through(plan.at(numbers[0]), grid.coordinates(rank), numbers, sent, backward=backward, again=again)
+    return sent
+
+
+def _ends(plan: Plan, stage: int, sent: Counter[str], *, backward: bool) -> None:
+    """Embedding and head, where the stage has them."""
+    tp, wide = plan.parallel.tp, plan.wide
+    first, last = stage == 0, stage == plan.order.stages - 1
+    if tp == 1:
+        return
+    whole = plan.tokens * plan.spec.dim
+    if plan.parallel.sequence:
+        sent["tensor"] += (first + last) * (whole // tp * (tp - 1)) * wide
+    else:
+        sent["tensor"] += (last if backward else first) * all_reduce(whole * wide, tp)
+    if last and not backward:
+        sent["tensor"] += all_reduce(plan.tokens * wide, tp) + all_reduce(2 * plan.tokens * wide, tp)
+
+
+def _turned(plan: Plan, rank: int, layers: list[int], *, backward: bool) -> int:
+    """Hidden states that change ranks between these layers, and before and after them."""
+    own, each = plan.grid, rank % (plan.grid.size // plan.grid.pp)
+    counts = (plan.rows,) * plan.parallel.data
+
+    def of(grid: Grid) -> Seats:
+        rows = counts if grid == own else evenly(sum(counts), grid)
+        return seats(grid, rows, plan.row_length, sequence=plan.parallel.sequence)
+
+    grids = [own, *(plan.at(number).grid for number in layers), own]
+    tokens = 0
+    for before, after in pairwise(grids):
+        if before != after:
+            here, there = (of(after), of(before)) if backward else (of(before), of(after))
+            tokens += handed_over(here, there, each)
+    return tokens * plan.spec.dim * plan.wide
+
+
+def _through(
+    plan: Plan,
+    place: Mapping[str, int],
+    layers: list[int],
+    sent: Counter[str],
+    *,
+    backward: bool,
+    again: bool,
+) -> None:
+    """Layers of one grid, which is the plan's."""
+    spec, parallel, tp = plan.spec, plan.parallel, plan.parallel.tp
     if tp > 1:
         whole = plan.tokens * spec.dim
         mixtures = [n for n in layers if spec.experts is not None and spec.experts.inside(n)]
@@ -93,15 +155,9 @@ def _pass(
             # Into a region in the hidden states' type, out of it in that of products.
             share = whole // tp * (tp - 1)
             sent["tensor"] += share * (regions * plan.wide + out * plan.narrow)
-            sent["tensor"] += (first + last) * share * plan.wide
         else:
             size = plan.wide if backward else plan.narrow
             sent["tensor"] += out * all_reduce(whole * size, tp)
-            sent["tensor"] += (last if backward else first) * all_reduce(whole * plan.wide, tp)
-        if last and not backward:
-            sent["tensor"] += all_reduce(plan.tokens * plan.wide, tp) + all_reduce(
-                2 * plan.tokens * plan.wide, tp
-            )
     if parallel.cp > 1:
         low, high = kv_heads(spec, place["tp"], tp)
         found = context_traffic(
@@ -119,7 +175,6 @@ def _pass(
     if spec.experts is not None:
         inside = len([n for n in layers if spec.experts.inside(n)])
         sent["experts"] += inside * _mixture(plan, backward=backward)
-    return sent
 
 
 def _mixture(plan: Plan, *, backward: bool) -> int:
@@ -188,27 +243,28 @@ def _sharded(plan: Plan, place: Mapping[str, int]) -> int:
 
 def _gradients(plan: Plan, place: Mapping[str, int], optimizer: str) -> int:
     kept = plan.shared(place, optimizer)
-    sent, by_axes = 0, defaultdict[tuple[str, ...], list[int]](list)
+    sent, by_axes = 0, defaultdict[tuple[Grid, tuple[str, ...]], list[int]](list)
     for name, holding in plan.held(place).items():
         if name.endswith("router.bias"):
             continue
-        elements = holding.piece.numel
+        elements, grid = holding.piece.numel, holding.grid or plan.grid
         for shared in holding.shared:
             rows = (shared.end - shared.begin) * prod(holding.piece.local_shape[1:])
-            sent += rows * plan.wide * (plan.grid.degree(shared.axis) - 1)
+            sent += rows * plan.wide * (grid.degree(shared.axis) - 1)
         if name in kept:
             sent += _shared(plan, place, holding, kept[name])
-        elif axes := tuple(axis for axis in holding.partial if plan.grid.degree(axis) > 1):
-            by_axes[axes].append(elements * plan.wide)
-    for axes, sizes in by_axes.items():
-        ranks = prod(plan.grid.degree(axis) for axis in axes)
+        elif axes := tuple(axis for axis in holding.partial if grid.degree(axis) > 1):
+            by_axes[grid, axes].append(elements * plan.wide)
+    for (grid, axes), sizes in by_axes.items():
+        ranks = prod(grid.degree(axis) for axis in axes)
         sent += sum(all_reduce(size, ranks) for size in _buckets(sizes))
     return sent
 
 
 def _shared(plan: Plan, place: Mapping[str, int], holding: Holding, kept: Kept) -> int:
     """Of a parameter whose state copies share: its gradient to those that update it, and what they made."""
-    shape, others = holding.piece.local_shape, prod(plan.grid.degree(axis) for axis in kept.axes) - 1
+    grid = kept.grid or plan.grid
+    shape, others = holding.piece.local_shape, prod(grid.degree(axis) for axis in kept.axes) - 1
     if kept.owner is None:
         return 2 * padded_rows(shape[0], others + 1) * prod(shape[1:]) * plan.wide * others
     return holding.piece.numel * plan.wide * (1 if kept.holding is None else others)
@@ -236,12 +292,13 @@ def muon_owners(plan: Plan, rank: int, held: Mapping[str, Holding]) -> dict[str,
         and not (name in kept and kept[name].holding is None)
     )
     found = {}
-    numbers: Counter[tuple[str, ...]] = Counter()  # as `CutMuon` counts
+    numbers: Counter[tuple[Grid, tuple[str, ...]]] = Counter()  # as `CutMuon` counts
     for name in names:
-        axes = tuple(axis for axis in held[name].cut if plan.grid.degree(axis) > 1)
-        peers = plan.grid.peers(axes, rank)
-        found[name] = peers[numbers[axes] % len(peers)], peers
-        numbers[axes] += 1
+        grid = held[name].grid or plan.grid
+        axes = tuple(axis for axis in held[name].cut if grid.degree(axis) > 1)
+        peers = grid.peers(axes, rank)
+        found[name] = peers[numbers[grid, axes] % len(peers)], peers
+        numbers[grid, axes] += 1
     return found
 
 

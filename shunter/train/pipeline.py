@@ -10,9 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shunter.data.tokens import Batch
-from shunter.layout.grid import DENSE
+from shunter.layout.grid import DENSE, Grid
 from shunter.layout.holding import Holding
 from shunter.models.decoder import Decoder
+from shunter.models.dropout import Masks
 from shunter.models.moe import begin_step
 from shunter.models.segments import SegmentPlan
 from shunter.models.sharding import holdings
@@ -39,10 +40,12 @@ from shunter.schedule.vocabulary import parallel_vocabulary
 from shunter.train.config import Parallel
 from shunter.train.device import autocast
 from shunter.train.dropping import Dropping
+from shunter.train.host_room import must_have_room
 from shunter.train.layout_check import check_layout
-from shunter.train.layout_parts import muon_takes
+from shunter.train.layout_parts import Plan, muon_takes
 from shunter.train.shares import share
 from shunter.train.stage_cut import cut_decoder, tell_costs
+from shunter.train.views import Views
 from shunter.train.world import World
 
 ENDS = ("embed.weight", "head.weight")
@@ -82,6 +85,10 @@ class LaidOutPasses:
         costs, _, head = decoder_costs(decoder.spec, row_length)
         self.order = parallel.order(head * parallel.pp / sum(costs))
         check_layout(decoder.spec, parallel, self.order, row_length)
+        if parallel.offload:
+            batch = rows * parallel.data * self.order.microbatches
+            laid = Plan.make(decoder.spec, parallel, row_length, batch, bf16=precision == "bf16")
+            must_have_room(laid, world.rank)
         measured = None
         if parallel.cut == "measured" and self.order.stages > 1:
             measured = tell_costs(decoder, row_length, rows, world, precision)
@@ -108,12 +115,21 @@ class LaidOutPasses:
             by_program=grid.pp > 1,
             zero=(muon_takes if optimizer == "muon" else _by_rows) if parallel.zero else None,
             pad=parallel.pad_experts,
+            layers=parallel.own_grids(),
             fill=fill,
         )
         self.pads = parallel.pad_experts
-        self.spread: Tensor | None = None
-        if grid.cp > 1:
-            self.spread = spread_rows(decoder, mesh.peers("cp"), row_length, parallel.attention)
+        self.at_least = {str(action): seconds for action, seconds in (parallel.at_least or {}).items()}
+        # By grid: which positions of a row are here, where rows are spread.
+        self.spreads: dict[Grid | None, Tensor | None] = {}
+        for each in (None, *self.part.others):
+            peers = mesh.at(each).peers("cp")
+            there = self.part.under(each)
+            self.spreads[each] = (
+                spread_rows(there, peers, row_length, parallel.attention) if peers.size > 1 else None
+            )
+        self.spread = self.spreads[None]
+        self.views = Views(self.part, world, parallel.sequence) if self.part.others else None
         self.rows: list[Rows] = []
         halves = any(action.op == WEIGHT for actions in self.order.actions for action in actions)
         self.stages = {
@@ -227,7 +243,15 @@ class LaidOutPasses:
         if self.gathers:
             handlers = {**handlers, **sharded_handlers(self.stages)}
         world = self.world
-        return Executor(program, world.stage, self.stages, world.groups, self.device, handlers=handlers)
+        return Executor(
+            program,
+            world.stage,
+            self.stages,
+            world.groups,
+            self.device,
+            handlers=handlers,
+            at_least=self.at_least,
+        )
 
     def _run(self, executor: Executor, *, train: bool) -> dict[int, Tensor]:
         """Walk the program; the losses, where the last stage is."""
@@ -269,7 +293,7 @@ class LaidOutPasses:
         mine = {
             name: tensor
             for name, tensor in parts.items()
-            if held[name].is_first(world.mesh.place) and name not in self.elsewhere
+            if held[name].is_first(world.mesh.at(held[name].grid).place) and name not in self.elsewhere
         }
         pieces = {name: held[name].piece for name in mine}
         with answering(world.rank, "bring the weights together"):
@@ -299,23 +323,10 @@ class LaidOutPasses:
 
         def plan(segments: Tensor, number: int) -> SegmentPlan:
             there = segments.to(self.device)
-            if self.spread is None:
-                found = SegmentPlan.build(there)
-            else:
-                ranks = self.world.mesh.peers("cp").size
-                window = self.decoder.spec.sliding_window
-                sight = ContextSight(there.shape[1], ranks, there.long(), window)
-                found = SegmentPlan((), whole=sight, real=there[:, self.spread] >= 0)
-            if self.part.tokens is not None and found.real is not None:
-                # Experts see this tensor rank's tokens.
-                found = replace(found, real=self.part.tokens.mine(found.real))
-            if dropping is not None:
-                masks = dropping.masks(number, there.shape[1], self.device, self.spread)
-                if self.part.tokens is not None:
-                    own = torch.stack([self.part.tokens.mine(half) for half in masks.keys])
-                    masks = replace(masks, own=own)
-                found = replace(found, masks=masks)
-            return found
+            if dropping is None:
+                return self._documents(None, there, None)
+            masks = dropping.masks(number, there.shape[1], self.device, self.spread)
+            return self._documents(None, there, masks)
 
         self.rows = [
             Rows(
@@ -328,6 +339,27 @@ class LaidOutPasses:
             )
             for number, (batch, factors) in enumerate(zip(batches, coefficients, strict=True))
         ]
+        if self.views is not None:
+            self.views.add(self.rows, batches, dropping, self.spreads, self._documents)
+
+    def _documents(self, grid: Grid | None, segments: Tensor, masks: Masks | None) -> SegmentPlan:
+        """Of whole rows, who sees whom under a grid; masks: of this rank's positions."""
+        spread, tokens = self.spreads[grid], self.part.ways[grid]
+        if spread is None:
+            found = SegmentPlan.build(segments)
+        else:
+            ranks = self.world.mesh.at(grid).peers("cp").size
+            window = self.decoder.spec.sliding_window
+            sight = ContextSight(segments.shape[1], ranks, segments.long(), window)
+            found = SegmentPlan((), whole=sight, real=segments[:, spread] >= 0)
+        if tokens is not None and found.real is not None:
+            # Experts see this tensor rank's tokens.
+            found = replace(found, real=tokens.mine(found.real))
+        if masks is not None:
+            if tokens is not None:
+                masks = replace(masks, own=torch.stack([tokens.mine(half) for half in masks.keys]))
+            found = replace(found, masks=masks)
+        return found
 
     def _key(self, microbatch: int) -> object:
         return tuple(self.rows[microbatch].tokens.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -27,9 +27,16 @@ class World:
     device: torch.device
 
     @classmethod
-    def create(cls, grid: Grid, rank: int, device: torch.device, groups: ProcessGroups) -> World:
-        """Every rank of the grid calls it."""
-        return cls(Mesh(grid, rank, groups), device)
+    def create(
+        cls,
+        grid: Grid,
+        rank: int,
+        device: torch.device,
+        groups: ProcessGroups,
+        others: Sequence[Grid] = (),
+    ) -> World:
+        """Every rank of the grid calls it. others: grids that some layers have (`Parallel.others`)."""
+        return cls(Mesh(grid, rank, groups, others), device)
 
     @property
     def groups(self) -> Groups | None:
@@ -102,11 +109,11 @@ class Shared:
         return found
 
 
-def join(grid: Grid, rank: int, device: str, timeout: float) -> World:
+def join(grid: Grid, rank: int, device: str, timeout: float, others: Sequence[Grid] = ()) -> World:
     """Meet the other ranks, which elastic launch told how to. device: auto, cpu or cuda.
 
-    timeout: seconds after which a rank that is silent is given up. Raises ShunterError where there are
-    fewer GPUs than ranks.
+    others: grids that some layers have. timeout: seconds after which a rank that is silent is given up.
+    Raises ShunterError where there are fewer GPUs than ranks.
     """
     use_cuda = device != "cpu" and torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", rank))
@@ -126,4 +133,4 @@ def join(grid: Grid, rank: int, device: str, timeout: float) -> World:
         world_size=grid.size,
         timeout=wait,
     )
-    return World.create(grid, rank, place, ProcessGroups(timeout=wait))
+    return World.create(grid, rank, place, ProcessGroups(timeout=wait), others)

@@ -63,7 +63,7 @@ MIXED = ["plan", "--model", "llama-2-13b", "--cluster", "mixed-lab", "--global-b
 
 def test_a_mixed_cluster_has_its_ranks_placed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
-    few = ["--fix", "pp=8,schedule=gpipe,microbatch=1,recompute=layer"]
+    few = ["--fix", "pp=8,schedule=zb1p,microbatch=1"]
     assert (
         cli.main([*MIXED, *few, "--json", "--out", str(out), "--top", "1", "--why", "pp=4,tp=2,microbatch=2"])
         == 0

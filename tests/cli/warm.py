@@ -75,7 +75,7 @@ def main(place: str) -> None:
     ):
         for module in sorted((ROOT / "shunter" / room).rglob("[a-z]*.py")):
             # An extra, and what runs without a package or as a program of its own.
-            if module.stem not in ("lm_eval", "zygote", "ray") and "toys" not in module.parts:
+            if module.stem not in ("lm_eval", "zygote", "entry", "ray") and "toys" not in module.parts:
                 name = ".".join(module.relative_to(ROOT).with_suffix("").parts)
                 try:
                     importlib.import_module(name)

@@ -31,6 +31,8 @@ def hostile(html, method):
     if "once" in html and not os.path.exists(sys.argv[1]):
         open(sys.argv[1], "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
+    if "memory" in html:
+        bytearray(5 << 30)
     if "sleep" in html:
         time.sleep(0.7)
     print("what foreign code prints")
@@ -82,6 +84,7 @@ def test_crashes(guard: Guard) -> None:
     assert guard.extract("once", "fast").text == "ONCE", "tried again: it may not have been the page"
     found = guard.extract("crash", "fast")
     assert (found.text, found.error, found.late) == ("", "the extractor was ended by signal 11", False)
+    assert guard.extract("memory", "fast").error == "MemoryError: "
     assert guard.extract("next", "fast").text == "NEXT"
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shunter.config.errors import ShunterError
+from shunter.config.errors import MissingExtra, ShunterError
 from shunter.jobs import rl
+from shunter.launch import ray_cluster
 from shunter.models.hf import load_model
 from shunter.recipe.job import Stopped
 from shunter.record import events
@@ -96,6 +97,29 @@ def test_what_cannot_be_placed_is_refused(work: Work, model: Path) -> None:
         reinforce(work, model, "no", {**split, "parts": 3}, how={"deterministic": False})
     with pytest.raises(ShunterError, match="compute on the CPU so far"):
         reinforce(work, model, "no", INLINE, how={"device": "cuda"})
+
+
+def test_without_ray_a_cluster_is_refused(work: Work, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
+    with pytest.raises(MissingExtra, match=r"a Ray cluster needs the package 'ray'.*shunter\[ray\]"):
+        reinforce(work, model, "no", {"backend": "ray"})
+    with pytest.raises(ValueError, match="set backend: ray"):
+        reinforce(work, model, "no", {"address": "auto"})
+
+
+@pytest.mark.long
+def test_on_a_ray_cluster_made_for_it_stopped_and_continued_it_is_the_same_bits(
+    work: Work, model: Path
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'shunter[ray]'")
+    whole, _ = reinforce(work, model, "whole", INLINE)
+    ray = {"arrangement": "split", "processes": 3, "backend": "ray"}
+    with pytest.raises(Stopped):
+        reinforce(work, model, "cut", ray, control=Still(stop_after=3))
+    out, metrics = reinforce(work, model, "cut", ray)
+    assert weights(out) == weights(whole)
+    assert rewards(out) == rewards(whole)
+    assert min(metrics["moved_bytes"], metrics["control_bytes"]) > 0
 
 
 @pytest.mark.long

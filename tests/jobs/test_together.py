@@ -21,13 +21,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shunter.cluster import files
 from shunter.config.errors import ShunterError
+from shunter.data.tokens import TokenRows
 from shunter.jobs import ranks, together
 from shunter.jobs.registry import KINDS
+from shunter.launch.inject import VARIABLE
+from shunter.models.spec import DecoderSpec
+from shunter.plan.calibrate import coefficients_of
+from shunter.plan.choices import Question
+from shunter.plan.fabric import Fabric
+from shunter.plan.plan import Plan
+from shunter.plan.practice import practice
+from shunter.plan.search import search
 from shunter.recipe.artefact import Artefact
 from shunter.recipe.graph import load_recipe
 from shunter.recipe.runner import run_graph
 from shunter.recipe.store import Store
+from shunter.record import events
 from tests.launch import stand_ins
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +84,7 @@ def environment(place: Path) -> dict[str, str]:
 class Nodes:
     """Two of torchrun's agents, with one process and two."""
 
-    def __init__(self, place: Path, words: Sequence[str]) -> None:
+    def __init__(self, place: Path, words: Sequence[str], **variables: str) -> None:
         number, self.outputs = port(), [place / f"node{node}.txt" for node in (0, 1)]
         self.processes = []
         for node, (output, each) in enumerate(zip(self.outputs, (1, 2), strict=True)):
@@ -85,7 +96,11 @@ class Nodes:
             with output.open("w") as file:
                 self.processes.append(
                     subprocess.Popen(
-                        command, cwd=place, env=environment(place), stdout=file, stderr=subprocess.STDOUT
+                        command,
+                        cwd=place,
+                        env={**environment(place), **variables},
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
                     )
                 )
 
@@ -125,6 +140,36 @@ def test_under_torchrun_one_process_leads_and_the_model_is_that_of_one(place: Pa
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-4, msg=name)
     (manifest,) = (place / "store" / "artefacts").glob("base-*/manifest.json")
     assert json.loads(manifest.read_text())["how"]["parallel"]["pp"] == 2
+
+
+@pytest.mark.long
+def test_a_run_that_drifts_plans_anew_under_torchrun_too(place: Path) -> None:
+    longer = ["jobs.base.train.steps=20", "jobs.base.how.log_every=1"]
+    made = alone(place, "alone", *longer)
+    model = json.loads((made["base"].path / "config.json").read_text())
+    rows = TokenRows(made["rows"].path / "train")
+    shape = load_recipe(place / "recipe.yaml", [], KINDS).nodes["base"].config.model.model_dump()  # type: ignore[attr-defined]
+    spec = DecoderSpec(**shape, vocab_size=model["vocab_size"], max_positions=rows.row_length)
+    cluster = files.find("cpu")
+    asked = Question(
+        spec, Fabric.of(cluster), 4, rows.row_length, practice("shunter-fp32"), coefficients_of(cluster)
+    )
+    found = search(asked, fixed={"pp": 2, "schedule": "1f1b"}, top=1).plans[0].prediction
+    Plan.of(asked, cluster, found).save(place / "plan.yaml")
+    slow = {"kind": "slow", "point": "pipeline.action", "action": "1F0", "rank": 1, "seconds": 0.2}
+    words = ["run", "recipe.yaml", *longer, "--store", "store",
+             "jobs.base.how.parallel={plan: plan.yaml, replan: 3.0, replans: 1}"]  # fmt: skip
+    nodes = Nodes(place, words, **{VARIABLE: json.dumps({"faults": [slow]})})
+    assert nodes.codes() == [0, 0], nodes.told()
+    (log,) = (place / "store" / "artefacts").glob("base-*/log/events.jsonl")
+    told = events.read(log)
+    assert [event["step"] for event in told if event["event"] == "resume"]
+    (change,) = [event for event in told if event["event"] == "replan"]
+    assert "pp 2" in change["was"]
+    assert "pp" not in change["is"]
+    expected, learnt = weights(made["base"].path.parents[1]), weights(place / "store")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(learnt[name], tensor, rtol=2e-3, atol=5e-4, msg=name)
 
 
 def test_a_process_that_does_not_lead_says_nothing_of_a_mistake(place: Path) -> None:

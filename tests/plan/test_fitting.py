@@ -45,6 +45,17 @@ def test_whole_nodes_one_after_the_other() -> None:
         assert _fit(there, {}, there.fabric.memory) == (8 * nodes == found), nodes
 
 
+def test_of_different_devices_as_many_again_of_all() -> None:
+    """By the smallest of them, which is enough and may be more than needed."""
+    with pytest.raises(ShunterError, match=r"\d+ of this cluster would do, even if each") as caught:
+        search(asked("llama-3-70b", "mixed-lab", 64, 1024))
+    times = int(str(caught.value).partition(" of this cluster")[0].rpartition(" ")[2])
+    smallest = asked("llama-3-70b", "4x2xrtx4090-ethernet", 64, 1024).fabric.memory
+    question = asked("llama-3-70b", "mixed-lab", 64, 1024)
+    assert smallest_cluster(question, {}, smallest)[0] == 8 * times
+    assert 8 * times * smallest > 16 * question.spec.num_parameters
+
+
 def test_what_is_fixed_holds_in_the_larger_cluster_too() -> None:
     question = asked("llama-2-70b", "8xa100-80", 64, 2048)
     with pytest.raises(

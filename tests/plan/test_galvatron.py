@@ -18,7 +18,7 @@ from shunter.config.errors import ShunterError
 from shunter.papers.galvatron import PROFILE
 from shunter.plan.dynamic import programme
 from shunter.plan.galvatron import Result, Task, _stage, even, search, uniform
-from shunter.plan.galvatron_beyond import beyond
+from shunter.plan.galvatron_beyond import around, beyond, simulated
 from shunter.plan.galvatron_profile import Model, Profile, Strategy, strategies
 
 DATA = yaml.load(PROFILE).data
@@ -106,6 +106,22 @@ def test_beyond_its_space_is_faster() -> None:
     assert outside.seconds < 0.985 * inside.seconds
     assert max(outside.memory) <= 38 * 1024
     assert sum(outside.cut) == 32
+
+
+def test_beyond_its_space_layers_may_differ_too() -> None:
+    inside = search(profile(), 64, 17 * 1024).plan
+    assert inside is not None
+    outside = around(profile(), inside, 64, 17 * 1024)
+    assert outside is not None
+    assert outside.seconds < simulated(profile(), inside, 64)
+    assert outside.seconds == pytest.approx(simulated(profile(), outside, 64))
+    assert max(outside.memory) <= 17 * 1024
+    assert sum(outside.cut) == 32 == len(outside.strategies)
+    assert len(set(outside.strategies)) > 1
+    # With all layers alike and even stages formula and events agree.
+    same = uniform(profile(), 64, 17 * 1024)
+    assert same is not None
+    assert simulated(profile(), same, 64) == pytest.approx(same.seconds, rel=2e-3)
 
 
 def test_strategies_are_as_the_original_lists_them() -> None:

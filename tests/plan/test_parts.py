@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 
 from shunter.cluster import files
+from shunter.cluster.cluster import Cluster
+from shunter.cluster.description import Description
 from shunter.config.errors import ShunterError
 from shunter.plan.choices import Question
 from shunter.plan.fitting import largest
-from shunter.plan.parts import parts
+from shunter.plan.parts import Near, parts
 from shunter.plan.plan import Plan
 from shunter.plan.presets import preset
 from shunter.plan.search import Found, search
-from tests.plan.uneven import cluster, question
+from tests.plan.uneven import DEVICES, LINKS, cluster, question
 
 
 def cost(found: Found) -> float:
@@ -36,6 +38,32 @@ def test_every_part_of_a_small_cluster_is_looked_at() -> None:
     assert {part.price_per_hour for part in found} == {2.0, 4.0, 6.0}
     even = question(files.find("4x8xa100-80")).fabric
     assert [part.world for part in parts(replace(even, price_per_hour=40.0))] == [8, 16, 24, 32]
+
+
+def test_of_equal_nodes_those_with_good_links_are_taken() -> None:
+    """The first one has a bad cable to both others."""
+    tree = {
+        "name": "three",
+        "devices": {"card": DEVICES["quick"]},
+        "links": {
+            name: {"latency": wait, "bandwidth": rate, "type": type}
+            for name, (wait, rate, type) in LINKS.items()
+        },
+        "nodes": {"n": {"count": 3, "device": "card", "devices": 2, "inside": "nvlink", "between": "ib",
+                        "price_per_hour": 2.0}},
+        "pairs": [{"ends": ["n.0", other], "link": "slow"} for other in ("n.1", "n.2")],
+    }  # fmt: skip
+    it = Cluster.of(Description.model_validate(tree))
+    assert Near(it).ranks({"n": 2}) == [2, 3, 4, 5]
+    assert Near(it).ranks({"n": 3}) == list(range(6))
+    found = [part for part in parts(question(it).fabric) if part.world == 4]
+    assert found[0].terrain is not None
+    assert [device.name for device in found[0].terrain.cluster.devices] == [
+        "n.1/0",
+        "n.1/1",
+        "n.2/0",
+        "n.2/1",
+    ]
 
 
 def test_the_cheapest_part_costs_less_than_any_other() -> None:

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from shunter.cluster import files
 from shunter.layout.grid import Grid
 from shunter.plan.choices import Choices, Question
+from shunter.plan.estimate import estimate
 from shunter.plan.fabric import Fabric
+from shunter.plan.memory import put_aside
 from shunter.plan.practice import PRACTICES, Coefficients
 from shunter.plan.presets import preset
 from shunter.plan.score import predict
@@ -26,8 +28,8 @@ from shunter.plan.strategies import AGAIN, ASIDE, KEEP, cheapest
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(1, 5), st.integers(0, 10**6), st.booleans())
-def test_it_equals_trying_everything(count: int, seed: int, aside_too: bool) -> None:
+@given(st.integers(1, 5), st.integers(0, 10**6), st.booleans(), st.sampled_from([None, 0, 1, 2]))
+def test_it_equals_trying_everything(count: int, seed: int, aside_too: bool, most: int | None) -> None:
     draw = np.random.default_rng(seed)
     again, aside = (list(draw.random(count)) for _ in range(2))
     full, kept = 10.0, float(draw.integers(0, 4))
@@ -42,11 +44,19 @@ def test_it_equals_trying_everything(count: int, seed: int, aside_too: bool) -> 
         return sum((0.0, again[n], aside[n])[each] for n, each in enumerate(strategies))
 
     room = float(draw.random() * count * full)
-    every = [each for each in product((KEEP, AGAIN, *((ASIDE,) if aside_too else ())), repeat=count)]
+    every = [
+        each
+        for each in product((KEEP, AGAIN, *((ASIDE,) if aside_too else ())), repeat=count)
+        if most is None or each.count(ASIDE) <= most
+    ]
     fitting = [each for each in every if bytes_of(each) <= room]
-    found = cheapest(again, aside if aside_too else None, room, bytes_of)
+    found = cheapest(again, aside if aside_too else None, room, bytes_of, most)
+    assert most is None or found.count(ASIDE) <= most
     if not fitting:
-        assert bytes_of(found) == min(bytes_of([each] * count) for each in (AGAIN, *((ASIDE,) * aside_too)))
+        if most is None:
+            assert bytes_of(found) == min(
+                bytes_of([each] * count) for each in (AGAIN, *((ASIDE,) * aside_too))
+            )
         return
     assert bytes_of(found) <= room
     # Memory is cut into units, rounded up, so that a layer that fits to the last byte may be left out.
@@ -112,6 +122,21 @@ def test_layers_are_put_aside_where_copies_hide() -> None:
     found = predict(short, choice, room)
     assert found.which(AGAIN)
     assert not found.which(ASIDE)
+
+
+def test_the_host_has_room_for_what_is_put_aside() -> None:
+    long = question("llama-3-8b", "8xh100", 8, 131072)
+    choice = Choices.one(Grid(fsdp=8), 1, "1f1b", 1, "layer")
+    free = predict(long, choice, 79e9)
+    each = float(put_aside(long, choice)[0])
+    most = len(free.which(ASIDE)) // 2
+    bounded = long.fabric.device.model_copy(update={"host_memory": (most + 0.5) * each})
+    short = replace(long, fabric=replace(long.fabric, kinds=(bounded,)))
+    found = predict(short, choice, 79e9)
+    assert len(found.which(ASIDE)) == most
+    assert found.which(AGAIN)
+    assert found.seconds > free.seconds
+    assert estimate(short, choice, 79e9).seconds[0] >= estimate(long, choice, 79e9).seconds[0]
 
 
 def test_backwards_in_halves_keep_their_layers() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass, field, replace
+from math import lcm, prod
 from typing import Any
 from unittest import mock
 
@@ -13,8 +13,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch.optim import _muon
 
+from shunter.config.errors import ShunterError
 from shunter.data.tokens import IGNORE, Batch
+from shunter.layout.grid import Grid
 from shunter.models.decoder import Decoder
+from shunter.models.sharding import check as check_grid
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.mesh import Groups, Peers
 from shunter.train.config import DropoutConfig, Parallel, TrainConfig
@@ -67,7 +70,7 @@ class Case:
         found = {axis for axis in ALL if self.parallel.get(axis, 1) > 1}
         found |= {
             name
-            for name in ("recompute", "tied", "ragged", "zero", "vocabulary", "padding")
+            for name in ("recompute", "tied", "ragged", "zero", "vocabulary", "padding", "layers")
             if {**self.parallel, **self.spec, **vars(self)}.get(name)
         }
         found |= {self.optimizer}
@@ -223,6 +226,45 @@ def cases(
     )
 
 
+@st.composite
+def apart(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 4)) -> Case:
+    """Of those, with degrees of their own for some layers."""
+    case = draw(cases(worlds))
+    grid, spec = case.layout.grid, DecoderSpec(**case.spec)
+    assume(grid.size > grid.pp)
+    legal = [
+        {**found, "ep": ep, "etp": etp}
+        for found in factorings(grid.size // grid.pp, AXES[1:])
+        for ep in divisors(grid.size // grid.pp)
+        for etp in divisors(grid.size // grid.pp // ep)
+        if may_be(case, Grid(grid.pp, **found, ep=ep, etp=etp))
+    ]
+    numbers = draw(st.lists(st.integers(0, spec.num_layers - 1), min_size=1, unique=True))
+    begin = draw(st.integers(0, len(numbers) - 1))
+    layers = [
+        {"of": some, **draw(st.sampled_from(legal))} for some in (numbers[:begin], numbers[begin:]) if some
+    ]
+    parallel = {**case.parallel, "layers": layers, "vocabulary": None, "pad_experts": False}
+    found = Parallel(**parallel)
+    assume(found.others)
+    parts = 1
+    for each in (found.grid, *found.others):
+        parts = lcm(parts, (2 * each.cp if each.cp > 1 else 1) * (each.tp if found.sequence else 1))
+    length = parts * max(1, case.length // parts)
+    return replace(case, parallel=parallel, length=length, padding=parts if case.padding else 0)
+
+
+def may_be(case: Case, grid: Grid) -> bool:
+    """Whether the model, and the rows' attention, can be laid out so."""
+    spec, parallel = DecoderSpec(**case.spec), case.layout
+    try:
+        check_grid(spec, grid, parallel.sequence)
+    except ShunterError:
+        return False
+    small = spec.experts is not None and 0 < spec.experts.shared_ffn_dim < grid.tp
+    return not small and (parallel.attention != "ulysses" or (spec.num_heads // grid.tp) % grid.cp == 0)
+
+
 def config(case: Case) -> TrainConfig:
     return TrainConfig.model_validate({"steps": STEPS, "optimizer": case.optimizer})
 
@@ -351,7 +393,7 @@ def alone(case: Case) -> Outcome:
 def task(rank: int, groups: Groups, case: Case) -> Outcome:
     """The same on one rank of a layout; gradients and weights on rank 0 only."""
     parallel = case.layout
-    world = World.create(parallel.grid, rank, CPU, GROUPS)
+    world = World.create(parallel.grid, rank, CPU, GROUPS, parallel.others)
     passes = LaidOutPasses(model(case), parallel, world, case.width, optimizer=case.optimizer)
 
     def parts(ids: np.ndarray) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ from shunter.parallel.mesh import Groups
 from shunter.train.config import Parallel, TrainConfig
 from shunter.train.layout_describe import describe
 from shunter.train.layout_parts import Plan
+from shunter.train.layout_traffic import step_traffic
 from shunter.train.objective import CrossEntropy
 from shunter.train.optim import Optimizers
 from shunter.train.pipeline import LaidOutPasses
@@ -75,6 +76,17 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
         {},
     ),
+    ({"tp": 2, "microbatches": 2, "layers": [{"of": [0], "fsdp": 2}]}, {}),
+    (
+        {
+            "fsdp": 2,
+            "tp": 2,
+            "microbatches": 2,
+            "zero": 1,
+            "layers": [{"of": [0], "dp": 2, "cp": 2}, {"of": [1], "tp": 4}],
+        },
+        {},
+    ),
     ({"dp": 2, "ep": 2, "microbatches": 2, "pad_experts": True}, {"experts": FILLED}),
     ({"fsdp": 2, "tp": 2, "ep": 2, "etp": 2, "microbatches": 1, "pad_experts": True}, {"experts": FILLED}),
 ]
@@ -95,7 +107,7 @@ def measure(
     """Bytes of the second step (the first tells shapes), calls by kind, elements of weights and of state."""
     written, changed, optimizer, precision = case
     parallel = Parallel(**written)
-    world = World.create(parallel.grid, rank, CPU, GROUPS)
+    world = World.create(parallel.grid, rank, CPU, GROUPS, parallel.others)
     torch.manual_seed(0)
     passes = LaidOutPasses(
         Decoder(DecoderSpec(**{**SPEC, **changed})), parallel, world, LENGTH, optimizer=optimizer
@@ -127,11 +139,21 @@ def planned(case: tuple[dict[str, Any], dict[str, Any], str, str]) -> Plan:
 
 def compare(pool: Pool, case: tuple[dict[str, Any], dict[str, Any], str, str]) -> None:
     plan = planned(case)
-    answers = pool.run(measure, plan.grid.size, case, plan.grid)
+    answers = pool.run(measure, plan.grid.size, case, plan.grid, *plan.parallel.others)
     told = describe(plan, case[2], {})
     assert [sum(sent.values()) for sent in told.traffic] == [total for total, _, _ in answers], told.traffic
     held = [(each.parameters, each.optimizer // plan.wide) for each in told.ranks]
     assert held == [elements for _, _, elements in answers]
+
+
+def test_stages_send_a_tensor_ranks_own_tokens_alone() -> None:
+    """Scatter and gather of arXiv 2104.04473, section 4.1. That ranks send what is counted stands below."""
+    sent = []
+    for sequence in (True, False):
+        laid = {"pp": 2, "tp": 2, "microbatches": 2, "sequence": sequence}
+        plan = planned((laid, {"tied": False}, "adamw", "fp32"))
+        sent.append(step_traffic(plan, 0)["pipeline"])
+    assert sent[1] == 2 * sent[0]
 
 
 @pytest.mark.parametrize(("parallel", "changed"), CASES)

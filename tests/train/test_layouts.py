@@ -28,7 +28,7 @@ from tests.train.layouts import ALL, Case, cases
 def check(pool: Pool, case: Case) -> None:
     grid = case.layout.grid
     expected = layouts.alone(case)
-    answers = pool.run(layouts.task, grid.size, case, grid)
+    answers = pool.run(layouts.task, grid.size, case, grid, *case.layout.others)
     wrong = {rank: found for rank, each in enumerate(answers) if (found := layouts.differs(each, expected))}
     assert not wrong
 

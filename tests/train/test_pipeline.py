@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from shunter.config.errors import ShunterError
+from shunter.layout.grid import Grid
 from shunter.models.decoder import Decoder
 from shunter.models.spec import DecoderSpec
-from shunter.parallel.mesh import Groups, Peers
+from shunter.parallel.mesh import Groups, Peers, ProcessGroups
+from shunter.train import host_room
 from shunter.train.config import Parallel, TrainConfig
 from shunter.train.objective import CrossEntropy, total
 from shunter.train.optim import Optimizers
@@ -56,7 +59,8 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     rows = corpora.rows(Path(case["rows"]))
     parallel = Parallel(**case["parallel"])
     decoder = model(case["tied"])
-    passes = LaidOutPasses(decoder, parallel, World.create(parallel.grid, rank, CPU, GROUPS), rows.row_length)
+    world = World.create(parallel.grid, rank, CPU, GROUPS, parallel.others)
+    passes = LaidOutPasses(decoder, parallel, world, rows.row_length)
     optimizers = Optimizers(decoder, TrainConfig(steps=2, optimizer=case["optimizer"]), passes.part)
     results, heldout = two_steps(passes, optimizers, rows, parallel.parts, passes.world.data)
     whole = model(case["tied"])
@@ -99,6 +103,8 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
         ({"pp": 2, "dp": 2, "schedule": "zbv", "microbatches": 3}, True, "adamw"),
         ({"pp": 2, "fsdp": 2, "microbatches": 3}, True, "adamw"),
         ({"pp": 2, "fsdp": 2, "schedule": "zbv", "microbatches": 3}, False, "adamw"),
+        # Held-out loss of nine rows in micro-batches of four: some ranks have none of the last.
+        ({"dp": 2, "tp": 2, "microbatches": 2, "layers": [{"of": [1, 2], "fsdp": 4}]}, True, "adamw"),
     ],
 )
 def test_two_steps_are_those_of_one_process(
@@ -113,9 +119,9 @@ def test_two_steps_are_those_of_one_process(
         2,
         Peers.alone(),
     )
-    grid = Parallel(**parallel).grid
+    laid = Parallel(**parallel)
     case = {"rows": str(tmp_path / "rows"), "parallel": parallel, "tied": tied, "optimizer": optimizer}
-    answers = pool.run(task, grid.size, case, grid)
+    answers = pool.run(task, laid.grid.size, case, laid.grid, *laid.others)
     for results, loss, _ in answers:  # every rank knows the whole's numbers
         for found, result in zip(results, expected, strict=True):
             assert found["grad_norm"] > CLIP
@@ -170,6 +176,45 @@ def test_sharded_weights_learn_in_single_precision(
         for found, result in zip(results, expected, strict=True):
             assert found["loss"] == pytest.approx(result.loss, rel=1e-5)
             assert found["grad_norm"] == pytest.approx(result.grad_norm, rel=1e-4)
+
+
+def here(parallel: dict[str, Any], rows: Any, **more: Any) -> LaidOutPasses:
+    """In this process alone."""
+    laid = Parallel(**parallel)
+    return LaidOutPasses(
+        model(True), laid, World.create(Grid(), 0, CPU, ProcessGroups()), rows.row_length, **more
+    )
+
+
+def test_actions_take_at_least_what_they_are_told(tmp_path: Path) -> None:
+    rows = corpora.rows(tmp_path / "rows")
+    batches = [rows.rows(np.arange(2)), rows.rows(np.arange(2, 4))]
+    factors = [torch.ones(batch.tokens.shape) for batch in batches]
+    plain, slept = ({"microbatches": 2, **more} for more in ({}, {"at_least": {"F": [0.1], "B": [0.15]}}))
+    losses, seconds = [], []
+    for parallel in (plain, slept):
+        passes = here(parallel, rows)
+        begin = time.perf_counter()
+        losses.append(passes.gradients(batches, factors, 0.0)[0])
+        seconds.append(time.perf_counter() - begin)
+    assert seconds[1] >= 0.5
+    assert losses[0] == losses[1]
+    with pytest.raises(ShunterError, match="gives F 2 times, and there are 1 stages"):
+        here({"microbatches": 2, "at_least": {"F": [0.1, 0.1]}}, rows)
+
+
+def test_what_the_host_has_no_room_for_is_not_put_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, meminfo = corpora.rows(tmp_path / "rows"), tmp_path / "meminfo"
+    monkeypatch.setattr(host_room, "MEMINFO", meminfo)
+    for free in (1, 1 << 20):
+        meminfo.write_text(f"MemFree: 0 kB\nMemAvailable: {free} kB\n", encoding="ascii")
+        if free == 1:
+            with pytest.raises(ShunterError, match=r"rank 0 puts up to .* aside, and the host has .* free"):
+                here({"offload": True, "microbatches": 1}, rows)
+        else:
+            here({"offload": True, "microbatches": 1}, rows)
 
 
 def test_cuts_that_cannot_be_are_refused() -> None:

@@ -28,15 +28,16 @@ from tests.train import corpora
 
 CPU = torch.device("cpu")
 EACH = 2  # steps under each layout
-TENSOR: list[dict[str, int]] = [{"tp": 2}, {}, {"tp": 4}, {"tp": 2}]
-TITAN: list[dict[str, int]] = [
+TENSOR: list[dict[str, Any]] = [{"tp": 2}, {}, {"tp": 4}, {"tp": 2}]
+TITAN: list[dict[str, Any]] = [
     {"fsdp": 2, "tp": 2},
+    {"dp": 2, "tp": 2, "zero": 1, "layers": [{"of": [1], "fsdp": 4}]},
     {"fsdp": 4},
     {"pp": 2, "fsdp": 2},
     {"cp": 2, "fsdp": 2},
     {},
 ]
-FOLDED: list[dict[str, int]] = [
+FOLDED: list[dict[str, Any]] = [
     {"tp": 2, "cp": 2, "ep": 4},
     {"dp": 2, "tp": 2, "ep": 2, "etp": 2},
     {"dp": 2, "cp": 2, "ep": 2, "zero": 1},
@@ -50,7 +51,7 @@ class Leg:
     """Some steps under one layout. folder: of the whole run. steps: of it. stop: after how many more."""
 
     folder: Path
-    parallel: dict[str, int]
+    parallel: dict[str, Any]
     experts: bool
     steps: int
     stop: int | None
@@ -107,7 +108,8 @@ def tensors(training: Training) -> dict[str, Tensor]:
 
 
 def task(rank: int, groups: Groups, leg: Leg) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    world = World.create(Parallel(**leg.parallel).grid, rank, CPU, GROUPS)
+    parallel = Parallel(**leg.parallel)
+    world = World.create(parallel.grid, rank, CPU, GROUPS, parallel.others)
     return walk(leg, rank, world)
 
 
@@ -115,7 +117,7 @@ def task(rank: int, groups: Groups, leg: Leg) -> tuple[dict[str, Tensor], dict[s
     ("layouts", "experts"), [(TENSOR, False), (TITAN, False), (FOLDED, True)], ids=["tp", "axes", "folded"]
 )
 def test_a_checkpoint_is_lossless_under_other_layouts(
-    layouts: list[dict[str, int]], experts: bool, pool: Pool, tmp_path: Path
+    layouts: list[dict[str, Any]], experts: bool, pool: Pool, tmp_path: Path
 ) -> None:
     steps = EACH * len(layouts)
     for name in ("alone", "together"):
@@ -127,8 +129,8 @@ def test_a_checkpoint_is_lossless_under_other_layouts(
         done = number == len(layouts) - 1
         leg = Leg(tmp_path / "together", parallel, experts, steps, None if done else EACH)
         if parallel:
-            grid = Parallel(**parallel).grid
-            before, after = pool.run(task, grid.size, leg, grid)[0]
+            laid = Parallel(**parallel)
+            before, after = pool.run(task, laid.grid.size, leg, laid.grid, *laid.others)[0]
         else:
             before, after = walk(leg, 0, None)
         assert before.keys() == last.keys()

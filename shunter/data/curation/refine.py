@@ -8,6 +8,7 @@ chunks mean the original. Where chunks overlap, what either deletes is deleted.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Literal, Protocol
 import numpy as np
 from pydantic import Field, PrivateAttr
 
+from shunter.config.errors import ShunterError
 from shunter.data.curation.edits import Call, RemoveLines, execute, numbered, parse, shifted, words, written
 from shunter.data.curation.operators import Facts, Operator, Verdicts
 from shunter.data.curation.pages import Pages
@@ -62,6 +64,16 @@ class Refine(Operator):
     )
     writes: Literal["program", "text"] = Field(
         "program", description="What the model answers: an edit program, or the refined text itself."
+    )
+    prompt: str = Field(
+        "",
+        description="What the model is told before each text, if it was not tuned to refine; such as an "
+        "expert, which is asked for its reason and then for the text.",
+    )
+    tag: str = Field(
+        "",
+        pattern=r"^[\w-]*$",
+        description="The answer is what stands between <tag> and </tag>; where both do not, nothing is done.",
     )
     chunk_tokens: int = Field(
         12_000,
@@ -120,7 +132,7 @@ class Refine(Operator):
     def _programs(
         self, texts: Sequence[str], writer: Writer, counts: Counter[str]
     ) -> tuple[list[str], list[str]]:
-        room = min(self.chunk_tokens, writer.room())
+        room = self._room(writer)
         calls: list[list[Call]] = [[] for _ in texts]
         asked: list[tuple[int, int, str]] = []  # document, first line, what is shown
         for place, text in enumerate(texts):
@@ -132,7 +144,7 @@ class Refine(Operator):
                 else:
                     asked.append((place, begin, numbered("\n".join(lines[begin:end]))))
         for (place, begin, shown), answer in zip(asked, self._asked(asked, writer, counts), strict=True):
-            found, malformed = parse(answer.text)
+            found, malformed = parse(self._answered(answer.text, counts) or "")
             last = shown.count("\n")  # the model has seen no line behind it
             mine = [call for call in found if _last(call) <= last]
             counts["malformed calls"] += malformed
@@ -150,7 +162,7 @@ class Refine(Operator):
         return found_texts, programs
 
     def _texts(self, texts: Sequence[str], writer: Writer, counts: Counter[str]) -> list[str]:
-        room = min(self.chunk_tokens, writer.room())
+        room = self._room(writer)
         parts: list[list[str]] = [[] for _ in texts]
         asked: list[tuple[int, int, str]] = []
         for place, text in enumerate(texts):
@@ -164,17 +176,37 @@ class Refine(Operator):
                 else:
                     asked.append((place, number, part))
         for (place, number, _), answer in zip(asked, self._asked(asked, writer, counts), strict=True):
-            parts[place][number] = answer.text
+            if (found := self._answered(answer.text, counts)) is not None:
+                parts[place][number] = found
         return ["\n".join(part for part in mine if part) for mine in parts]
 
     def _asked(
         self, asked: Sequence[tuple[int, int, str]], writer: Writer, counts: Counter[str]
     ) -> list[Written]:
-        answers = writer.write([shown for _, _, shown in asked]) if asked else []
+        told = f"{self.prompt}\n\n" if self.prompt else ""
+        answers = writer.write([told + shown for _, _, shown in asked]) if asked else []
         counts["chunks"] += len(asked)
         counts["tokens written"] += sum(answer.tokens for answer in answers)
         counts["answers cut off"] += sum(not answer.ended for answer in answers)
         return answers
+
+    def _room(self, writer: Writer) -> int:
+        told = writer.sizes([f"{self.prompt}\n\n"])[0] if self.prompt else 0
+        if (found := writer.room() - told) < 1:
+            raise ShunterError(
+                f"the prompt of {told} tokens leaves no room for a text",
+                where="refine",
+                mend="Shorten `prompt`, lower `max_new_tokens`, or take a model with a longer context.",
+            )
+        return min(self.chunk_tokens, found)
+
+    def _answered(self, text: str, counts: Counter[str]) -> str | None:
+        """What counts of an answer; None where the tags are missing."""
+        if not self.tag:
+            return text
+        found = re.search(rf"<{self.tag}>\n?(.*?)\n?</{self.tag}>", text, re.DOTALL)
+        counts["answers without the tag"] += found is None
+        return None if found is None else found[1]
 
 
 def _last(call: Call) -> int:

@@ -11,7 +11,9 @@ import gc
 import json
 import multiprocessing
 import os
+import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,7 +21,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +34,24 @@ from shunter.data.curation.room import MB, Columns, Room
 from shunter.recipe import disk
 
 MEMORY = 256  # MB that a barrier may hold
+SIGHT = 60.0  # seconds that a file may take from the machine that wrote it to this one
 RETRIES = 3  # pools that may break before the job ends: a worker that is killed again and again has a cause
 Watch = Callable[[int, "Done"], None]
+Task = Callable[[], Any]  # what is done of a chunk; it can be sent to a worker
+Waiting = Sequence[tuple[int, Task | None]]  # numbers of chunks, each with what is to do; None: it is done
+
+
+class Hands(Protocol):
+    """What carries out the tasks of one stage. Left with an error, it begins nothing more."""
+
+    def __enter__(self) -> Hands: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def do(self, waiting: Waiting) -> None:
+        """Have the first done, and the others begun. A worker that dies is replaced, some times."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,8 @@ class Runner:
 
     watch(stage, done) is called in this process for every chunk that is done, also one done before; it may
     raise to stop, and nothing that is done is lost. begins(stage) is called before a stage's first chunk.
-    memory: MB that a barrier may hold.
+    memory: MB that a barrier may hold. hands: makes what carries tasks out, so many at once; default:
+    processes of this machine.
     """
 
     def __init__(
@@ -63,9 +83,11 @@ class Runner:
         excluded: bool = False,
         begins: Callable[[int], None] = lambda stage: None,
         memory: int = MEMORY,
+        hands: Callable[[int], Hands] | None = None,
     ) -> None:
         self.folder, self.workers, self.watch = folder, workers, watch
         self.begins, self.memory = begins, memory
+        self.hands: Callable[[int], Hands] = hands or _Hands
         self.stages = stages(operators, excluded)
         self.chunks = 0
         for number in range(len(self.stages)):
@@ -78,7 +100,7 @@ class Runner:
         """All stages. The chunks must be cut alike in every attempt."""
         first = self.stages[0]
 
-        def begin() -> Iterator[tuple[int, Callable[[], Any]]]:
+        def begin() -> Iterator[tuple[int, Task]]:
             for number, documents in enumerate(chunks):
                 self.chunks = number + 1
                 yield number, partial(start, self.folder, first, number, documents)
@@ -148,12 +170,12 @@ class Runner:
             yield part
             document, row = documents.stop, rows.stop
 
-    def _all(self, stage: int, tasks: Iterator[tuple[int, Callable[[], Any]]]) -> None:
+    def _all(self, stage: int, tasks: Iterator[tuple[int, Task]]) -> None:
         """Do what is not done yet, some at a time, and tell of each in order."""
-        waiting: deque[tuple[int, Callable[[], Any] | None]] = deque()
+        waiting: deque[tuple[int, Task | None]] = deque()
         more = True
         self.begins(stage)
-        with _Hands(self.workers) as hands:
+        with self.hands(self.workers) as hands:
             while more or waiting:
                 while more and len(waiting) < 2 * self.workers:
                     number, task = next(tasks, (-1, None))
@@ -165,6 +187,7 @@ class Runner:
                     break
                 hands.do(waiting)
                 number, task = waiting.popleft()
+                _await(_place(self.folder, stage, number).with_suffix(".json"))
                 self.watch(stage, replace(_record(self.folder, stage, number), fresh=task is not None))
 
 
@@ -186,8 +209,7 @@ class _Hands:
         if self.pool is not None:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
-    def do(self, waiting: Sequence[tuple[int, Callable[[], Any] | None]]) -> None:
-        """Have the first done, and the others begun. A worker that dies is replaced, some times."""
+    def do(self, waiting: Waiting) -> None:
         number, task = waiting[0]
         if task is None:
             return
@@ -280,7 +302,9 @@ class _aside:
     """A file beside its place, brought to the disk and there when it is whole."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.other = path, path.with_name(path.name + f".{os.getpid()}")
+        # Workers of two machines may have one number, and one of them be given up while it still writes.
+        own = f"{os.getpid()}{secrets.randbelow(10**12):012}"
+        self.path, self.other = path, path.with_name(f"{path.name}.{own}")
 
     def __enter__(self) -> Path:
         return self.other
@@ -296,6 +320,22 @@ class _aside:
 
 def _place(folder: Path, stage: int, number: int) -> Path:
     return folder / str(stage) / f"{number:06}.arrow"
+
+
+def _await(path: Path, seconds: float = SIGHT) -> None:
+    """Until a record is seen here: a folder shared by machines may show a new file later to another one.
+
+    Raises ShunterError where it does not come."""
+    until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > until:
+            raise ShunterError(
+                f"a worker says that it wrote a file which is not here after {seconds:g} s",
+                where=str(path),
+                mend="Put the store on a file system that all nodes share.",
+            )
+        os.listdir(path.parent)  # has the folder looked at anew
+        time.sleep(0.05)
 
 
 def _record(folder: Path, stage: int, number: int) -> Done:

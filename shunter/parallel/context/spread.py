@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from shunter.models.decoder import Attention, Decoder
+from shunter.models.decoder import Attention
 from shunter.models.segments import SegmentPlan
 from shunter.parallel.context.attend import Kind, attend
 from shunter.parallel.context.zigzag import zigzag
@@ -25,13 +25,14 @@ class SpreadAttention(nn.Module):
         return attend(q, k, v, sight, self.peers, kind=self.kind, window=self.window)
 
 
-def spread_rows(decoder: Decoder, peers: Peers, length: int, kind: Kind) -> Tensor:
-    """Let every attention reach over the peers; returns the positions of a row that are here, in order.
+def spread_rows(part: nn.Module, peers: Peers, length: int, kind: Kind) -> Tensor:
+    """Let every attention of a decoder, or of a part of one, reach over the peers; returns the positions of a
+    row that are here, in order.
 
     Raises ShunterError for rows, or numbers of heads, that cannot be spread so.
     """
     here = zigzag(length, peers.size)[peers.index]
-    for module in decoder.modules():
+    for module in part.modules():
         if isinstance(module, Attention):
-            module.core = SpreadAttention(peers, kind, decoder.spec.sliding_window)
+            module.core = SpreadAttention(peers, kind, module.spec.sliding_window)
     return here

@@ -152,13 +152,15 @@ class Flow:
         folder: Path,
         *,
         backend: str = "processes",
+        address: str = "",
         timeout: float = 600.0,
         threads: int = 1,
         exact: bool = False,
     ) -> None:
-        """pools: name -> processes. folder: of files that roles write. backend: `processes` of this machine,
-        or `inline`, everything in this process, each pool of one. timeout: seconds without a word after
-        which a worker is given up. exact: results are the same bits on pools of any size.
+        """pools: name -> processes. folder: of files that roles write. backend: `processes` of this machine;
+        `ray`, actors on a Ray cluster; or `inline`, everything in this process, each pool of one. address: of
+        the Ray cluster, as `Cluster` has it. timeout: seconds without a word after which a worker is given
+        up. exact: results are the same bits on pools of any size.
 
         Raises ShunterError for a pool without processes, or one that the backend cannot have."""
         if not pools or min(pools.values()) < 1:
@@ -183,10 +185,14 @@ class Flow:
             from shunter.post.roles.processes import Processes
 
             self.backend = Processes(self.pools, folder, self._done, self.doing, timeout, threads, exact)
-        else:
-            raise ShunterError(
-                f"there is no backend {backend!r}", mend="Use inline or processes; Ray is not built."
+        elif backend == "ray":
+            from shunter.post.roles.actors import Actors
+
+            self.backend = Actors(
+                self.pools, folder, self._done, self.doing, timeout, threads, exact, address
             )
+        else:
+            raise ShunterError(f"there is no backend {backend!r}", mend="Use processes, ray or inline.")
 
     @property
     def count(self) -> Count:

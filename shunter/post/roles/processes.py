@@ -20,18 +20,17 @@ from typing import TYPE_CHECKING, Any
 from shunter.config.errors import ShunterError
 from shunter.launch import elastic
 from shunter.post.roles import wire
+from shunter.post.roles.overseer import GRACE, RERUN, Overseer
 from shunter.post.roles.shelf import Reader
-from shunter.post.roles.source import Reach
 
 if TYPE_CHECKING:
-    from shunter.post.roles.flow import Count, Pool
+    from shunter.post.roles.flow import Pool
 
 START = 300.0  # seconds that workers get to begin
-GRACE = 1.0  # seconds in which the cause of a failure may be told after a consequence of it
 LAST = 4000  # characters of a worker's output that are shown when it ends without a word
 
 
-class Processes:
+class Processes(Overseer):
     """A process for each worker, joined by sockets in a folder that this user alone may enter."""
 
     def __init__(
@@ -45,15 +44,7 @@ class Processes:
         exact: bool,
     ) -> None:
         """Raises ShunterError for a worker that does not begin."""
-        from shunter.post.roles.flow import Count
-
-        self.count: Count = Count()
-        self._done, self._doing, self._timeout = done, doing, timeout
-        self._names: dict[int, str] = {}
-        self._changed = threading.Condition()
-        self._failures: list[dict[str, Any]] = []
-        self._heard = time.monotonic()
-        self._closing = False
+        super().__init__(done, doing, timeout)
         self._folder = Path(tempfile.mkdtemp(prefix="shunter-"))  # its mode lets nobody else in
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._links: dict[int, socket.socket] = {}
@@ -121,68 +112,16 @@ class Processes:
                 answer, size = wire.receive(link)
             except (wire.Closed, ValueError):
                 answer, size = {"failed": -1, "ended": True}, 0
-            with self._changed:
-                self.count.control += size
-                self._heard = time.monotonic()
-                if "done" in answer:
-                    self._done(worker, answer)
-                elif not self._closing:
-                    self._failures.append({**answer, "worker": worker})
-                self._changed.notify_all()
+            self.hear(worker, answer, size)
             if answer.get("ended"):
                 return
 
-    def send(self, worker: int, message: dict[str, Any]) -> None:
-        """Raises ShunterError where a worker has failed."""
-        if self._failures:
-            self._fail()
+    def _hand(self, worker: int, message: dict[str, Any]) -> int:
         try:
-            size = wire.send(self._links[worker], message)
+            return wire.send(self._links[worker], message)
         except wire.Closed:
             self.wait(lambda: False, "a message")  # what has happened is about to be known
             raise
-        with self._changed:
-            self.count.control += size
-            self._heard = time.monotonic()
-
-    def wait(self, ready: Callable[[], bool], what: str) -> None:
-        with self._changed:
-            while not ready() and not self._failures:
-                left = self._heard + self._timeout - time.monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(min(left, 1.0))
-            else:
-                if not self._failures:
-                    return
-        if self._failures:
-            self._fail()
-        silent = [worker for worker in self._names if self._doing(worker) != "no call"]
-        told = ", ".join(f"{self._names[worker]} in {self._doing(worker)}" for worker in silent[:4])
-        self.close()
-        raise ShunterError(
-            f"no word from {told} for {self._timeout:g} s",
-            mend="Raise the timeout if a call may take so long.",
-        )
-
-    def _fail(self) -> None:
-        """Raise the first failure that is no consequence of another, after ending all workers."""
-        until = time.monotonic() + GRACE
-        while time.monotonic() < until and not self._killed():
-            time.sleep(0.02)
-        killed = self._killed()
-        failures = list(self._failures)
-        told = [it for it in failures if not it.get("ended")]
-        own = [it for it in told if not it["lost"]]
-        try:
-            if killed is not None:
-                raise self._ended(killed)
-            if own or (told and not any(it.get("ended") for it in failures)):
-                raise self._told((own or told)[0])
-            ended = next(it["worker"] for it in failures if it.get("ended"))
-            raise self._ended(ended)
-        finally:
-            self.close()
 
     def _killed(self) -> int | None:
         """A worker that a signal has ended."""
@@ -192,14 +131,6 @@ class Processes:
                 return worker
         return None
 
-    def _told(self, failure: Mapping[str, Any]) -> Exception:
-        worker = failure["worker"]
-        call = self._doing(worker)
-        name = self._names[worker] if call == "no call" else f"{self._names[worker]}, {call}"
-        if failure["user"]:
-            return ShunterError(failure["what"], where=failure["where"] or name, mend=failure["mend"])
-        return RuntimeError(f"{name} failed:\n{failure['traceback']}")
-
     def _ended(self, worker: int) -> Exception:
         process = self._processes[worker]
         with suppress(subprocess.TimeoutExpired):
@@ -208,18 +139,10 @@ class Processes:
         how = "closed its connection"
         if code is not None:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        call = self._doing(worker)
-        at = "between two calls" if call == "no call" else f"in {call}"
         output = self._folder / f"output-{worker}.txt"
         last = output.read_text(encoding="utf-8", errors="replace")[-LAST:].strip() if output.exists() else ""
         shown = f"; it said last: {last.splitlines()[-1][:300]}" if last else ""
-        return ShunterError(
-            f"{self._names[worker]} {how} {at}{shown}",
-            mend="Run the same command again: it continues from the last checkpoint.",
-        )
-
-    def reach(self) -> Reach:
-        return _Counting(self._reader, self.count)
+        return ShunterError(f"{self._names[worker]} {how} {self._at(worker)}{shown}", mend=RERUN)
 
     def close(self) -> None:
         """Ask, then end. Nothing of them is left."""
@@ -239,22 +162,3 @@ class Processes:
         for link in self._links.values():
             link.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class _Counting:
-    """The controller's own reading, counted."""
-
-    def __init__(self, reader: Reader, count: Count) -> None:
-        self._reader, self._count = reader, count
-
-    def extent(self, part: Any) -> Any:
-        return self._counted(lambda: self._reader.extent(part))
-
-    def read(self, part: Any, begin: int | None = None, end: int | None = None) -> Any:
-        return self._counted(lambda: self._reader.read(part, begin, end))
-
-    def _counted(self, read: Callable[[], Any]) -> Any:
-        before = self._reader.moved
-        found = read()
-        self._count.fetched += self._reader.moved - before
-        return found

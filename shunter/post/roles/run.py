@@ -57,8 +57,8 @@ def rehearsed(play: Play, placement: Placement, how: RlHow, place: Place) -> Tol
     tracker = open_trackers(how.track, place.log / "track", place.name, play.train.model_dump(mode="json"))
     try:
         with Flow(
-            placement.pools, place.work, backend=how.placement.backend, timeout=how.placement.timeout,
-            threads=threads, exact=how.deterministic,
+            placement.pools, place.work, backend=how.placement.backend, address=how.placement.address,
+            timeout=how.placement.timeout, threads=threads, exact=how.deterministic,
         ) as flow:  # fmt: skip
             return _Run(flow, play, placement, how, place, tracker).whole()
     finally:

@@ -123,17 +123,18 @@ class Reader:
             wire.send(connection, [part.key, begin, end])
         except (OSError, wire.Closed) as error:
             connection.close()
-            raise _lost(part, error) from None
+            raise lost(part, error) from None
         return connection
 
     def _next(self, connection: socket.socket, part: Part) -> tuple[Any, int]:
         try:
             return wire.receive(connection)
         except wire.Closed as error:
-            raise _lost(part, error) from None
+            raise lost(part, error) from None
 
 
-def _lost(part: Part, error: Exception) -> PeerLost:
+def lost(part: Part, error: Exception) -> PeerLost:
+    """What is said where a worker does not hand a result out."""
     return PeerLost(f"worker {part.worker} does not hand out its result ({error})")
 
 

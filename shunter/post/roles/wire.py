@@ -104,6 +104,11 @@ def decode(header: bytes | bytearray, body: bytes | bytearray) -> Any:
     return value(json.loads(header))
 
 
+def size_of(header: bytes, body: int = 0) -> int:
+    """Bytes of a frame with this header and so many bytes of arrays."""
+    return _FRAME.size + len(header) + body
+
+
 def send(to: socket.socket, value: Any) -> int:
     """Send a value; returns its bytes. Raises Closed."""
     header, body = encode(value)

@@ -166,7 +166,7 @@ class SharedCheckpointer(Checkpointer):
 
     def _written(self, flat: Mapping[str, Tensor]) -> Iterator[Part]:
         """Each value once: by the first of those that hold it."""
-        place = self.world.mesh.place
+        mesh = self.world.mesh
         for name, tensor in flat.items():
             found, piece = self._holding(name), self._piece(name, tensor)
             if found is None:
@@ -176,6 +176,6 @@ class SharedCheckpointer(Checkpointer):
                 # What is whole though its parameter is cut, such as a momentum, stands on one of its ranks.
                 alone = piece is holding.piece or tensor.ndim > 0
                 holder = holding if alone else Holding(piece)
-                mine = parameter not in self.elsewhere and holder.is_first(place)
+                mine = parameter not in self.elsewhere and holder.is_first(mesh.at(holding.grid).place)
             if mine:
                 yield name, piece, tensor

@@ -21,6 +21,6 @@ class Killer(Operator):
 
     def judge(self, pages: Pages) -> Verdicts:
         for path in Path(self.folder).iterdir():
-            path.unlink()
+            path.unlink(missing_ok=True)  # another worker may have been as fast
             os.kill(os.getpid(), signal.SIGKILL)
         return Verdicts([], np.full(len(pages), -1, np.int16), np.zeros(len(pages)), np.zeros(len(pages)))

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shunter.config.errors import ShunterError
 from shunter.data.curation.chain import Documents, run, stages
 from shunter.data.curation.edits import execute, parse
 from shunter.data.curation.pages import Pages
@@ -129,6 +131,23 @@ def test_what_is_emptied_goes_with_a_record() -> None:
     (record,) = found.dropped
     assert (record["number"], record["operator"], record["reason"]) == (0, "refine", "nothing is left")
     assert found.tallies[0].edits["documents edited"] == 2
+
+
+def test_an_expert_is_told_what_to_do_and_answers_in_tags() -> None:
+    options = {"prompt": "Delete what is noise.", "tag": "refined"}
+    writer = Rules(70, "Because of the menu:\n<refined>\nremove_lines(0,0)\n</refined>")
+    (found,), _, counts = refined(["menu\ntext"], writer, **options)
+    assert (found, "malformed calls" in counts) == ("text", False)
+    assert writer.seen == ["Delete what is noise.\n\n[0] menu\n[1] text"]
+    writer = Rules(200, "<refined>cut o")
+    (found,), _, counts = refined(["menu\ntext"], writer, **options)
+    assert (found, counts["answers without the tag"]) == ("menu\ntext", 1)
+    anew = Refine.model_validate({"kind": "refine", "writes": "text", **options})
+    for answer, expected in (("<refined>new</refined>", "new"), ("new", "menu\ntext")):
+        verdicts = anew.written_by(Rules(200, answer)).judge_with(Pages(["menu\ntext"]), {})
+        assert verdicts.texts == [expected]
+    with pytest.raises(ShunterError, match="leaves no room"):
+        refined(["a"], Rules(20), prompt="Far too long for so small a model.")
 
 
 def test_a_text_written_anew_may_hold_new_words() -> None:

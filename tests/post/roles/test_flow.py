@@ -123,8 +123,8 @@ def test_inline_gives_the_same_and_frees_what_nobody_can_ask_for(tmp_path: Path)
     assert closed == roles, "what they hold, such as a sandbox, does not outlive them"
     with pytest.raises(ShunterError, match="has no other process to be in"):
         Flow({"here": 2}, tmp_path, backend="inline")
-    with pytest.raises(ShunterError, match="Ray is not built"):
-        Flow({"here": 1}, tmp_path, backend="ray")
+    with pytest.raises(ShunterError, match=r"no backend 'thread'. Use processes, ray or inline"):
+        Flow({"here": 1}, tmp_path, backend="thread")
 
 
 def running(flow: Flow) -> list[int]:
