@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shunter.config.errors import ShunterError
 from shunter.jobs import machine
 from shunter.jobs.questions import Trained, question
+from shunter.layout.grid import Grid
 from shunter.models.families import from_config
 from shunter.models.spec import DecoderShape, DecoderSpec
 from shunter.recipe import disk
@@ -64,17 +65,21 @@ def foretell(asked: Trained, cluster: Cluster, *, here: bool = False) -> Plan:
         kept = "selective"
     elif again or aside:
         kept = "layer"
-    choice = Choices.one(
-        parallel.grid, laid.rows, parallel.schedule if parallel.pp > 1 else "1f1b",
-        laid.order.stages // parallel.pp, kept,
-    )  # fmt: skip
+    schedule = parallel.schedule if parallel.pp > 1 else "1f1b"
+
+    def laid_out(grid: Grid) -> Choices:
+        rows = laid.rows * parallel.data // (grid.dp * grid.fsdp)
+        return Choices.one(grid, max(rows, 1), schedule, laid.order.stages // parallel.pp, kept)
+
+    choice = laid_out(parallel.grid)
+    own = {number: laid_out(grid) for number, grid in parallel.own_grids().items()}
     chosen = [AGAIN if n in again else ASIDE if n in aside else KEEP for n in range(layers)]
-    strategies = chosen if kept == "layer" else None
+    strategies = chosen if kept == "layer" or own else None
     if it.fabric.terrain is not None:
         order = tuple(parallel.ranks or range(parallel.grid.size))
-        found = Run(cluster.name, it, choice, 1.0, order, strategies).prediction(it.coefficients)
+        found = Run(cluster.name, it, choice, 1.0, order, strategies, own=own).prediction(it.coefficients)
     else:
-        found = predict(it, choice, strategies=strategies, cut=laid.bounds)
+        found = predict(it, choice, strategies=strategies, cut=laid.bounds, own=own)
     return Plan.of(it, cluster, found)
 
 
@@ -84,8 +89,8 @@ def _must_be_known(parallel: Parallel, schedules: tuple[str, ...]) -> None:
         what = "a program of one's own"
     elif parallel.vocabulary is not None:
         what = "embedding and head over all ranks"
-    elif getattr(parallel, "layers", None):
-        what = "layers with degrees of their own, written by hand"
+    elif parallel.layers and parallel.recompute not in (False, None):
+        what = "layers with degrees of their own beside recomputation"
     elif parallel.cut == "measured":
         what = "a cut that is measured when the run begins"
     elif parallel.cp > 1 and parallel.attention != "ring":

@@ -32,12 +32,13 @@ def planned_first(
     which and why.
 
     What is predicted is the step of each point's own layout, of those whose memory is there. Of points that
-    are predicted alike, since the planner does not know what they differ in, the first is taken.
+    are predicted alike the one with fewest micro-batches is taken, as each has calls that are not counted,
+    and of these, since the planner does not know what they differ in, the first.
     """
     if metric not in SPEEDS:
         say(f"the planner does not predict {metric}: trials begin by chance")
         return []
-    best: tuple[float, int, Point] | None = None
+    best: tuple[float, int, Point] | None = None  # tokens a second, micro-batches
     seen, fits, why = 0, 0, "the space is empty"
     points = list(space.points())
     every = max(1, -(-len(points) // MOST))
@@ -47,7 +48,7 @@ def planned_first(
     def whole() -> Cluster:  # asked for once a point is known, as it may have to be measured
         return _machine(cluster, say)
 
-    for number, point in enumerate(points[::every]):
+    for point in points[::every]:
         try:
             plan = _predicted(recipe, changes(point), names, whole, machines)
         except ShunterError as error:
@@ -60,9 +61,10 @@ def planned_first(
             continue
         fits += 1
         rate = plan.batch * plan.sequence / plan.step_seconds
-        if best is None or rate > best[0] * (1 + 1e-9):
-            best = rate, number, point
-    if best is None or math.isclose(best[0], 0.0):
+        alike = best is not None and math.isclose(rate, best[0], rel_tol=1e-6)
+        if best is None or (plan.microbatches < best[1] if alike else rate > best[0]):
+            best = rate, plan.microbatches, point
+    if best is None:
         say(f"the planner predicts none of the points ({why}): trials begin by chance")
         return []
     told = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in best[2].items())

@@ -34,7 +34,7 @@ class Effort:
     """budget: seconds of each part and size. repeats: of each message. most: seconds of a part or a message
     beyond which no larger one is timed."""
 
-    budget: float = 0.4
+    budget: float = 1.5
     repeats: int = 25
     most: float = 1.0
 

@@ -123,7 +123,9 @@ class Stage:
 
 def timeless(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Those that no clock had a part in."""
-    return {name: value for name, value in metrics.items() if name not in ("tokens_per_second", "mfu")}
+    return {
+        name: value for name, value in metrics.items() if name not in ("tokens_per_second", "mfu", "account")
+    }
 
 
 def faults(passages: Sequence[Passage]) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ SHORTER = (
         for key, value in (("steps", STEPS), ("warmup", 2))
     ),
     *(f"jobs.{job}.how.checkpoint_every={EVERY}" for job in ("base", "chat")),
+    # Threads that wait for each other on cores that other tests want take most of the time.
+    *(f"jobs.{job}.how.threads=1" for job in ("base", "chat")),
     "jobs.chat.how.checkpoint_async=true",  # its checkpoints are killed in their thread
     *(
         f"jobs.{job}.how.track=[]" for job in ("base", "chat")

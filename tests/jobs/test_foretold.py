@@ -77,6 +77,21 @@ def test_what_differs_from_a_plan_is_counted() -> None:
     assert uneven.step_seconds > 1.3 * foretell(written({"pp": 2, "tp": 4, "cut": [16]}), where).step_seconds
 
 
+def test_layers_with_degrees_of_their_own() -> None:
+    where = files.find("8xa100-80")
+    one, other = {"fsdp": 8}, {"fsdp": 4, "tp": 2}
+    plain, apart = (foretell(written(each, rows), where) for each, rows in ((one, 2), (other, 4)))
+    own = [{"of": list(range(n)), **other} for n in (16, 32)]
+    half, all_ = (foretell(written({**one, "layers": [each]}), where) for each in own)
+    assert half.layout["layers"][0]["of"] == list(range(16))
+    low, high = sorted((plain.compute_seconds, apart.compute_seconds))
+    assert low * 0.99 <= half.compute_seconds <= high * 1.01
+    assert all_.compute_seconds == pytest.approx(apart.compute_seconds, rel=0.02)  # but for both ends
+    Plan.of_data(half.data(), "plan.yaml")
+    with pytest.raises(ShunterError, match="beside recomputation"):
+        foretell(written({**one, "layers": [own[0]], "recompute": "full"}), where)
+
+
 @pytest.mark.parametrize(
     ("parallel", "said"),
     [

@@ -54,7 +54,8 @@ def test_it_is_measured_once_and_stands_beside_the_laws(
     told = json.loads(capsys.readouterr().out)
     rungs = told["ladder"]["rungs"]
     assert len(rungs) == 3 + len(PARTS)
-    assert sorted({rung["tokens"] for rung in rungs}) == [TOKENS // 4, TOKENS // 2, TOKENS]
+    seen = sorted({rung["tokens"] for rung in rungs})  # but for the padding of some rows
+    assert seen == pytest.approx([TOKENS // 4, TOKENS // 2, TOKENS], rel=0.01)
     assert all(3 < rung["loss"] < 6.4 for rung in rungs)  # of 600 words, ln 600 by chance
     assert all(rung["seconds"] > 0 and rung["predicted"] > 0 for rung in rungs)
     middle = [rung["loss"] for rung in rungs if rung["dim"] == rungs[1]["dim"]]

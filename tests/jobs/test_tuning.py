@@ -122,6 +122,10 @@ def test_trials_begin_with_the_planner_s_best() -> None:
     assert best["jobs.base.how.parallel.pp"] == 2  # two devices are faster than one
     assert best["jobs.base.train.validate_every"] == 15
     assert "planner's best of 4 points" in said[-1]
+    knobs["jobs.base.how.micro_batch"] = [1, 8, 2]
+    knobs["jobs.base.how.parallel.pp"] = [1]
+    (alike,) = first()  # as fast by prediction, in fewer parts
+    assert alike["jobs.base.how.micro_batch"] == 8
     assert first("heldout_loss") == []
     assert "does not predict heldout_loss" in said[-1]
     knobs["jobs.base.how.parallel.schedule"] = ["hanayo"]

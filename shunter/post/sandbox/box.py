@@ -68,9 +68,9 @@ class Sandbox:
     """
 
     def __init__(self, *, slots: int = 0, output: int = 1 << 20, grouped: bool = True) -> None:
-        """slots: programs that run side by side; 0: one a core. output: bytes. grouped: with control groups,
-        where there are any."""
-        self.slots = slots or len(os.sched_getaffinity(0))
+        """slots: programs that run side by side, 256 at most; 0: one a core. output: bytes. grouped: with
+        control groups, where there are any."""
+        self.slots = min(slots or len(os.sched_getaffinity(0)), 256)
         self.output = output
         self.paths: tuple[str, ...] = ()  # what languages show beside the system's programs
         self.starts = 0
@@ -131,13 +131,16 @@ class Sandbox:
     def _run(self, waiting: list[int], programs: Sequence[Program], found: dict[int, list[Case]]) -> None:
         """As many side by side as there are slots."""
         active: dict[socket.socket, tuple[int, list[bytes], float]] = {}
+        slots: dict[socket.socket, int] = {}
         chosen = selectors.DefaultSelector()
         try:
             while waiting or active:
                 while waiting and len(active) < self.slots:
                     number = waiting.pop(0)
                     request = self._request(programs[number])
-                    ours = self._send(request)
+                    slot = min(set(range(self.slots)) - set(slots.values()))
+                    ours = self._send(request, slot)
+                    slots[ours] = slot
                     active[ours] = (number, [], time.monotonic() + request["wall"] + 60.0)
                     chosen.register(ours, selectors.EVENT_READ)
                 for key, _ in chosen.select(timeout=1.0):
@@ -148,7 +151,7 @@ class Sandbox:
                         continue
                     chosen.unregister(ours)
                     ours.close()
-                    del active[ours]
+                    del active[ours], slots[ours]
                     if cases := reply(b"".join(said)):  # else its supervisor was killed: once more
                         found[number] = cases
                 if any(time.monotonic() > limit for _, _, limit in active.values()):
@@ -160,12 +163,12 @@ class Sandbox:
             for ours in active:
                 ours.close()
 
-    def _send(self, request: dict[str, Any]) -> socket.socket:
-        """Hand a request to a new supervisor; returns where its reply comes."""
+    def _send(self, request: dict[str, Any], slot: int = 0) -> socket.socket:
+        """Hand a request to a new supervisor; returns where its reply comes. slot: that no other one has."""
         assert self._control is not None
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(self._control, [b"r"], [theirs.fileno()])
+            socket.send_fds(self._control, [bytes([slot])], [theirs.fileno()])
         ours.sendall(json.dumps(request).encode())
         ours.shutdown(socket.SHUT_WR)
         return ours

@@ -6,9 +6,9 @@ folder of a control group where there is one.
 
 import sys
 
-sys.path.insert(0, sys.argv[4])
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[4])
+    from shunter.post.sandbox.zygote import main
 
-from shunter.post.sandbox.zygote import main
-
-sys.path.pop(0)
-main()
+    sys.path.pop(0)
+    main()

@@ -182,9 +182,9 @@ def show_processes() -> None:
 
 def folders(user: int, size: int) -> str:
     """A file system for one request, seen by its processes alone, and gone with the last of them: what one
-    program writes takes no space from another, and no name of a socket. Its own folder, in which the program
-    is; beside it /tmp and /dev/shm. size: bytes."""
-    kernel.unshare(kernel.NEWNS | kernel.NEWNET)
+    program writes takes no space from another. Its own folder, in which the program is; beside it /tmp and
+    /dev/shm. size: bytes."""
+    kernel.unshare(kernel.NEWNS)
     kernel.mount("tmpfs", "/box", MS_NOSUID | MS_NODEV, "tmpfs", f"size={size},nr_inodes=8k,mode=711")
     for name, seen in (("home", ""), ("tmp", "/tmp"), ("shm", "/dev/shm")):
         place = f"/box/{name}"

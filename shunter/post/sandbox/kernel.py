@@ -31,6 +31,11 @@ def unshare(flags: int) -> None:
     check(libc.unshare(flags), "unshare")
 
 
+def enter(namespace: int) -> None:
+    """setns(2): into a namespace of the network that is open."""
+    check(libc.setns(namespace, NEWNET), "setns")
+
+
 def mount(source: str, target: str, flags: int, kind: str | None = None, data: str = "") -> None:
     """mount(2)."""
     made = libc.mount(source.encode(), target.encode(), kind.encode() if kind else None, flags, data.encode())

@@ -249,7 +249,9 @@ def test_no_request_and_no_lost_supervisor_ends_a_run(box: Sandbox, monkeypatch:
     monkeypatch.setattr(box, "_request", spoilt)
     assert [each[0].status for each in box.run([half, good])] == ["error", "ok"]
     send = box._send
-    monkeypatch.setattr(box, "_send", lambda asked: send({} if asked["limits"] is None else asked))
+    monkeypatch.setattr(
+        box, "_send", lambda asked, slot: send({} if asked["limits"] is None else asked, slot)
+    )
     assert [each[0].status for each in box.run([half, good])] == ["error", "ok"]
 
 
@@ -302,12 +304,13 @@ def test_where_programs_cannot_be_shut_in_nothing_is_run(
     """A zygote without the rights that it needs refuses with a sentence."""
     text = boxes.ENTRY.read_text()
     refuse = (
-        f"from shunter.post.sandbox import jail\n\ndef no(*_):\n    raise OSError('no')\n\njail.{what} = no\n"
+        "    from shunter.post.sandbox import jail\n\n    def no(*_):\n        raise OSError('no')\n\n"
+        f"    jail.{what} = no\n    main()"
     )
     copy = tmp_path / "entry.py"
-    copy.write_text(text.replace("main()", f"{refuse}main()"))
+    copy.write_text(text.replace("    main()", refuse))
     monkeypatch.setattr(boxes, "ENTRY", copy)
-    with pytest.raises(ShunterError, match="untrusted programs cannot be run here"):
+    with pytest.raises(ShunterError, match=r"cannot be run here: the system does not allow it \(no\)"):
         Sandbox()
 
 
