@@ -71,6 +71,16 @@ def _of_recipe(path: Path, job: str | None) -> Model:
     return Model(found.spec, found.batch, found.row, found)
 
 
+def _told(model_name: str, option: str, given: int | None, known: int | None) -> int:
+    """What was given, or else the recipe tells. Raises ShunterError where neither does, and below 1."""
+    value = known if given is None else given
+    if value is None:
+        raise ShunterError(f"{model_name} does not tell {option}", mend=f"Give {option}.")
+    if value < 1:
+        raise ShunterError(f"{option} is {value}", mend="It must be at least 1.")
+    return value
+
+
 def ask(
     model_name: str,
     cluster: str,
@@ -88,15 +98,8 @@ def ask(
     """
     found = model(model_name, job)
     where = files.find(cluster)
-    rows = found.batch if batch is None else batch
-    row = found.row if sequence is None else sequence
-    for name, value in (("--global-batch", rows), ("--seq", row)):
-        if value is None:
-            raise ShunterError(f"{model_name} does not tell {name}", mend=f"Give {name}.")
-        if value < 1:
-            raise ShunterError(f"{name} is {value}", mend="It must be at least 1.")
-    assert rows is not None
-    assert row is not None
+    rows = _told(model_name, "--global-batch", batch, found.batch)
+    row = _told(model_name, "--seq", sequence, found.row)
     notes: list[str] = []
     if found.trained is not None:
         notes += found.trained.notes if practice_name else found.trained.said(where)
@@ -150,14 +153,8 @@ def to_profile(model_name: str, batch: int | None, sequence: int | None, job: st
     from shunter.train.device import choose_precision
 
     found = model(model_name, job)
-    rows, row = found.batch if batch is None else batch, found.row if sequence is None else sequence
-    for name, value in (("--global-batch", rows), ("--seq", row)):
-        if value is None:
-            raise ShunterError(f"{model_name} does not tell {name}", mend=f"Give {name}.")
-        if value < 1:
-            raise ShunterError(f"{name} is {value}", mend="It must be at least 1.")
-    assert rows is not None
-    assert row is not None
+    rows = _told(model_name, "--global-batch", batch, found.batch)
+    row = _told(model_name, "--seq", sequence, found.row)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train = None if found.trained is None else found.trained.train
     precision = choose_precision("auto" if train is None else train.precision, device)
