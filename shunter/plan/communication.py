@@ -113,14 +113,14 @@ def ring(question: Question, stride: Ints, count: Ints, size: Floats, kind: str 
     """Seconds of a gathering of `size` bytes in all, or of a scattering sum of them (`kind`)."""
     latency, bandwidth = question.fabric.wire(stride, count)
     sent = size * (count - 1) / count
-    return _taken(question, kind, count, size, latency + sent / (bandwidth * question.coefficients["links"]))
+    return _taken(question, kind, count, size, latency + sent / (bandwidth * question.coefficients.ring))
 
 
 def all_reduce(question: Question, stride: Ints, count: Ints, size: Floats) -> Floats:
     """Seconds of a sum of `size` bytes that all have afterwards."""
     latency, bandwidth = question.fabric.wire(stride, count)
     sent = 2 * size * (count - 1) / count
-    counted = 2 * latency + sent / (bandwidth * question.coefficients["links"])
+    counted = 2 * latency + sent / (bandwidth * question.coefficients.ring)
     return _taken(question, "sum", count, size, counted)
 
 
@@ -137,4 +137,4 @@ def exchange(question: Question, stride: Ints, count: Ints, size: Floats) -> Flo
     carries what leaves a block, unlike in a ring."""
     latency, bandwidth = question.fabric.hop(stride, count)
     sent = size * (count - 1) / count
-    return np.where(count > 1, latency + sent / (bandwidth * question.coefficients["links"]), 0.0)
+    return np.where(count > 1, latency + sent / (bandwidth * question.coefficients.ring), 0.0)
