@@ -21,6 +21,7 @@ which also keeps the matrices of layers that stay once more in bfloat16.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from typing import Any
@@ -170,21 +171,22 @@ def _gathered(plan: Plan, place: Mapping[str, int], stages: list[int]) -> tuple[
     if not plan.parallel.sharded:
         return 0, 0
     every = [unit for stage in stages for unit in plan.units(place, stage)]
-    weights = _largest([unit.share * unit.size * unit.bytes for unit in every if not unit.root])
-    whole = _largest([unit.share * unit.size * plan.wide for unit in every if not unit.root])
-    root = sum(unit.share * unit.size * unit.bytes for unit in every if unit.root)
-    ends, rest = (
-        plan.wide * sum(unit.share * (unit.size - 1) for unit in every if unit.root is ends)
-        for ends in (True, False)
-    )
+    by_layer: Counter[int] = Counter()
+    whole: Counter[int] = Counter()
+    root = ends = rest = 0
+    for unit in every:
+        others = unit.share * (unit.size - 1) * plan.wide
+        if unit.layer is None:
+            root, ends = root + unit.share * unit.size * unit.bytes, ends + others
+        else:
+            rest += others
+            by_layer[unit.layer] += unit.share * unit.size * unit.bytes
+            whole[unit.layer] += unit.share * unit.size * plan.wide
+    weights, gradients = (sorted(found.values(), reverse=True) for found in (by_layer, whole))
     stay = plan.grid.pp > 1 or not plan.parallel.reshard
     wait = plan.grid.pp > 1 or plan.order.microbatches > 1
     held = root + sum(weights if stay else weights[:3])
-    return held + ends + (rest if wait else 0), 0 if wait else sum(whole[:2])
-
-
-def _largest(sizes: list[int]) -> list[int]:
-    return sorted(sizes, reverse=True)
+    return held + ends + (rest if wait else 0), 0 if wait else sum(gradients[:2])
 
 
 def _activations(
