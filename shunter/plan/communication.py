@@ -18,8 +18,9 @@ from shunter.plan.choices import Choices, Floats, Ints, Question
 @dataclass(frozen=True)
 class Messages:
     """Seconds: of one layer in one pass (tensor, context, experts), of the embedding and of the head in one
-    pass (end), of one layer's weights gathered once (gather), of one message between stages (hop), and how
-    long it keeps its link (occupied)."""
+    pass (end), of one layer's weights gathered once (gather), of one message between stages (hop), how long
+    it keeps its link (occupied), and of the gathering of one that came in parts (received; arXiv 2104.04473,
+    section 4.1)."""
 
     tensor: Floats
     end: Floats
@@ -28,6 +29,7 @@ class Messages:
     gather: Floats
     hop: Floats
     occupied: Floats
+    received: Floats
 
 
 def messages(question: Question, choices: Choices, weights: Floats, expert_weights: Floats) -> Messages:
@@ -67,7 +69,12 @@ def messages(question: Question, choices: Choices, weights: Floats, expert_weigh
     sent = message(question, choices)
     occupied = sent / (bandwidth * question.coefficients["links"])
     latency, occupied = hop(question, sent, latency, occupied)
-    return Messages(tensor, end, context, experts, gather, np.where(choices.pp > 1, latency, 0.0), occupied)
+    received = np.zeros(len(choices))
+    if practice.scatter and not practice.sequence:
+        whole = practice.hidden * tokens * spec.dim
+        received = np.where(choices.pp > 1, ring(question, one, choices.tp, whole), 0.0)
+    latency = np.where(choices.pp > 1, latency, 0.0)
+    return Messages(tensor, end, context, experts, gather, latency, occupied, received)
 
 
 def hop(question: Question, size: Any, latency: Any, occupied: Any) -> tuple[Any, Any]:
