@@ -95,12 +95,14 @@ def activations(question: Question, choices: Choices) -> Mapping[str, Floats]:
     whole = b * tokens * spec.dim if practice.whole_inputs else b * own * spec.dim
     # Queries, keys, values, result.
     parts = ((1 + practice.results) * heads + 2 * keys) * spec.head_dim * tokens * b
+    repeated = np.where(choices.cp == 1, 2 * (heads - keys), 0.0) * spec.head_dim * tokens * b
     inside = spec.ffn_dim / choices.tp * tokens * b
     scores = np.zeros(len(choices))
     if not practice.fused:  # softmax and its dropped form in 2 bytes, the mask in 1 (arXiv 2205.05198, 4.1)
         scores = 5 * heads * question.row**2 * choices.rows / choices.cp
     # Inputs of both norms, what they hand on, and gate, up, their product (and the activation's result).
     every = 2 * inputs + 2 * whole + parts + practice.inner * inside + scores
+    every = every + repeated * practice.repeated
     selective = 2 * inputs + parts + inside + whole
     mixture = np.zeros(len(choices))
     if (e := spec.experts) is not None:

@@ -68,6 +68,7 @@ class Practice:
     overlap_tensor: share of tensor messages hidden behind products. overlap_gradients: whether gradients are
     summed while the last backward runs. blocking: stages compute nothing while they exchange.
     inner: feed-forward widths that a layer keeps for its backward. results: how often it keeps attention's.
+    repeated: whether it keeps keys and values for each query's head, without context ranks.
     whole_inputs: whether each tensor rank keeps what products take whole. copies: whether each micro-batch
     keeps the layers' matrices as products take them.
     late: a parameter has no gradient before its backward: one micro-batch's activations go as gradients come.
@@ -104,6 +105,7 @@ class Practice:
     blocking: bool = False
     inner: float = 4.0
     results: int = 1
+    repeated: bool = False
     whole_inputs: bool = False
     copies: bool = False
     late: bool = False
@@ -140,6 +142,7 @@ PRACTICES: dict[str, Practice] = {
             zero=True,
             waits=True,
             inner=3,
+            repeated=True,
             whole_inputs=True,
             copies=True,
             elementwise=OWN,
@@ -166,6 +169,7 @@ PRACTICES: dict[str, Practice] = {
             zero=True,
             waits=True,
             inner=3,
+            repeated=True,
             results=2,  # a CPU's attention has heads outside of tokens, the product the other way round
             whole_inputs=True,
             late=True,

@@ -4,11 +4,12 @@ Activations are an estimate, in elements a token, of what a layer keeps for its 
 
     2 D / s             inputs of the two norms                 s = tp with `sequence`, else 1
     2 D                 inputs of qkv and of gate_up, as products have them
-    (2 H + 2 K) d / tp  queries, keys, values, and the output of attention
+    4 H d / tp          queries, keys, values, and the output of attention
     3 F / tp            gate, up, and their product
-    H d / tp            attention's result once more, in float32: a CPU keeps it in another order
 
-D width, H and K heads of queries and of keys and values, d width of a head, F width of the feed-forward. In a
+D width, H and K heads of queries and of keys and values, d width of a head, F width of the feed-forward. Keys
+and values are repeated for the queries that share them, but on several context ranks: 2 K for 2 H. In float32
+there is H d / tp more: a CPU keeps attention's output in another order than the next product takes it. In a
 mixture the last two terms are of the rows that experts get, k a token (each D + 3 F / etp, on etp ranks), of
 the shared part, and D / s more. A stage with the head keeps D + D / s more, the gradient of the hidden states
 and what the last norm is given. With
@@ -285,7 +286,8 @@ def _layer(plan: Plan, layer: int) -> int:
     plan = plan.at(layer)
     spec, tp, wide, narrow = plan.spec, plan.parallel.tp, plan.wide, plan.narrow
     results = 2 if narrow == wide else 1
-    heads = ((1 + results) * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim / tp
+    keys = spec.num_heads if plan.parallel.cp == 1 else spec.num_kv_heads
+    heads = ((1 + results) * spec.num_heads + 2 * keys) * spec.head_dim / tp
     total = round(plan.own_tokens * 2 * spec.dim * wide) + round(plan.tokens * (spec.dim + heads) * narrow)
     if spec.experts is None or not spec.experts.inside(layer):
         return total + round(plan.tokens * (spec.dim + 3 * spec.ffn_dim / tp) * narrow)

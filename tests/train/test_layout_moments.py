@@ -31,7 +31,7 @@ from tests.parallel.pool import GROUPS, Pool
 
 LENGTH, ROWS = 32, 16
 SPEC: dict[str, Any] = {
-    "dim": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32, "ffn_dim": 344,
+    "dim": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "ffn_dim": 344,
     "vocab_size": 512, "max_positions": LENGTH, "tied": True,
 }  # fmt: skip
 CASES: list[dict[str, Any]] = [
