@@ -187,6 +187,8 @@ def _gathered(plan: Plan, place: Mapping[str, int], stages: list[int]) -> tuple[
     stay = plan.grid.pp > 1 or not plan.parallel.reshard
     wait = plan.grid.pp > 1 or plan.order.microbatches > 1
     held = root + sum(weights if stay else weights[:3])
+    if stay and plan.grid.pp == 1:
+        held += max(weights, default=0)  # what the last one was fetched in, here too
     return held + ends + (rest if wait else 0), 0 if wait else sum(gradients[:2])
 
 
