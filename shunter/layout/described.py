@@ -20,7 +20,8 @@ class RankHolds:
 
     place:    its coordinates on the axes that have more than one rank.
     stages:   numbers of its stages; layers: [first, after the last) of each.
-    gathered: weights, and other ranks' parts of gradients, that are here for a while, at most (fsdp).
+    gradients: of what it keeps, and other ranks' parts of whole ones that wait to be given out (fsdp).
+    gathered: whole weights that are here for a while, at most (fsdp).
     activations: of one micro-batch, kept for its backward; at_once: the most of all that are in flight;
     together: the most of these and of gradients, which come as the first activations go.
     moment: what the fullest moment has besides: gradients on their way through a layer, logits, or copies in

@@ -2,7 +2,8 @@
 
 weights, gradients, optimizer: of the rank's layers, cut as the layout cuts them; of the optimizer's state
 each copy has a part where the practice shares it (ZeRO-1).
-gathered: whole weights that are there for a while, and other ranks' parts of gradients that wait (fsdp).
+Of gradients there are other ranks' parts too, where whole ones wait to be given out (fsdp).
+gathered: whole weights that are there for a while (fsdp).
 activations: of all micro-batches in flight. inside: of the layers that are computed again, or put aside, at
 once. passing: what is there for a moment: gradients of the inside of the layer whose backward runs, or copies
 of gradients that are summed. logits: of the head. other: the device's context and buffers, and what the
@@ -158,15 +159,16 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     logits = stage.head * practice.logits * choices.rows * question.row / choices.cp
     logits = logits * question.spec.vocab_size / choices.tp
     held_ones = stage.flight * per + last
-    every = gradients = mine * practice.gradients
+    gathered, waiting, of_ends, ended = _gathered(question, choices, stage)
+    every = gradients = mine * practice.gradients + waiting
     if practice.late:
         # Those of the head are made before the first backward.
-        early = np.minimum(stage.head * shape.end / shards * practice.gradients, gradients)
+        early = stage.head * (shape.end / shards * practice.gradients + of_ends)
+        early = np.minimum(early, gradients)
         going = stage.flight >= choices.microbatches(question.batch)
         one = held_ones / np.maximum(stage.flight, 1.0)
         gradients = np.where(going, np.maximum(gradients - one, early), gradients)
     inside = np.where(stage.recomputed + stage.aside > 0, inside, 0.0)
-    kept_more, ended = _gathered(question, choices, stage)
     # What the head has kept of a micro-batch is gone when the layers' backward begins.
     gone = last / np.maximum(waiting_heads, 1.0)
     moment = np.maximum(passing(question, choices, stage.mixtures > 0) - gone, 0.0)
@@ -175,7 +177,7 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
         "weights": mine * practice.weights,
         "gradients": gradients,
         "optimizer": _optimizer(question, choices, stage),
-        "gathered": sum(kept_more, np.zeros(1)),
+        "gathered": sum(gathered, np.zeros(1)),
         "activations": held_ones,
         "inside": inside,
         "passing": moment,
@@ -186,10 +188,12 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     return parts
 
 
-def _gathered(question: Question, choices: Choices, stage: Stage) -> tuple[tuple[Floats, Floats], Floats]:
-    """Bytes of whole weights of the layer in use, of the next one, and of what the forward's last one was
-    fetched in; those that stay: weights of a stage, other ranks' parts of gradients that wait. And what is
-    whole of gradients after the last backward, in sums or on the way to them."""
+def _gathered(
+    question: Question, choices: Choices, stage: Stage
+) -> tuple[tuple[Floats, Floats], Floats, Floats, Floats]:
+    """Bytes of whole weights: of the layer in use and of what another was fetched in, and of a stage that
+    stays. Other ranks' parts of gradients that wait, and of embedding's and head's alone. And what is whole
+    of gradients after the last backward, in sums or on the way to them."""
     practice, shape = question.practice, held(question, choices)
     plain = stage.dense * shape.dense + stage.mixtures * shape.mixture + stage.ends * shape.end
     each = np.where(stage.mixtures > 0, shape.mixture + shape.experts, shape.dense)
@@ -198,20 +202,20 @@ def _gathered(question: Question, choices: Choices, stage: Stage) -> tuple[tuple
     stays = (choices.pp > 1) & practice.stage_gathered
     several = choices.microbatches(question.batch) > 1
     ends = stage.ends * shape.end
-    ahead = (np.minimum(3 * each, whole - ends) + ends) * practice.gathered
+    ahead = (np.minimum(2 * each, whole - ends) + ends) * practice.gathered
     others = 1 - 1 / choices.shards(practice), 1 - 1 / choices.expert_shards(practice)
     waits = stays | (several & practice.waits)
     waiting = np.where(waits, plain * others[0] + (whole - plain) * others[1], 0.0)
-    if practice.waits:  # embedding and head are given out last
-        waiting = np.where(waits, waiting, ends * others[0])
-    staying = np.where(stays, whole * practice.gathered, 0.0) + waiting * practice.gradients
+    of_ends = np.where(cut, ends * others[0], 0.0) * practice.gradients * practice.waits
+    waiting = np.where(cut & waits, waiting * practice.gradients, of_ends)  # these are given out last
+    staying = np.where(stays, whole * practice.gathered, 0.0)
     travelling = np.where(cut & ~waits, np.minimum(2 * each, whole - ends), 0.0) * practice.gradients
     summed = (choices.data * choices.cp > choices.shards(practice)) * practice.bucket
     own = (
         plain / choices.shards(practice) + (whole - plain) / choices.expert_shards(practice)
     ) * practice.gradients
     ended = np.maximum(travelling, np.minimum(summed, own)) if practice.late else 0 * own
-    return (np.where(cut & ~stays, ahead, 0.0), np.where(cut, staying, 0.0)), ended
+    return (np.where(cut & ~stays, ahead, 0.0), np.where(cut, staying, 0.0)), waiting, of_ends, ended
 
 
 def together(question: Question, parts: Sequence[tuple[Choices, Stage]]) -> dict[str, Floats]:

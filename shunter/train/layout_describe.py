@@ -140,9 +140,12 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
     last = plan.order.stages - 1
     head = "embed.weight" if plan.spec.tied else "head.weight"
     early = plan.wide * held[head].piece.numel if last in stages and head in held else 0
+    gathered, waiting, of_ends, last_ones = _gathered(plan, place, stages)
+    bytes_of = {stage: size + waiting[stage] for stage, size in bytes_of.items()}
+    early += of_ends.get(last, 0)
     one, most, together, fullest = _activations(plan, stages, plan.order, place["pp"], bytes_of, early)
-    gathered, last_ones = _gathered(plan, place, stages)
-    at_end = elements * plan.wide + max(last_ones, summed(plan, place, optimizer))
+    gradients = elements * plan.wide + sum(waiting.values())
+    at_end = gradients + max(last_ones, summed(plan, place, optimizer))
     axes = dict.fromkeys([*DENSE, *(EXPERT if grid.ep * grid.etp > 1 else ())])
     return RankHolds(
         rank=rank,
@@ -151,7 +154,7 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
         layers=[[plan.bounds[stage], plan.bounds[stage + 1]] for stage in stages],
         parameters=elements,
         weights=elements * plan.wide,
-        gradients=elements * plan.wide,
+        gradients=gradients,
         optimizer=state * plan.wide,
         gathered=gathered,
         activations=one,
@@ -161,35 +164,39 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
     )
 
 
-def _gathered(plan: Plan, place: Mapping[str, int], stages: list[int]) -> tuple[int, int]:
-    """Whole weights that are here at most, and other ranks' parts of whole gradients that wait: for the last
-    micro-batch, or of embedding and head for the end of the backward. And what is whole of gradients at that
-    end: those of a layer, and of the one before, as they travel.
+def _gathered(
+    plan: Plan, place: Mapping[str, int], stages: list[int]
+) -> tuple[int, dict[int, int], dict[int, int], int]:
+    """Whole weights that are here at most. By stage, other ranks' parts of whole gradients that wait: for the
+    last micro-batch, or of embedding and head for the end of the backward; and these ends' alone. And what is
+    whole of gradients at that end: those of a layer, and of the one before, as they travel.
 
-    Of layers that are given up there are three: the one in use, the next as it is fetched, and of the last
-    one of the forward what it was fetched in, which `fully_shard` keeps until the next forward.
+    Of layers that are given up there are two: the one in use, and what another was fetched in.
     """
+    waiting, ends = dict.fromkeys(stages, 0), dict.fromkeys(stages, 0)
     if not plan.parallel.sharded:
-        return 0, 0
-    every = [unit for stage in stages for unit in plan.units(place, stage)]
-    by_layer: Counter[int] = Counter()
-    whole: Counter[int] = Counter()
-    root = ends = rest = 0
-    for unit in every:
-        others = unit.share * (unit.size - 1) * plan.wide
-        if unit.layer is None:
-            root, ends = root + unit.share * unit.size * unit.bytes, ends + others
-        else:
-            rest += others
-            by_layer[unit.layer] += unit.share * unit.size * unit.bytes
-            whole[unit.layer] += unit.share * unit.size * plan.wide
-    weights, gradients = (sorted(found.values(), reverse=True) for found in (by_layer, whole))
+        return 0, waiting, {}, 0
     stay = plan.grid.pp > 1 or not plan.parallel.reshard
     wait = plan.grid.pp > 1 or plan.order.microbatches > 1
-    held = root + sum(weights if stay else weights[:3])
+    by_layer: Counter[int] = Counter()
+    whole: Counter[int] = Counter()
+    root = 0
+    for stage in stages:
+        for unit in plan.units(place, stage):
+            others = unit.share * (unit.size - 1) * plan.wide
+            if unit.layer is None:
+                root += unit.share * unit.size * unit.bytes
+                ends[stage] += others
+            else:
+                by_layer[unit.layer] += unit.share * unit.size * unit.bytes
+                whole[unit.layer] += unit.share * unit.size * plan.wide
+            if wait or unit.layer is None:
+                waiting[stage] += others
+    weights, gradients = (sorted(found.values(), reverse=True) for found in (by_layer, whole))
+    held = root + sum(weights if stay else weights[:2])
     if stay and plan.grid.pp == 1:
-        held += max(weights, default=0)  # what the last one was fetched in, here too
-    return held + ends + (rest if wait else 0), 0 if wait else sum(gradients[:2])
+        held += max(weights, default=0)  # what one was fetched in, here too
+    return held, waiting, ends, 0 if wait else sum(gradients[:2])
 
 
 def _activations(

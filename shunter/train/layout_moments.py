@@ -53,7 +53,7 @@ def summed(plan: Plan, place: Mapping[str, int], optimizer: str) -> int:
     """Bytes of the copies in which gradients are added up over ranks, the most at a time.
 
     A gradient that travels alone is its own copy; where copies share the optimizer's state, this rank's rows
-    are there besides.
+    are there besides, and in float32, as on a CPU, another copy: gloo makes one to scatter a sum.
     """
     kept = plan.shared(place, optimizer)
     travel = defaultdict[tuple[Grid, tuple[str, ...], int | None, bool], list[tuple[str, int]]](list)
@@ -71,6 +71,7 @@ def summed(plan: Plan, place: Mapping[str, int], optimizer: str) -> int:
         for names in in_buckets(each, BUCKET_BYTES):
             whole = sum(sizes[name] for name in names)
             mine = whole // prod(grid.degree(axis) for axis in axes) if shared and owner is None else 0
+            mine += whole if mine and plan.narrow == plan.wide else 0
             alone = len(names) == 1 and owner is None
             most = max(most, mine + (0 if alone else whole))
     return most

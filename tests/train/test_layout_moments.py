@@ -76,4 +76,4 @@ def test_the_fullest_moment_is_as_told(pool: Pool, written: dict[str, Any]) -> N
     told = describe(Plan.make(DecoderSpec(**SPEC), parallel, LENGTH, ROWS), "adamw", {}).ranks
     found = pool.run(fullest, parallel.grid.size, written, parallel.grid)
     ratios = [real / rank.total for real, rank in zip(found, told, strict=True)]
-    assert all(0.95 < ratio < 1.05 for ratio in ratios), ratios
+    assert all(0.97 < ratio < 1.03 for ratio in ratios), ratios
