@@ -86,7 +86,7 @@ version: 1
 name: sweep
 jobs:
   texts: {{kind: curate, sources: [{{path: texts.jsonl}}], heldout: 0.1}}
-  words: {{kind: tokenizer, corpus: texts, vocab_size: 300}}
+  words: {{kind: tokenizer, corpus: texts, vocab_size: 264}}
   rows: {{kind: tokens, corpus: texts, tokenizer: words, row_length: 32}}
   base:
     kind: pretrain
