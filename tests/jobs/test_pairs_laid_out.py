@@ -42,9 +42,11 @@ def must_be_alike(one: tuple[Path, dict[str, Any]], two: tuple[Path, dict[str, A
         assert two[1][name] == pytest.approx(one[1][name], rel=1e-3, abs=1e-4), name
     rows = [events.read_metrics(out.parent / "log" / "events.jsonl") for out, _ in (one, two)]
     assert len(rows[0]) == TRAIN["steps"]
-    told = ("pairs/loss", "pairs/accuracy", "train/grad_norm")
-    for mine, theirs in zip(*rows, strict=True):
-        assert [theirs[key] for key in told] == pytest.approx([mine[key] for key in told], rel=1e-3, abs=1e-4)
+    # In the first step a policy is its own reference: which of two zeros is larger is a matter of rounding.
+    told = ("pairs/loss", "train/grad_norm", "pairs/accuracy")
+    for number, (mine, theirs) in enumerate(zip(*rows, strict=True)):
+        for key in told if number else told[:2]:
+            assert theirs[key] == pytest.approx(mine[key], rel=1e-3, abs=1e-4), (number, key)
 
 
 def test_a_killed_run_of_two_processes_goes_on_in_one(
