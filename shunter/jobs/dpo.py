@@ -12,6 +12,7 @@ from shunter.jobs import ranks, taught
 from shunter.post.config import PostTrain
 from shunter.post.layout import LaidOutHow, check_parallel
 from shunter.recipe.job import Input, JobConfig, JobContext
+from shunter.surgery.config import AdapterConfig
 
 
 class DpoConfig(JobConfig):
@@ -31,6 +32,12 @@ class DpoConfig(JobConfig):
     )
     batch_pairs: int = Field(16, ge=1, description="Pairs in one step.")
     validate_every: int = Field(0, ge=0, description="Steps between validations; 0: at the end only.")
+    adapter: AdapterConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # jobs without one are what they were before there was any
+        description="Train low-rank adapters instead of all weights, and merge them; the reference is the "
+        "model under them.",
+    )
     train: PostTrain = Field(description="How long, how fast, with which optimizer.")
     how: LaidOutHow = Field(
         default_factory=LaidOutHow, description="Choices that must not change the result."
@@ -38,7 +45,7 @@ class DpoConfig(JobConfig):
 
 
 class DpoJob:
-    """Writes a Hugging Face model folder."""
+    """Writes a Hugging Face model folder, and `adapter/` in it where adapters were trained."""
 
     kind: ClassVar[str] = "dpo"
     produces: ClassVar[str] = "model"
@@ -47,7 +54,7 @@ class DpoJob:
 
     def check(self, config: DpoConfig, base: Path) -> Sequence[str]:
         taught.check_how(config.how)
-        check_parallel(config.how, config.train, config.batch_pairs, base)
+        check_parallel(config.how, config.train, config.batch_pairs, base, adapter=config.adapter is not None)
         return []
 
     def run(self, context: JobContext[DpoConfig]) -> dict[str, Any]:
@@ -61,7 +68,7 @@ class DpoJob:
 
         config = context.config
         folder, pairs = context.one("model").path, context.one("pairs").path
-        tokenizer, model = taught.opened(folder), pupils.Model.open(folder, context)
+        tokenizer, model = taught.opened(folder), pupils.Model.open(folder, context, config.adapter)
         room = model.spec.max_positions + 1  # the last token is predicted and not seen
         train = read_pairs(pairs / "train.jsonl", tokenizer, room)
         heldout = read_pairs(pairs / "heldout.jsonl", tokenizer, room, empty=True)
@@ -86,7 +93,7 @@ class DpoJob:
         )
         course.run(lessons)
         if (whole := model.whole()) is not None:
-            taught.save(whole, folder, context.out)
+            taught.save(whole, folder, context.out, config.adapter)
         return {
             **{name.replace("/", "_"): value for name, value in lessons.final.items()},
             "pairs": train.num_rows,

@@ -34,11 +34,19 @@ class LaidOutHow(PostHow):
     )
 
 
-def check_parallel(how: LaidOutHow, train: PostTrain, units: int, base: Path, *, value: bool = False) -> None:
+def check_parallel(
+    how: LaidOutHow, train: PostTrain, units: int, base: Path, *, value: bool = False, adapter: bool = False
+) -> None:
     """Raise ShunterError for a layout that learning from `units` a step cannot have. value: with a value
     head."""
     if how.parallel is None:
         return
+    if adapter:
+        raise ShunterError(
+            "adapters that learn from pairs are not tried on several processes",
+            where=WHERE,
+            mend="Leave out either adapter or parallel.",
+        )
     for name, why in REFUSED.items():
         if getattr(how.parallel, name) is not None:
             raise ShunterError(why, where=f"{WHERE}.{name}", mend=f"Leave {name} out.")

@@ -113,3 +113,8 @@ def test_what_cannot_be_laid_out_is_refused_in_a_sentence(work: Work, what: str)
     parallel, why = REFUSALS[what]
     with pytest.raises(ShunterError, match=why):
         learn(work, Path(), Path(), "reward_model", "never", parallel)
+
+
+def test_adapters_on_several_processes_are_refused(work: Work) -> None:
+    with pytest.raises(ShunterError, match="adapters that learn from pairs are not tried"):
+        learn(work, Path(), Path(), "dpo", "never", {"dp": 2}, adapter={"rank": 2})
