@@ -8,7 +8,7 @@ documents. Tokens here are words of `Pages`; the paper's are of its byte-pair vo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,14 +16,15 @@ from pydantic import Field
 
 from shunter.data.curation.operators import Barrier, Keys, Verdicts
 from shunter.data.curation.pages import Pages
+from shunter.data.curation.room import ranged, room_of
 
-SORTED_AT_ONCE = 1 << 24  # windows: with their places 24 bytes each while they are sorted
+EACH = 48  # bytes a window while one range of hashes is sorted
 
 
 class RepeatedStretches(Barrier):
     """Keeps the first of equal stretches of words and cuts out the others; a document with little left goes.
 
-    8 bytes a word on disk; in memory one byte a word and, pass by pass over ranges of hashes, 400 MB.
+    9 bytes a word on disk, and 16 more while they are sorted if they do not fit in memory.
     """
 
     kind: Literal["repeated-stretches"] = Field(
@@ -47,12 +48,10 @@ class RepeatedStretches(Barrier):
 
     def settle(self, keys: Mapping[str, Any]) -> Keys:
         """again: bool per window, whether an equal one stands earlier."""
-        rows = np.asarray(keys["rows"])
-        total = int(rows.sum())
-        again = np.zeros(total, bool)
-        passes = max(1, -(-total // SORTED_AT_ONCE))
-        for number in range(passes):
-            hashes, places = _range(keys["hashes"], number, passes)
+        room = room_of(keys)
+        rows = room.whole("rows", keys["rows"], np.int64)
+        again = room.array("again", int(rows.sum()), bool)
+        for hashes, places in ranged(keys["hashes"], room, EACH, "windows"):
             order = np.argsort(hashes, kind="stable")
             values = hashes[order]
             again[places[order[1:]][values[1:] == values[:-1]]] = True
@@ -97,23 +96,3 @@ class RepeatedStretches(Barrier):
             at = int(words.ends[low + end - 1]) - base
         pieces.append(text[at:])
         return "".join(pieces).strip(), len(changes) // 2
-
-
-def _range(hashes: Any, number: int, passes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The hashes of one of so many equal ranges, and their places among all."""
-    if passes == 1:
-        whole = np.asarray(hashes)
-        return whole, np.arange(len(whole))
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    begin = 0
-    for part in _parts(hashes):
-        # The upper 32 bits say the range: a product of these and `passes` cannot overflow.
-        inside = np.flatnonzero(((part >> np.uint64(32)) * np.uint64(passes)) >> np.uint64(32) == number)
-        found.append((part[inside], inside + begin))
-        begin += len(part)
-    return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
-
-
-def _parts(hashes: Any) -> Iterator[np.ndarray]:
-    """A chunk at a time, where they lie on disk."""
-    yield from hashes.parts() if hasattr(hashes, "parts") else [np.asarray(hashes)]
