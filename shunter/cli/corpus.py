@@ -76,7 +76,7 @@ def sentence(part: dict[str, Any]) -> str:
         )
     if "licence_rule" in part:
         text += f" ({part['licence_rule']})"
-    for name in ("item", "error"):
+    for name in ("item", "error", "word"):
         if name in part:
             text += f" ({_holds(part) if name == 'item' else part[name]})"
     if "of" in part:

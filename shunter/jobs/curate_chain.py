@@ -38,11 +38,12 @@ from shunter.data.curation.repair import RepairText
 from shunter.data.curation.runner import Done, Hands, Runner
 from shunter.data.curation.safety import KeywordSafety
 from shunter.data.sources import Document, Problem, SourceConfig
-from shunter.jobs.curate import SPLITS, CurateConfig, Output, known_languages, read, sections
+from shunter.jobs.curate import CurateConfig, known_languages, read, sections
 from shunter.jobs.curate_corpora import Corpora, Given, twice
 from shunter.jobs.curate_earlier import Earlier
 from shunter.jobs.curate_leaks import Leaks
 from shunter.jobs.curate_names import Names, id_of, names_in
+from shunter.jobs.curate_output import SPLITS, Output
 from shunter.jobs.refiner import ModelWriter
 from shunter.launch.ray_cluster import Cluster
 from shunter.launch.ray_hands import RayHands

@@ -28,7 +28,7 @@ class C4Quality(Operator):
     """Keeps lines that end a sentence and have words enough; drops documents with few sentences left.
 
     Defaults: section 2.2, and the reference code's two rules on long words and on policies. C4's list of
-    bad words is not here. Lines lose the spaces at their ends.
+    bad words is another operator, `bad-words`. Lines lose the spaces at their ends.
     """
 
     kind: Literal["c4-quality"] = Field("c4-quality", description="C4's rules, which edit documents.")

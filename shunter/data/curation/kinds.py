@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from shunter.data.curation.badwords import BadWords
 from shunter.data.curation.c4 import C4Quality
 from shunter.data.curation.decontaminate import Decontaminate
 from shunter.data.curation.edits import EditRules
@@ -32,6 +33,7 @@ AnyOperator = Annotated[
     GopherQuality
     | GopherRepetition
     | C4Quality
+    | BadWords
     | FineWebQuality
     | NearDuplicates
     | RepeatedParagraphs
@@ -64,7 +66,8 @@ def preset(name: Preset, labelled: bool = False, language: Language | None = Non
 
     labelled: fineweb2 begins with labels of languages and their cut; by `language`, or the job's own model.
 
-    gopher: arXiv 2112.11446, A.1. c4: arXiv 1910.10683, 2.2, without its list of bad words. fineweb: arXiv
+    gopher: arXiv 2112.11446, A.1. c4: the rules for pages of arXiv 1910.10683, 2.2; its bad words, its
+    cut of the language and its deduplication are operators to add (docs/curate.md). fineweb: arXiv
     2406.17557, section 3, from extracted English on, with C4's rules but that of line ends. fineweb2:
     arXiv 2506.20920, section 3, from one language on, or with a language model from labelling on; with
     English limits, others come from a `limits` job. mixturevitae: arXiv 2509.25531, licences and
