@@ -34,6 +34,8 @@ class BadWords(Operator):
     number or underscore. Documents in a language that has no list stay, and are counted.
     """
 
+    source: ClassVar[str] = "C4, arXiv 1910.10683, section 2.2; `anywhere` and `allow`: mC4's code"
+
     kind: Literal["bad-words"] = Field("bad-words", description="Words and phrases of lists.")
     lists: dict[str, list[str]] = Field(
         min_length=1, description="Language -> files of its words and phrases, an entry a line."
@@ -53,7 +55,6 @@ class BadWords(Operator):
         0.0, ge=0, le=1, description="Share of documents with such a word that stay, drawn by their text."
     )
 
-    source: ClassVar[str] = "C4, arXiv 1910.10683, section 2.2; mC4's code"
     hint: ClassVar[str] = (
         "C4's list is the file `en` of github.com/LDNOOBW/"
         "List-of-Dirty-Naughty-Obscene-and-Otherwise-Bad-Words (CC BY 4.0); it does not come along."

@@ -7,7 +7,7 @@ The phrases are evidence, no legal advice: a page may quote one that is not its 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -58,6 +58,9 @@ class LicenceTiers(Operator):
     origin. 3: governments' works. A restrictive notice beats every permission. Of the address a domain alone
     counts.
     """
+
+    source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section 3"
+    ours: ClassVar[tuple[str, ...]] = ("domains",)
 
     kind: Literal["licence-tiers"] = Field("licence-tiers", description="Keeps what may be used, by tier.")
     sources: dict[str, Tier] = Field({}, description="Source -> tier, for sources that were chosen by hand.")

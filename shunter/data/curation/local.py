@@ -5,7 +5,7 @@ section on local deduplication). What another source holds has no effect: overla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -38,6 +38,8 @@ class RepeatedBeginnings(Barrier):
     was cut or goes on differently after 220 words is one too. Documents of fewer than 20 such words are
     not compared.
     """
+
+    source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section on local deduplication"
 
     kind: Literal["repeated-beginnings"] = Field("repeated-beginnings", description="Equal beginnings.")
     least: int = Field(20, ge=1, description="Words of the shortest beginning, and between one and the next.")
@@ -84,6 +86,12 @@ class RepeatedSentences(Barrier):
     Sentences of more than 30 characters are compared, without case. Low quality: many special characters, few
     stopwords, or a phrase of boilerplate.
     """
+
+    source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section on local deduplication"
+    ours: ClassVar[tuple[str, ...]] = (
+        "words",
+        "phrases",
+    )
 
     kind: Literal["repeated-sentences"] = Field("repeated-sentences", description="Sentences said before.")
     min_chars: int = Field(30, ge=1, description="Only longer sentences are compared.")
@@ -165,6 +173,8 @@ class RepeatedEdges(Barrier):
     Runs of 6, 5 and 4 words at an end that stand there in 3, 4 and 5 documents or more go, the longest first.
     One round strips one run of each end; the paper has up to three: name the operator as often.
     """
+
+    source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section on local deduplication"
 
     kind: Literal["repeated-edges"] = Field("repeated-edges", description="Headers and footers.")
     sizes: list[int] = Field([6, 5, 4], min_length=1, description="Words of the runs, the longest first.")

@@ -56,10 +56,12 @@ class Operator(Config):
     """Judges documents, each by itself: no result depends on what else is in the batch.
 
     One of `judge` and `judge_with` is written by each operator. source: where its rules and the defaults of
-    its options are published. hint: where files that it reads may be had.
+    its options are published, "" for this project's; ours: options whose defaults are this project's even so.
+    hint: where files that it reads may be had.
     """
 
     source: ClassVar[str] = ""
+    ours: ClassVar[tuple[str, ...]] = ()
     hint: ClassVar[str] = ""
 
     def judge(self, pages: Pages) -> Verdicts:

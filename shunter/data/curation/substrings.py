@@ -9,7 +9,7 @@ documents. Tokens here are words of `Pages`; the paper's are of its byte-pair vo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,6 +26,9 @@ class RepeatedStretches(Barrier):
 
     9 bytes a word on disk, and 16 more while they are sorted if they do not fit in memory.
     """
+
+    source: ClassVar[str] = "Lee et al. 2021, arXiv 2107.06499, section 4.1"
+    ours: ClassVar[tuple[str, ...]] = ("min_left",)
 
     kind: Literal["repeated-stretches"] = Field(
         "repeated-stretches", description="Exact duplicates of stretches of words over the whole corpus."
