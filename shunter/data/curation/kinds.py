@@ -15,6 +15,7 @@ from shunter.data.curation.fineweb import FineWebQuality
 from shunter.data.curation.gopher import GopherQuality, GopherRepetition
 from shunter.data.curation.language import ConfidenceCut, Language
 from shunter.data.curation.licences import LicenceTiers
+from shunter.data.curation.lines import JunkLines, SymbolLines
 from shunter.data.curation.local import RepeatedBeginnings, RepeatedEdges, RepeatedSentences
 from shunter.data.curation.minhash import NearDuplicates
 from shunter.data.curation.operators import Operator
@@ -50,6 +51,8 @@ AnyOperator = Annotated[
     | UrlRules
     | KeywordSafety
     | RepairText
+    | SymbolLines
+    | JunkLines
     | Perplexity
     | Quality
     | RepeatedStretches
