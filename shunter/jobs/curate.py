@@ -30,6 +30,7 @@ from shunter.data.curation.refine import Refine
 from shunter.data.curation.repair import RepairText
 from shunter.data.curation.urls import UrlRules
 from shunter.data.guarded import SECONDS
+from shunter.data.meter import Meter
 from shunter.data.sources import (
     Document,
     SourceConfig,
@@ -382,10 +383,10 @@ def sections(text: str, limit: int) -> list[str]:
     return [line for part in joined for line in (sections(part, limit) if "\n\n" not in part else [part])]
 
 
-def read(context: JobContext[CurateConfig], output: Output) -> Iterator[Document]:
-    """Every document of the sources, in order; what cannot be read is recorded."""
+def read(context: JobContext[CurateConfig], output: Output, meter: Meter | None = None) -> Iterator[Document]:
+    """Every document of the sources, in order; what cannot be read is recorded. meter: says how far it is."""
     for source in context.config.sources:
-        for document in documents(source, context.base, output.problem, as_pages=True):
+        for document in documents(source, context.base, output.problem, as_pages=True, meter=meter):
             if context.config.limit and document.row >= context.config.limit:
                 break
             yield document
