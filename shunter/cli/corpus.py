@@ -1,4 +1,4 @@
-"""`shunter corpus why ID`, `token ROW:PLACE` and `operators [KIND]`: what became of a document, and why."""
+"""`shunter corpus why ID`, `token ROW:PLACE`, `funnel` and `operators [KIND]`: what became of documents."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from shunter.jobs.became import Told
     from shunter.recipe.store import Store
 
-QUESTIONS = ("why", "token", "operators")
+QUESTIONS = ("why", "token", "funnel", "operators")
 
 
 def corpus(
     question: Annotated[
         str,
         typer.Argument(
-            help="why: what became of a document; token: which one a packed token is of; operators: what a "
-            "`curate` job may do."
+            help="why: what became of a document; token: which one a packed token is of; funnel: what each "
+            "operator let through; operators: what a `curate` job may do."
         ),
     ],
     about: Annotated[
@@ -42,6 +42,8 @@ def corpus(
         raise ShunterError(f"no such question: {question!r}", mend=f"Ask {', '.join(QUESTIONS)}.")
     if question == "operators":
         _operators(about, json_)
+    elif question == "funnel":
+        _funnel(Store(store), about or artefact, json_)
     elif not about:
         asked = "why SOURCE:ROW" if question == "why" else "token ROW:PLACE"
         raise ShunterError("nothing is asked about", mend=f"Write `shunter corpus {asked}`.")
@@ -65,6 +67,28 @@ def _why(store: Store, document: str, ref: str, json_: bool) -> None:
         return
     plain = len(told) == 1 and (artefact is None or artefact.path == told[0].corpus.path)
     typer.echo("\n".join(sentences(told, plain=plain)))
+
+
+def _funnel(store: Store, ref: str, json_: bool) -> None:
+    from shunter.config.errors import ShunterError
+    from shunter.report.contents import funnel
+
+    corpora = (store.get(ref),) if ref else reversed(store.all())
+    for artefact in corpora:
+        path = artefact.path / "summary.json"
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if artefact.type == "corpus" and summary.get("operators"):
+            break
+    else:
+        what = f"{ref} is no corpus of a chain of operators" if ref else "no chain of operators has been run"
+        raise ShunterError(what, where=str(store.path), mend="Run a `curate` job with `operators`.")
+    if json_:
+        keys = ("read", "train", "heldout", "dropped", "operators", "decontamination", "languages")
+        _print({key: summary[key] for key in keys if key in summary})
+        return
+    from shunter.cli.tables import show_tables
+
+    show_tables([(each.title, each.head, each.rows) for each in funnel(artefact.path, summary, [])])
 
 
 def _token(store: Store, about: str, ref: str, split: str, json_: bool) -> None:

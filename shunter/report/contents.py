@@ -65,7 +65,7 @@ def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]
         section.tables.append(Table("Documents", splits, ["Split", "Documents", "Text (UTF-8)"], "num"))
     summary = read_json(path / "summary.json", problems) if (path / "summary.json").is_file() else None
     if isinstance(summary, Mapping):
-        section.tables += _funnel(summary, _read(path / "dropped.jsonl", summary, problems))
+        section.tables += funnel(path, summary, problems)
         chart = _left_after(summary.get("operators", []))
         section.charts += [chart] if chart is not None else []
     if isinstance(summary, Mapping) and not job.metrics:
@@ -93,6 +93,12 @@ def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]
         section.notes.append("No problem was found in the sources.")
 
 
+def funnel(path: Path, summary: Mapping[str, Any], problems: list[str]) -> list[Table]:
+    """What reading and each operator let through, what decontamination found, and what became of each
+    language; nothing for a corpus without operators."""
+    return _funnel(summary, _read(path / "dropped.jsonl", summary, problems))
+
+
 def _read(path: Path, summary: Mapping[str, Any], problems: list[str]) -> list[str]:
     """The row of the funnel for what reading did before the first operator."""
     reasons = Counter(
@@ -108,7 +114,6 @@ def _read(path: Path, summary: Mapping[str, Any], problems: list[str]) -> list[s
 
 
 def _funnel(summary: Mapping[str, Any], read: list[str]) -> list[Table]:
-    """What each operator let through, and what became of each language; nothing for a corpus without."""
     tables = []
     rows = [read] if summary.get("operators") else []
     for step in summary.get("operators", []):

@@ -103,7 +103,17 @@ def test_on_the_command_line(store: Store, capsys: pytest.CaptureFixture[str]) -
     assert len(others) == 3
     assert cli.main(["corpus", "token", "0:3", "--json", *place]) == 0
     assert json.loads(capsys.readouterr().out)["before"][0]["id"].startswith("web:")
+    assert cli.main(["corpus", "funnel", *place]) == 0
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert told[0] == ["Funnel:"]
+    assert [line[0] for line in told[2:]] == ["reading", "near-duplicates"]
+    assert int(told[3][2]) == json.loads((store.get("clean").path / "summary.json").read_text())["train"][
+        "documents"
+    ] + sum(1 for _ in corpus.texts(store.get("clean").path / "heldout"))
+    assert cli.main(["corpus", "funnel", "clean", "--json", *place]) == 0
+    assert json.loads(capsys.readouterr().out)["operators"][0]["operator"] == "near-duplicates"
     for wrong, message in (
+        (["funnel", "raw"], "raw is no corpus of a chain of operators"),
         (["token", "3"], "no place of a token: '3'. Write ROW:PLACE"),
         (["token", "9999:0"], "there is no token 0 in row 9999"),
         (["token", "0:1", "--in", "raw"], "raw has no rows: it is corpus"),
