@@ -30,6 +30,10 @@ class UrlRules(Operator):
     """
 
     source: ClassVar[str] = "FineWeb, arXiv 2406.17557, section 3.1; `soft`: its code (datatrove 0.10.1)"
+    hint: ClassVar[str] = (
+        "FineWeb's domains and addresses are those of the UT1 lists, dsi.ut-capitole.fr/blacklists (CC BY-SA "
+        "4.0); none comes along."
+    )
 
     kind: Literal["url-rules"] = Field("url-rules", description="Lists of domains and words of addresses.")
     domains: list[str] = Field([], description="Files of domains; one goes with all below it.")
