@@ -133,7 +133,7 @@ def _operators(name: str, json_: bool) -> None:
     if json_:
         _print({"kind": name, "published": chosen.source, "options": [vars(row) for row in rows]})
         return
-    typer.echo(f"{name}: {catalogue.about(chosen)}\nPublished: {chosen.source or 'by nobody else'}.\n")
+    typer.echo(f"{name}: {catalogue.about(chosen)}\n{catalogue.published(chosen)}\n")
     width = max((len(row.name) for row in rows), default=0)
     for row in rows:
         ours = ", ours" if row.ours else ""

@@ -72,6 +72,12 @@ def briefly(kind: type[Operator]) -> str:
     return " ".join(about(kind).split()).partition(". ")[0].removesuffix(".")
 
 
+def published(kind: type[Operator]) -> str:
+    """Where it is published, and where lists that it reads may be had."""
+    told = f"Published: {kind.source or 'by nobody else'}."
+    return f"{told} {kind.hint}" if kind.hint else told
+
+
 def typed(annotation: Any) -> str:
     """A type in words."""
     origin, inner = get_origin(annotation), get_args(annotation)
@@ -119,7 +125,7 @@ def _page() -> Iterator[str]:
         "turns a limit off. `shunter corpus operators KIND` prints the same in a terminal.",
     )
     for name, kind in operators().items():
-        yield from ("", f"## {name}", "", about(kind), "", f"Published: {kind.source or 'by nobody else'}.")
+        yield from ("", f"## {name}", "", about(kind), "", published(kind))
         if rows := options(kind):
             yield from ("", "| option | takes | default | |", "| --- | --- | --- | --- |")
         for row in rows:
