@@ -34,7 +34,8 @@ class BadWords(Operator):
     number or underscore. Documents in a language that has no list stay, and are counted.
     """
 
-    source: ClassVar[str] = "C4, arXiv 1910.10683, section 2.2; `anywhere` and `allow`: mC4's code"
+    source: ClassVar[str] = "C4, arXiv 1910.10683, section 2.2; `allow`: mC4's code"
+    ours: ClassVar[tuple[str, ...]] = ("anywhere",)
 
     kind: Literal["bad-words"] = Field("bad-words", description="Words and phrases of lists.")
     lists: dict[str, list[str]] = Field(
