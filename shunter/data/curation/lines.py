@@ -16,8 +16,10 @@ from shunter.data.curation.repeats import groups, keys_of
 STOPWORDS = "the a an and or of to in is are was were be it that this for on with as at by from"
 _ADDRESS = re.compile(r"\b(?:https?|ftp)://[^\s<>\"'\])}]*[^\s<>\"'\])}.,;:!?]|\bwww\.[^\s<>\"'\])}]*[\w/]")
 # Letters of base64 in a row that no word and no path has: small and capital ones and digits among them.
+CODED = 64
 _CODED = re.compile(
-    r"(?<![\w+/=])(?=[\w+/]{0,60}\d)(?=[\w+/]{0,60}[a-z])(?=[\w+/]{0,60}[A-Z])[\w+/]{64,}={0,2}", re.A
+    rf"(?<![\w+/=])(?=[\w+/]{{0,60}}\d)(?=[\w+/]{{0,60}}[a-z])(?=[\w+/]{{0,60}}[A-Z])[\w+/]{{{CODED},}}={{0,2}}",
+    re.A,
 )
 
 
@@ -91,21 +93,23 @@ class JunkLines(Operator):
     def judge(self, pages: Pages) -> Verdicts:
         counts: dict[str, int] = {}
         texts = list(pages.texts)
-        for name, pattern, instead in (
-            ("addresses", _ADDRESS, self.address),
-            ("runs of base64", _CODED, self.coded),
+        addressed = [number for number, text in enumerate(texts) if "://" in text or "www." in text]
+        for name, pattern, instead, where in (
+            ("addresses", _ADDRESS, self.address, addressed),
+            ("runs of base64", _CODED, self.coded, _long_runs(pages)),
         ):
-            for number, text in enumerate(texts) if instead is not None else ():
-                texts[number], found = pattern.subn(lambda match, put=instead: put, text)  # type: ignore[misc]
+            for number in where if instead is not None else ():
+                texts[number], found = pattern.subn(lambda _, put=instead: put, texts[number])  # type: ignore[misc]
                 counts[name] = counts.get(name, 0) + found
-        changed = Pages(texts)
+        changed = Pages(texts) if any(counts.values()) else pages  # whose words may be known already
         gone = self._junk(changed, counts)
         lines = changed.lines
         for number in np.flatnonzero(lines.sums(gone)).tolist():
             out = gone[lines.first[number] : lines.first[number + 1]].tolist()
             left = [line for line, junk in zip(texts[number].split("\n"), out, strict=True) if not junk]
             texts[number] = "\n".join(left).strip("\n")
-        changed.forget()
+        if changed is not pages:
+            changed.forget()
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
         verdicts = decide([Rule("too short", "chars", low=self.min_chars)], {"chars": lengths}, len(pages))
         if texts != list(pages.texts):
@@ -140,6 +144,17 @@ class JunkLines(Operator):
             often[found.places] = np.repeat(found.sizes > self.max_times, found.sizes)
             drop("said again and again", often)
         return gone
+
+
+def _long_runs(pages: Pages) -> list[int]:
+    """Documents with a run of letters of base64 that is long enough: few, and found fast."""
+    table = np.zeros(129, bool)  # of all characters beyond ASCII the last
+    table[[code for code in range(128) if chr(code).isalnum() or chr(code) in "_+/"]] = True
+    inside = np.take(table, pages.codes, mode="clip")
+    edges = np.flatnonzero(np.diff(inside, prepend=False, append=False))
+    begins, ends = edges[::2], edges[1::2]
+    long = begins[ends - begins >= CODED]
+    return np.unique(np.searchsorted(pages.ends, long)).tolist()
 
 
 def _hashes(words: list[str]) -> np.ndarray:
