@@ -87,10 +87,11 @@ def test_every_row_names_its_tier_and_rule(tmp_path: Path, work: Work) -> None: 
 
 
 PIECES = [
-    "cc", "by", "-", " ", "nc", "nd", "sa", "0", "creative commons", "CreativeCommons.org/licenses/", "attribution",
-    "non", "commercial", "no", "derivatives", " use", "nicht", "kommerziell", "pas d'", "utilisation commerciale",
-    "uso ", "não ", "comercial", "non commerciale", "некоммерческая", "非商用", "not in the ", "public domain",
-    "MIT", "apache", " licence", "open government", "dominio público", "gemeinfrei", "общественное достояние", ".",
+    "cc", "by", "-", " ", "nc", "nd", "sa", "0", "creative commons", "CreativeCommons.org/licenses/", "no",
+    "non", "commercial", "attribution", "derivatives", " use", "nicht", "kommerziell", "pas d'", "uso ",
+    "utilisation commerciale", "não ", "comercial", "non commerciale", "некоммерческая", "非商用", "MIT", ".",
+    "not in the ", "public domain", "apache", " licence", "open government", "dominio público", "gemeinfrei",
+    "общественное достояние",
 ]  # fmt: skip
 
 
