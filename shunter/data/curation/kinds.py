@@ -27,6 +27,7 @@ from shunter.data.curation.refine import Refine
 from shunter.data.curation.repair import RepairText
 from shunter.data.curation.safety import KeywordSafety
 from shunter.data.curation.script import Script
+from shunter.data.curation.spans import RepeatedSpans
 from shunter.data.curation.substrings import RepeatedStretches
 from shunter.data.curation.urls import UrlRules
 
@@ -56,6 +57,7 @@ AnyOperator = Annotated[
     | Perplexity
     | Quality
     | RepeatedStretches
+    | RepeatedSpans
     | RepeatedBeginnings
     | RepeatedSentences
     | RepeatedEdges,

@@ -4,7 +4,7 @@ section on local deduplication). What another source holds has no effect: overla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -141,17 +141,11 @@ class RepeatedSentences(Barrier):
         texts: list[str] | None = None
         removed = 0
         for number in np.flatnonzero((spans.sums(gone) > 0) & (reason < 0)).tolist():
-            text, base, at = pages.texts[number], int(pages.begins[number]), 0
-            pieces = []
-            for place in range(int(spans.first[number]), int(spans.first[number + 1])):
-                low, high = int(spans.begins[place]) - base, int(spans.ends[place]) - base
-                if gone[place] and self.poor(text[low:high]):
-                    pieces.append(text[at:low])
-                    at = high + (text[high : high + 1] == " ")
-                    removed += 1
-            if at:
+            left, count = without(pages, spans, number, gone, self.poor)
+            if count:
                 texts = list(pages.texts) if texts is None else texts
-                texts[number] = "".join([*pieces, text[at:]]).strip()
+                texts[number] = left
+                removed += count
         counts = {"repeated sentences": removed} if removed else {}
         limits = np.full(len(pages), self.max_duplicate)
         return Verdicts(["mostly said before"], reason, share, limits, texts=texts, counts=counts)
@@ -245,6 +239,26 @@ def sentences(pages: Pages) -> Spans:
     begins = solid[np.searchsorted(solid, begins)]
     kept = begins < ends
     return Spans(pages, begins[kept], ends[kept])
+
+
+def without(
+    pages: Pages,
+    spans: Spans,
+    number: int,
+    gone: np.ndarray,
+    also: Callable[[str], bool] = lambda sentence: True,
+) -> tuple[str, int]:
+    """A document without its sentences that are gone (bool per sentence) and `also` so, each with one space
+    after it; and how many these are."""
+    text, base, at = pages.texts[number], int(pages.begins[number]), 0
+    pieces: list[str] = []
+    first, last = spans.first[number : number + 2].tolist()
+    for place in (first + np.flatnonzero(gone[first:last])).tolist():
+        low, high = int(spans.begins[place]) - base, int(spans.ends[place]) - base
+        if also(text[low:high]):
+            pieces.append(text[at:low])
+            at = high + (text[high : high + 1] == " ")
+    return "".join([*pieces, text[at:]]).strip() if pieces else text, len(pieces)
 
 
 def _sorted(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

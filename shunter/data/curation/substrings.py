@@ -16,7 +16,7 @@ from pydantic import Field
 
 from shunter.data.curation.operators import Barrier, Keys, Verdicts
 from shunter.data.curation.pages import Pages
-from shunter.data.curation.room import ranged, room_of
+from shunter.data.curation.room import Room, ranged, room_of
 
 EACH = 48  # bytes a window while one range of hashes is sorted
 
@@ -53,12 +53,7 @@ class RepeatedStretches(Barrier):
         """again: bool per window, whether an equal one stands earlier."""
         room = room_of(keys)
         rows = room.whole("rows", keys["rows"], np.int64)
-        again = room.array("again", int(rows.sum()), bool)
-        for hashes, places in ranged(keys["hashes"], room, EACH, "windows"):
-            order = np.argsort(hashes, kind="stable")
-            values = hashes[order]
-            again[places[order[1:]][values[1:] == values[:-1]]] = True
-        return {"rows": rows, "again": again}
+        return {"rows": rows, "again": repeated(keys["hashes"], int(rows.sum()), room)}
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
         words = pages.words
@@ -99,3 +94,13 @@ class RepeatedStretches(Barrier):
             at = int(words.ends[low + end - 1]) - base
         pieces.append(text[at:])
         return "".join(pieces).strip(), len(changes) // 2
+
+
+def repeated(hashes: Any, count: int, room: Room) -> np.ndarray:
+    """bool per value of a column of `count` hashes: whether an equal one stands before it."""
+    again = room.array("again", count, bool)
+    for values, places in ranged(hashes, room, EACH, "windows"):
+        order = np.argsort(values, kind="stable")
+        ordered = values[order]
+        again[places[order[1:]][ordered[1:] == ordered[:-1]]] = True
+    return again

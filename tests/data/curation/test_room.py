@@ -24,6 +24,7 @@ from shunter.data.curation.operators import Barrier, Keys
 from shunter.data.curation.pages import Pages, mixed
 from shunter.data.curation.paragraphs import RepeatedParagraphs
 from shunter.data.curation.room import Columns, Room, ranged
+from shunter.data.curation.spans import RepeatedSpans
 from shunter.data.curation.substrings import RepeatedStretches
 
 WORDS = "the ship of state sails on over calm and rough water to that shore with all".split()  # noqa: SIM905
@@ -58,6 +59,7 @@ OPERATORS: list[Barrier] = [
     RepeatedSentences(),
     RepeatedEdges(),
     RepeatedStretches(words=6),
+    RepeatedSpans(sentences=2),
 ]
 
 
