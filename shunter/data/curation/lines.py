@@ -72,7 +72,7 @@ class JunkLines(Operator):
     kind: Literal["junk-lines"] = Field("junk-lines", description="Junk lines and placeholders.")
     address: str | None = Field("URL", description="What stands for an address of the web; null: itself.")
     coded: str | None = Field(
-        "[data]", description="What stands for 64 or more letters of base64; null: they."
+        "BASE64", description="What stands for 64 letters of base64 or more; null: itself."
     )
     max_special: float | None = Field(
         0.15,
