@@ -241,6 +241,10 @@ def test_members_that_are_not_read_are_counted_and_reported(tmp_path: Path) -> N
             {"path": "a.jsonl", "field": "txt"},
             r"no field 'txt' in .* are text, n\. Did you mean 'text'",
         ),
+        (
+            {"path": "a.jsonl", "template": "{{ txt }}"},
+            "the template fails: .* undefined, as for all of",
+        ),
         ({"path": "a.jsonl", "url": "link"}, r"no field 'link' in the first \d records; .* source's `url`"),
         ({"path": "a.parquet"}, "not a Parquet file"),
         ({"path": "e.zip", "members": "*.none"}, "no member of the archive matches '\\*.none'"),
