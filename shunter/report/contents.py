@@ -65,7 +65,7 @@ def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]
         section.tables.append(Table("Documents", splits, ["Split", "Documents", "Text (UTF-8)"], "num"))
     summary = read_json(path / "summary.json", problems) if (path / "summary.json").is_file() else None
     if isinstance(summary, Mapping):
-        section.tables += funnel(path, summary, problems)
+        section.tables += [*_sources(summary), *funnel(path, summary, problems)]
         chart = _left_after(summary.get("operators", []))
         section.charts += [chart] if chart is not None else []
     if isinstance(summary, Mapping) and not job.metrics:
@@ -91,6 +91,20 @@ def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]
         section.notes.append("No document was dropped.")
     if (path / "problems.jsonl").is_file() and not places:
         section.notes.append("No problem was found in the sources.")
+
+
+def _sources(summary: Mapping[str, Any]) -> list[Table]:
+    """What came of each source, and under which licence."""
+    rows = []
+    for name, told in list(summary.get("sources", {}).items())[:MAX_ROWS]:
+        kept = [int(told.get(f"{split} documents", 0)) for split in ("train", "heldout")]
+        size = sum(int(told.get(f"{split} bytes", 0)) for split in ("train", "heldout"))
+        gone = {key: n for key, n in told.items() if key.startswith("dropped: ")}
+        first = max(gone, key=lambda key: gone[key]).removeprefix("dropped: ") if gone else ""
+        cells = [*map(numbers.count, kept), numbers.size(size), numbers.count(sum(gone.values()))]
+        rows.append([name, str(told.get("licence") or "not given"), *cells, first])
+    head = ["Source", "Licence", "train", "heldout", "Text (UTF-8)", "Dropped", "Most often for"]
+    return [Table("Sources", rows, head)] if rows else []
 
 
 def funnel(path: Path, summary: Mapping[str, Any], problems: list[str]) -> list[Table]:

@@ -43,6 +43,9 @@ def test_a_curated_corpus(tmp_path: Path, work: Work, lingua: None) -> None:  # 
     (section,) = describe_data(facts)
     assert not facts.problems
     tables = {table.title: table.rows for table in section.tables}
+    (source,) = tables["Sources"]
+    assert source[:4] == ["web", "not given", "12", "0"]
+    assert source[5:] == ["6", "near duplicate"]
     funnel = tables["Funnel"]
     assert [row[:3] for row in funnel] == [
         ["reading", "18", "17"],
