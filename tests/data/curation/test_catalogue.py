@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shunter.cli import main as cli
 from shunter.config.errors import ShunterError
 from shunter.data.curation import catalogue, kinds
 from shunter.data.curation.operators import Operator
@@ -65,3 +66,19 @@ def test_types_in_words(annotation: object, told: str) -> None:
 def test_a_name_that_none_has() -> None:
     with pytest.raises(ShunterError, match="Did you mean 'near-duplicates'"):
         catalogue.operator("near-duplicate")
+
+
+def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["corpus", "operators"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(catalogue.operators())
+    assert all(len(line.split()) > 3 for line in listed)
+    assert cli.main(["corpus", "operators", "near-duplicates"]) == 0
+    told = capsys.readouterr().out
+    assert "Published: FineWeb2, arXiv 2506.20920, section 3.3." in told
+    assert "buckets  Buckets; one in common makes a pair. (whole number; 14)" in told
+    assert cli.main(["corpus", "operators", "bad-words", "--json"]) == 0
+    options = json.loads(capsys.readouterr().out)["options"]
+    assert {option["name"]: option["ours"] for option in options}["anywhere"]
+    assert cli.main(["corpus", "operators", "bad-word"]) == 2
+    assert "Did you mean 'bad-words'?" in capsys.readouterr().err
