@@ -89,7 +89,7 @@ class BadWords(Operator):
         number, first = np.zeros(size, np.int64), [""] * size
         small = lowered(pages)
         for language in sorted(set(languages.tolist()) & self.lists.keys()):
-            words = _words(tuple(self.lists[language]), tuple(self.allow))
+            words = _words(tuple(map(_as_it_is, self.lists[language])), tuple(self.allow))
             mine = languages == language
             for document, begin, end in _found(pages, small, words, mine, language in self.anywhere):
                 word = _small(pages.texts[document][begin:end])
@@ -120,9 +120,9 @@ class _Words:
 
 
 @lru_cache(maxsize=64)
-def _words(paths: tuple[str, ...], allow: tuple[str, ...]) -> _Words:
+def _words(files: tuple[tuple[str, int, int], ...], allow: tuple[str, ...]) -> _Words:
     """The entries of a language's files, read once a process. Raises ShunterError where there is none."""
-    allowed = frozenset(map(_small, allow))
+    allowed, paths = frozenset(map(_small, allow)), [path for path, _, _ in files]
     found = sorted({_small(each) for path in paths for each in entries(Path(path))} - allowed)
     if not found:
         raise ShunterError("the list of bad words has no entry", where=", ".join(paths), mend=BadWords.hint)
@@ -131,6 +131,12 @@ def _words(paths: tuple[str, ...], allow: tuple[str, ...]) -> _Words:
     lengths = pages.lengths
     by_length = {size: np.sort(hashes[lengths == size]) for size in np.unique(lengths).tolist()}
     return _Words(frozenset(found), by_length)
+
+
+def _as_it_is(path: str) -> tuple[str, int, int]:
+    """A file, and what tells that it is no longer the one that was read."""
+    told = Path(path).stat()
+    return path, told.st_mtime_ns, told.st_size
 
 
 def _found(
