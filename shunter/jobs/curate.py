@@ -247,10 +247,7 @@ class CurateJob:
                 )
         for operator in config.chain:
             operator.ready()
-            for path in operator.files():
-                if not (base / path).is_file():
-                    what = f"a file of {operator.name} is not there"
-                    raise ShunterError(what, where=str(base / path), mend=operator.hint or None)
+            own_files(operator, base)
             if isinstance(operator, Language) and operator.model:
                 known_languages(operator, LanguageModel.load(base / operator.model).labels)
             elif isinstance(operator, Language) and operator.by == "lingua":
@@ -272,7 +269,7 @@ class CurateJob:
         return [
             *dict.fromkeys(path for source in sources for path in files(source, base)),
             *(folder / name for folder in models if folder != base for name in MODEL_FILES),
-            *(base / path for operator in config.chain for path in operator.files()),
+            *(path for operator in config.chain for path in own_files(operator, base)),
         ]
 
     def disk_bytes(self, config: CurateConfig, base: Path) -> int:
@@ -333,6 +330,15 @@ class CurateJob:
                     raise Stopped
                 context.events.progress(number, None, "documents")
         return output.summary({source.label: source.licence for source in context.config.sources})
+
+
+def own_files(operator: Operator, base: Path) -> list[Path]:
+    """The files of a person's that an operator reads. Raises ShunterError for one that is not there."""
+    paths = [base / path for path in operator.files()]
+    if absent := [path for path in paths if not path.is_file()]:
+        what = f"a file of {operator.name} is not there"
+        raise ShunterError(what, where=str(absent[0]), mend=operator.hint or None)
+    return paths
 
 
 def _nothing(summary: Mapping[str, Any], log: Path) -> ShunterError:
