@@ -17,8 +17,8 @@ class Meter:
         self._open: IO[bytes] | None = None
 
     @property
-    def bytes(self) -> int:
-        """Read so far."""
+    def read(self) -> int:
+        """Bytes so far."""
         here = self._open.tell() if self._open is not None and not self._open.closed else 0
         return self._done + here
 

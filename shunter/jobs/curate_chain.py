@@ -360,14 +360,14 @@ class _Watch:
             self.fresh += 1
             self.characters += tally.characters if tally else 0
         elif not self.fresh:
-            self.later, self.before = now, self.meter.bytes
+            self.later, self.before = now, self.meter.read
         seconds = max(now - self.begin, 1e-9)
         shown: dict[str, float | int | str] = {
             "stage": stage + 1,
             "MB/s": round(self.characters / 1e6 / seconds, 2),
             "kept": f"{self.kept / max(self.documents, 1):.0%}",
         }
-        read = self.meter.bytes
+        read = self.meter.read
         if stage and self.fresh:
             shown["seconds left"] = round(seconds / self.fresh * (self.chunks - self.seen))
         elif self.fresh and self.total and read > self.before:

@@ -24,8 +24,8 @@ def test_what_is_read_grows_to_all_there_is(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
     source, meter = SourceConfig(path="."), Meter()
     total = sum(path.stat().st_size for path in files(source, tmp_path))
-    told = [meter.bytes for _ in documents(source, tmp_path, lambda problem: None, meter=meter)]
-    assert meter.bytes == total
+    told = [meter.read for _ in documents(source, tmp_path, lambda problem: None, meter=meter)]
+    assert meter.read == total
     assert told == sorted(told)
     size, begin = (tmp_path / "b.jsonl").stat().st_size, told[0]
     for part in (0.25, 0.5, 0.75):

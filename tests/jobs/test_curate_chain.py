@@ -220,7 +220,7 @@ def test_time_that_is_left_while_reading_goes_on(monkeypatch: pytest.MonkeyPatch
         control, events = Still(), Events()
 
     class Read:
-        bytes = 0
+        read = 0
 
     monkeypatch.setattr(curate_chain.time, "perf_counter", lambda: now[0])
     watch = curate_chain._Watch(Context(), 1000)  # type: ignore[arg-type]
@@ -230,7 +230,7 @@ def test_time_that_is_left_while_reading_goes_on(monkeypatch: pytest.MonkeyPatch
     for chunk in range(10):
         fresh = chunk >= 3
         now[0] += 2.0 if fresh else 0.0
-        Read.bytes = min(1000, 100 * (chunk + 2))
+        Read.read = min(1000, 100 * (chunk + 2))
         watch(0, Done(5, [], [tally], [], fresh))
     assert told == [None] * 3 + [10, 8, 6, 4, 2, 0, 0]
 
