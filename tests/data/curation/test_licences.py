@@ -111,6 +111,26 @@ def test_hints_hide_nothing_from_the_patterns(pieces: list[str], upper: list[boo
         assert (found and found.span()) == (plain and plain.span())
 
 
+def test_each_hint_is_one_of_a_phrase() -> None:
+    """Each phrase has but one hint in it, or the only one of its language: none can be left out."""
+    unfree = (
+        "cc by nc|cc by nd|cc-by-nc|BY-ND|Creative Commons, no commerce: noncommercial|noncommercial use|"
+        "non-commercial purposes|noderivatives|no-derivatives|nicht kommerziell|pas d'utilisation commerciale|"
+        "uso no comercial|não comercial|non commerciale|некоммерческое|非商用|非商业|非營利"
+    )
+    free = (
+        "ccby|cc by|cc-by-sa 4.0|CC0|creativecommons.org/publicdomain/|Creative Commons Zero|public domain|"
+        "MIT licence|Apache license|BSD license|Open Government Licence|domaine public|dominio público|"
+        "domínio público|gemeinfrei|общественное достояние|公有领域"
+    )
+    for phrases, pattern, hints in (
+        (unfree, licences._UNFREE, licences._UNFREE_HINTS),
+        (free, licences._FREE, licences._FREE_HINTS),
+    ):
+        for phrase in phrases.split("|"):
+            assert licences._found(pattern, hints, phrase, small(phrase)), phrase
+
+
 def test_every_letter_that_a_pattern_takes_for_another_is_it_in_small_letters() -> None:
     every = "".join(map(chr, [*range(0x80, 0xD800), *range(0xE000, 0x11000)]))
     for letter in sorted(set("".join((*licences._UNFREE_HINTS, *licences._FREE_HINTS)))):
