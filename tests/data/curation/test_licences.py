@@ -115,7 +115,7 @@ def test_each_hint_is_one_of_a_phrase() -> None:
     """Each phrase has but one hint in it, or the only one of its language: none can be left out."""
     unfree = (
         "cc by nc|cc by nd|cc-by-nc|BY-ND|Creative Commons, no commerce: noncommercial|noncommercial use|"
-        "non-commercial purposes|noderivatives|no-derivatives|nicht kommerziell|pas d'utilisation commerciale|"
+        "non-commercial use|noderivatives|no-derivatives|nicht kommerziell|pas d'utilisation commerciale|"
         "uso no comercial|não comercial|non commerciale|некоммерческое|非商用|非商业|非營利"
     )
     free = (
