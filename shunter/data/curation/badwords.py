@@ -91,11 +91,10 @@ class BadWords(Operator):
         for language in sorted(set(languages.tolist()) & self.lists.keys()):
             words = _words(tuple(map(_as_it_is, self.lists[language])), tuple(self.allow))
             mine = languages == language
-            for document, begin, end in _found(pages, small, words, mine, language in self.anywhere):
-                word = _small(pages.texts[document][begin:end])
-                if word in words.entries:  # and no other text of its hash
-                    number[document] += 1
-                    first[document] = first[document] or word
+            for document, hits in _found(pages, small, words, mine, language in self.anywhere):
+                said = (_small(pages.texts[document][begin:end]) for begin, end in hits)
+                if word := next((word for word in said if word in words.entries), ""):  # no other of its hash
+                    number[document], first[document] = len(hits), word
         reason = np.where(number > 0, 0, -1).astype(np.int16)
         if self.keep:
             for place in np.flatnonzero(number).tolist():
@@ -141,8 +140,8 @@ def _as_it_is(path: str) -> tuple[str, int, int]:
 
 def _found(
     pages: Pages, small: Prefix, words: _Words, mine: np.ndarray, anywhere: bool
-) -> Iterator[tuple[int, int, int]]:
-    """Document, and begin and end in its characters, of what may be entries, place by place."""
+) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Document by document, begin and end in its characters of what has the hash of an entry, in order."""
     letter = (pages.flags & glyphs.WORD) != 0
     before = np.empty(len(letter), bool)
     before[:1], before[1:] = False, letter[:-1]
@@ -151,20 +150,24 @@ def _found(
     begins = np.flatnonzero(starts)
     documents = np.searchsorted(pages.ends, begins)
     begins, documents = begins[mine[documents]], documents[mine[documents]]
-    hits: list[tuple[int, int, int]] = []
+    found: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
     for size, known in words.hashes.items():
         ends = begins + size
         whole = ends <= pages.ends[documents]
         if not anywhere:
             whole[whole] = ~letter[ends[whole]]
-        low, high, document = begins[whole], ends[whole], documents[whole]
+        low, high = begins[whole], ends[whole]
         hashes = small.of(low, high)
         at = np.searchsorted(known, hashes)
         at[at == len(known)] = 0
-        for place in np.flatnonzero(known[at] == hashes).tolist():
-            base = int(pages.begins[document[place]])
-            hits.append((int(document[place]), int(low[place]) - base, int(high[place]) - base))
-    yield from sorted(hits)
+        hits = np.flatnonzero(known[at] == hashes)
+        found.append(np.stack([low[hits], high[hits]], axis=1))
+    every = np.concatenate(found)
+    every = every[np.lexsort((every[:, 1], every[:, 0]))]
+    owner = np.searchsorted(pages.ends, every[:, 0])
+    for document in np.unique(owner).tolist():
+        places = every[owner == document] - pages.begins[document]
+        yield document, [(low, high) for low, high in places.tolist()]
 
 
 def _small(text: str) -> str:
