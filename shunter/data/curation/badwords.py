@@ -89,9 +89,9 @@ class BadWords(Operator):
         number, first = np.zeros(size, np.int64), [""] * size
         small = lowered(pages)
         for language in sorted(set(languages.tolist()) & self.lists.keys()):
-            words = _words(tuple(map(_as_it_is, self.lists[language])), tuple(self.allow))
-            mine = languages == language
-            for document, hits in _found(pages, small, words, mine, language in self.anywhere):
+            files, inside = tuple(map(_as_it_is, self.lists[language])), language in self.anywhere
+            words = _words(files, tuple(self.allow), inside)
+            for document, hits in _found(pages, small, words, languages == language, inside):
                 said = (_small(pages.texts[document][begin:end]) for begin, end in hits)
                 if word := next((word for word in said if word in words.entries), ""):  # no other of its hash
                     number[document], first[document] = len(hits), word
@@ -112,24 +112,31 @@ class BadWords(Operator):
 
 @dataclass(frozen=True)
 class _Words:
-    """entries: in small letters; hashes: length -> uint64, sorted, of the entries of that length."""
+    """entries: in small letters. plain: uint64, sorted, hashes of those that are letters, marks, numbers and
+    underscores alone; others: length -> the same of the others; heads: uint32, first characters of these."""
 
     entries: frozenset[str]
-    hashes: dict[int, np.ndarray]
+    plain: np.ndarray
+    others: dict[int, np.ndarray]
+    heads: np.ndarray
 
 
 @lru_cache(maxsize=64)
-def _words(files: tuple[tuple[str, int, int], ...], allow: tuple[str, ...]) -> _Words:
-    """The entries of a language's files, read once a process. Raises ShunterError where there is none."""
+def _words(files: tuple[tuple[str, int, int], ...], allow: tuple[str, ...], anywhere: bool) -> _Words:
+    """The entries of a language's files, read once a process; with `anywhere` none is plain. Raises
+    ShunterError where there is none."""
     allowed, paths = frozenset(map(_small, allow)), [path for path, _, _ in files]
     found = sorted({_small(each) for path in paths for each in entries(Path(path))} - allowed)
     if not found:
         raise ShunterError("the list of bad words has no entry", where=", ".join(paths), mend=BadWords.hint)
     pages = Pages(found)
-    hashes = lowered(pages).of(pages.begins, pages.ends)
-    lengths = pages.lengths
-    by_length = {size: np.sort(hashes[lengths == size]) for size in np.unique(lengths).tolist()}
-    return _Words(frozenset(found), by_length)
+    hashes, letter = lowered(pages).of(pages.begins, pages.ends), (pages.flags & glyphs.WORD) != 0
+    marks = np.searchsorted(np.flatnonzero(~letter), pages.ends) - np.arange(len(found))  # and those before
+    plain = (np.diff(marks, prepend=0) == 0) & (not anywhere)
+    lengths = np.where(plain, 0, pages.lengths)
+    others = {size: np.sort(hashes[lengths == size]) for size in np.unique(lengths[~plain]).tolist()}
+    heads = np.unique(np.take(glyphs.small(), pages.codes[pages.begins[~plain]]))
+    return _Words(frozenset(found), np.sort(hashes[plain]), others, heads)
 
 
 def _as_it_is(path: str) -> tuple[str, int, int]:
@@ -143,25 +150,34 @@ def _found(
 ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """Document by document, begin and end in its characters of what has the hash of an entry, in order."""
     letter = (pages.flags & glyphs.WORD) != 0
-    before = np.empty(len(letter), bool)
-    before[:1], before[1:] = False, letter[:-1]
-    starts = np.ones(len(letter), bool) if anywhere else ~before
-    starts[pages.ends] = False
-    begins = np.flatnonzero(starts)
-    documents = np.searchsorted(pages.ends, begins)
-    begins, documents = begins[mine[documents]], documents[mine[documents]]
-    found: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
-    for size, known in words.hashes.items():
-        ends = begins + size
-        whole = ends <= pages.ends[documents]
-        if not anywhere:
-            whole[whole] = ~letter[ends[whole]]
-        low, high = begins[whole], ends[whole]
-        hashes = small.of(low, high)
+    before = np.zeros(len(letter), bool)
+    before[1:] = letter[:-1]
+    found = [np.zeros((0, 2), np.int64)]
+
+    def look(begins: np.ndarray, ends: np.ndarray, known: np.ndarray) -> None:
+        hashes = small.of(begins, ends)
         at = np.searchsorted(known, hashes)
         at[at == len(known)] = 0
         hits = np.flatnonzero(known[at] == hashes)
-        found.append(np.stack([low[hits], high[hits]], axis=1))
+        found.append(np.stack([begins[hits], ends[hits]], axis=1))
+
+    if len(words.plain):  # such an entry is all that stands between two marks
+        begins, ends = np.flatnonzero(letter & ~before), np.flatnonzero(~letter & before)
+        chosen = mine[np.searchsorted(pages.ends, begins)]
+        look(begins[chosen], ends[chosen], words.plain)
+    if words.others:
+        starts = np.isin(np.take(glyphs.small(), pages.codes, mode="clip"), words.heads)
+        starts &= True if anywhere else ~before
+        starts[pages.ends] = False
+        begins = np.flatnonzero(starts)
+        documents = np.searchsorted(pages.ends, begins)
+        begins, documents = begins[mine[documents]], documents[mine[documents]]
+        for size, known in words.others.items():
+            ends = begins + size
+            whole = ends <= pages.ends[documents]
+            if not anywhere:
+                whole[whole] = ~letter[ends[whole]]
+            look(begins[whole], ends[whole], known)
     every = np.concatenate(found)
     every = every[np.lexsort((every[:, 1], every[:, 0]))]
     owner = np.searchsorted(pages.ends, every[:, 0])
