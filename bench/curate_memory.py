@@ -1,4 +1,4 @@
-"""How much more memory a larger corpus takes: a chain with all that finds duplicates, on two made-up corpora.
+"""How much more memory a larger corpus takes: chains that find duplicates, on two made-up corpora.
 
 Texts are drawn from made-up sentences: a tenth are copies, a tenth near-copies, and a tenth have a paragraph
 of another. The job runs in a process of its own with its workers. Every fifth of a second the memory of all
@@ -8,6 +8,7 @@ growth of the peak by the growth of the text.
 
     python -m bench.curate_memory            # 1 and 4 GB, keeps the result
     python -m bench.curate_memory 0.02 0.08  # for trying; keeps nothing
+    python -m bench.curate_memory --chain others   # what the first chain has not: stretches, sentences, ...
 """
 
 from __future__ import annotations
@@ -39,6 +40,19 @@ jobs:
     operators: [{kind: repeated-paragraphs, unit: UNIT}]
     sources: [{name: web, path: "web/*.jsonl", licence: made up}]
     how: {workers: WORKERS}
+"""
+
+CHAIN = """    preset: fineweb2
+    operators: [{kind: repeated-paragraphs, unit: UNIT}]
+"""
+# Last what leaves little: the sentences are soon all said.
+OTHERS = """    deduplicate: false
+    operators:
+      - {kind: exact-duplicates}
+      - {kind: repeated-beginnings}
+      - {kind: repeated-edges}
+      - {kind: repeated-stretches}
+      - {kind: repeated-sentences}
 """
 
 
@@ -105,11 +119,14 @@ def held(root: int) -> tuple[int, int]:
     return whole, anonymous
 
 
-def measured(folder: Path, size: float, workers: int, unit: str) -> dict[str, Any]:
+def measured(folder: Path, size: float, workers: int, unit: str, chain: str) -> dict[str, Any]:
     """One corpus curated."""
     documents, characters = write(folder / "web", size, 0)
     (folder / "recipe.yaml").write_text(
-        RECIPE.replace("WORKERS", str(workers)).replace("UNIT", unit), encoding="utf-8"
+        RECIPE.replace(CHAIN, CHAIN if chain == "first" else OTHERS)
+        .replace("WORKERS", str(workers))
+        .replace("UNIT", unit),
+        encoding="utf-8",
     )
     begin = time.perf_counter()
     process = subprocess.Popen(
@@ -146,6 +163,7 @@ def main() -> int:
     parser.add_argument("gigabytes", nargs="*", type=float, help="sizes of the corpora; default: 1 4")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--unit", choices=["paragraph", "line"], default="paragraph")
+    parser.add_argument("--chain", choices=["first", "others"], default="first")
     parser.add_argument(
         "--folder", help="where there is room for six times the text; default: a temporary one"
     )
@@ -153,7 +171,7 @@ def main() -> int:
     cases = []
     for size in chosen.gigabytes or [1.0, 4.0]:
         with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-            cases.append(measured(Path(folder), size * 1e9, chosen.workers, chosen.unit))
+            cases.append(measured(Path(folder), size * 1e9, chosen.workers, chosen.unit, chosen.chain))
     first, last = cases[0], cases[-1]
     grown = {
         name: (last[name] - first[name]) / max(last["text_mb"] - first["text_mb"], 1e-9)
@@ -165,9 +183,14 @@ def main() -> int:
     )
     if not chosen.gigabytes:
         save(
-            "curate_memory",
+            "curate_memory" if chosen.chain == "first" else "curate_memory_others",
             {
-                "what": "peak memory of a curate job that finds near-duplicates, repeated paragraphs, copies",
+                "what": "peak memory of a curate job that finds "
+                + (
+                    "near-duplicates, repeated paragraphs, copies"
+                    if chosen.chain == "first"
+                    else "copies, beginnings, edges, stretches and sentences that are repeated"
+                ),
                 "how": "Pss of all its processes, read five times a second; growth from first to last",
                 "goal": {"MB a MB": GOAL},
                 "workers": chosen.workers,

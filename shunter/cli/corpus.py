@@ -1,48 +1,156 @@
-"""`shunter corpus why ID`: what became of one document."""
+"""`shunter corpus why ID`, `token ROW:PLACE`, `funnel` and `operators [KIND]`: what became of documents."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from shunter.jobs.became import Told
+    from shunter.recipe.store import Store
+
+QUESTIONS = ("why", "token", "funnel", "operators")
+
 
 def corpus(
-    question: Annotated[str, typer.Argument(help="why: what became of a document.")],
-    document: Annotated[str, typer.Argument(help="The document's id, SOURCE:ROW.")],
-    artefact: Annotated[
-        str, typer.Option("--in", help="The corpus: a job's name, NAME-ID or a folder; default: the newest.")
+    question: Annotated[
+        str,
+        typer.Argument(
+            help="why: what became of a document; token: which one a packed token is of; funnel: what each "
+            "operator let through; operators: what a `curate` job may do."
+        ),
+    ],
+    about: Annotated[
+        str, typer.Argument(help="A document's id, SOURCE:ROW; of a token ROW:PLACE, from 0; an operator.")
     ] = "",
+    artefact: Annotated[
+        str,
+        typer.Option("--in", help="Where to look: a job's name, NAME-ID or a folder; default: the newest."),
+    ] = "",
+    heldout: Annotated[bool, typer.Option("--heldout", help="token: of the held-out rows.")] = False,
     store: Annotated[str, typer.Option(envvar="SHUNTER_STORE", help="The artefact store.")] = "shunter-store",
     json_: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Tell why a document was dropped, by which operator and value, or where it stands."""
+    """Tell why a document was dropped, by which operator and value, or where it stands; also of a token."""
     from shunter.config.errors import ShunterError
-    from shunter.data.curation.why import why
-    from shunter.recipe.artefact import Artefact
     from shunter.recipe.store import Store
 
-    if question != "why":
-        raise ShunterError(f"no such question: {question!r}", mend="Ask `shunter corpus why SOURCE:ROW`.")
-    kept = Store(store)
-    chosen: Artefact | None
-    if artefact:
-        chosen = kept.get(artefact)
+    if question not in QUESTIONS:
+        raise ShunterError(f"no such question: {question!r}", mend=f"Ask {', '.join(QUESTIONS)}.")
+    if question == "operators":
+        _operators(about, json_)
+    elif question == "funnel":
+        _funnel(Store(store), about or artefact, json_)
+    elif not about:
+        asked = "why SOURCE:ROW" if question == "why" else "token ROW:PLACE"
+        raise ShunterError("nothing is asked about", mend=f"Write `shunter corpus {asked}`.")
+    elif question == "why":
+        _why(Store(store), about, artefact, json_)
     else:
-        chosen = next((each for each in reversed(kept.all()) if each.type == "corpus"), None)
-        if chosen is None:
-            raise ShunterError(
-                "no corpus has been made", where=store, mend="Run a recipe with a `curate` job."
-            )
-    if chosen.type != "corpus":
-        raise ShunterError(f"{chosen.name} is no corpus but {chosen.type}", mend="Name a `curate` job.")
-    told = why(chosen.path, document)
+        _token(Store(store), about, artefact, "heldout" if heldout else "train", json_)
+
+
+def _why(store: Store, document: str, ref: str, json_: bool) -> None:
+    from shunter.config.errors import ShunterError
+    from shunter.jobs.became import became
+
+    artefact = store.get(ref) if ref else None
+    if artefact is not None and artefact.type != "corpus":
+        raise ShunterError(f"{artefact.name} is no corpus but {artefact.type}", mend="Name a `curate` job.")
+    told = became(store, document, artefact)
     if json_:
-        typer.echo(json.dumps(told, indent=1, ensure_ascii=False))
+        first, *others = (each.data() for each in told)
+        _print({**first, "before": others})
         return
-    for part in told.get("parts", [told]):
-        typer.echo(sentence(part))
+    plain = len(told) == 1 and (artefact is None or artefact.path == told[0].corpus.path)
+    typer.echo("\n".join(sentences(told, plain=plain)))
+
+
+def _funnel(store: Store, ref: str, json_: bool) -> None:
+    from shunter.config.errors import ShunterError
+    from shunter.report.contents import funnel
+
+    corpora = (store.get(ref),) if ref else reversed(store.all())
+    for artefact in corpora:
+        path = artefact.path / "summary.json"
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if artefact.type == "corpus" and summary.get("operators"):
+            break
+    else:
+        what = f"{ref} is no corpus of a chain of operators" if ref else "no chain of operators has been run"
+        raise ShunterError(what, where=str(store.path), mend="Run a `curate` job with `operators`.")
+    if json_:
+        keys = ("read", "train", "heldout", "dropped", "operators", "decontamination", "languages")
+        _print({key: summary[key] for key in keys if key in summary})
+        return
+    from shunter.cli.tables import show_tables
+
+    show_tables([(each.title, each.head, each.rows) for each in funnel(artefact.path, summary, [])])
+
+
+def _token(store: Store, about: str, ref: str, split: str, json_: bool) -> None:
+    from shunter.config.errors import ShunterError
+    from shunter.jobs.became import token
+
+    row, _, place = about.partition(":")
+    if not (row.isdecimal() and place.isdecimal()):
+        raise ShunterError(f"no place of a token: {about!r}", mend="Write ROW:PLACE, such as 5:17.")
+    newest = next((each for each in reversed(store.all()) if each.type == "tokens"), None)
+    rows = store.get(ref) if ref else newest
+    if rows is None:
+        what = "no rows have been made"
+        raise ShunterError(what, where=str(store.path), mend="Run a recipe with a `tokens` job.")
+    origin, told = token(store, rows, split, int(row), int(place))
+    if json_:
+        _print({**vars(origin), "before": [each.data() for each in told]})
+        return
+    low, high = origin.chars
+    typer.echo(
+        f"row {row}, token {place}: {origin.text!r}, token {origin.index} of the {origin.of} of "
+        f"{origin.document}, characters {low} to {high}"
+    )
+    for line in sentences(told, plain=False):
+        typer.echo(line)
+
+
+def _operators(name: str, json_: bool) -> None:
+    from shunter.data.curation import catalogue
+
+    if not name:
+        kinds = catalogue.operators()
+        if json_:
+            _print({kind: catalogue.briefly(each) for kind, each in kinds.items()})
+            return
+        width = max(map(len, kinds))
+        for kind, each in kinds.items():
+            typer.echo(f"{kind:<{width}}  {catalogue.briefly(each)}")
+        return
+    chosen = catalogue.operator(name)
+    rows = catalogue.options(chosen)
+    if json_:
+        _print({"kind": name, "published": chosen.source, "options": [vars(row) for row in rows]})
+        return
+    typer.echo(f"{name}: {catalogue.about(chosen)}\n{catalogue.published(chosen)}\n")
+    width = max((len(row.name) for row in rows), default=0)
+    for row in rows:
+        ours = ", ours" if row.ours else ""
+        typer.echo(f"  {row.name:<{width}}  {row.says} ({row.type}; {row.default}{ours})")
+
+
+def _print(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def sentences(told: Sequence[Told], plain: bool) -> list[str]:
+    """A line for each document or part that a corpus tells of. plain: the corpus is not named."""
+    return [
+        ("" if plain else f"in {each.corpus.path.name}: ") + sentence(part)
+        for each in told
+        for part in each.told.get("parts", [each.told])
+    ]
 
 
 def _holds(part: dict[str, Any]) -> str:
@@ -63,6 +171,7 @@ def sentence(part: dict[str, Any]) -> str:
             f"{name} {value}"
             for name, value in part.items()
             if name not in ("id", "state", "split", "place", "text", "source", "row")
+            and value not in ("", None)
         )
         return f"{part['id']}: kept, document {part['place']} of {part['split']}" + (
             f" ({told})" if told else ""
@@ -76,7 +185,7 @@ def sentence(part: dict[str, Any]) -> str:
         )
     if "licence_rule" in part:
         text += f" ({part['licence_rule']})"
-    for name in ("item", "error"):
+    for name in ("item", "error", "word"):
         if name in part:
             text += f" ({_holds(part) if name == 'item' else part[name]})"
     if "of" in part:

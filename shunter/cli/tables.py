@@ -144,6 +144,16 @@ def _print(table: Table) -> None:
     console.print(table)
 
 
+def show_tables(tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]]) -> None:
+    """Tables by title, head and rows, as a report has them."""
+    for number, (title, head, rows) in enumerate(tables):
+        print(f"{title}:" if not number else f"\n{title}:")
+        table = _table(*head)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        _print(table)
+
+
 def show_schedules(ranks: int, microbatches: int, rows: Sequence[Mapping[str, Any]]) -> None:
     """One line a schedule; one that cannot be says why."""
     print(

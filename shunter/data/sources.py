@@ -15,6 +15,7 @@ from pydantic import Field
 
 from shunter.config.base import Config
 from shunter.config.errors import MissingExtra, ShunterError
+from shunter.data.meter import Meter
 
 TEXT = (".txt", ".md")
 RECORDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -177,17 +178,18 @@ def kinds_in(source: SourceConfig, path: Path) -> frozenset[str | None]:
 
 
 def documents(
-    source: SourceConfig, base: Path, report: Report, *, as_pages: bool = False
+    source: SourceConfig, base: Path, report: Report, *, as_pages: bool = False, meter: Meter | None = None
 ) -> Iterator[Document]:
     """Every document of a source, in order; what cannot be read is reported, never silently dropped.
 
     as_pages: web pages are given as their markup, for others to extract the text: that is the dear part.
+    meter: tells how far the reading is.
     """
     from shunter.data import templates
 
     row = 0
     to_text = templates.to_text(source)
-    for item in _everything(source, base, report, whole=False):
+    for item in _everything(source, base, report, whole=False, meter=meter or Meter()):
         url = extractor = ""
         place: tuple[str, int | None] = (source.label, None)
         if isinstance(item, Record):
@@ -223,7 +225,7 @@ def contents(
 
     whole: records have all their fields, not only those that make the text.
     """
-    for item in _everything(source, base, report, whole):
+    for item in _everything(source, base, report, whole, Meter()):
         if isinstance(item, Page):
             method = source.extract or "fast"
             yield _extracted(item.text, method, source.label, item.line, report) if item.html else item.text
@@ -232,7 +234,7 @@ def contents(
 
 
 def _everything(
-    source: SourceConfig, base: Path, report: Report, whole: bool
+    source: SourceConfig, base: Path, report: Report, whole: bool, meter: Meter
 ) -> Iterator[str | Record | Page]:
     from shunter.data import archives, pieces, readers
 
@@ -241,21 +243,22 @@ def _everything(
         if path.name.lower().endswith(ARCHIVE):
             yield from archives.contents(source, path, shown, report, whole=whole)
         elif kind_of(path.name) == "text":
-            with path.open("rb") as raw:
+            with meter.opened(path) as raw:
                 yield from pieces.texts(raw, shown, source.encoding, report)
         elif path.name.lower().endswith(".parquet"):
             yield from readers.parquet(path, shown, columns(source, whole), report)
         elif kind_of(path.name) == "page":
-            with path.open("rb") as raw:
+            with meter.opened(path) as raw:
                 yield from readers.page(raw, path.name, shown, report)
         elif kind_of(path.name) == "crawl":
             from shunter.data import warc
 
-            with path.open("rb") as raw:
+            with meter.opened(path) as raw:
                 yield from warc.pages(raw, shown, report)
         else:
-            with path.open("rb") as raw:
+            with meter.opened(path) as raw:
                 yield from readers.jsonl(readers.decompressed(raw, path.name), shown, report)
+        meter.finished(path)
 
 
 def columns(source: SourceConfig, whole: bool = False) -> list[str] | None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.data import checks
 from shunter.data.cleaning import normalise
+from shunter.data.curation.badwords import BadWords
 from shunter.data.curation.chain import stages
 from shunter.data.curation.decontaminate import Decontaminate
-from shunter.data.curation.firsts import Firsts
 from shunter.data.curation.gopher import GopherQuality
 from shunter.data.curation.kinds import AnyOperator, Preset, preset
 from shunter.data.curation.language import FILES as MODEL_FILES
@@ -31,9 +30,9 @@ from shunter.data.curation.refine import Refine
 from shunter.data.curation.repair import RepairText
 from shunter.data.curation.urls import UrlRules
 from shunter.data.guarded import SECONDS
+from shunter.data.meter import Meter
 from shunter.data.sources import (
     Document,
-    Problem,
     SourceConfig,
     documents,
     files,
@@ -42,10 +41,10 @@ from shunter.data.sources import (
     left_out,
 )
 from shunter.jobs.curate_names import Names
+from shunter.jobs.curate_output import Output
 from shunter.launch import ray_cluster
 from shunter.recipe.job import How, Input, JobConfig, JobContext, Stopped
 
-SPLITS = ("train", "heldout")
 RECORDS = ("summary.json", "dropped.jsonl", "samples.jsonl", "problems.jsonl")
 
 
@@ -218,6 +217,8 @@ class CurateConfig(JobConfig):
             name = operator.name
             if isinstance(operator, ConfidenceCut | PrecisionFilter):
                 raise ValueError(f"{name} needs language before it")
+            if isinstance(operator, BadWords) and operator.needs_labels:
+                raise ValueError(f"{name} has lists of several languages and needs language before it")
             own = isinstance(operator, GopherQuality) and operator.stopwords_by_language
             if isinstance(operator, Filter) and (operator.by_language or own):
                 raise ValueError(f"{name} has limits by language and needs language before it")
@@ -246,9 +247,7 @@ class CurateJob:
                 )
         for operator in config.chain:
             operator.ready()
-            for path in operator.files():
-                if not (base / path).is_file():
-                    raise ShunterError(f"a file of {operator.name} is not there", where=str(base / path))
+            own_files(operator, base)
             if isinstance(operator, Language) and operator.model:
                 known_languages(operator, LanguageModel.load(base / operator.model).labels)
             elif isinstance(operator, Language) and operator.by == "lingua":
@@ -270,7 +269,7 @@ class CurateJob:
         return [
             *dict.fromkeys(path for source in sources for path in files(source, base)),
             *(folder / name for folder in models if folder != base for name in MODEL_FILES),
-            *(base / path for operator in config.chain for path in operator.files()),
+            *(path for operator in config.chain for path in own_files(operator, base)),
         ]
 
     def disk_bytes(self, config: CurateConfig, base: Path) -> int:
@@ -293,11 +292,7 @@ class CurateJob:
             for name in RECORDS:  # what is staged goes when a job fails; its log stays
                 if (context.out / name).is_file():
                     shutil.copyfile(context.out / name, context.log / name)
-            raise ShunterError(
-                f"none of {summary['read']} documents is left to train on: {summary['dropped']}",
-                where=str(context.log),
-                mend="dropped.jsonl there has the reasons: lower min_chars or heldout, or give more text.",
-            )
+            raise _nothing(summary, context.log)
         return {
             "documents": summary["train"]["documents"],
             "bytes": summary["train"]["bytes"],
@@ -337,6 +332,36 @@ class CurateJob:
         return output.summary({source.label: source.licence for source in context.config.sources})
 
 
+def own_files(operator: Operator, base: Path) -> list[Path]:
+    """The files of a person's that an operator reads. Raises ShunterError for one that is not there."""
+    paths = [base / path for path in operator.files()]
+    if absent := [path for path in paths if not path.is_file()]:
+        what = f"a file of {operator.name} is not there"
+        raise ShunterError(what, where=str(absent[0]), mend=operator.hint or None)
+    return paths
+
+
+def _nothing(summary: Mapping[str, Any], log: Path) -> ShunterError:
+    """Why there is nothing to train on, with what the records in `log` tell."""
+    if summary["read"]:
+        return ShunterError(
+            f"none of {summary['read']} documents is left to train on: {summary['dropped']}",
+            where=str(log),
+            mend="dropped.jsonl there has the reasons: lower min_chars or heldout, or give more text.",
+        )
+    told = "; the sources are empty"
+    with (log / "problems.jsonl").open(encoding="utf-8") as file:
+        if line := file.readline():
+            first = json.loads(line)
+            place = f"{first['file']}:{first['line']}" if first["line"] else first["file"]
+            told = f": {summary['problems']} could not be read, the first at {place}: {first['problem']}"
+    return ShunterError(
+        f"no document could be read{told}",
+        where=str(log),
+        mend="problems.jsonl there has each: correct the sources, such as their `field`.",
+    )
+
+
 def sections(text: str, limit: int) -> list[str]:
     """The text in parts of at most about `limit` characters: whole paragraphs, else lines, else as it is.
 
@@ -364,106 +389,13 @@ def sections(text: str, limit: int) -> list[str]:
     return [line for part in joined for line in (sections(part, limit) if "\n\n" not in part else [part])]
 
 
-def split_of(text: str, share: float) -> str:
-    """`heldout` for `share` of all texts, by their digest: no order of sources or files changes it."""
-    digest = hashlib.blake2b(b"heldout:" + text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return "heldout" if int.from_bytes(digest, "big") < share * 2**64 else "train"
-
-
-def read(context: JobContext[CurateConfig], output: Output) -> Iterator[Document]:
-    """Every document of the sources, in order; what cannot be read is recorded."""
+def read(context: JobContext[CurateConfig], output: Output, meter: Meter | None = None) -> Iterator[Document]:
+    """Every document of the sources, in order; what cannot be read is recorded. meter: says how far it is."""
     for source in context.config.sources:
-        for document in documents(source, context.base, output.problem, as_pages=True):
+        for document in documents(source, context.base, output.problem, as_pages=True, meter=meter):
             if context.config.limit and document.row >= context.config.limit:
                 break
             yield document
-
-
-class Output:
-    """The corpus while it is written. seen: a folder for what is needed to know duplicates."""
-
-    def __init__(self, folder: Path, seen: Path, facts: Mapping[str, Any] | None = None) -> None:
-        self.folder, self.facts = folder, facts
-        shutil.rmtree(seen, ignore_errors=True)  # documents are read anew in every attempt
-        self.seen = Firsts(seen)
-        self.dropped: Counter[str] = Counter()
-        self.problems = self.read = 0
-        self.sources: dict[str, Counter[str]] = {}
-
-    def __enter__(self) -> Output:
-        from shunter.data import corpus
-
-        self._dropped: IO[str] = (self.folder / "dropped.jsonl").open("w", encoding="utf-8")
-        self._problems: IO[str] = (self.folder / "problems.jsonl").open("w", encoding="utf-8")
-        self.splits = {split: corpus.Writer(self.folder / split, self.facts) for split in SPLITS}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._dropped.close()
-        self._problems.close()
-        for writer in self.splits.values():
-            writer.close()
-
-    def problem(self, problem: Problem) -> None:
-        self.problems += 1
-        self._problems.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
-
-    def drop(self, source: str, record: Mapping[str, Any]) -> None:
-        """Record that a document leaves: `id`, `reason` and what decided."""
-        self.dropped[record["reason"]] += 1
-        self.sources.setdefault(source, Counter())[f"dropped: {record['reason']}"] += 1
-        self._dropped.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-    def keep(
-        self,
-        document: Document,
-        name: str,
-        text: str,
-        config: CurateConfig,
-        split: str | None = None,
-        *facts: object,
-    ) -> None:
-        """Write a document to its split; None: the one that its text says."""
-        counts = self.sources.setdefault(document.source, Counter())
-        split = split or split_of(text, config.heldout)
-        counts[f"{split} documents"] += 1
-        counts[f"{split} bytes"] += len(text.encode())
-        self.splits[split].write(name, document.source, document.row, text, *facts)
-
-    def reason(self, text: str, number: int, config: CurateConfig) -> tuple[str | None, dict[str, Any]]:
-        """Why a document leaves before any operator, and what decided; None when it stays.
-
-        number: its own; `of` is that of the first with the same text.
-        """
-        if len(text) < config.min_chars:
-            return "too short", {"chars": len(text), "min_chars": config.min_chars}
-        if len(text) > config.max_chars:
-            return "too long", {"chars": len(text), "max_chars": config.max_chars}
-        if not _encodes(text):
-            return "not encodable", {}
-        if config.deduplicate:
-            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            first = self.seen.add(digest, number)
-            if first is not None:
-                return "duplicate", {"of": first}
-        return None, {}
-
-    def summary(self, licences: Mapping[str, str | None]) -> dict[str, Any]:
-        """Counts of documents and bytes, and per source with its licence."""
-        total = {
-            split: {"documents": writer.documents, "bytes": writer.bytes}
-            for split, writer in self.splits.items()
-        }
-        return {
-            "read": self.read,
-            **total,
-            "dropped": dict(sorted(self.dropped.items())),
-            "problems": self.problems,
-            "sources": {
-                name: {"licence": licences.get(name), **dict(sorted(self.sources.get(name, {}).items()))}
-                for name in licences
-            },
-        }
 
 
 def known_languages(operator: Operator, labels: Sequence[str]) -> None:
@@ -480,15 +412,6 @@ def known_languages(operator: Operator, labels: Sequence[str]) -> None:
             f"the language model does not tell {unknown[0]!r}, which {operator.name} asks for",
             mend=f"Name languages that it tells{shown}.",
         )
-
-
-def _encodes(text: str) -> bool:
-    """False for lone surrogates, which JSON may carry and UTF-8 may not."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 JOB = CurateJob()

@@ -37,12 +37,14 @@ from shunter.data.curation.refine import Refine
 from shunter.data.curation.repair import RepairText
 from shunter.data.curation.runner import Done, Hands, Runner
 from shunter.data.curation.safety import KeywordSafety
+from shunter.data.meter import Meter
 from shunter.data.sources import Document, Problem, SourceConfig
-from shunter.jobs.curate import SPLITS, CurateConfig, Output, known_languages, read, sections
+from shunter.jobs.curate import CurateConfig, known_languages, read, sections
 from shunter.jobs.curate_corpora import Corpora, Given, twice
 from shunter.jobs.curate_earlier import Earlier
 from shunter.jobs.curate_leaks import Leaks
 from shunter.jobs.curate_names import Names, id_of, names_in
+from shunter.jobs.curate_output import SPLITS, Output
 from shunter.jobs.refiner import ModelWriter
 from shunter.launch.ray_cluster import Cluster
 from shunter.launch.ray_hands import RayHands
@@ -80,7 +82,7 @@ def _run(
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
-    watch = _Watch(context)
+    watch = _Watch(context, _bytes(context))
     memory = config.how.memory_mb
     runner = Runner(folder, operators, workers, watch, config.excluded, watch.begins, memory, hands)
     corpora = Corpora(context.many("corpora") if config.corpora else [])
@@ -96,7 +98,7 @@ def _run(
         for problem in corpora.problems:
             output.problem(problem)
         given = _given(made | (set(facts) - made and {"carried"}), operators)
-        with _Reading(folder, context, output, corpora, given, made) as reading:
+        with _Reading(folder, context, output, corpora, given, made, watch.meter) as reading:
             runner.run(reading.chunks())
         labels = reading.labels
         table = _copies(runner, config.rehydrate) if config.rehydrate else {}
@@ -177,6 +179,14 @@ def bound(context: JobContext[CurateConfig]) -> tuple[list[Operator], Earlier | 
     return operators, earlier
 
 
+def _bytes(context: JobContext[CurateConfig]) -> int:
+    """Of the files that are read to their end; 0 where that is not all that is read."""
+    if context.config.corpora or context.config.limit:
+        return 0
+    paths = (path for source in context.config.sources for path in places.files(source, context.base))
+    return sum(path.stat().st_size for path in paths)
+
+
 def _texts(source: SourceConfig, context: JobContext[CurateConfig]) -> Iterator[tuple[str, str]]:
     """Id and text of the documents of an evaluation set."""
 
@@ -199,7 +209,7 @@ class _Reading:
     """Documents from sources and corpora, numbered; what leaves here already is written down beside.
 
     labels: the sources' names by their number; licences: what is known of each. made: columns that the job
-    makes itself.
+    makes itself. meter: is told how far the sources are read.
     """
 
     def __init__(
@@ -210,8 +220,9 @@ class _Reading:
         corpora: Corpora,
         given: set[str],
         made: set[str],
+        meter: Meter,
     ) -> None:
-        self.context, self.output, self.folder = context, output, folder
+        self.context, self.output, self.folder, self.meter = context, output, folder, meter
         self.corpora, self.given, self.made = corpora, given, made
         self.documents = 0
         self.licences = {source.label: source.licence for source in context.config.sources}
@@ -293,7 +304,7 @@ class _Reading:
 
     def _all(self) -> Iterator[Given]:
         """Documents with what is known of them."""
-        for document in read(self.context, self.output):
+        for document in read(self.context, self.output, self.meter):
             yield Given(document)
         for where, given in self.corpora.documents(self.made):
             if self._begins[-1][1] != where:
@@ -319,23 +330,27 @@ class _Watch:
     """Progress, and the request to stop, between two chunks.
 
     Speed is of what this attempt has done since the stage began, in characters; the share that is kept is
-    of all. How long a stage still takes is told from the second on, once it is known how many chunks there
-    are. Chunks of an earlier attempt cost no time, so they count for neither.
+    of all. How long a stage still takes is told by its chunks, once it is known how many there are; of the
+    first stage, which finds them, by the bytes of the sources that are read: a little short at its end, as
+    reading is some chunks ahead. Chunks of an earlier attempt cost no time, so they count for nothing.
+
+    total: bytes of the sources; 0: something else is read too, so nobody knows.
     """
 
-    def __init__(self, context: JobContext[CurateConfig]) -> None:
-        self.context = context
+    def __init__(self, context: JobContext[CurateConfig], total: int = 0) -> None:
+        self.context, self.total, self.meter = context, total, Meter()
         self.begins(-1)
         self.chunks = 0
 
     def begins(self, stage: int) -> None:
         """A stage begins."""
-        self.begin = time.perf_counter()
-        self.seen = self.fresh = self.documents = self.kept = self.characters = 0
+        self.begin = self.later = time.perf_counter()  # later: when what is fresh began
+        self.seen = self.fresh = self.documents = self.kept = self.characters = self.before = 0
 
     def __call__(self, stage: int, done: Done) -> None:
         if self.context.control.stop_requested():
             raise Stopped
+        now = time.perf_counter()
         self.seen += 1
         self.chunks += stage == 0
         tally = done.tallies[0] if done.tallies else None
@@ -344,14 +359,20 @@ class _Watch:
         if done.fresh:
             self.fresh += 1
             self.characters += tally.characters if tally else 0
-        seconds = max(time.perf_counter() - self.begin, 1e-9)
+        elif not self.fresh:
+            self.later, self.before = now, self.meter.read
+        seconds = max(now - self.begin, 1e-9)
         shown: dict[str, float | int | str] = {
             "stage": stage + 1,
             "MB/s": round(self.characters / 1e6 / seconds, 2),
             "kept": f"{self.kept / max(self.documents, 1):.0%}",
         }
+        read = self.meter.read
         if stage and self.fresh:
             shown["seconds left"] = round(seconds / self.fresh * (self.chunks - self.seen))
+        elif self.fresh and self.total and read > self.before:
+            left = (now - self.later) * (self.total - read) / (read - self.before)
+            shown["seconds left"] = round(max(left, 0.0))
         self.context.events.progress(self.documents, None, "documents", **shown)
 
 

@@ -65,7 +65,7 @@ def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]
         section.tables.append(Table("Documents", splits, ["Split", "Documents", "Text (UTF-8)"], "num"))
     summary = read_json(path / "summary.json", problems) if (path / "summary.json").is_file() else None
     if isinstance(summary, Mapping):
-        section.tables += _funnel(summary)
+        section.tables += [*_sources(summary), *funnel(path, summary, problems)]
         chart = _left_after(summary.get("operators", []))
         section.charts += [chart] if chart is not None else []
     if isinstance(summary, Mapping) and not job.metrics:
@@ -93,10 +93,43 @@ def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]
         section.notes.append("No problem was found in the sources.")
 
 
-def _funnel(summary: Mapping[str, Any]) -> list[Table]:
-    """What each operator let through, and what became of each language; nothing for a corpus without."""
-    tables = []
+def _sources(summary: Mapping[str, Any]) -> list[Table]:
+    """What came of each source, and under which licence."""
     rows = []
+    for name, told in list(summary.get("sources", {}).items())[:MAX_ROWS]:
+        kept = [int(told.get(f"{split} documents", 0)) for split in ("train", "heldout")]
+        size = sum(int(told.get(f"{split} bytes", 0)) for split in ("train", "heldout"))
+        gone = {key: n for key, n in told.items() if key.startswith("dropped: ")}
+        first = max(gone, key=lambda key: gone[key]).removeprefix("dropped: ") if gone else ""
+        cells = [*map(numbers.count, kept), numbers.size(size), numbers.count(sum(gone.values()))]
+        rows.append([name, str(told.get("licence") or "not given"), *cells, first])
+    head = ["Source", "Licence", "train", "heldout", "Text (UTF-8)", "Dropped", "Most often for"]
+    return [Table("Sources", rows, head)] if rows else []
+
+
+def funnel(path: Path, summary: Mapping[str, Any], problems: list[str]) -> list[Table]:
+    """What reading and each operator let through, what decontamination found, and what became of each
+    language; nothing for a corpus without operators."""
+    return _funnel(summary, _read(path / "dropped.jsonl", summary, problems))
+
+
+def _read(path: Path, summary: Mapping[str, Any], problems: list[str]) -> list[str]:
+    """The row of the funnel for what reading did before the first operator."""
+    reasons = Counter(
+        str(line.get("reason")) for line in _lines(path, problems) if line.get("operator") == "reading"
+    )
+    first = (summary.get("operators") or [{}])[0]
+    told = [f"{reason} {numbers.count(count)}" for reason, count in reasons.most_common(4)]
+    out, before = int(first.get("documents", 0)), int(summary.get("read", 0))
+    # A document that is taken apart comes out as several.
+    share = f"{out / before:.1%}" if before >= out and before else ""
+    size = numbers.size(first.get("bytes", 0))
+    return ["reading", numbers.count(before), numbers.count(out), share, "", "", size, ", ".join(told)]
+
+
+def _funnel(summary: Mapping[str, Any], read: list[str]) -> list[Table]:
+    tables = []
+    rows = [read] if summary.get("operators") else []
     for step in summary.get("operators", []):
         reasons = sorted(step["reasons"].items(), key=lambda item: -item[1])
         told = [f"{reason} {numbers.count(count)}" for reason, count in reasons[:4]]
@@ -110,6 +143,7 @@ def _funnel(summary: Mapping[str, Any]) -> list[Table]:
                 numbers.count(step["kept"]),
                 f"{share:.1%}",
                 f"{letters:.1%}",
+                numbers.size(step.get("bytes", 0)),
                 numbers.size(step.get("kept_bytes", 0)),
                 ", ".join(told),
             ]
@@ -121,7 +155,8 @@ def _funnel(summary: Mapping[str, Any]) -> list[Table]:
             "out",
             "of documents",
             "of characters",
-            "Text out (UTF-8)",
+            "Text in (UTF-8)",
+            "out",
             "Removed, edited",
         ]
         tables.append(Table("Funnel", rows, head))
@@ -141,10 +176,11 @@ def _funnel(summary: Mapping[str, Any]) -> list[Table]:
         counts = languages[name]
         gone = {key: n for key, n in counts.items() if key.startswith("dropped: ")}
         first = max(gone, key=lambda key: gone[key]).removeprefix("dropped: ") if gone else ""
-        cells = [numbers.count(counts.get("documents", 0)), numbers.size(counts.get("bytes", 0))]
-        rows.append([name, *cells, numbers.count(sum(gone.values())), first])
+        kept, left = counts.get("documents", 0), sum(gone.values())
+        cells = [numbers.count(kept), numbers.size(counts.get("bytes", 0)), numbers.count(left)]
+        rows.append([name, *cells, f"{kept / max(kept + left, 1):.1%}", first])
     if rows:
-        head = ["Language", "Documents", "Text (UTF-8)", "Dropped", "Most often for"]
+        head = ["Language", "Documents", "Text (UTF-8)", "Dropped", "Kept", "Most often for"]
         tables.append(Table("Languages", rows, head))
     return tables
 

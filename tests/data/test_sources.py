@@ -237,6 +237,15 @@ def test_members_that_are_not_read_are_counted_and_reported(tmp_path: Path) -> N
         ({"path": "a.txt", "encoding": "klingon"}, "no text encoding is called 'klingon'"),
         ({"path": "a.txt", "encoding": "rot13"}, "no text encoding is called 'rot13'"),
         ({"path": "d.parquet", "field": "body"}, "no column 'body'; there are text, n"),
+        (
+            {"path": "a.jsonl", "field": "txt"},
+            r"no field 'txt' in .* are text, n\. Did you mean 'text'",
+        ),
+        (
+            {"path": "a.jsonl", "template": "{{ txt }}"},
+            "the template fails: .* undefined, as for all of",
+        ),
+        ({"path": "a.jsonl", "url": "link"}, r"no field 'link' in the first \d records; .* source's `url`"),
         ({"path": "a.parquet"}, "not a Parquet file"),
         ({"path": "e.zip", "members": "*.none"}, "no member of the archive matches '\\*.none'"),
         ({"path": "f.zip"}, "matches 'a known ending'; 1 of other kinds are there"),
@@ -255,7 +264,13 @@ def test_what_a_run_would_stumble_on_is_known_before(
     zipped(tmp_path / "f.zip", one__csv=b"one")
     with pytest.raises(ShunterError, match=complaint):
         checks.check(SourceConfig(**source), tmp_path)
-    for sound in ({"path": "a.jsonl", "template": "{{ text | without('x') }}"}, {"path": "d.parquet"}):
+    (tmp_path / "late.jsonl").write_text('{"id": 1}\n' * 9 + '{"body": "some"}\n')
+    for sound in (
+        {"path": "a.jsonl", "template": "{{ text | without('x') }}"},
+        {"path": "d.parquet"},
+        {"path": "*.jsonl", "field": "body"},  # one of the first records has it
+        {"path": "a.txt", "field": "body"},
+    ):
         checks.check(SourceConfig(**sound), tmp_path)
 
 

@@ -208,6 +208,33 @@ def test_speed_and_time_are_of_this_attempt(monkeypatch: pytest.MonkeyPatch) -> 
     assert {shown["kept"] for _, shown in told} == {"50%"}
 
 
+def test_time_that_is_left_while_reading_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten chunks an earlier attempt did three; one takes two seconds; reading is one ahead."""
+    now, told = [100.0], []
+
+    class Events:
+        def progress(self, done: int, total: None, unit: str, **shown: Any) -> None:
+            told.append(shown.get("seconds left"))
+
+    class Context:
+        control, events = Still(), Events()
+
+    class Read:
+        read = 0
+
+    monkeypatch.setattr(curate_chain.time, "perf_counter", lambda: now[0])
+    watch = curate_chain._Watch(Context(), 1000)  # type: ignore[arg-type]
+    watch.meter = Read()  # type: ignore[assignment]
+    tally = Tally(documents=10, characters=3_000_000, kept=5, kept_characters=1)
+    watch.begins(0)
+    for chunk in range(10):
+        fresh = chunk >= 3
+        now[0] += 2.0 if fresh else 0.0
+        Read.read = min(1000, 100 * (chunk + 2))
+        watch(0, Done(5, [], [tally], [], fresh))
+    assert told == [None] * 3 + [10, 8, 6, 4, 2, 0, 0]
+
+
 def test_a_language_that_the_model_does_not_tell_is_refused(tmp_path: Path, work: Work) -> None:
     labels = ["aa"] * 9 + ["bb"] * 9
     model = language.LanguageModel.train(["aaa"] * 9 + ["bbb"] * 9, labels, 8)

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from shunter.config.errors import MissingExtra
+from shunter.config.errors import MissingExtra, ShunterError
 from shunter.data import corpus, readers
 from shunter.data.curation import runner
 from shunter.data.sources import Problem, SourceConfig, documents
@@ -66,6 +66,19 @@ def test_damaged_files_are_told_and_passed(tmp_path: Path, work: Work, config: d
     told = kept + [record["id"] for record in lines(out / "dropped.jsonl")]
     assert sorted(told) == sorted(f"web:{n}" for n in range(len(told)))
     assert len(told) >= 10 + len(texts[30:]) + 2
+
+
+@pytest.mark.parametrize("config", [CONFIG, PLAIN], ids=["chain", "plain"])
+def test_sources_of_which_nothing_can_be_read(tmp_path: Path, work: Work, config: dict[str, Any]) -> None:
+    """The sentence tells of the first problem, and the list of all is kept."""
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "a.jsonl").write_bytes(b'{"text": 5}\nno JSON\n')
+    with pytest.raises(ShunterError, match=r"read: 2 .* web/a\.jsonl:1: .* int, not text") as e:
+        work(curate.JOB, {**config, "sources": [{"name": "web", "path": "web"}]})
+    assert len(lines(Path(str(e.value.where)) / "problems.jsonl")) == 2
+    (tmp_path / "web" / "a.jsonl").write_bytes(b"")
+    with pytest.raises(ShunterError, match="no document could be read; the sources are empty"):
+        work(curate.JOB, {**config, "sources": [{"name": "web", "path": "web"}]}, name="empty")
 
 
 def test_overlong_lines_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,7 +217,7 @@ def test_refined_alike_by_workers(work: Work, model: Path, texts: dict[str, Path
     assert refined(work, model, texts["raw"], "two", workers=2, chunk_chars=9000) == whole
 
 
-def test_a_model_must_be_named() -> None:
+def test_a_model_must_be_named(tmp_path: Path) -> None:
     config: dict[str, Any] = {"corpora": ["a"], "operators": [{"kind": "refine"}]}
     with pytest.raises(ValidationError, match="needs `refiner`"):
         curate.CurateConfig(kind="curate", **config)
@@ -226,7 +226,12 @@ def test_a_model_must_be_named() -> None:
     parsed = curate.CurateConfig(
         kind="curate", corpora=["a"], operators=[{"kind": "refine", "model": "my-model"}]
     )
-    assert Path("my-model/model.safetensors") in curate.JOB.reads(parsed, Path())
+    with pytest.raises(ShunterError, match="a file of refine is not there"):
+        curate.JOB.reads(parsed, tmp_path)
+    (tmp_path / "my-model").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / "my-model" / name).touch()
+    assert tmp_path / "my-model" / "model.safetensors" in curate.JOB.reads(parsed, tmp_path)
     assert "refiner" not in curate.CurateConfig(kind="curate", sources=[{"path": "x"}]).model_dump(), (
         "a job without is the one that it was"
     )

@@ -23,6 +23,7 @@ def test_a_curated_corpus(tmp_path: Path, work: Work, lingua: None) -> None:  # 
     item = " ".join(draw.choice(words, 30))
     texts = [" ".join(draw.choice(words, 60)) for _ in range(12)]
     rows = [*texts, *(f"{TEXTS[1]} {n}" for n in range(3)), f"{texts[0]} more.", f"Before. {item} After."]
+    rows.append(texts[3])
     (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     (tmp_path / "eval.jsonl").write_text(json.dumps({"text": item}) + "\n")
     operators = [
@@ -42,19 +43,28 @@ def test_a_curated_corpus(tmp_path: Path, work: Work, lingua: None) -> None:  # 
     (section,) = describe_data(facts)
     assert not facts.problems
     tables = {table.title: table.rows for table in section.tables}
+    (source,) = tables["Sources"]
+    assert source[:4] == ["web", "not given", "12", "0"]
+    assert source[5:] == ["6", "near duplicate"]
     funnel = tables["Funnel"]
     assert [row[:3] for row in funnel] == [
+        ["reading", "18", "17"],
         ["language", "17", "17"],
         ["near-duplicates", "17", "14"],
         ["decontaminate", "14", "13"],
         ["gopher-quality", "13", "12"],
     ]
-    assert "near duplicate 3" in funnel[1][-1]
+    assert funnel[0][-1] == "duplicate 1"
+    assert "near duplicate 3" in funnel[2][-1]
+    assert [row[6] for row in funnel[:-1]] == [row[5] for row in funnel[1:]], "what goes in came out before"
     (chart,) = section.charts
     assert [line.name for line in chart.series] == ["documents", "characters"]
     points = json.loads(chart.hover)["series"][0]["points"]
     assert [round(y * 17 / 100) for _, y in points] == [17, 17, 14, 13, 12]
     assert tables["Languages"][0][:2] == ["eng", "12"]
+    gone = int(tables["Languages"][0][3])
+    assert gone > 0
+    assert tables["Languages"][0][4] == f"{12 / (12 + gone):.1%}"
     assert tables["Decontamination: 100% of what left hold half of an evaluation text or more"] == [
         ["eval", "1", "1", "1"]
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -27,9 +27,11 @@ _POLICIES = (
 class C4Quality(Operator):
     """Keeps lines that end a sentence and have words enough; drops documents with few sentences left.
 
-    Defaults: section 2.2, and the reference code's two rules on long words and on policies. C4's list of
-    bad words is not here. Lines lose the spaces at their ends.
+    The rules on long words, on policies and on marks of citations are the reference code's. C4's list of bad
+    words is another operator, `bad-words`. Lines lose the spaces at their ends.
     """
+
+    source: ClassVar[str] = "C4, arXiv 1910.10683, section 2.2, and its code"
 
     kind: Literal["c4-quality"] = Field("c4-quality", description="C4's rules, which edit documents.")
     end_marks: bool = Field(

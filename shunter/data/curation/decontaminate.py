@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -57,6 +57,9 @@ class Decontaminate(Operator):
     text's words that stand in common runs (`covered`), and the stretches in common (`matches`): as they stand
     in the document, with their place in its characters, the first word in the text, and the number of runs.
     """
+
+    source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section on decontamination"
+    ours: ClassVar[tuple[str, ...]] = ("least",)
 
     kind: Literal["decontaminate"] = Field("decontaminate", description="Drops what evaluation sets hold.")
     against: list[SourceConfig] = Field(

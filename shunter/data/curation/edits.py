@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -251,6 +251,8 @@ class EditRules(Operator):
 
     RefineX lets a small model write the programs; here rules do. Both are executed by the same code.
     """
+
+    source: ClassVar[str] = "RefineX, arXiv 2507.03253, section 3 (programs, here written by rules)"
 
     kind: Literal["edit-rules"] = Field("edit-rules", description="Deletes by patterns.")
     lines: list[str] = Field([], description="Regular expressions; a line that one matches whole goes.")

@@ -14,6 +14,7 @@ from shunter.data import guarded
 from shunter.data.cleaning import normalise
 from shunter.data.curation.operators import Barrier, Facts, Keys, Operator, Verdicts
 from shunter.data.curation.pages import Pages
+from shunter.data.curation.room import ranged, room_of
 from shunter.data.readers import MAX_PAGE_BYTES
 
 
@@ -68,8 +69,11 @@ REASONS = [
 ]  # fmt: skip
 
 
+EACH = 64  # bytes a document while one range of digests is sorted
+
+
 class ExactDuplicates(Barrier):
-    """Keeps the first of documents whose texts are equal. 24 bytes a document, on disk and when settled."""
+    """Keeps the first of documents whose texts are equal. 24 bytes a document on disk."""
 
     kind: Literal["exact-duplicates"] = Field("exact-duplicates", description="Equal texts, but the first.")
 
@@ -82,15 +86,19 @@ class ExactDuplicates(Barrier):
 
     def settle(self, keys: Mapping[str, Any]) -> Keys:
         """root: int64 per document, the number of the first that is equal."""
-        high, low, number = (np.asarray(keys[name]) for name in ("high", "low", "number"))
-        order = np.lexsort((low, high))  # stable: of equal ones the first comes first
-        high, low = high[order], low[order]
-        fresh = np.ones(len(order), bool)
-        fresh[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-        heads = np.flatnonzero(fresh)
-        first = order[np.repeat(heads, np.diff(np.append(heads, len(order))))] if len(order) else order
-        root = np.empty(len(order), np.int64)
-        root[order] = number[first]
+        room = room_of(keys)
+        number = room.whole("number", keys["number"], np.int64)
+        low = room.whole("low", keys["low"], np.uint64)
+        root = room.array("root", len(number), np.int64)
+        for high, places in ranged(keys["high"], room, EACH, "equal"):
+            other = low[places]
+            order = np.lexsort((other, high))  # stable: of equal ones the first comes first
+            high, other, places = high[order], other[order], places[order]
+            fresh = np.ones(len(order), bool)
+            fresh[1:] = (high[1:] != high[:-1]) | (other[1:] != other[:-1])
+            heads = np.flatnonzero(fresh)
+            first = places[np.repeat(heads, np.diff(np.append(heads, len(order))))]
+            root[places] = number[first]
         return {"root": root}
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:

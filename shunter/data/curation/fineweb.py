@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,9 +17,11 @@ from shunter.data.curation.repeats import duplicates
 class FineWebQuality(Filter):
     """Drops documents that are lists rather than prose.
 
-    Defaults: FineWeb, section 3.6, and of repeated lines that of the released code (datatrove 0.10.1,
-    FineWebQualityFilter: 0.01), where the paper's text says 0.1.
+    `max_repeated` is that of the released code (datatrove 0.10.1, FineWebQualityFilter: 0.01), where the
+    paper's text says 0.1.
     """
+
+    source: ClassVar[str] = "FineWeb, arXiv 2406.17557, section 3.6"
 
     kind: Literal["fineweb-quality"] = Field("fineweb-quality", description="FineWeb's rules of quality.")
     min_ended: float | None = Field(

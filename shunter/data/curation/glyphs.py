@@ -86,6 +86,18 @@ def folded() -> np.ndarray:
     return table
 
 
+@lru_cache(maxsize=1)
+def small() -> np.ndarray:
+    """uint32 per code point: the small letter, where that is one character. Read only."""
+    table = np.arange(LIMIT, dtype=np.uint32)
+    for code in np.flatnonzero(flags() & ALPHA).tolist():
+        lower = chr(code).lower()
+        if len(lower) == 1:
+            table[code] = ord(lower)
+    table.setflags(write=False)
+    return table
+
+
 def terminals() -> list[str]:
     """Every character that ends a sentence."""
     return [chr(code) for code in _codes(_TERMINAL)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,7 +18,9 @@ STOPWORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
 
 class GopherQuality(Filter):
-    """Drops documents whose words and lines are not those of prose. Defaults: Gopher, section A.1.1."""
+    """Drops documents whose words and lines are not those of prose."""
+
+    source: ClassVar[str] = "Gopher, arXiv 2112.11446, section A.1.1"
 
     kind: Literal["gopher-quality"] = Field("gopher-quality", description="Gopher's rules of quality.")
     min_words: int | None = Field(50, ge=0, description="Fewest words that are not symbols alone.")
@@ -94,7 +96,9 @@ class GopherQuality(Filter):
 
 
 class GopherRepetition(Filter):
-    """Drops documents that repeat lines, paragraphs or runs of words. Defaults: Gopher, table A1."""
+    """Drops documents that repeat lines, paragraphs or runs of words."""
+
+    source: ClassVar[str] = "Gopher, arXiv 2112.11446, table A1"
 
     kind: Literal["gopher-repetition"] = Field(
         "gopher-repetition", description="Gopher's rules of repetition."

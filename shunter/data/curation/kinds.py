@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from shunter.data.curation.badwords import BadWords
 from shunter.data.curation.c4 import C4Quality
 from shunter.data.curation.decontaminate import Decontaminate
 from shunter.data.curation.edits import EditRules
@@ -14,6 +15,7 @@ from shunter.data.curation.fineweb import FineWebQuality
 from shunter.data.curation.gopher import GopherQuality, GopherRepetition
 from shunter.data.curation.language import ConfidenceCut, Language
 from shunter.data.curation.licences import LicenceTiers
+from shunter.data.curation.lines import JunkLines, SymbolLines
 from shunter.data.curation.local import RepeatedBeginnings, RepeatedEdges, RepeatedSentences
 from shunter.data.curation.minhash import NearDuplicates
 from shunter.data.curation.operators import Operator
@@ -25,6 +27,7 @@ from shunter.data.curation.refine import Refine
 from shunter.data.curation.repair import RepairText
 from shunter.data.curation.safety import KeywordSafety
 from shunter.data.curation.script import Script
+from shunter.data.curation.spans import RepeatedSpans
 from shunter.data.curation.substrings import RepeatedStretches
 from shunter.data.curation.urls import UrlRules
 
@@ -32,6 +35,7 @@ AnyOperator = Annotated[
     GopherQuality
     | GopherRepetition
     | C4Quality
+    | BadWords
     | FineWebQuality
     | NearDuplicates
     | RepeatedParagraphs
@@ -48,9 +52,12 @@ AnyOperator = Annotated[
     | UrlRules
     | KeywordSafety
     | RepairText
+    | SymbolLines
+    | JunkLines
     | Perplexity
     | Quality
     | RepeatedStretches
+    | RepeatedSpans
     | RepeatedBeginnings
     | RepeatedSentences
     | RepeatedEdges,
@@ -64,7 +71,8 @@ def preset(name: Preset, labelled: bool = False, language: Language | None = Non
 
     labelled: fineweb2 begins with labels of languages and their cut; by `language`, or the job's own model.
 
-    gopher: arXiv 2112.11446, A.1. c4: arXiv 1910.10683, 2.2, without its list of bad words. fineweb: arXiv
+    gopher: arXiv 2112.11446, A.1. c4: the rules for pages of arXiv 1910.10683, 2.2; its bad words, its
+    cut of the language and its deduplication are operators to add (docs/curate.md). fineweb: arXiv
     2406.17557, section 3, from extracted English on, with C4's rules but that of line ends. fineweb2:
     arXiv 2506.20920, section 3, from one language on, or with a language model from labelling on; with
     English limits, others come from a `limits` job. mixturevitae: arXiv 2509.25531, licences and

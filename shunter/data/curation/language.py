@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -152,6 +152,12 @@ class Language(Operator):
     (FineWeb2, section 3.2: the label decides alone; below its confidence a document leaves.)
     """
 
+    source: ClassVar[str] = "FineWeb2, arXiv 2506.20920, section 3.2"
+    ours: ClassVar[tuple[str, ...]] = (
+        "by",
+        "seen",
+    )
+
     kind: Literal["language"] = Field("language", description="Labels documents with their language.")
     by: Literal["own", "lingua"] = Field(
         "own", description="own: a model of this project; lingua: its 75 languages, by ISO 639-3 code."
@@ -201,6 +207,8 @@ class Language(Operator):
 class ConfidenceCut(Barrier):
     """Drops documents whose label is less sure than most of its language's: below the median of all
     confidences of that label less their standard deviation, between 0.3 and 0.9 (FineWeb2, section 3.2)."""
+
+    source: ClassVar[str] = "FineWeb2, arXiv 2506.20920, section 3.2"
 
     kind: Literal["confidence-cut"] = Field(
         "confidence-cut", description="A language's own least confidence; after `language`."

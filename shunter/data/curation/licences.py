@@ -7,7 +7,7 @@ The phrases are evidence, no legal advice: a page may quote one that is not its 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -51,6 +51,23 @@ _FREE = re.compile(
 )
 
 
+# What a text must hold for a pattern to be found in it: looked for first, as it takes a tenth of the time.
+_UNFREE_HINTS = (
+    "by nc", "by nd", "by-nc", "by-nd", "creative commons", "noncommercial", "non-commercial", "noderivat",
+    "no-derivat", "kommerziell", "utilisation commerciale", "no comercial", "não comercial",
+    "non commerciale", "некоммерческ", "非商用", "非商业", "非營利",
+)  # fmt: skip
+_FREE_HINTS = (
+    "ccby", "cc by", "cc-by", "cc0", "creativecommons.org/", "creative commons", "public domain", "mit licen",
+    "apache licen", "bsd licen", "open government licen", "domaine public", "dominio público",
+    "domínio público", "gemeinfrei", "общественное достояние", "公有领域",
+)  # fmt: skip
+# Letters that patterns without case take for others, and `lower` does not: long and dotless ones, and those
+# that Unicode has for Cyrillic as it was written once.
+_ALIKE = {0x17F: 0x73, 0x130: 0x69, 0x131: 0x69}
+_ALIKE |= dict(zip(range(0x1C80, 0x1C87), (0x432, 0x434, 0x43E, 0x441, 0x442, 0x442, 0x44A), strict=True))
+
+
 class LicenceTiers(Operator):
     """Gives each document its tier and the rule that it stays by; unknown ones go.
 
@@ -58,6 +75,9 @@ class LicenceTiers(Operator):
     origin. 3: governments' works. A restrictive notice beats every permission. Of the address a domain alone
     counts.
     """
+
+    source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section 3"
+    ours: ClassVar[tuple[str, ...]] = ("domains",)
 
     kind: Literal["licence-tiers"] = Field("licence-tiers", description="Keeps what may be used, by tier.")
     sources: dict[str, Tier] = Field({}, description="Source -> tier, for sources that were chosen by hand.")
@@ -86,7 +106,8 @@ class LicenceTiers(Operator):
 
     def tier(self, text: str, url: str, source: str) -> tuple[int, str, str]:
         """Number of the reason to go or -1, tier, and the rule that decided."""
-        if found := _UNFREE.search(text):
+        lower = small(text)
+        if found := _found(_UNFREE, _UNFREE_HINTS, text, lower):
             return 0, "", f"text: {found.group()[:60]}"
         ends = (text[: self.window], text[max(self.window, len(text) - self.window) :])
         for part in ends:
@@ -98,11 +119,21 @@ class LicenceTiers(Operator):
         for domain in self.domains:
             if host == domain or host.endswith("." + domain):
                 return -1, "3", f"domain: {domain}"
-        if found := _FREE.search(text):
+        if found := _found(_FREE, _FREE_HINTS, text, lower):
             if again := _RESERVED.search(text):
                 return 1, "", f"text: {again.group()[:60]}"
             return -1, "1", f"phrase: {found.group()[:60]}"
         return 2, "", "none"
+
+
+def small(text: str) -> str:
+    """The text in small letters, so that a hint is in it wherever a pattern without case may be found."""
+    return text.lower() if text.isascii() else text.translate(_ALIKE).lower()
+
+
+def _found(pattern: re.Pattern[str], hints: tuple[str, ...], text: str, lower: str) -> re.Match[str] | None:
+    """`pattern.search(text)`."""
+    return pattern.search(text) if any(hint in lower for hint in hints) else None
 
 
 REASONS = ["unfree licence", "rights reserved", "licence unknown", "a tier that is not wanted"]

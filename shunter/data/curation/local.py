@@ -4,16 +4,18 @@ section on local deduplication). What another source holds has no effect: overla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from shunter.data.curation import glyphs
 from shunter.data.curation.operators import Barrier, Facts, Keys, Verdicts
-from shunter.data.curation.pages import Pages, Prefix, Spans, mixed
+from shunter.data.curation.pages import Pages, Prefix, Spans, lowered, mixed
+from shunter.data.curation.room import blocks, only, parts_of, ranged, room_of
+
+EACH = 48  # bytes a beginning, sentence or edge while one range of their hashes is sorted
 
 BOILERPLATE = (
     "click here", "read more", "all rights reserved", "privacy policy", "terms of use", "sign up", "log in",
@@ -37,6 +39,8 @@ class RepeatedBeginnings(Barrier):
     not compared.
     """
 
+    source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section on local deduplication"
+
     kind: Literal["repeated-beginnings"] = Field("repeated-beginnings", description="Equal beginnings.")
     least: int = Field(20, ge=1, description="Words of the shortest beginning, and between one and the next.")
     most: int = Field(220, ge=1, description="Words of the longest beginning.")
@@ -55,14 +59,19 @@ class RepeatedBeginnings(Barrier):
 
     def settle(self, keys: Mapping[str, Any]) -> Keys:
         """root: the number of the earlier document, or the document's own."""
-        rows, hashes, number = (np.asarray(keys[name]) for name in ("rows", "hashes", "number"))
-        owner = np.repeat(np.arange(len(rows)), rows)
-        values, places = np.unique(hashes, return_index=True)  # the first of each: rows are in order
-        root = np.arange(len(rows))
-        some = np.flatnonzero(rows)
-        longest = hashes[np.cumsum(rows)[some] - 1]
-        root[some] = owner[places[np.searchsorted(values, longest)]]
-        return {"root": number[root] if len(rows) else number}
+        room = room_of(keys)
+        number = room.whole("number", keys["number"], np.int64)
+        ends = np.cumsum(room.whole("rows", keys["rows"], np.int64))
+        root = room.array("root", len(number), np.int64)
+        for rows in blocks(len(number)):
+            root[rows] = number[rows]
+        for hashes, places in ranged(keys["hashes"], room, EACH, "beginnings"):
+            order, heads, sizes = _sorted(hashes)
+            owner = np.searchsorted(ends, places[order], "right")
+            first = np.repeat(owner[heads], sizes)  # rows are in order, so the first of each is the earliest
+            longest = places[order] == ends[owner] - 1
+            root[owner[longest]] = number[first[longest]]
+        return {"root": root}
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
         root, zeros = settled["root"], np.zeros(len(pages))
@@ -77,6 +86,12 @@ class RepeatedSentences(Barrier):
     Sentences of more than 30 characters are compared, without case. Low quality: many special characters, few
     stopwords, or a phrase of boilerplate.
     """
+
+    source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section on local deduplication"
+    ours: ClassVar[tuple[str, ...]] = (
+        "words",
+        "phrases",
+    )
 
     kind: Literal["repeated-sentences"] = Field("repeated-sentences", description="Sentences said before.")
     min_chars: int = Field(30, ge=1, description="Only longer sentences are compared.")
@@ -105,13 +120,13 @@ class RepeatedSentences(Barrier):
 
     def settle(self, keys: Mapping[str, Any]) -> Keys:
         """seen: uint8 per sentence that is compared, how often it stands earlier, up to 255."""
-        rows, hashes = np.asarray(keys["rows"]), np.asarray(keys["hashes"])
-        order = np.argsort(hashes, kind="stable")
-        values = hashes[order]
-        heads = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else order
-        sizes = np.diff(np.append(heads, len(values)))
-        seen = np.empty(len(hashes), np.uint8)
-        seen[order] = np.minimum(np.arange(len(values)) - np.repeat(heads, sizes), 255)
+        room = room_of(keys)
+        rows = room.whole("rows", keys["rows"], np.int64)
+        seen = room.array("seen", int(rows.sum()), np.uint8)
+        for hashes, places in ranged(keys["hashes"], room, EACH, "sentences"):
+            order, heads, sizes = _sorted(hashes)
+            before = np.arange(len(order)) - np.repeat(heads, sizes)
+            seen[places[order]] = np.minimum(before, 255)
         return {"rows": rows, "seen": seen}
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
@@ -126,17 +141,11 @@ class RepeatedSentences(Barrier):
         texts: list[str] | None = None
         removed = 0
         for number in np.flatnonzero((spans.sums(gone) > 0) & (reason < 0)).tolist():
-            text, base, at = pages.texts[number], int(pages.begins[number]), 0
-            pieces = []
-            for place in range(int(spans.first[number]), int(spans.first[number + 1])):
-                low, high = int(spans.begins[place]) - base, int(spans.ends[place]) - base
-                if gone[place] and self.poor(text[low:high]):
-                    pieces.append(text[at:low])
-                    at = high + (text[high : high + 1] == " ")
-                    removed += 1
-            if at:
+            left, count = without(pages, spans, number, gone, self.poor)
+            if count:
                 texts = list(pages.texts) if texts is None else texts
-                texts[number] = "".join([*pieces, text[at:]]).strip()
+                texts[number] = left
+                removed += count
         counts = {"repeated sentences": removed} if removed else {}
         limits = np.full(len(pages), self.max_duplicate)
         return Verdicts(["mostly said before"], reason, share, limits, texts=texts, counts=counts)
@@ -158,6 +167,8 @@ class RepeatedEdges(Barrier):
     Runs of 6, 5 and 4 words at an end that stand there in 3, 4 and 5 documents or more go, the longest first.
     One round strips one run of each end; the paper has up to three: name the operator as often.
     """
+
+    source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section on local deduplication"
 
     kind: Literal["repeated-edges"] = Field("repeated-edges", description="Headers and footers.")
     sizes: list[int] = Field([6, 5, 4], min_length=1, description="Words of the runs, the longest first.")
@@ -183,16 +194,16 @@ class RepeatedEdges(Barrier):
 
     def settle(self, keys: Mapping[str, Any]) -> Keys:
         """head and tail: int8 per document, the words that go."""
-        found: dict[str, np.ndarray] = {}
-        width = len(self.sizes)
-        for name, begin in (("head", 0), ("tail", width)):
-            cut: np.ndarray | None = None
-            for place, (size, times) in enumerate(zip(self.sizes, self.times, strict=True)):
-                column = np.asarray(keys["edges"][:, begin + place])
-                cut = np.zeros(len(column), np.int8) if cut is None else cut
-                _, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
-                cut[(counts[inverse] >= times) & (column > 0) & (cut == 0)] = size
-            found[name] = cut if cut is not None else np.zeros(0, np.int8)
+        room, width = room_of(keys), len(self.sizes)
+        count = sum(map(len, parts_of(keys["edges"])))
+        found = {name: room.array(name, count, np.int8) for name in ("head", "tail")}
+        for place, (size, times) in enumerate(zip(self.sizes, self.times, strict=True)):
+            for name, column in (("head", place), ("tail", place + width)):
+                edges = only(keys["edges"], column)
+                for hashes, places in ranged(edges, room, EACH, "edges", zeros=False):
+                    order, _, counts = _sorted(hashes)
+                    mine = places[order[np.repeat(counts, counts) >= times]]
+                    found[name][mine[found[name][mine] == 0]] = size  # a longer run goes first
         return found
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
@@ -230,16 +241,29 @@ def sentences(pages: Pages) -> Spans:
     return Spans(pages, begins[kept], ends[kept])
 
 
-def lowered(pages: Pages) -> Prefix:
-    """Hashes of stretches of characters without case, at the places of the pages' own."""
-    return Prefix(mixed(np.take(_lower(), pages.codes, mode="clip").astype(np.uint64)))
+def without(
+    pages: Pages,
+    spans: Spans,
+    number: int,
+    gone: np.ndarray,
+    also: Callable[[str], bool] = lambda sentence: True,
+) -> tuple[str, int]:
+    """A document without its sentences that are gone (bool per sentence) and `also` so, each with one space
+    after it; and how many these are."""
+    text, base, at = pages.texts[number], int(pages.begins[number]), 0
+    pieces: list[str] = []
+    first, last = spans.first[number : number + 2].tolist()
+    for place in (first + np.flatnonzero(gone[first:last])).tolist():
+        low, high = int(spans.begins[place]) - base, int(spans.ends[place]) - base
+        if also(text[low:high]):
+            pieces.append(text[at:low])
+            at = high + (text[high : high + 1] == " ")
+    return "".join([*pieces, text[at:]]).strip() if pieces else text, len(pieces)
 
 
-@lru_cache(maxsize=1)
-def _lower() -> np.ndarray:
-    table = np.arange(glyphs.LIMIT, dtype=np.uint32)
-    for code in np.flatnonzero(glyphs.flags() & glyphs.ALPHA).tolist():
-        small = chr(code).lower()
-        if len(small) == 1:
-            table[code] = ord(small)
-    return table
+def _sorted(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The stable order of hashes; where in it each value begins; and how often it stands there."""
+    order = np.argsort(hashes, kind="stable")
+    values = hashes[order]
+    heads = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else order
+    return order, heads, np.diff(np.append(heads, len(values)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -55,8 +55,14 @@ class Verdicts:
 class Operator(Config):
     """Judges documents, each by itself: no result depends on what else is in the batch.
 
-    One of `judge` and `judge_with` is written by each operator.
+    One of `judge` and `judge_with` is written by each operator. source: where its rules and the defaults of
+    its options are published, "" for this project's; ours: options whose defaults are this project's even so.
+    hint: where files that it reads may be had.
     """
+
+    source: ClassVar[str] = ""
+    ours: ClassVar[tuple[str, ...]] = ()
+    hint: ClassVar[str] = ""
 
     def judge(self, pages: Pages) -> Verdicts:
         """The verdict on each document."""

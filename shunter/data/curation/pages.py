@@ -70,6 +70,11 @@ class Prefix:
         return np.asarray((self._sums[size:] - self._sums[:-size]) * self._down[:count])
 
 
+def lowered(pages: Pages) -> Prefix:
+    """Hashes of stretches of characters without case, at the places of the pages' own."""
+    return Prefix(mixed(np.take(glyphs.small(), pages.codes, mode="clip").astype(np.uint64)))
+
+
 class Pages:
     """A batch of documents. All positions are in characters of `codes`.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -75,6 +75,8 @@ class PrecisionFilter(Barrier):
     Where no more than `above` of the language's first `sampled` documents lack one, all stay: of a clean
     language the filter would drop what is right.
     """
+
+    source: ClassVar[str] = "FineWeb2, arXiv 2506.20920, section 3.6"
 
     kind: Literal["precision"] = Field("precision", description="Wants one of a language's own words.")
     language: str = Field(description="The language whose documents are looked at; others pass.")

@@ -137,6 +137,9 @@ def loaded(folder: str) -> Classifier:
 class Quality(Ranked):
     """Keeps what a trained classifier takes for the wanted kind. Default: the best tenth (DCLM, 4.4)."""
 
+    source: ClassVar[str] = "DCLM, arXiv 2406.11794, section 4.4"
+    ours: ClassVar[tuple[str, ...]] = ("by_language",)
+
     kind: Literal["quality"] = Field("quality", description="Keeps by a trained classifier.")
     model: str = Field("", description="Folder of a classifier; default: the job's `classifier`.")
     share: float | None = Field(0.1, gt=0, le=1, description="Share of documents that stays, best first.")
@@ -157,6 +160,9 @@ class Perplexity(Ranked):
     """Keeps what a model of runs finds least surprising. Default: the lowest fifth (POINTS, arXiv 2409.04828,
     section 3.3). The thirds that CCNet calls head, middle and tail stand in `perplexity_part` (arXiv
     1911.00359, section 4.3)."""
+
+    source: ClassVar[str] = "POINTS, arXiv 2409.04828, section 3.3"
+    ours: ClassVar[tuple[str, ...]] = ("by_language",)
 
     kind: Literal["perplexity"] = Field("perplexity", description="Keeps by the perplexity of a small model.")
     model: str = Field("", description="Folder of a model of runs; default: the job's `ngrams`.")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import Field, PrivateAttr
@@ -57,6 +57,12 @@ class Refine(Operator):
     writes: program deletes only. text: the model writes the document anew, as an expert does that is to be
     learnt from; it may invent words, which are counted.
     """
+
+    source: ClassVar[str] = "RefineX, arXiv 2507.03253, section 3; `max_new_tokens`: Prox-C's code"
+    ours: ClassVar[tuple[str, ...]] = (
+        "batch",
+        "whole_words",
+    )
 
     kind: Literal["refine"] = Field("refine", description="Edits by a model's programs.")
     model: str = Field(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,6 +28,9 @@ class KeywordSafety(Operator):
 
     Lists are of single words, an entry a line, compared in the folded form: without case and diacritics.
     """
+
+    source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section on safety"
+    ours: ClassVar[tuple[str, ...]] = ("exempt_domains",)
 
     kind: Literal["keyword-safety"] = Field("keyword-safety", description="Lists of unsafe words.")
     flagged: list[str] = Field([], description="Files of words that may be unsafe.")

@@ -8,23 +8,27 @@ documents. Tokens here are words of `Pages`; the paper's are of its byte-pair vo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from shunter.data.curation.operators import Barrier, Keys, Verdicts
 from shunter.data.curation.pages import Pages
+from shunter.data.curation.room import Room, ranged, room_of
 
-SORTED_AT_ONCE = 1 << 24  # windows: with their places 24 bytes each while they are sorted
+EACH = 48  # bytes a window while one range of hashes is sorted
 
 
 class RepeatedStretches(Barrier):
     """Keeps the first of equal stretches of words and cuts out the others; a document with little left goes.
 
-    8 bytes a word on disk; in memory one byte a word and, pass by pass over ranges of hashes, 400 MB.
+    9 bytes a word on disk, and 16 more while they are sorted if they do not fit in memory.
     """
+
+    source: ClassVar[str] = "Lee et al. 2021, arXiv 2107.06499, section 4.1"
+    ours: ClassVar[tuple[str, ...]] = ("min_left",)
 
     kind: Literal["repeated-stretches"] = Field(
         "repeated-stretches", description="Exact duplicates of stretches of words over the whole corpus."
@@ -47,16 +51,9 @@ class RepeatedStretches(Barrier):
 
     def settle(self, keys: Mapping[str, Any]) -> Keys:
         """again: bool per window, whether an equal one stands earlier."""
-        rows = np.asarray(keys["rows"])
-        total = int(rows.sum())
-        again = np.zeros(total, bool)
-        passes = max(1, -(-total // SORTED_AT_ONCE))
-        for number in range(passes):
-            hashes, places = _range(keys["hashes"], number, passes)
-            order = np.argsort(hashes, kind="stable")
-            values = hashes[order]
-            again[places[order[1:]][values[1:] == values[:-1]]] = True
-        return {"rows": rows, "again": again}
+        room = room_of(keys)
+        rows = room.whole("rows", keys["rows"], np.int64)
+        return {"rows": rows, "again": repeated(keys["hashes"], int(rows.sum()), room)}
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
         words = pages.words
@@ -99,21 +96,11 @@ class RepeatedStretches(Barrier):
         return "".join(pieces).strip(), len(changes) // 2
 
 
-def _range(hashes: Any, number: int, passes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The hashes of one of so many equal ranges, and their places among all."""
-    if passes == 1:
-        whole = np.asarray(hashes)
-        return whole, np.arange(len(whole))
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    begin = 0
-    for part in _parts(hashes):
-        # The upper 32 bits say the range: a product of these and `passes` cannot overflow.
-        inside = np.flatnonzero(((part >> np.uint64(32)) * np.uint64(passes)) >> np.uint64(32) == number)
-        found.append((part[inside], inside + begin))
-        begin += len(part)
-    return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
-
-
-def _parts(hashes: Any) -> Iterator[np.ndarray]:
-    """A chunk at a time, where they lie on disk."""
-    yield from hashes.parts() if hasattr(hashes, "parts") else [np.asarray(hashes)]
+def repeated(hashes: Any, count: int, room: Room) -> np.ndarray:
+    """bool per value of a column of `count` hashes: whether an equal one stands before it."""
+    again = room.array("again", count, bool)
+    for values, places in ranged(hashes, room, EACH, "windows"):
+        order = np.argsort(values, kind="stable")
+        ordered = values[order]
+        again[places[order[1:]][ordered[1:] == ordered[:-1]]] = True
+    return again

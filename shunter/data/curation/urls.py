@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,6 +28,12 @@ class UrlRules(Operator):
     Each list is a file with an entry a line; empty lines and what follows `#` are nothing. Case does not
     count.
     """
+
+    source: ClassVar[str] = "FineWeb, arXiv 2406.17557, section 3.1; `soft`: its code (datatrove 0.10.1)"
+    hint: ClassVar[str] = (
+        "FineWeb's domains and addresses are those of the UT1 lists, dsi.ut-capitole.fr/blacklists (CC BY-SA "
+        "4.0); none comes along."
+    )
 
     kind: Literal["url-rules"] = Field("url-rules", description="Lists of domains and words of addresses.")
     domains: list[str] = Field([], description="Files of domains; one goes with all below it.")

@@ -21,39 +21,52 @@ def why(folder: Path, name: str) -> dict[str, Any]:
     The parts of a document that was taken apart are told together, under `parts`. Raises ShunterError when
     the corpus knows no such document.
     """
+    told = asked(folder, name)
+    if told is None:
+        raise unknown(name, folder)
+    return told
+
+
+def unknown(name: str, folder: Path) -> ShunterError:
+    """The sentence for a document that a corpus does not know."""
+    path = folder / "summary.json"
+    known = json.loads(path.read_text(encoding="utf-8")).get("sources", {}) if path.is_file() else {}
+    sources = f"its sources are {', '.join(sorted(known)[:20])}" if known else "a summary names the sources"
+    return ShunterError(
+        f"no document {name!r} is in the corpus, kept or dropped",
+        where=str(folder),
+        mend=f"An id is SOURCE:ROW, rows counted from 0; {sources}.",
+    )
+
+
+def asked(folder: Path, name: str) -> dict[str, Any] | None:
+    """What `why` gives, or None.
+
+    Of texts only those that are told are read: the columns of ids are looked through.
+    """
     parts: dict[str, dict[str, Any]] = {}
-    with (folder / "dropped.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            # Most lines are of others: a look at the text saves reading them as JSON.
-            if name in line and _is(record := json.loads(line), name):
-                parts[record["id"]] = {"state": "dropped", **record}
+    if (folder / "dropped.jsonl").is_file():
+        with (folder / "dropped.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                # Most lines are of others: a look at the text saves reading them as JSON.
+                if name in line and _is(record := json.loads(line), name):
+                    parts[record["id"]] = {"state": "dropped", **record}
     for split in SPLITS:
-        begin = 0  # of a file among its split's
+        begin = 0  # of a row group among its split's
         for path in sorted((folder / split).glob("*.parquet")):
             with pq.ParquetFile(path) as table:
-                facts = [c for c in table.schema_arrow.names if c != "text"]
-                for batch in table.iter_batches(batch_size=4096):
-                    hits = pc.starts_with(batch.column("id"), name)
-                    for place, hit in enumerate(hits.to_pylist()):
-                        if not hit:
-                            continue
-                        row = batch.slice(place, 1).to_pylist()[0]
-                        if _is(row, name):
-                            told = {fact: row[fact] for fact in facts}
-                            parts[row["id"]] = {
-                                "state": "kept",
-                                "split": split,
-                                "place": begin + place,
-                                **told,
-                                "text": row["text"][:SHOWN],
-                            }
-                    begin += batch.num_rows
+                for group in range(table.num_row_groups):
+                    names = table.read_row_group(group, columns=["id"]).column("id")
+                    hits = pc.indices_nonzero(pc.starts_with(names, name)).to_pylist()
+                    mine = [place for place in hits if _is({"id": names[place].as_py()}, name)]
+                    rows = table.read_row_group(group).take(mine).to_pylist() if mine else []
+                    for place, row in zip(mine, rows, strict=True):
+                        text = row.pop("text")
+                        told = {"state": "kept", "split": split, "place": begin + place, **row}
+                        parts[row["id"]] = {**told, "text": text[:SHOWN]}
+                    begin += len(names)
     if not parts:
-        raise ShunterError(
-            f"no document {name!r} is in the corpus, kept or dropped",
-            where=str(folder),
-            mend="An id is SOURCE:ROW, rows counted from 0; summary.json names the sources.",
-        )
+        return None
     if list(parts) == [name]:
         return parts[name]
     return {"id": name, "parts": [parts[key] for key in sorted(parts, key=_order)]}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from shunter.data.curation.licences import REASONS, LicenceTiers
+from shunter.data.curation import licences
+from shunter.data.curation.licences import REASONS, LicenceTiers, small
 from shunter.jobs import curate
 from tests.jobs.conftest import Work, work  # noqa: F401
 
@@ -80,3 +84,55 @@ def test_every_row_names_its_tier_and_rule(tmp_path: Path, work: Work) -> None: 
         assert all(row["tier"] and row["licence_rule"] for row in table)
         found["-".join(tiers)] = [row["tier"] for row in table]
     assert found == {"1-2a-3": ["1"] * 6 + ["3"] * 4 + ["2a"], "1": ["1"] * 6, "3-2a": ["3"] * 4 + ["2a"]}
+
+
+PIECES = [
+    "cc", "by", "-", " ", "nc", "nd", "sa", "0", "creative commons", "CreativeCommons.org/licenses/", "no",
+    "non", "commercial", "attribution", "derivatives", " use", "nicht", "kommerziell", "pas d'", "uso ",
+    "utilisation commerciale", "não ", "comercial", "non commerciale", "некоммерческая", "非商用", "MIT", ".",
+    "not in the ", "public domain", "apache", " licence", "open government", "dominio público", "gemeinfrei",
+    "общественное достояние",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8), st.lists(st.booleans(), min_size=1, max_size=9))
+@settings(max_examples=200, deadline=None)
+def test_hints_hide_nothing_from_the_patterns(pieces: list[str], upper: list[bool]) -> None:
+    """What is looked for first is in every text in which a pattern is found."""
+    text = "".join(
+        piece.upper() if upper[n % len(upper)] else piece.replace("s", "\u017f")
+        for n, piece in enumerate(pieces)
+    )
+    for pattern, hints in (
+        (licences._UNFREE, licences._UNFREE_HINTS),
+        (licences._FREE, licences._FREE_HINTS),
+    ):
+        found, plain = licences._found(pattern, hints, text, small(text)), pattern.search(text)
+        assert (found and found.span()) == (plain and plain.span())
+
+
+def test_each_hint_is_one_of_a_phrase() -> None:
+    """Each phrase has but one hint in it, or the only one of its language: none can be left out."""
+    unfree = (
+        "cc by nc|cc by nd|cc-by-nc|BY-ND|Creative Commons, no commerce: noncommercial|noncommercial use|"
+        "non-commercial use|noderivatives|no-derivatives|nicht kommerziell|pas d'utilisation commerciale|"
+        "uso no comercial|não comercial|non commerciale|некоммерческое|非商用|非商业|非營利"
+    )
+    free = (
+        "ccby|cc by|cc-by-sa 4.0|CC0|creativecommons.org/publicdomain/|Creative Commons Zero|public domain|"
+        "MIT licence|Apache license|BSD license|Open Government Licence|domaine public|dominio público|"
+        "domínio público|gemeinfrei|общественное достояние|公有领域"
+    )
+    for phrases, pattern, hints in (
+        (unfree, licences._UNFREE, licences._UNFREE_HINTS),
+        (free, licences._FREE, licences._FREE_HINTS),
+    ):
+        for phrase in phrases.split("|"):
+            assert licences._found(pattern, hints, phrase, small(phrase)), phrase
+
+
+def test_every_letter_that_a_pattern_takes_for_another_is_it_in_small_letters() -> None:
+    every = "".join(map(chr, [*range(0x80, 0xD800), *range(0xE000, 0x11000)]))
+    for letter in sorted(set("".join((*licences._UNFREE_HINTS, *licences._FREE_HINTS)))):
+        for other in re.findall(re.escape(letter), every, re.IGNORECASE):
+            assert small(other) == letter

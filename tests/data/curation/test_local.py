@@ -108,6 +108,16 @@ def test_headers_and_footers_at_their_bounds(tmp_path: Path, size: int, times: i
             assert all(text.startswith(body[:20]) for text, body in zip(left.values(), bodies, strict=True))
 
 
+def test_the_longest_run_that_enough_share_goes(tmp_path: Path) -> None:
+    """Five share four words at their end, three of them six: these lose six, the others four."""
+    draw = np.random.default_rng(4)
+    foot, longer = "this is the end", "and so this is the end"
+    bodies = [words(draw, 30) for _ in range(5)]
+    texts = [f"{body} {longer if n < 3 else foot}" for n, body in enumerate(bodies)]
+    left, _, _ = run(tmp_path, RepeatedEdges(kind="repeated-edges"), texts, ["a"] * 5)
+    assert list(left.values()) == bodies
+
+
 def test_short_documents_have_no_edges(tmp_path: Path) -> None:
     texts = ["one two three four", "", "five"] * 9
     left, _, edits = run(tmp_path, RepeatedEdges(kind="repeated-edges"), texts, ["a"] * 27)

@@ -15,12 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shunter.data.curation import room as rooms
+from shunter.data.curation.extract import ExactDuplicates
 from shunter.data.curation.firsts import Firsts
+from shunter.data.curation.local import RepeatedBeginnings, RepeatedEdges, RepeatedSentences
 from shunter.data.curation.minhash import NearDuplicates
 from shunter.data.curation.operators import Barrier, Keys
 from shunter.data.curation.pages import Pages, mixed
 from shunter.data.curation.paragraphs import RepeatedParagraphs
-from shunter.data.curation.room import Columns, Room
+from shunter.data.curation.room import Columns, Room, ranged
+from shunter.data.curation.spans import RepeatedSpans
+from shunter.data.curation.substrings import RepeatedStretches
 
 WORDS = "the ship of state sails on over calm and rough water to that shore with all".split()  # noqa: SIM905
 
@@ -36,33 +41,48 @@ def keys_in(folder: Path, operator: Barrier, parts: list[list[str]], room: int) 
     """The keys of chunks, as workers write them."""
     begin = 0
     for number, texts in enumerate(parts):
-        keys = {**operator.keys(Pages(texts)), "number": np.arange(begin, begin + len(texts)) * 3}
+        keys = {
+            **operator.keys_with(Pages(texts), {}),
+            "number": np.arange(begin, begin + len(texts)) * 3,
+        }
         for name, values in keys.items():
             np.save(folder / f"{number:06}.{name}.npy", values)
         begin += len(texts)
     return Columns(folder, len(parts), Room(folder, room))
 
 
-@pytest.mark.parametrize("make", [NearDuplicates, lambda: RepeatedParagraphs(min_left=0.7)])
+OPERATORS: list[Barrier] = [
+    NearDuplicates(),
+    RepeatedParagraphs(min_left=0.7),
+    ExactDuplicates(),
+    RepeatedBeginnings(least=3, most=30),
+    RepeatedSentences(),
+    RepeatedEdges(),
+    RepeatedStretches(words=6),
+    RepeatedSpans(sentences=2),
+]
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 @given(st.integers(0, 1000), st.integers(4, 50), st.sampled_from([500, 4000]))
 @settings(max_examples=3, deadline=None)
 def test_any_room_gives_the_same(
-    tmp_path_factory: pytest.TempPathFactory, make: Callable[[], Barrier], seed: int, size: int, room: int
+    tmp_path_factory: pytest.TempPathFactory, operator: Barrier, seed: int, size: int, room: int
 ) -> None:
-    operator, texts = make(), texts_of(seed)
+    texts = texts_of(seed)
     folder = tmp_path_factory.mktemp("keys")
-    whole: Keys = {**operator.keys(Pages(texts)), "number": np.arange(len(texts)) * 3}
+    whole: Keys = {**operator.keys_with(Pages(texts), {}), "number": np.arange(len(texts)) * 3}
     expected = operator.settle(whole)
     parts = [texts[at : at + size] for at in range(0, len(texts), size)]
     found = operator.settle(keys_in(folder, operator, parts, room))
     assert set(found) == set(expected)
     for name, values in expected.items():
         assert np.array_equal(found[name], values), name
-    assert any(folder.glob("settled.*"))
+    assert any(folder.glob("settled.*")) or room > 500
 
 
 def test_no_document_at_all(tmp_path: Path) -> None:
-    for operator in (NearDuplicates(), RepeatedParagraphs()):
+    for operator in OPERATORS:
         settled = operator.settle(keys_in(tmp_path, operator, [], 1))
         assert all(not len(values) for values in settled.values())
 
@@ -103,6 +123,48 @@ def test_what_does_not_fit_lies_on_disk(tmp_path: Path) -> None:
     assert peaks[40_000][0] <= room
     assert peaks[400_000][0] <= 2 * room
     assert peaks[400_000][1] > 4 * room
+
+
+@given(
+    st.lists(st.integers(0, 9).map(lambda n: n << 60), max_size=60),
+    st.integers(1, 40),
+    st.booleans(),
+    st.integers(1, 5),
+)
+@settings(max_examples=40, deadline=None)
+def test_ranges_have_every_value_once(
+    tmp_path_factory: pytest.TempPathFactory, values: list[int], size: int, zeros: bool, files: int
+) -> None:
+    """In order within a range, equal ones together, however few files may be open."""
+    folder = tmp_path_factory.mktemp("ranges")
+    parts = [values[at : at + size] for at in range(0, len(values), size)]
+    for number, part in enumerate(parts):
+        np.save(folder / f"{number:06}.key.npy", np.array(part, np.uint64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rooms, "FILES", files)
+        column = Columns(folder, len(parts))["key"]
+        found = [
+            (v.tolist(), p.tolist()) for v, p in ranged(column, Room(folder, 100), 16, "key", zeros=zeros)
+        ]
+    assert all(places == sorted(places) for _, places in found)
+    pairs = [pair for each in found for pair in zip(*each, strict=True)]
+    assert sorted(pairs) == sorted((v, n) for n, v in enumerate(values) if zeros or v)
+    assert sum(len(set(some)) for some, _ in found) == len({v for v, _ in pairs})
+    assert not list(folder.glob("settled.*"))
+
+
+@pytest.mark.parametrize("operator", [RepeatedSentences(), RepeatedStretches()], ids=lambda each: each.name)
+def test_parts_of_documents_do_not_stay_in_memory(tmp_path: Path, operator: Barrier) -> None:
+    """800,000 sentences, or windows of words, in a room of 12 MB, where to sort them takes twice that."""
+    draw = np.random.default_rng(0)
+    for number in range(4):
+        hashes = mixed(draw.integers(0, 300_000, 200_000).astype(np.uint64))
+        np.save(tmp_path / f"{number:06}.hashes.npy", hashes)
+        np.save(tmp_path / f"{number:06}.rows.npy", np.full(2_000, 100))
+        np.save(tmp_path / f"{number:06}.number.npy", np.arange(2_000) + 2_000 * number)
+    bounded = peak(lambda: operator.settle(Columns(tmp_path, 4, Room(tmp_path, 12_000_000))))
+    assert bounded <= 12_000_000
+    assert peak(lambda: operator.settle(Columns(tmp_path, 4))) > 2 * bounded
 
 
 @given(st.lists(st.integers(0, 60), max_size=200))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shunter.data.curation import chain, substrings
+from shunter.data.curation import chain, runner
 from shunter.data.curation.pages import Pages
 from shunter.data.curation.runner import Runner
 from shunter.data.curation.substrings import RepeatedStretches
@@ -34,29 +34,30 @@ def expected(texts: list[str]) -> list[list[str]]:
     return left
 
 
-def found(folder: Path, texts: list[str], size: int) -> tuple[dict[int, str], list[int]]:
+def found(folder: Path, texts: list[str], size: int, room: int) -> tuple[dict[int, str], list[int]]:
     operator = RepeatedStretches(kind="repeated-stretches", words=WORDS, min_left=0)
-    runner = Runner(folder, [operator], 1, lambda stage, done: None)
-    runner.run(cut(texts, size))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "MB", 1)
+        chained = Runner(folder, [operator], 1, lambda stage, done: None, memory=room)
+        chained.run(cut(texts, size))
     left = {
-        int(n) // 2: text for part in runner.left() for n, text in zip(part.number, part.texts, strict=True)
+        int(n) // 2: text for part in chained.left() for n, text in zip(part.number, part.texts, strict=True)
     }
-    return left, [int(record["number"]) // 2 for record in runner.dropped(1)]
+    return left, [int(record["number"]) // 2 for record in chained.dropped(1)]
 
 
 texts_ = st.lists(st.lists(st.sampled_from("abc"), max_size=14).map(" ".join), min_size=1, max_size=8)
 
 
-@given(texts_, st.integers(1, 8), st.integers(1, 40), st.integers(3, 50))
+@given(texts_, st.integers(1, 8), st.integers(1, 40), st.integers(30, 9000))
 @settings(max_examples=25, deadline=None)
 def test_windows_in_a_set_say_the_same(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], size: int, batch: int, at_once: int
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], size: int, batch: int, room: int
 ) -> None:
-    """Also for any chunks, batches and numbers of passes."""
+    """Also for any chunks, batches and room to settle in (bytes)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chain, "BATCH_CHARS", batch)
-        patch.setattr(substrings, "SORTED_AT_ONCE", at_once)
-        left, dropped = found(tmp_path_factory.mktemp("chain"), texts, size)
+        left, dropped = found(tmp_path_factory.mktemp("chain"), texts, size, room)
     wanted = expected(texts)
     for number, text in enumerate(texts):
         if wanted[number] or not text:

@@ -1,0 +1,35 @@
+"""How much of some files has been read, in bytes as they lie on disk, while someone else reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+class Meter:
+    """Counts files that are read one after another. Of one that is open, what lies behind the place of
+    reading counts; of Parquet files and archives, which are read here and there, the whole at their end."""
+
+    def __init__(self) -> None:
+        self._done = 0
+        self._open: IO[bytes] | None = None
+
+    @property
+    def read(self) -> int:
+        """Bytes so far."""
+        here = self._open.tell() if self._open is not None and not self._open.closed else 0
+        return self._done + here
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[IO[bytes]]:
+        """A file for someone to read."""
+        with path.open("rb") as raw:
+            self._open = raw
+            yield raw
+
+    def finished(self, path: Path) -> None:
+        """A file is read to its end."""
+        self._open = None
+        self._done += path.stat().st_size

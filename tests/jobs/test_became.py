@@ -1,0 +1,147 @@
+"""From a packed token to its document, and from a document to what every corpus on its way made of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from shunter.cli import main as cli
+from shunter.config.errors import ShunterError
+from shunter.data import corpus
+from shunter.data.curation import why
+from shunter.data.show import origin
+from shunter.data.tokenizer import Tokenizer
+from shunter.data.tokens import TokenRows
+from shunter.jobs.became import became, token
+from shunter.recipe.store import Store
+from tests.data.curation.test_runner import corpus as texts_of
+from tests.jobs.test_curate_chain import lines, write
+
+RECIPE = """
+version: 1
+name: ways
+seed: 0
+jobs:
+  raw: {kind: curate, sources: [{name: web, path: web, licence: mine}], heldout: 0.1, min_chars: 30}
+  clean: {kind: curate, corpora: [raw], operators: [{kind: near-duplicates}], how: {workers: 1}}
+  mixture: {kind: mix, corpora: [clean], budget: 4000}
+  tokenizer: {kind: tokenizer, corpus: raw, vocab_size: 300}
+  rows: {kind: tokens, corpus: mixture, tokenizer: tokenizer, row_length: 64}
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """What the recipe makes."""
+    folder = tmp_path_factory.mktemp("ways")
+    write(folder / "web", [f"{n} {text}" for n, text in enumerate(texts_of(5, 60))], 2)
+    (folder / "ways.yaml").write_text(RECIPE)
+    assert cli.main(["run", str(folder / "ways.yaml"), "--store", str(folder / "store")]) == 0
+    return Store(folder / "store")
+
+
+def test_every_document_is_told_of_by_every_corpus_on_its_way(store: Store) -> None:
+    """Also by default, when the newest corpus has never seen it."""
+    names = ("mixture", "clean", "raw")
+    ends = {name: set[str]() for name in names}
+    for number in range(60):
+        told = became(store, f"web:{number}")
+        assert [each.corpus.name for each in told] == list(names[-len(told) :])
+        states = [each.told["state"] for each in told]
+        assert states[1:] == ["kept"] * (len(told) - 1), "what is read on was kept before"
+        assert len(told) == 3 or states[0] == "dropped"
+        ends[told[0].corpus.name].add(states[0])
+        for each in told:
+            assert each.told == why.why(each.corpus.path, f"web:{number}")
+    assert ends == {"mixture": {"kept", "dropped"}, "clean": {"dropped"}, "raw": {"dropped"}}
+    with pytest.raises(ShunterError, match=r"no document 'web:60'"):
+        became(store, "web:60")
+    with pytest.raises(ShunterError, match=r"no document 'web:60' .* its sources are web"):
+        became(store, "web:60", store.get("mixture"))
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_every_token_is_of_a_document_that_stands_in_the_corpus(store: Store, split: str) -> None:
+    """What the tokens of a document say, put together by their places, is its text."""
+    made = store.get("rows")
+    rows, tokenizer = TokenRows(made.path / split), Tokenizer.load(made.path / "tokenizer")
+    texts = {each.id: each.text for each in corpus.texts(store.get("mixture").path / split)}
+    said: dict[str, dict[int, str]] = {name: {} for name in texts}
+    for row in range(rows.num_rows):
+        filled = np.flatnonzero(rows.rows(np.array([row])).segments[0] >= 0).tolist()
+        for place in filled:
+            found = origin(rows, tokenizer, row, place)
+            low, high = found.chars
+            said[found.document][found.index] = texts[found.document][low:high]
+            assert high == low or said[found.document][found.index] == found.text
+        if len(filled) < rows.row_length:
+            with pytest.raises(ShunterError, match="is padding"):
+                origin(rows, tokenizer, row, rows.row_length - 1)
+    assert {name: "".join(parts[n] for n in sorted(parts)) for name, parts in said.items()} == texts
+    found, told = token(store, made, split, 0, 5)
+    assert [each.corpus.name for each in told] == ["mixture", "clean", "raw"]
+    assert (told[0].told["id"], told[0].told["split"]) == (found.document, split)
+
+
+def test_on_the_command_line(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--store", str(store.path)]
+    gone = lines(store.get("clean").path / "dropped.jsonl")[0]
+    assert cli.main(["corpus", "why", gone["id"], *place]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(
+        f"in clean-{store.get('clean').id[:12]}: {gone['id']}: dropped by near-duplicates"
+    )
+    assert second.startswith(f"in raw-{store.get('raw').id[:12]}: {gone['id']}: kept")
+    assert cli.main(["corpus", "why", gone["id"], "--json", *place]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["state"], data["before"][0]["state"]) == ("dropped", "kept")
+    assert cli.main(["corpus", "token", "0:3", *place]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith("row 0, token 3: ")
+    assert len(others) == 3
+    assert cli.main(["corpus", "token", "0:3", "--json", *place]) == 0
+    assert json.loads(capsys.readouterr().out)["before"][0]["id"].startswith("web:")
+    assert cli.main(["corpus", "funnel", *place]) == 0
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert told[0] == ["Funnel:"]
+    assert [line[0] for line in told[2:]] == ["reading", "near-duplicates"]
+    assert int(told[3][2]) == json.loads((store.get("clean").path / "summary.json").read_text())["train"][
+        "documents"
+    ] + sum(1 for _ in corpus.texts(store.get("clean").path / "heldout"))
+    assert cli.main(["corpus", "funnel", "clean", "--json", *place]) == 0
+    assert json.loads(capsys.readouterr().out)["operators"][0]["operator"] == "near-duplicates"
+    for wrong, message in (
+        (["funnel", "raw"], "raw is no corpus of a chain of operators"),
+        (["token", "3"], "no place of a token: '3'. Write ROW:PLACE"),
+        (["token", "9999:0"], "there is no token 0 in row 9999"),
+        (["token", "0:1", "--in", "raw"], "raw has no rows: it is corpus"),
+        (["why", "web:1", "--in", "rows"], "rows is no corpus but tokens"),
+        (["why"], "nothing is asked about"),
+        (["whence", "web:1"], "no such question: 'whence'"),
+    ):
+        assert cli.main(["corpus", *wrong, *place]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_of_other_texts_nothing_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts are the most of a corpus: the column is read of a row group that has the document alone."""
+    read = why.pq.ParquetFile.read_row_group
+    columns: list[object] = []
+
+    def spied(file: object, group: int, columns_: object = None, **rest: object) -> object:
+        columns.append(rest.get("columns", columns_))
+        return read(file, group, columns=rest.get("columns", columns_))
+
+    monkeypatch.setattr(why.pq.ParquetFile, "read_row_group", spied)
+    folder = store.get("clean").path
+    gone = lines(folder / "dropped.jsonl")[0]["id"]
+    assert why.why(folder, gone)["state"] == "dropped"
+    assert columns
+    assert all(each == ["id"] for each in columns)
+    kept = next(iter(corpus.texts(folder / "train"))).id
+    columns.clear()
+    assert why.why(folder, kept)["state"] == "kept"
+    assert columns.count(None) == 1
+    assert np.all([each in (["id"], None) for each in columns])
