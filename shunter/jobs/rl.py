@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -48,6 +49,14 @@ class RlConfig(JobConfig):
         exclude_if=lambda value: value == "own",
         description="Who writes the answers: own, or a server, where `how.server` says.",
     )
+    staleness: int = Field(
+        0,
+        ge=0,
+        le=64,
+        exclude_if=lambda value: value == 0,  # as before there was a choice
+        description="Steps by which the weights that write an answer may be older than those that learn from "
+        "it. 0: writing waits for every update; 1 or more: it goes on meanwhile.",
+    )
     max_gap: float | None = Field(
         None,
         gt=0,
@@ -68,6 +77,12 @@ class RlConfig(JobConfig):
             raise ValueError("generator, vllm or sglang, and how.server, where it is, belong together")
         if served and (self.how.placement is not None or self.how.deterministic):
             raise ValueError("a server draws by itself, so it goes with neither deterministic nor placement")
+        if self.staleness and self.how.placement is not None:
+            raise ValueError(
+                "placed roles take turns: staleness and how.placement exclude each other"
+            )
+        if self.staleness and served:
+            raise ValueError("staleness goes with our own generator alone so far")
         answers = self.group * self.prompts_per_step
         if self.policy.updates > answers:
             raise ValueError(f"a step's {answers} answers cannot be cut into {self.policy.updates} updates")
@@ -108,6 +123,7 @@ class RlJob:
         from shunter.generate.toolbox import Toolbox
         from shunter.models.hf import load_model, save_model
         from shunter.post.course import Course, Pupil
+        from shunter.post.delayed import Delayed
         from shunter.post.prompts import read_prompts
         from shunter.post.reinforce import Reinforcement
         from shunter.post.reward_model import new_head
@@ -168,7 +184,10 @@ class RlJob:
                 context=decoder.spec.max_positions,
                 reply=tools,
             )
-        lessons = Reinforcement(
+        kind: Any = Reinforcement
+        if config.staleness:
+            kind = partial(Delayed, staleness=config.staleness)
+        lessons: Reinforcement = kind(
             course,
             policy,
             before,
@@ -189,7 +208,7 @@ class RlJob:
         try:
             course.run(lessons)
         finally:
-            lessons.grader.close()
+            lessons.close()
         taught.save(decoder, folder, context.out)
         rewards = lessons.rewards
         share = max(1, len(rewards) // 10)

@@ -31,8 +31,9 @@ class Journal:
             with self._mine(step).open("a", encoding="utf-8") as file:
                 file.write("".join(lines))
 
-    def read(self, step: int, version: int) -> dict[int, Rollout]:
-        """Answers of a step that weights of this version wrote, of all writers.
+    def read(self, step: int, version: int, oldest: int | None = None) -> dict[int, Rollout]:
+        """Answers of a step that weights of this version wrote, of all writers. oldest: and weights since
+        that version.
 
         A torn last line is left out. Of this writer's file it is cut off, as it is about to be written on;
         another's may be in the middle of being written.
@@ -51,7 +52,8 @@ class Journal:
                 whole += len(line)
                 at = values.pop("at")
                 values.setdefault("wrote", [True] * len(values["ids"]))  # as before there were tools
-                if set(values["versions"]) == {version}:
+                versions, since = values["versions"], version if oldest is None else oldest
+                if versions and since <= min(versions) and max(versions) <= version:
                     found[at] = Rollout(**values)
             if path == mine:
                 os.truncate(path, whole)
