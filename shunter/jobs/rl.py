@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,10 @@ from shunter.generate.config import ToolConfig
 from shunter.jobs import models, placed, taught
 from shunter.post.config import PolicyConfig, PostTrain, RewardConfig, RlHow
 from shunter.recipe.job import Input, JobConfig, JobContext
+
+if TYPE_CHECKING:
+    from shunter.post.delayed import Delayed
+    from shunter.post.writers import Writer
 
 
 class RlConfig(JobConfig):
@@ -78,15 +82,20 @@ class RlConfig(JobConfig):
         if served and (self.how.placement is not None or self.how.deterministic):
             raise ValueError("a server draws by itself, so it goes with neither deterministic nor placement")
         if self.staleness and self.how.placement is not None:
-            raise ValueError(
-                "placed roles take turns: staleness and how.placement exclude each other"
-            )
+            raise ValueError("placed roles take turns: staleness and how.placement exclude each other")
         if self.staleness and served:
             raise ValueError("staleness goes with our own generator alone so far")
+        if self.how.writer == "process" and (served or self.how.placement is not None):
+            raise ValueError("how.writer is of our own generator without a placement; leave it out")
         answers = self.group * self.prompts_per_step
         if self.policy.updates > answers:
             raise ValueError(f"a step's {answers} answers cannot be cut into {self.policy.updates} updates")
         return self
+
+    @property
+    def apart(self) -> bool:
+        """Whether another process writes."""
+        return self.how.writer == "process" or (self.how.writer == "auto" and self.staleness > 0)
 
     def largest_gap(self, precision: str) -> float:
         """The bound on the gap where models compute in this precision.
@@ -185,7 +194,12 @@ class RlJob:
                 reply=tools,
             )
         kind: Any = Reinforcement
-        if config.staleness:
+        if config.apart:
+            threads = config.how.threads or max(1, course.threads // 2)
+            course.threads = config.how.threads or max(1, course.threads - threads)
+            beside = partial(_beside, folder, threads)
+            kind = partial(Delayed, staleness=config.staleness, beside=beside)
+        elif config.staleness:
             kind = partial(Delayed, staleness=config.staleness)
         lessons: Reinforcement = kind(
             course,
@@ -225,6 +239,23 @@ class RlJob:
             "skipped": len(course.skipped),
             "parameters": decoder.spec.num_parameters,
         }
+
+
+def _beside(folder: Path, threads: int, lessons: Delayed) -> Writer:
+    from shunter.post.beside import Beside
+
+    return Beside(
+        folder,
+        lessons.sampling,
+        lessons.hear,
+        seed=lessons.seed,
+        stops=sorted(lessons.stops),
+        room=lessons.room,
+        threads=threads,
+        exact=lessons.exact,
+        device=str(lessons.course.device),
+        tools=lessons.tools,
+    )
 
 
 def stops(folder: Path) -> list[int]:

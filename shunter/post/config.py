@@ -188,6 +188,11 @@ class RlHow(PostHow):
     placement: PlacementConfig | None = Field(
         None, description="Roles on processes; none: one process for everything."
     )
+    writer: Literal["auto", "here", "process"] = Field(
+        "auto",
+        description="Without a placement. here: writing and learning take turns in one process; process: "
+        "another process writes meanwhile; auto: another process where `staleness` is not 0.",
+    )
     server: ServerConfig | None = Field(
         None, description="Where the server is that writes, if `generator` names one."
     )

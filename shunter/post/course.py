@@ -132,6 +132,7 @@ class Course:
         """shown: the metric that stands beside the progress."""
         self.train, self.how, self.place, self.shown = train, how, place, shown
         self.device = choose_device(how.device)
+        self.threads = how.threads or len(os.sched_getaffinity(0))
         if how.deterministic:
             prepare_determinism(self.device)
         self.checkpointer = Checkpointer(place.work / "checkpoints", how.keep)
@@ -142,7 +143,7 @@ class Course:
     def run(self, lessons: Lessons) -> None:
         """Raises Stopped after saving on request."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(self.how.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(self.threads)
         set_determinism(self.how.deterministic)
         config = self.train.model_dump(mode="json")
         tracker = open_trackers(self.how.track, self.place.log / "track", self.place.name, config)

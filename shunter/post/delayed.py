@@ -31,7 +31,7 @@ from shunter.post.rewards import Graded
 from shunter.post.samplers import by_step
 from shunter.post.step import Scorer
 from shunter.post.store import SampleStore
-from shunter.post.writers import Hear, Here, Weights, Writer
+from shunter.post.writers import Here, Weights, Writer
 
 COLUMNS = ("step", "number", "group", "again", "answer", "reward", "reference")
 ROW = COLUMNS[:5]  # of a row that is written; `again`: by an attempt before this one
@@ -48,9 +48,14 @@ class Delayed(Reinforcement):
     newest = False
 
     def __init__(
-        self, *given: Any, staleness: int, beside: Callable[[Hear], Writer] | None = None, **more: Any
+        self,
+        *given: Any,
+        staleness: int,
+        beside: Callable[[Delayed], Writer] | None = None,
+        **more: Any,
     ) -> None:
-        """given, more: as of `Reinforcement`. beside: a writer that is not this process."""
+        """given, more: as of `Reinforcement`. beside: makes a writer that is not this process, which tells
+        `hear` what it has written."""
         super().__init__(*given, **more)
         self.staleness, self._beside = staleness, beside
         self.exact = self.course.how.deterministic
@@ -71,7 +76,10 @@ class Delayed(Reinforcement):
     def step(self, number: int) -> Mapping[str, float]:
         """Learn from a step's rows, and let those be written that its weights allow."""
         if self.writer is None:
-            self.writer = (self._beside or (lambda hear: Here(self.engine, self.seed, hear)))(self._hear)
+            if self._beside is None:
+                self.writer = Here(self.engine, self.seed, self.hear)
+            else:
+                self.writer = self._beside(self)
             self._advance(number, number)
         told = super().step(number)
         self._advance(number + 1, number + 1 + self.staleness)
@@ -119,7 +127,7 @@ class Delayed(Reinforcement):
         self._ahead.position = step * self.per_step
         return [self.prompts.items[int(i)] for i in self._ahead.take(self.per_step)]
 
-    def _hear(self, step: int, fresh: Mapping[int, Rollout]) -> None:
+    def hear(self, step: int, fresh: Mapping[int, Rollout]) -> None:
         """Answers have come: on disk first."""
         self.journal.write(step, fresh)
         for at in fresh:
@@ -150,7 +158,7 @@ class Delayed(Reinforcement):
             if taken := self.store.poll("learner", columns, self.count, mine):
                 break
             begin = time.perf_counter()
-            self.writer.listen(wait=True)
+            self._wait()
             self._waited += time.perf_counter() - begin
         self._taken = list(taken.values())
         self.store.done("learner", list(taken))
@@ -160,6 +168,13 @@ class Delayed(Reinforcement):
         self.grader.check(graded)
         far = [row["reference"] for row in self._taken] if refers else None
         return [row["answer"] for row in self._taken], graded, far
+
+    def _wait(self) -> None:
+        """Until more is written."""
+        assert self.writer is not None
+        if not self.missing:
+            raise RuntimeError("all that was asked for is written, and something is waited for")
+        self.writer.listen(wait=True)
 
     def _reward_some(self) -> bool:
         """Grade whole groups that are ready; whether there were any."""
@@ -252,8 +267,7 @@ class Delayed(Reinforcement):
         """With all rows that are there. Where bits must be the same, with those too that are being written by
         weights which a later attempt does not have."""
         while self.exact and any(step < self.now + self.staleness for step, _ in self.missing):
-            assert self.writer is not None
-            self.writer.listen(wait=True)
+            self._wait()
         store = self.store.state()
         rows = [[row, _plain(cells)] for row, cells in store["cells"]]
         floors = [[step, updates] for step, updates in self.floors.items()]
@@ -261,6 +275,8 @@ class Delayed(Reinforcement):
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
+        if "store" not in state:  # of a training in turns, which with a staleness of 0 is the same
+            return
         store = state["store"]
         self.store.restore({**store, "cells": [[row, _made(cells)] for row, cells in store["cells"]]})
         self.floors = {int(step): int(updates) for step, updates in state["floors"]}

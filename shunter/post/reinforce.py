@@ -32,11 +32,11 @@ from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grader, Item
 from shunter.post.step import Scorer
+from shunter.post.writers import BLOCK
 
 SHOWN = 3  # answers of a step that are kept for people to read
 MOMENTS = 5  # steps whose answers are
 ROW = 512  # tokens of a row that answers to one prompt share
-BLOCK = 8  # tokens of a block of the cache
 
 
 class Reinforcement:

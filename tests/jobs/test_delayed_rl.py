@@ -22,10 +22,12 @@ from shunter.post import reinforce as plain
 from shunter.recipe.job import Stopped
 from shunter.record import events, points
 from tests.jobs.conftest import Still, Work
-from tests.jobs.test_post_jobs import HOW, model, reinforce, talks, weights
+from tests.jobs.test_post_jobs import HOW as ANY
+from tests.jobs.test_post_jobs import model, reinforce, talks, weights
 from tests.jobs.test_post_kills import Killed
 
 __all__ = ["model", "talks"]  # fixtures
+HOW = {**ANY, "writer": "here"}
 EXACT = {**HOW, "deterministic": True}
 
 
@@ -117,7 +119,7 @@ def test_killed_anywhere_each_row_is_learnt_from_once_and_what_was_written_is_no
     work: Work, model: Path, talks: Path, bound: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     had = ledger(monkeypatch)
-    more: dict[str, Any] = {"staleness": bound, "train": {"steps": 6, "lr": 1e-3}}
+    more: dict[str, Any] = {"staleness": bound, "how": HOW, "train": {"steps": 6, "lr": 1e-3}}
     for at in (1, 3):
         with killed("train.step", at):
             reinforce(work, model, talks, **more)
@@ -160,7 +162,7 @@ def test_a_token_that_is_too_old_stops_the_run(
     new = plain.RolloutEngine.new_weights
     monkeypatch.setattr(plain.RolloutEngine, "new_weights", lambda self, version: new(self, 0))
     with pytest.raises(ShunterError, match="2 updates old, and may be 1 at most"):
-        reinforce(work, model, talks, staleness=1, max_gap=9.0)
+        reinforce(work, model, talks, staleness=1, max_gap=9.0, how=HOW)
 
 
 def test_without_the_gate_tokens_are_too_old(
@@ -178,7 +180,7 @@ def test_without_the_gate_tokens_are_too_old(
     monkeypatch.setattr(delayed.Delayed, "_advance", eager)
     monkeypatch.setattr(delayed, "SampleStore", partial(roomy, delayed.SampleStore))
     with pytest.raises(ShunterError, match="2 updates old, and may be 1 at most"):
-        reinforce(work, model, talks, staleness=1)
+        reinforce(work, model, talks, staleness=1, how=HOW)
 
 
 def roomy(kind: Any, *given: Any, capacity: int) -> Any:
@@ -193,7 +195,7 @@ def test_no_more_rows_than_the_bound_allows(
     monkeypatch.setattr(
         delayed.Delayed, "close", lambda self: most.append(self.store.most_live) or close(self)
     )
-    reinforce(work, model, talks, staleness=2)
+    reinforce(work, model, talks, staleness=2, how=HOW)
     assert most == [3 * 12]
 
 
@@ -202,6 +204,7 @@ def test_no_more_rows_than_the_bound_allows(
     [
         ({"how": {**HOW, "placement": {"backend": "inline"}}}, "exclude each other"),
         ({"generator": "vllm", "how": {**HOW, "server": {"url": "http://localhost:1"}}}, "own generator"),
+        ({"staleness": 0, "how": {**HOW, "writer": "process", "placement": {"backend": "inline"}}}, "leave"),
         ({"staleness": -1}, "greater than or equal to 0"),
     ],
 )
