@@ -81,12 +81,15 @@ class RlConfig(JobConfig):
             raise ValueError("generator, vllm or sglang, and how.server, where it is, belong together")
         if served and (self.how.placement is not None or self.how.deterministic):
             raise ValueError("a server draws by itself, so it goes with neither deterministic nor placement")
-        if self.staleness and self.how.placement is not None:
-            raise ValueError("placed roles take turns: staleness and how.placement exclude each other")
-        if self.staleness and served:
-            raise ValueError("staleness goes with our own generator alone so far")
-        if self.how.writer == "process" and (served or self.how.placement is not None):
-            raise ValueError("how.writer is of our own generator without a placement; leave it out")
+        if self.how.writer != "auto" and self.how.placement is not None:
+            raise ValueError("how.writer says nothing where roles are placed; leave one of the two out")
+        if self.how.writers is not None and not self.apart:
+            raise ValueError("how.writers are processes beside this one: set how.writer to process")
+        if len(self.how.writers or ()) > 1 and (served or self.how.deterministic):
+            raise ValueError(
+                "several writers go with neither a server, which is one, nor deterministic: what is written "
+                "side by side rounds otherwise"
+            )
         answers = self.group * self.prompts_per_step
         if self.policy.updates > answers:
             raise ValueError(f"a step's {answers} answers cannot be cut into {self.policy.updates} updates")
@@ -95,6 +98,8 @@ class RlConfig(JobConfig):
     @property
     def apart(self) -> bool:
         """Whether another process writes."""
+        if self.how.placement is not None:
+            return False
         return self.how.writer == "process" or (self.how.writer == "auto" and self.staleness > 0)
 
     def largest_gap(self, precision: str) -> float:
@@ -179,25 +184,33 @@ class RlJob:
         sampling = SamplingConfig(
             temperature=config.temperature, max_new_tokens=config.max_new_tokens, batch=at_once
         )
-        engine = None
+        engine, server = None, None
         if config.generator != "own":
             assert config.how.server is not None
             place = config.how.server.folder
-            engine = ServedEngine(
-                config.generator,
-                config.how.server,
-                sampling,
-                {*tokenizer.stop_ids, *stops(folder)},
-                save=lambda out: save_model(decoder, out, tokenizer_folder=folder, **models.special(folder)),
-                folder=context.work / "served" if place is None else Path(place),
-                context=decoder.spec.max_positions,
-                reply=tools,
-            )
+            aside = context.work / "served" if place is None else Path(place)
+            special = models.special(folder)
+            if config.apart:
+                told = config.how.server.model_dump(mode="json")
+                server = {"kind": config.generator, "config": told, "folder": str(aside.absolute())}
+                server["special"] = special
+            else:
+                engine = ServedEngine(
+                    config.generator,
+                    config.how.server,
+                    sampling,
+                    {*tokenizer.stop_ids, *stops(folder)},
+                    save=lambda out: save_model(decoder, out, tokenizer_folder=folder, **special),
+                    folder=aside,
+                    context=decoder.spec.max_positions,
+                    reply=tools,
+                )
         kind: Any = Reinforcement
         if config.apart:
-            threads = config.how.threads or max(1, course.threads // 2)
-            course.threads = config.how.threads or max(1, course.threads - threads)
-            beside = partial(_beside, folder, threads)
+            devices = config.how.writers or [str(course.device)]
+            threads = config.how.threads or max(1, course.threads // (len(devices) + 1))
+            course.threads = config.how.threads or max(1, course.threads - threads * len(devices))
+            beside = partial(_beside, folder, devices, threads, server)
             kind = partial(Delayed, staleness=config.staleness, beside=beside)
         elif config.staleness:
             kind = partial(Delayed, staleness=config.staleness)
@@ -241,21 +254,39 @@ class RlJob:
         }
 
 
-def _beside(folder: Path, threads: int, lessons: Delayed) -> Writer:
-    from shunter.post.beside import Beside
+def _beside(
+    folder: Path, devices: Sequence[str], threads: int, server: dict[str, Any] | None, lessons: Delayed
+) -> Writer:
+    """Processes that write, one on each of the devices."""
+    from shunter.post.beside import SILENT, Beside, Several
 
-    return Beside(
-        folder,
-        lessons.sampling,
-        lessons.hear,
-        seed=lessons.seed,
-        stops=sorted(lessons.stops),
-        room=lessons.room,
-        threads=threads,
-        exact=lessons.exact,
-        device=str(lessons.course.device),
-        tools=lessons.tools,
-    )
+    sampling = lessons.sampling.model_copy(update={"batch": -(-lessons.sampling.batch // len(devices))})
+    found: list[Beside] = []
+    try:
+        for device in devices:
+            made = Beside(
+                folder,
+                lessons.journal.folder,
+                sampling,
+                lessons.hear,
+                seed=lessons.seed,
+                stops=sorted(lessons.stops),
+                room=lessons.room,
+                threads=threads,
+                exact=lessons.exact,
+                device=device,
+                tools=lessons.tools,
+                server=server,
+                # A server may be silent for as long as one request may take.
+                timeout=SILENT + (0.0 if server is None else float(server["config"]["timeout"])),
+                said=found[0].said if found else None,
+            )
+            found.append(made)
+    except BaseException:
+        for each in found:
+            each.close()
+        raise
+    return found[0] if len(found) == 1 else Several(found, lessons.group)
 
 
 def stops(folder: Path) -> list[int]:

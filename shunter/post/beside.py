@@ -1,4 +1,4 @@
-"""A writer in a process of its own, seen from the process that learns."""
+"""Writers in processes of their own, seen from the process that learns."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from shunter.config.errors import ShunterError
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout
@@ -25,12 +23,14 @@ from shunter.generate.toolbox import Toolbox
 from shunter.launch import elastic
 from shunter.post.roles import wire
 from shunter.post.roles.overseer import RERUN
-from shunter.post.writers import Hear, Weights
+from shunter.post.writers import Hear, Rollouts, Weights, arrays
 
 COMMAND = (sys.executable, "-m", "shunter.post.writing")
 SILENT = 600.0  # seconds without a word after which it is given up; while it writes it speaks every 5 s
 GRACE = 1.0  # seconds in which it ends by itself
 LAST = 2000  # bytes of its output that are looked at
+
+Said = queue.SimpleQueue[tuple["Beside", Mapping[str, Any]]]
 
 
 class Beside:
@@ -41,6 +41,7 @@ class Beside:
     def __init__(
         self,
         model: Path,
+        journal: Path,
         sampling: SamplingConfig,
         hear: Hear,
         *,
@@ -51,10 +52,15 @@ class Beside:
         exact: bool,
         device: str = "cpu",
         tools: Toolbox | None = None,
+        server: Mapping[str, Any] | None = None,
         timeout: float = SILENT,
+        said: Said | None = None,
     ) -> None:
-        """model: a folder with its shape. room: tokens of the longest text. exact: all that was asked for is
-        written before newer weights are taken. tools: whose configuration it asks; they count here."""
+        """model: a folder with its shape. journal: folder for answers, where it has files of its own. room:
+        tokens of the longest text. exact: all that was asked for is written before newer weights are taken.
+        tools: whose configuration it asks; they count here. server: that writes in its place: `kind`,
+        `config`, `folder`, and what `save_model` is told (`special`). timeout: seconds without a word, while
+        it owes something. said: a queue that it shares."""
         self.hear, self.tools, self.timeout = hear, tools, timeout
         mine, theirs = socket.socketpair()
         self._link, self._output = mine, tempfile.TemporaryFile()  # noqa: SIM115
@@ -70,12 +76,16 @@ class Beside:
                 stdout=self._output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
                 preexec_fn=elastic.die_with_parent,
             )  # fmt: skip
-        self._heard = time.monotonic()
-        self._said: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+        self.heard, self.owes = time.monotonic(), 0
+        self.said: Said = said or queue.SimpleQueue()
         self._asks: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        # Its files are nobody else's, as one of an earlier attempt may end with half a line.
+        name = f"w{time.time_ns() // 1000:016d}"
         self._asks.put(
             {
                 "model": str(model),
+                "journal": str(journal),
+                "name": name,
                 "sampling": sampling.model_dump(mode="json"),
                 "seed": seed,
                 "stops": sorted(stops),
@@ -83,6 +93,7 @@ class Beside:
                 "threads": threads,
                 "exact": exact,
                 "device": device,
+                "server": server,
                 "tools": None if tools is None else tools.config.model_dump(mode="json"),
             }
         )
@@ -90,40 +101,32 @@ class Beside:
             threading.Thread(target=work, daemon=True).start()
 
     def renew(self, version: int, weights: Weights) -> None:
-        arrays = {
-            # numpy knows no bfloat16; in float32 it is the same number.
-            name: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-            for name, value in weights.items()
-        }
-        self._asks.put({"do": "weights", "version": version, "weights": arrays})
+        self._asks.put({"do": "weights", "version": version, "weights": arrays(weights)})
 
-    def ask(self, step: int, prompts: Mapping[int, Sequence[int]]) -> None:
+    def ask(self, step: int, prompts: Mapping[int, Sequence[int]], begun: Rollouts) -> None:
+        if not self.owes:
+            self.heard = time.monotonic()  # it had no reason to speak before
+        self.owes += len(prompts)
         asked = [[at, list(ids)] for at, ids in prompts.items()]
-        self._asks.put({"do": "ask", "step": step, "prompts": asked})
+        parts = [[at, vars(one)] for at, one in begun.items()]
+        self._asks.put({"do": "ask", "step": step, "prompts": asked, "begun": parts})
 
     def listen(self, wait: bool) -> None:
-        while True:
-            try:
-                left = max(0.0, self._heard + self.timeout - time.monotonic())
-                said = self._said.get(timeout=left) if wait else self._said.get_nowait()
-            except queue.Empty:
-                if not wait:
-                    return
-                if time.monotonic() - self._heard < self.timeout:
-                    continue
-                raise ShunterError(
-                    f"no word from the process that writes for {self.timeout:g} s", mend=RERUN
-                ) from None
-            if "failed" in said:
-                raise self._failure(said)
-            if "ended" in said:
-                raise self._ended()
-            for step, rows in said.get("answers", ()):
-                self.hear(int(step), {int(at): Rollout(**values) for at, values in rows})
-                wait = False
-            if self.tools is not None and "tools" in said:
-                self.tools.calls += said["tools"][0]
-                self.tools.failed += said["tools"][1]
+        listen([self], self.said, wait)
+
+    def take(self, said: Mapping[str, Any]) -> bool:
+        """Hand on what it said; whether that were answers. Raises what has ended it."""
+        if "failed" in said:
+            raise self._failure(said)
+        if "ended" in said:
+            raise self._ended()
+        if self.tools is not None and "tools" in said:
+            self.tools.calls += said["tools"][0]
+            self.tools.failed += said["tools"][1]
+        for step, rows in said.get("answers", ()):
+            self.owes -= len(rows)
+            self.hear(int(step), {int(at): Rollout(**values) for at, values in rows})
+        return "answers" in said
 
     def close(self) -> None:
         self._asks.put(None)
@@ -148,11 +151,11 @@ class Beside:
     def _receive(self) -> None:
         try:
             while True:
-                said, _ = wire.receive(self._link)
-                self._heard = time.monotonic()
-                self._said.put(said)
+                told, _ = wire.receive(self._link)
+                self.heard = time.monotonic()
+                self.said.put((self, told))
         except (wire.Closed, ValueError):
-            self._said.put({"ended": True})
+            self.said.put((self, {"ended": True}))
 
     @staticmethod
     def _failure(said: Mapping[str, Any]) -> Exception:
@@ -171,3 +174,54 @@ class Beside:
         last = self._output.read().decode("utf-8", "replace").strip()
         shown = f"; it said last: {last.splitlines()[-1][:300]}" if last else ""
         return ShunterError(f"the process that writes {how}{shown}", mend=RERUN)
+
+
+class Several:
+    """Several processes that write. Answers to one prompt are written by one of them, by the one that owes
+    least: who is slower is asked for less."""
+
+    def __init__(self, writers: Sequence[Beside], group: int) -> None:
+        """writers: with one queue. group: answers to a prompt, whose places follow each other."""
+        self.writers, self.group, self.said = writers, group, writers[0].said
+
+    def renew(self, version: int, weights: Weights) -> None:
+        for each in self.writers:
+            each.renew(version, weights)
+
+    def ask(self, step: int, prompts: Mapping[int, Sequence[int]], begun: Rollouts) -> None:
+        groups: dict[int, dict[int, Sequence[int]]] = {}
+        for at, ids in prompts.items():
+            groups.setdefault(at // self.group, {})[at] = ids
+        parts: list[dict[int, Sequence[int]]] = [{} for _ in self.writers]
+        for some in groups.values():
+            owed = [each.owes + len(part) for each, part in zip(self.writers, parts, strict=True)]
+            parts[owed.index(min(owed))].update(some)
+        for each, part in zip(self.writers, parts, strict=True):
+            if part:
+                each.ask(step, part, {at: one for at, one in begun.items() if at in part})
+
+    def listen(self, wait: bool) -> None:
+        listen(self.writers, self.said, wait)
+
+    def close(self) -> None:
+        for each in self.writers:
+            each.close()
+
+
+def listen(writers: Sequence[Beside], said: Said, wait: bool) -> None:
+    """Hand on what writers with one queue have said; wait: until some of it are answers."""
+    patience = min(1.0, *(each.timeout for each in writers))
+    while True:
+        try:
+            who, what = said.get(timeout=patience) if wait else said.get_nowait()
+        except queue.Empty:
+            if not wait:
+                return
+            for each in writers:
+                if each.owes and time.monotonic() - each.heard > each.timeout:
+                    raise ShunterError(
+                        f"no word from the process that writes for {each.timeout:g} s", mend=RERUN
+                    ) from None
+            continue
+        if who.take(what):
+            wait = False

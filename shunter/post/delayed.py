@@ -31,12 +31,11 @@ from shunter.post.rewards import Graded
 from shunter.post.samplers import by_step
 from shunter.post.step import Scorer
 from shunter.post.store import SampleStore
-from shunter.post.writers import Here, Weights, Writer
+from shunter.post.writers import HELD, Here, Weights, Writer, snapshot
 
 COLUMNS = ("step", "number", "group", "again", "answer", "reward", "reference")
-ROW = COLUMNS[:5]  # of a row that is written; `again`: by an attempt before this one
+ROW = COLUMNS[:5]  # of a row that is written; `again`: by an attempt before this one, or begun by it
 TASKS = ("reward", "reference", "learner")
-HELD = 8  # one group in so many is held against the weights that wrote it
 
 
 class Delayed(Reinforcement):
@@ -66,6 +65,7 @@ class Delayed(Reinforcement):
         self.floors: dict[int, int] = {}  # step -> updates before it, of steps whose weights may have written
         self.now = 0  # the step to learn next
         self.missing: set[tuple[int, int]] = set()  # (step, place) of what the writer owes
+        self._continued: set[tuple[int, int]] = set()  # what an attempt before this one had begun
         self.kept: dict[int, Weights] = {}  # by version
         self.shadow: Scorer | None = None  # computes as the trainer does, with weights that were kept
         self._ahead = Loader(self.prompts, derive_seed(self.seed, "order"))
@@ -77,7 +77,7 @@ class Delayed(Reinforcement):
         """Learn from a step's rows, and let those be written that its weights allow."""
         if self.writer is None:
             if self._beside is None:
-                self.writer = Here(self.engine, self.seed, self.hear)
+                self.writer = Here(self.engine, self.seed, self.journal, self.exact, self.hear)
             else:
                 self.writer = self._beside(self)
             self._advance(number, number)
@@ -116,23 +116,31 @@ class Delayed(Reinforcement):
         left = [at for at in range(self.count) if at not in there]
         if left:
             oldest = self.floors[max(step - self.staleness, min(self.floors))]
-            found = self._known(step, len(left), oldest)
-            self._put(step, {at: one for at, one in found.items() if at in left}, again=True)
+            found = self._known(step, left, oldest)
+            self._put(step, found, again=True)
             left = [at for at in left if at not in found]
         if left:
             self.missing |= {(step, at) for at in left}
-            self.writer.ask(step, {at: self._chosen[step][at // self.group].ids for at in left})
+            prompts = {at: self._chosen[step][at // self.group].ids for at in left}
+            begun = self._begun(step, left, oldest)
+            self._continued |= {(step, at) for at in begun}
+            self.writer.ask(step, prompts, begun)
 
     def _prompts(self, step: int) -> list[Prompt]:
         self._ahead.position = step * self.per_step
         return [self.prompts.items[int(i)] for i in self._ahead.take(self.per_step)]
 
     def hear(self, step: int, fresh: Mapping[int, Rollout]) -> None:
-        """Answers have come: on disk first."""
-        self.journal.write(step, fresh)
-        for at in fresh:
-            self.missing.remove((step, at))
-        self._put(step, fresh, again=False)
+        """Answers have come, which are on disk. Raises RuntimeError for one that nobody waits for, as one
+        that comes twice."""
+        come = {(step, at) for at in fresh}
+        if not come <= self.missing:
+            raise RuntimeError(f"answers {sorted(come - self.missing)} came that nobody waits for")
+        self.missing -= come
+        for again in (True, False):
+            some = {at: one for at, one in fresh.items() if ((step, at) in self._continued) == again}
+            self._put(step, some, again=again)
+        self._continued -= come
 
     def _put(self, step: int, answers: Mapping[int, Rollout], *, again: bool) -> None:
         rows = []
@@ -163,7 +171,8 @@ class Delayed(Reinforcement):
         self._taken = list(taken.values())
         self.store.done("learner", list(taken))
         self.store.clear(taken)
-        self._chosen.pop(number)
+        if self._chosen.pop(number) != list(chosen):
+            raise RuntimeError(f"other prompts were asked than those of step {number}")
         graded = [row["reward"] for row in self._taken]
         self.grader.check(graded)
         far = [row["reference"] for row in self._taken] if refers else None
@@ -263,15 +272,30 @@ class Delayed(Reinforcement):
         self.shadow.decoder.load_state_dict(self.kept[version])
         return self.shadow
 
+    def _asked(self, done: Sequence[Rollout]) -> dict[str, float]:
+        """Failures are of the calls that were heard of since the last step, of whatever step they are."""
+        if self.tools is None:
+            return {}
+        share = self.tools.failed / max(1, self.tools.calls)
+        return {**super()._asked(done), "rl/tool_failures": share}
+
     def state(self) -> dict[str, Any]:
-        """With all rows that are there. Where bits must be the same, with those too that are being written by
-        weights which a later attempt does not have."""
+        """With the rows that are there. Where bits must be the same, with all that older weights write, which
+        a later attempt does not have; and without steps of which a part is there, as the weights that write
+        them are the newest, and a step is written as a whole."""
         while self.exact and any(step < self.now + self.staleness for step, _ in self.missing):
             self._wait()
+        parts = {step for step, _ in self.missing} if self.exact else set()
         store = self.store.state()
-        rows = [[row, _plain(cells)] for row, cells in store["cells"]]
+        cells = [[row, _plain(each)] for row, each in store["cells"] if each["step"] not in parts]
+        there = {row for row, _ in cells}
+        done = {task: [row for row in rows if row in there] for task, rows in store["done"].items()}
         floors = [[step, updates] for step, updates in self.floors.items()]
-        return {**super().state(), "store": {**store, "cells": rows}, "floors": floors}
+        return {
+            **super().state(),
+            "store": {"next": store["next"], "cells": cells, "done": done},
+            "floors": floors,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
@@ -280,11 +304,6 @@ class Delayed(Reinforcement):
         store = state["store"]
         self.store.restore({**store, "cells": [[row, _made(cells)] for row, cells in store["cells"]]})
         self.floors = {int(step): int(updates) for step, updates in state["floors"]}
-
-
-def snapshot(module: Any) -> Weights:
-    """All of a module's tensors as they are now, in the host's memory."""
-    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
 def _plain(cells: Mapping[str, Any]) -> dict[str, Any]:

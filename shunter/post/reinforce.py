@@ -7,7 +7,7 @@ Everything is drawn from (seed, step), so a run that was killed writes the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -32,7 +32,7 @@ from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grader, Item
 from shunter.post.step import Scorer
-from shunter.post.writers import BLOCK
+from shunter.post.writers import BLOCK, submit, written
 
 SHOWN = 3  # answers of a step that are kept for people to read
 MOMENTS = 5  # steps whose answers are
@@ -215,31 +215,35 @@ class Reinforcement:
         Fewer answers side by side round otherwise: where bits must be the same, a step is read whole or
         written whole.
         """
-        self.engine.seed = derive_seed(self.seed, "rollout", number)
-        wanted = len(chosen) * self.group
-        found = self._known(number, wanted)
-        waiting: dict[int, int] = {}  # request -> which of the step's answers it is
-        for at in range(wanted):
-            if at not in found:
-                waiting[self.engine.submit(chosen[at // self.group].ids, stream=at)] = at
-        while self.engine.busy:
-            self.engine.step()
-            fresh = {waiting[one.number]: one for one in self.engine.finished}
+        found = self._known(number, range(len(chosen) * self.group))
+        missing = {
+            at: chosen[at // self.group].ids for at in range(len(chosen) * self.group) if at not in found
+        }
+        asked = submit(self.engine, self.seed, number, missing, self._begun(number, missing))
+        for fresh in written(self.engine, number, asked, self.journal, self.course.how.deterministic):
             found |= fresh
-            self.journal.write(number, fresh)
-            self.engine.finished.clear()
-        self.engine.trace.clear()
         return [found[at] for at in range(len(found))]
 
-    def _known(self, number: int, wanted: int, oldest: int | None = None) -> dict[int, Rollout]:
-        """Of a step's answers, those that a killed attempt had finished. oldest: of the weights that may have
-        written them; default: the newest alone."""
-        found = self.journal.read(number, self.updates, oldest)
-        if self.course.how.deterministic and len(found) < wanted:
+    def _known(self, number: int, wanted: Collection[int], oldest: int | None = None) -> dict[int, Rollout]:
+        """Of a step's answers at these places, those that a killed attempt had finished. oldest: of the
+        weights that may have written them; default: the newest alone."""
+        read = self.journal.read(number, self.updates, oldest)
+        found = {at: read[at] for at in read.keys() & wanted}
+        if self.course.how.deterministic and len(found) < len(wanted):
             found = {}
         self.journal.reused += len(found)
         if found:
             self.course.place.events.write("reused", step=number, answers=len(found))
+        return found
+
+    def _begun(self, number: int, wanted: Collection[int], oldest: int | None = None) -> dict[int, Rollout]:
+        """What there is of answers that a killed attempt was writing; nothing where bits must be the same."""
+        if self.course.how.deterministic or not wanted:
+            return {}
+        read = self.journal.begun(number, self.updates, oldest)
+        found = {at: read[at] for at in read.keys() & wanted}
+        if found:
+            self.course.place.events.write("continued", step=number, answers=len(found))
         return found
 
     def _grade(self, prompts: Sequence[Prompt], done: Sequence[Rollout]) -> list[Graded]:

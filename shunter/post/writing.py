@@ -2,7 +2,8 @@
 
 It holds a copy of the model, and hears weights and requests by a socket that it was born with. Between two
 tokens it looks whether there are any; new weights are taken then, and what is being written goes on with
-them. `exact`: everything that was asked for is written before the next message is looked at.
+them. `exact`, and where a server writes: everything that was asked for is written before the next message is
+looked at.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shunter.generate.config import SamplingConfig, ToolConfig
-from shunter.generate.rollout import RolloutEngine
+from shunter.generate.config import SamplingConfig, ServerConfig, ToolConfig
+from shunter.generate.rollout import Engine, Rollout, RolloutEngine
 from shunter.generate.toolbox import Toolbox
 from shunter.launch import elastic
-from shunter.models.hf import load_model
+from shunter.models.hf import load_model, save_model
+from shunter.post.journal import Journal
 from shunter.post.roles import wire
 from shunter.post.roles.host import describe
-from shunter.post.writers import BLOCK, submit
+from shunter.post.writers import BLOCK, KEEP, submit
 from shunter.train.device import choose_device, prepare_determinism, set_determinism
 
 EVERY = 5.0  # seconds after which it says that it is alive
@@ -50,53 +52,93 @@ class Writing:
 
             self.tools = Toolbox(ToolConfig.model_validate(request["tools"]), Tokenizer.load(folder))
         sampling = SamplingConfig.model_validate(request["sampling"])
-        self.engine = RolloutEngine(
-            self.decoder,
+        stops = [int(id) for id in request["stops"]]
+        self.ordered = self.exact or request["server"] is not None
+        self.engine: Engine
+        if request["server"] is None:
+            tokens = sampling.batch * (request["room"] + BLOCK)
+            self.engine = RolloutEngine(
+                self.decoder, sampling, stops, size=BLOCK, tokens=tokens, tempered=True, reply=self.tools
+            )
+        else:
+            self.engine = self._served(request["server"], sampling, stops, folder)
+        self.asked: dict[int, tuple[int, int]] = {}  # request -> step and place
+        self.journal = Journal(Path(request["journal"]), request["name"])
+        self.told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.spoke = self.kept = time.monotonic()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _served(
+        self, server: Mapping[str, Any], sampling: SamplingConfig, stops: Sequence[int], folder: Path
+    ) -> Engine:
+        """A server that writes; its weights go through this process and a folder."""
+        from shunter.generate.served import ServedEngine
+
+        special = server["special"]
+        return ServedEngine(
+            server["kind"],
+            ServerConfig.model_validate(server["config"]),
             sampling,
-            request["stops"],
-            size=BLOCK,
-            tokens=sampling.batch * (request["room"] + BLOCK),
-            tempered=True,
+            stops,
+            save=lambda out: save_model(self.decoder, out, tokenizer_folder=folder, **special),
+            folder=Path(server["folder"]),
+            context=self.decoder.spec.max_positions,
             reply=self.tools,
         )
-        self.asked: dict[int, tuple[int, int]] = {}  # request -> step and place
-        self.told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.spoke = time.monotonic()
-        threading.Thread(target=self._listen, daemon=True).start()
 
     def run(self) -> None:
         """Until the other end is gone."""
         while True:
-            while not self.engine.busy or not (self.exact or self.told.empty()):
+            while not self.engine.busy or not (self.ordered or self.told.empty()):
                 self._heed(self.told.get())
             self.engine.step()
             if self.engine.finished:
                 self._tell()
             elif time.monotonic() - self.spoke > EVERY:
                 self._say({"alive": True})
+            if time.monotonic() - self.kept > KEEP:
+                self._keep()
 
     def _heed(self, message: Mapping[str, Any]) -> None:
         if message["do"] == "ask":
             prompts = {int(at): ids for at, ids in message["prompts"]}
             step = int(message["step"])
-            for number, at in submit(self.engine, self.seed, step, prompts).items():
+            begun = {int(at): Rollout(**values) for at, values in message["begun"]}
+            for number, at in submit(self.engine, self.seed, step, prompts, begun).items():
                 self.asked[number] = step, at
             return
         weights = {name: torch.from_numpy(array) for name, array in message["weights"].items()}
         self.decoder.load_state_dict(weights)
         self.engine.new_weights(message["version"])
 
+    def _keep(self) -> None:
+        """Parts of answers to disk, where a part is of use."""
+        self.kept = time.monotonic()
+        if not self.exact and isinstance(self.engine, RolloutEngine):
+            for step, parts in self._by_step(self.engine.begun).items():
+                self.journal.keep(step, parts)
+
+    def _by_step(self, answers: Sequence[Rollout]) -> dict[int, dict[int, Rollout]]:
+        steps: dict[int, dict[int, Rollout]] = {}
+        for one in answers:
+            step, at = self.asked[one.number]
+            steps.setdefault(step, {})[at] = one
+        return steps
+
     def _tell(self) -> None:
-        steps: dict[int, list[Any]] = {}
+        """On disk first: who learns may be long in hearing of it."""
+        found = self._by_step(self.engine.finished)
+        for step, answers in found.items():
+            self.journal.write(step, answers)
         for one in self.engine.finished:
-            step, at = self.asked.pop(one.number)
-            steps.setdefault(step, []).append([at, vars(one)])
+            del self.asked[one.number]
         self.engine.finished.clear()
         self.engine.trace.clear()
         calls = failed = 0
         if self.tools is not None:
             calls, failed, self.tools.calls, self.tools.failed = self.tools.calls, self.tools.failed, 0, 0
-        self._say({"answers": [[step, rows] for step, rows in steps.items()], "tools": [calls, failed]})
+        told = [[step, [[at, vars(one)] for at, one in rows.items()]] for step, rows in found.items()]
+        self._say({"answers": told, "tools": [calls, failed]})
 
     def _say(self, message: Mapping[str, Any]) -> None:
         wire.send(self.link, message)

@@ -7,7 +7,7 @@ from older answers as from new ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -17,8 +17,12 @@ from typing import Any
 import pytest
 
 from shunter.config.errors import ShunterError
-from shunter.post import delayed
+from shunter.generate.rollout import Rollout
+from shunter.jobs import rl
+from shunter.post import delayed, writers
 from shunter.post import reinforce as plain
+from shunter.post.rewards import Grader
+from shunter.post.writers import Here
 from shunter.recipe.job import Stopped
 from shunter.record import events, points
 from tests.jobs.conftest import Still, Work
@@ -139,6 +143,92 @@ def test_killed_anywhere_each_row_is_learnt_from_once_and_what_was_written_is_no
     assert len(set(asked[:48])) == 12
 
 
+@pytest.mark.parametrize("bound", [0, 1])
+def test_what_was_being_written_goes_on_after_a_kill(
+    work: Work, model: Path, talks: Path, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokens are those of a run that nobody killed; also without a store."""
+    more: dict[str, Any] = {"staleness": bound, "how": HOW, "max_new_tokens": 20}
+    whole, _ = reinforce(work, model, talks, name="whole", train={"steps": 1, "lr": 1e-3}, **more)
+    monkeypatch.setattr(writers, "KEEP", 0.0)
+    step, steps, prompts = plain.RolloutEngine.step, [0], list[list[int]]()
+
+    def cut(self: Any) -> None:
+        steps[0] += 1
+        if steps[0] == 10:
+            raise Killed
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plain.RolloutEngine, "step", cut)
+        with pytest.raises(Killed):
+            reinforce(work, model, talks, train={"steps": 1, "lr": 1e-3}, **more)
+    resume = plain.RolloutEngine.resume
+
+    def noted(self: Any, begun: Rollout, stream: int | None = None) -> int:
+        prompts.append(list(begun.ids))
+        return resume(self, begun, stream)
+
+    monkeypatch.setattr(plain.RolloutEngine, "resume", noted)
+    out, metrics = reinforce(work, model, talks, train={"steps": 1, "lr": 1e-3}, **more)
+    assert prompts
+    assert {len(ids) for ids in prompts} == {9 + 1}, "of nine steps, the first of which reads and writes"
+    assert (out / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text().replace(
+        '"whole"', '"rl"'
+    )
+    assert metrics["max_gap"] < 1e-5
+
+
+class Dribble(Here):
+    """Hands over five answers at a time, and when it is waited for alone: as a process that is slow."""
+
+    def __init__(self, lessons: delayed.Delayed) -> None:
+        super().__init__(lessons.engine, lessons.seed, lessons.journal, lessons.exact, self.put)
+        self.lessons, self.late = lessons, list[tuple[int, int, Rollout]]()
+
+    def put(self, step: int, fresh: Mapping[int, Rollout]) -> None:
+        self.late += [(step, at, one) for at, one in fresh.items()]
+
+    def listen(self, wait: bool) -> None:
+        for step, at, one in self.late[: 5 * wait]:
+            self.lessons.hear(step, {at: one})
+        del self.late[: 5 * wait]
+
+
+@pytest.fixture
+def dribble(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl, "_beside", lambda *given: Dribble(given[-1]))
+
+
+def test_parts_of_steps_over_kills_change_no_bit(work: Work, model: Path, talks: Path, dribble: None) -> None:
+    """A checkpoint waits for what older weights write, and holds no part of a step."""
+    more: dict[str, Any] = {"staleness": 1, "train": {"steps": 6, "lr": 1e-3}}
+    whole, _ = reinforce(work, model, talks, name="whole", how=EXACT, **more)
+    more["how"] = {**EXACT, "writer": "process"}
+    for at in (1, 3, 4):
+        with killed("train.step", at):
+            reinforce(work, model, talks, name="cut", **more)
+    out, _ = reinforce(work, model, talks, name="cut", **more)
+    assert weights(out) == weights(whole)
+
+
+def test_rewards_are_given_before_a_step_is_written_and_over_kills_each_row_is_learnt_from_once(
+    work: Work, model: Path, talks: Path, dribble: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    had, graded = ledger(monkeypatch), list[int]()
+    grade = Grader.grade
+    monkeypatch.setattr(Grader, "grade", lambda self, items: graded.append(len(items)) or grade(self, items))
+    more: dict[str, Any] = {"staleness": 1, "train": {"steps": 6, "lr": 1e-3}}
+    more["how"] = {**HOW, "writer": "process"}
+    for at in (1, 3, 4):
+        with killed("train.step", at):
+            reinforce(work, model, talks, **more)
+    reinforce(work, model, talks, **more)
+    assert {count % 4 for count in graded} == {0}, "groups of 4 answers are graded together"
+    assert min(graded) < 12, "a part of a step's 12, before the others were there"
+    assert all([at for at, _ in had[step]] == list(range(12)) for step in range(6))
+
+
 def test_older_weights_under_a_newer_ones_name_stop_the_run(
     work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,9 +292,10 @@ def test_no_more_rows_than_the_bound_allows(
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        ({"how": {**HOW, "placement": {"backend": "inline"}}}, "exclude each other"),
-        ({"generator": "vllm", "how": {**HOW, "server": {"url": "http://localhost:1"}}}, "own generator"),
-        ({"staleness": 0, "how": {**HOW, "writer": "process", "placement": {"backend": "inline"}}}, "leave"),
+        ({"how": {**HOW, "writers": ["cpu"]}}, "set how.writer to process"),
+        ({"how": {**EXACT, "writer": "process", "writers": ["cpu", "cpu"]}}, "several writers"),
+        ({"how": {**ANY, "writers": ["gpu"]}}, "pattern"),
+        ({"staleness": 0, "how": {**HOW, "placement": {"backend": "inline"}}}, "leave one of the two out"),
         ({"staleness": -1}, "greater than or equal to 0"),
     ],
 )
