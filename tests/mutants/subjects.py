@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from shunter.config.errors import ShunterError
 from shunter.data.tokens import Batch
 from shunter.layout.grid import Grid
 from shunter.parallel.mesh import Groups, Peers
@@ -179,9 +180,21 @@ def plainly(pool: Pool) -> Run:
     return lambda task, argument, grid: pool.run(task, grid.size, argument, grid)
 
 
+class Refused(Exception):
+    """What ranks said instead of an answer."""
+
+
 def with_bug(pool: Pool, mutant: Mutant) -> Run:
-    """Runs with a mutant in all workers."""
-    return lambda task, argument, grid: pool.run(_mutated, grid.size, (mutant.name, task, argument), grid)
+    """Runs with a mutant in all workers. Raises Refused if all ranks raise a ShunterError."""
+
+    def run(task: Task, argument: Any, grid: Grid) -> list[Any]:
+        answers = pool.run(_mutated, grid.size, (mutant.name, task, argument), grid)
+        if said := [each for each in answers if isinstance(each, Refused)]:
+            assert len(said) == len(answers), f"some ranks alone refuse: {said}"
+            raise said[0]
+        return answers
+
+    return run
 
 
 def _mutated(rank: int, groups: Groups, request: tuple[str, Task, Any]) -> Any:
@@ -189,4 +202,7 @@ def _mutated(rank: int, groups: Groups, request: tuple[str, Task, Any]) -> Any:
 
     name, task, argument = request
     with MUTANTS[name].applied():
-        return task(rank, groups, argument)
+        try:
+            return task(rank, groups, argument)
+        except ShunterError as error:  # not raised here: the pool would start all its workers anew
+            return Refused(str(error))

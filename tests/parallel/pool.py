@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -49,11 +50,29 @@ def _work(rank: int, size: int, place: str, pipe: Connection) -> None:
                 make_groups(grid, GROUPS)
             if task is None:
                 continue
-            pipe.send((True, task(rank, groups, argument)))
+            before = _constants()
+            made = task(rank, groups, argument)
+            if left := [name for name, value in _constants().items() if value != before.get(name, value)]:
+                raise RuntimeError(
+                    f"the task left {', '.join(left)} changed, and other tests use this worker"
+                )
+            pipe.send((True, made))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
     with contextlib.suppress(Exception):
         dist.destroy_process_group()
+
+
+def _constants() -> dict[str, Any]:
+    """Numbers and words that the package's modules have as constants. Where one rank keeps another's value
+    for good, ranks send different messages in some later test, and hang."""
+    return {
+        f"{module.__name__}.{name}": value
+        for module in list(sys.modules.values())
+        if getattr(module, "__name__", "").startswith("shunter.")
+        for name, value in list(vars(module).items())
+        if name.isupper() and isinstance(value, (bool, int, float, str))
+    }
 
 
 class Pool:

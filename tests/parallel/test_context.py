@@ -77,17 +77,17 @@ def reference(case: dict[str, Any]) -> list[Tensor]:
 
 
 def task(rank: int, groups: Groups, case: dict[str, Any]) -> list[Tensor]:
-    sight_module.TILE = case["tile"]
     size = len(groups.ranks)
     peers = Peers(groups.side if size > 1 else None, groups.ranks, rank)
     mine = zigzag(case["shape"][3], size)[rank]
     q, k, v, grad = (x[:, :, mine] for x in data_of(case))
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     segments: Any = segments_of(case)
-    if case["seed"] % 2:
-        segments = ContextSight(case["shape"][3], size, segments, case["window"])
-    out = attend(q, k, v, segments, peers, kind=case["kind"], window=case["window"])
-    return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad)]
+    with mock.patch.object(sight_module, "TILE", case["tile"]):
+        if case["seed"] % 2:
+            segments = ContextSight(case["shape"][3], size, segments, case["window"])
+        out = attend(q, k, v, segments, peers, kind=case["kind"], window=case["window"])
+        return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad)]
 
 
 def found(pool: Pool, case: dict[str, Any], size: int) -> list[Tensor]:

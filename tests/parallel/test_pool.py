@@ -12,11 +12,12 @@ import os
 import numpy as np
 import pytest
 
+from shunter.parallel.context import sight
 from shunter.parallel.mesh import Groups
 from shunter.train.pipeline import LaidOutPasses
 from shunter.train.shares import split
 from shunter.train.world import World
-from tests.parallel.pool import GROUPS, Pool
+from tests.parallel.pool import GROUPS, Pool, WorkerFailed
 from tests.train import layouts
 from tests.train.layouts import CPU, Case
 
@@ -54,6 +55,17 @@ def stays(pool: Pool, cases: list[Case]) -> None:
 
 def test_thirty_layouts_leave_descriptors_and_threads_as_they_were(pool: Pool) -> None:
     stays(pool, layouts.drawn(30, (2, 3, 4)))
+
+
+def careless(rank: int, groups: Groups, argument: None) -> None:
+    sight.TILE = 4 if rank else sight.TILE
+
+
+def test_a_task_that_leaves_a_constant_changed_is_told() -> None:
+    pool = Pool(2)
+    with pytest.raises(WorkerFailed, match=r"rank 1:[^$]*left shunter.parallel.context.sight.TILE changed"):
+        pool.run(careless, 2)
+    pool.close()
 
 
 @pytest.mark.long
