@@ -112,7 +112,7 @@ def compare(
 
 def main() -> None:
     tiny = "--tiny" in sys.argv
-    steps, rounds, limit = (FIRST + 5, 2, 0.0) if tiny else (40, 4, 150.0)
+    steps, rounds, limit = (FIRST + 2, 1, 0.0) if tiny else (40, 4, 150.0)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(folder)
