@@ -56,7 +56,14 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     return events.read_metrics(out.parent / "log" / "events.jsonl")
 
 
-@pytest.mark.parametrize("policy", [{"algorithm": "grpo", "kl": 0.05, "updates": 2}, {"algorithm": "ppo"}])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"algorithm": "grpo", "kl": 0.05, "updates": 2},
+        pytest.param({"algorithm": "ppo"}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
 def test_an_age_of_zero_is_as_without_a_store(
     work: Work, model: Path, talks: Path, policy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +78,7 @@ def test_an_age_of_zero_is_as_without_a_store(
     assert 0 < metrics["max_gap"] < 1e-5
 
 
-@pytest.mark.parametrize("bound", [1, 2])
+@pytest.mark.parametrize("bound", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_the_age_is_the_bound_and_never_more(work: Work, model: Path, talks: Path, bound: int) -> None:
     out, metrics = reinforce(work, model, talks, staleness=bound, how=EXACT)
     rows = rows_of(out)

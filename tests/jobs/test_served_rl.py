@@ -42,7 +42,8 @@ def test_a_server_writes_and_the_policy_learns(work: Work, model: Path, talks: P
     assert any(not value.equal(server.decoder.state_dict()[name]) for name, value in written.items())
 
 
-@pytest.mark.parametrize("writer", ["here", pytest.param("process", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("writer", ["here", "process"])
 def test_a_server_writes_with_weights_a_step_old(
     work: Work, model: Path, talks: Path, server: Server, writer: str
 ) -> None:
