@@ -41,7 +41,9 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def train(folder: Path, steps: int, way: str, threads: int = 0, seed: int = 0) -> dict[str, float]:
+def train(
+    folder: Path, steps: int, way: str, threads: int = 0, seed: int = 0, new: int = NEW
+) -> dict[str, float]:
     """The job; samples a second, and what it tells of ages and waiting, after the first steps."""
     asked = WAYS[way]
     with tempfile.TemporaryDirectory() as place:
@@ -51,7 +53,7 @@ def train(folder: Path, steps: int, way: str, threads: int = 0, seed: int = 0) -
         config = rl.RlConfig.model_validate(
             {
                 "kind": "rl", "model": "m", "prompts": "t", "group": GROUP, "prompts_per_step": PROMPTS,
-                "rewards": [{"kind": "format", "pattern": r".*\d.*"}], "max_new_tokens": NEW,
+                "rewards": [{"kind": "format", "pattern": r".*\d.*"}], "max_new_tokens": new,
                 "policy": {"kl": 0.001}, "train": {"steps": steps, "lr": 5e-4},
                 "staleness": asked["staleness"], "seed": seed,
                 "how": {"writer": asked["writer"], "threads": threads, "track": [], "log_every": 1},
@@ -77,14 +79,14 @@ def train(folder: Path, steps: int, way: str, threads: int = 0, seed: int = 0) -
 
 
 def compare(
-    folder: Path, steps: int, rounds: int, limit: float, a: str, b: str, threads: int
+    folder: Path, steps: int, rounds: int, limit: float, a: str, b: str, threads: int, new: int
 ) -> dict[str, Any]:
     """Two ways by turns. threads: of `turns`."""
     told: dict[str, list[dict[str, float]]] = {a: [], b: []}
 
     def side(way: str) -> None:
         seed = len(told[way])  # the same in both ways of a round
-        told[way].append(train(folder, steps, way, threads if way == "turns" else 0, seed))
+        told[way].append(train(folder, steps, way, threads if way == "turns" else 0, seed, new))
 
     found = alternate(lambda: side(a), lambda: side(b), rounds, 0, width=0.1, limit=limit)
     rates = {way: [one["samples_per_second"] for one in each] for way, each in told.items()}
@@ -112,18 +114,18 @@ def compare(
 
 def main() -> None:
     tiny = "--tiny" in sys.argv
-    steps, rounds, limit = (FIRST + 2, 1, 0.0) if tiny else (40, 4, 150.0)
+    steps, rounds, limit, new = (FIRST + 2, 1, 0.0, 4) if tiny else (30, 4, 150.0, NEW)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(folder)
         tried = {
-            threads: train(folder, steps, "turns", threads)["samples_per_second"]
+            threads: train(folder, steps, "turns", threads, new=new)["samples_per_second"]
             for threads in {1, len(os.sched_getaffinity(0))}
         }
         threads = max(tried, key=lambda count: tried[count])
         print(f"turns: {tried} samples/s by threads; the baseline has {threads}", flush=True)
         cases = {
-            f"{a} over {b}": compare(folder, steps, rounds, limit, a, b, threads)
+            f"{a} over {b}": compare(folder, steps, rounds, limit, a, b, threads, new)
             for a, b in (("queue", "turns"), ("delayed", "queue"))
         }
     if not tiny:
