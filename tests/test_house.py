@@ -30,6 +30,7 @@ TORCH_FREE_FILES = (
     "train/config.py",
     "train/layout_check.py",
     "train/layout_describe.py",
+    "train/layout_moments.py",
     "train/layout_parts.py",
     "train/layout_traffic.py",
     "generate/config.py",
@@ -266,3 +267,43 @@ def test_packages_of_the_base_install_are_the_declared_ones() -> None:
     foreign = {top: name for top, name in used.items() if top not in sys.stdlib_module_names}
     foreign.pop("shunter", None)
     assert {top: name for top, name in foreign.items() if top not in allowed} == {}
+
+
+# What counts bytes that are sent or alive: a prediction is held to it, so it must not rest on one.
+COUNTERS = (
+    "parallel/live.py",
+    "parallel/saved.py",
+    "parallel/counted.py",
+    "parallel/emulate.py",
+    "record/memory.py",
+    "train/recording.py",
+    "train/traffic.py",
+    "train/layout_describe.py",
+    "train/layout_moments.py",
+    "train/layout_traffic.py",
+    "jobs/memory.py",
+)
+
+
+def test_no_counter_of_bytes_imports_the_planner() -> None:
+    files = {module(path): path for path in SOURCES}
+    wanted = [(module(PACKAGE / name), "") for name in COUNTERS]
+    by: dict[str, str] = {}
+    while wanted:
+        name, importer = wanted.pop()
+        if name in by or name not in files:
+            continue
+        by[name] = importer
+        tree = ast.parse(files[name].read_text(encoding="utf-8"))
+        # Of others what they import in a function does not count: a layout may be read from a plan's file.
+        for node in ast.walk(tree) if importer == "" else tree.body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                wanted += [
+                    (node.module, name),
+                    *((f"{node.module}.{each.name}", name) for each in node.names),
+                ]
+            elif isinstance(node, ast.Import):
+                wanted += [(each.name, name) for each in node.names]
+    planners = {name: importer for name, importer in by.items() if name.startswith("shunter.plan")}
+    assert not planners, planners
+    assert all(module(PACKAGE / name) in by for name in COUNTERS)

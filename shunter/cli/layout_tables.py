@@ -36,7 +36,10 @@ def show(layout: Layout) -> None:
     _print(table)
     if len(layout.ranks) > MOST:
         print(f"... {len(layout.ranks) - MOST} more ranks; --json has all")
-    print("\nactivations: of one micro-batch, an estimate; at once: of all that are in flight\n")
+    print(
+        "\nactivations: of one micro-batch, an estimate; at once: of all that are in flight; in all: with "
+        "what is there for a moment\n"
+    )
     table = _table("weight", "whole", "on a rank", "cut by")
     for kind in layout.kinds:
         table.add_row(

@@ -112,6 +112,7 @@ def plan(
         Plan.of(found.question, asked.cluster, found.plans[0].prediction).save(out)
     if json_:
         told = answer(found, asked.cluster)
+        told["flops"] = explain.operations(found.question, found.plans[0].prediction)
         told["notes"] = [*asked.notes, *cited(found.question)]
         if budget is not None:
             told["tokens"] = explain.budget(found, budget)

@@ -12,7 +12,7 @@ from shunter.jobs.ladder import Ladder
 from shunter.jobs.planning import Asked
 from shunter.jobs.questions import cited
 from shunter.plan.afford import LAW, LAWS, Affordable
-from shunter.plan.explain import Help, Reason, budget
+from shunter.plan.explain import Help, Reason, budget, operations
 from shunter.plan.plan import Plan
 from shunter.plan.search import Found
 from shunter.recipe.disk import human
@@ -59,6 +59,11 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
     print(
         "\nthe best one's fullest rank: " + ", ".join(f"{name} {human(size)}" for name, size in parts if size)
     )
+    flops = operations(question, found.plans[0].prediction)
+    line = f"operations of its step: {flops['step']:.4g}"
+    if flops["with_recomputation"] > flops["step"]:
+        line += f", {flops['with_recomputation']:.4g} with what is computed again"
+    print(line)
     stages = best.memory_bytes_by_stage
     if len(stages) > 1:
         shown = [human(size) for size in (stages if len(stages) <= 8 else [*stages[:4], *stages[-3:]])]

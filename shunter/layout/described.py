@@ -20,9 +20,12 @@ class RankHolds:
 
     place:    its coordinates on the axes that have more than one rank.
     stages:   numbers of its stages; layers: [first, after the last) of each.
-    gathered: weights and gradients of other ranks that are here for a while, at most (fsdp).
+    gradients: of what it keeps, and other ranks' parts of whole ones that wait to be given out (fsdp).
+    gathered: whole weights that are here for a while, at most (fsdp).
     activations: of one micro-batch, kept for its backward; at_once: the most of all that are in flight;
     together: the most of these and of gradients, which come as the first activations go.
+    moment: what the fullest moment has besides: gradients on their way through a layer, logits, or copies in
+    which gradients are added up.
     """
 
     rank: int
@@ -37,12 +40,13 @@ class RankHolds:
     activations: int
     at_once: int
     together: int | None = None  # None: an earlier version's, which took the sum
+    moment: int = 0
 
     @property
     def total(self) -> int:
         """Bytes that the rank needs, without what kernels and the allocator take besides."""
         both = self.gradients + self.at_once if self.together is None else self.together
-        return self.weights + self.optimizer + self.gathered + both
+        return self.weights + self.optimizer + self.gathered + both + self.moment
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _alive(arm: Arm) -> int | None:
 
 
 def counted(name: str) -> int:
-    """What `shunter layout` says of the fullest rank, and logits of a micro-batch, which it leaves out."""
+    """What `shunter layout` says of the fullest rank."""
     from shunter.train.config import Parallel
     from shunter.train.layout_describe import describe
     from shunter.train.layout_parts import Plan
@@ -134,10 +134,7 @@ def counted(name: str) -> int:
     written |= {"recompute": recompute != "none", "chunks": chunks if chunks > 1 else None}
     parallel = Parallel.model_validate(written).settled(ROWS, ROWS)
     plan = Plan.make(spec(), parallel, LENGTH, ROWS)
-    head = 4 * plan.tokens * spec().vocab_size // parallel.tp
-    last = plan.order.placement[-1]
-    ranks = describe(plan, "adamw", {}).ranks
-    return max(rank.total + (head if rank.place.get("pp", 0) == last else 0) for rank in ranks)
+    return max(rank.total for rank in describe(plan, "adamw", {}).ranks)
 
 
 def predictions(*, short: bool = False) -> dict[str, float]:

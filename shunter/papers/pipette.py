@@ -20,6 +20,7 @@ from typing import Any
 from shunter.cluster.device import DeviceKind, Rates
 from shunter.cluster.matrix import from_matrices
 from shunter.papers.experiment import Arm, Experiment, Samples
+from shunter.papers.pipette_memory import estimated
 from shunter.plan.pipette import (
     Choice,
     Nodes,
@@ -192,43 +193,7 @@ def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
             "step": math.exp(statistics.fmean(map(math.log, values))),
             "step_error": statistics.mean(errors[method]),
         }
-    return {**found, **_estimated(arms["memory"], seed)}
-
-
-def _estimated(arm: Arm, seed: int) -> dict[str, dict[str, float]]:
-    """Mean relative errors of peak memory on more devices than were trained on."""
-    from shunter.plan.memory_net import features, train
-
-    samples = {
-        name: json.loads((arm[name].path / "samples.json").read_text(encoding="utf-8"))
-        for name in ("train", "test")
-    }
-    rows = {
-        name: [
-            features(*(each[key] for key in ("layers", "hidden", "heads", "pp", "tp", "dp", "rows", "batch")))
-            for each in found
-        ]
-        for name, found in samples.items()
-    }
-    net = train(rows["train"], [each["peak"] for each in samples["train"]], seed=seed)
-    peaks = [each["peak"] for each in samples["test"]]
-    network = [abs(net(row) / peak - 1) for row, peak in zip(rows["test"], peaks, strict=True)]
-    formula = [abs(_formula(each) / peak - 1) for each, peak in zip(samples["test"], peaks, strict=True)]
-    return {
-        "measured memory": {"memory_error": 0.0},
-        "network": {"memory_error": statistics.mean(network)},
-        "analytic": {"memory_error": statistics.mean(formula)},
-    }
-
-
-def _formula(it: Mapping[str, Any]) -> float:
-    """The baseline in float32: 16 bytes a weight and, for each micro-batch in flight, twice the published
-    s b h (10 + 24 / t) + 5 a s^2 b / t of half precision (arXiv 2205.05198)."""
-    shape = Shape(it["layers"], it["hidden"], it["heads"], it["sequence"], it["vocabulary"])
-    weights = 12 * shape.hidden**2 * shape.layers / it["pp"] + shape.vocabulary * shape.hidden
-    flight = min(it["pp"], it["batch"] // it["dp"] // it["rows"])
-    inside = flight * shape.layers / it["pp"] * 2 * shape.inside_bytes(it["rows"], it["tp"])
-    return float(16 * weights / it["tp"] + inside)
+    return {**found, **estimated(arms["memory"], seed)}
 
 
 def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
@@ -242,8 +207,9 @@ def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
         "error: of the formula against that truth, over layouts on a plain grid; on emulated clusters, "
         "of the "
         "chosen layout.",
-        "analytic: a published formula for half precision, doubled, with 16 bytes a weight: a weak baseline, "
-        "not this project's memory model (`shunter.plan.memory`), which counts tensor by tensor.",
+        "analytic: a published formula for half precision, doubled, with 16 bytes a weight. counted: each "
+        "tensor of this very program, as `shunter.plan.memory` counts those of a decoder. network on the "
+        "count: learns what is measured over what is counted.",
         "The simulated truth shares with the formula how pipelines of a node share its link, and the ring.",
         "memory: layouts of small models, executed stage by stage in one process; all-reduce buffers of "
         "tensor "

@@ -19,12 +19,15 @@ class LiveBytes(TorchDispatchMode):
     """Counts storages that operations make, until they are let go. now, peak: bytes.
 
     there: tensors that are there already, whose storages operations only look at or change.
+    A storage may be emptied and filled again by no operation that is seen: `fully_shard` does so with what it
+    gathers. So all are asked for their size before a peak is taken; `now` may be too large between.
     """
 
     def __init__(self, there: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._known: dict[int, int] = {}
+        self._storages: dict[int, weakref.ref[Any]] = {}
         self._there = {tensor.untyped_storage()._cdata for tensor in there}
 
     def __torch_dispatch__(
@@ -39,14 +42,27 @@ class LiveBytes(TorchDispatchMode):
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         place = storage._cdata
-        if place not in self._known and place not in self._there:
-            self._known[place] = size = storage.nbytes()
-            self.now += size
-            self.peak = max(self.peak, self.now)
+        if place in self._there:
+            return
+        if place not in self._known:
+            self._known[place] = 0
+            self._storages[place] = weakref.ref(storage)
             weakref.finalize(storage, self._drop, place)
+        self._ask(place, storage)
+        if self.now > self.peak:
+            for other, found in list(self._storages.items()):
+                if (there := found()) is not None:
+                    self._ask(other, there)
+            self.peak = max(self.peak, self.now)
+
+    def _ask(self, place: int, storage: Any) -> None:
+        size = storage.nbytes()
+        self.now += size - self._known[place]
+        self._known[place] = size
 
     def _drop(self, place: int) -> None:
         self.now -= self._known.pop(place, 0)
+        self._storages.pop(place, None)
 
 
 @dataclass(frozen=True)

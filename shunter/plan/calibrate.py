@@ -23,6 +23,7 @@ from shunter.plan.practice import Coefficients
 from shunter.plan.score import Prediction, predict
 from shunter.plan.sited import Grounds
 
+RINGS = ("all_reduce", "all_gather", "reduce_scatter")  # collectives that a ring's bytes are counted of
 LEAST, MOST = 0.05, 20.0  # times its value beyond which a coefficient explains nothing any more
 
 
@@ -141,9 +142,24 @@ def coefficients_of(cluster: Cluster, path: Path | None = None, practised: str |
     start = Coefficients(found[calibration.slowest_kind(cluster)].known)
     if len(kinds) > 1:
         start = replace(start, kinds={kind: each.known for kind, each in found.items()})
+    if (share := _collectives(cluster)) is not None:
+        source = "measured by shunter probe"
+        start = start.but(f"{source} between each two", links=1.0)
+        start = start.but(f"{source}: long sums and gatherings over the slowest link", collectives=share)
     if path is None:
         return start
     return calibration.calibrated(start, cluster, practised, calibration.read(path), str(path))
+
+
+def _collectives(cluster: Cluster) -> float | None:
+    """The median share of their groups' slowest link that measured collectives reach."""
+    measured = cluster.description.measured
+    shares = [
+        each.bandwidth / cluster.slowest(range(each.ranks)).bandwidth
+        for each in (measured.collectives if measured else ())
+        if each.op in RINGS and each.ranks <= cluster.world
+    ]
+    return statistics.median(shares) if shares else None
 
 
 def _of_kind(cluster: Cluster, kind: str, practised: str | None) -> Coefficients:

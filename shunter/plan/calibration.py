@@ -35,6 +35,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "attention": (1e-3, 20.0),
     "memory": (1e-3, 20.0),
     "links": (1e-3, 20.0),
+    "collectives": (1e-3, 20.0),
     "kernel": (1e-9, 1.0),
     "context": (0.0, 100.0),
     "fixed": (0.0, 1e12),

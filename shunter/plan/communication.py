@@ -18,8 +18,9 @@ from shunter.plan.choices import Choices, Floats, Ints, Question
 @dataclass(frozen=True)
 class Messages:
     """Seconds: of one layer in one pass (tensor, context, experts), of the embedding and of the head in one
-    pass (end), of one layer's weights gathered once (gather), of one message between stages (hop), and how
-    long it keeps its link (occupied)."""
+    pass (end), of one layer's weights gathered once (gather), of one message between stages (hop), how long
+    it keeps its link (occupied), and of the gathering of one that came in parts (received; arXiv 2104.04473,
+    section 4.1)."""
 
     tensor: Floats
     end: Floats
@@ -28,6 +29,7 @@ class Messages:
     gather: Floats
     hop: Floats
     occupied: Floats
+    received: Floats
 
 
 def messages(question: Question, choices: Choices, weights: Floats, expert_weights: Floats) -> Messages:
@@ -67,7 +69,12 @@ def messages(question: Question, choices: Choices, weights: Floats, expert_weigh
     sent = message(question, choices)
     occupied = sent / (bandwidth * question.coefficients["links"])
     latency, occupied = hop(question, sent, latency, occupied)
-    return Messages(tensor, end, context, experts, gather, np.where(choices.pp > 1, latency, 0.0), occupied)
+    received = np.zeros(len(choices))
+    if practice.scatter and not practice.sequence:
+        whole = practice.hidden * tokens * spec.dim
+        received = np.where(choices.pp > 1, ring(question, one, choices.tp, whole), 0.0)
+    latency = np.where(choices.pp > 1, latency, 0.0)
+    return Messages(tensor, end, context, experts, gather, latency, occupied, received)
 
 
 def hop(question: Question, size: Any, latency: Any, occupied: Any) -> tuple[Any, Any]:
@@ -113,14 +120,14 @@ def ring(question: Question, stride: Ints, count: Ints, size: Floats, kind: str 
     """Seconds of a gathering of `size` bytes in all, or of a scattering sum of them (`kind`)."""
     latency, bandwidth = question.fabric.wire(stride, count)
     sent = size * (count - 1) / count
-    return _taken(question, kind, count, size, latency + sent / (bandwidth * question.coefficients["links"]))
+    return _taken(question, kind, count, size, latency + sent / (bandwidth * question.coefficients.ring))
 
 
 def all_reduce(question: Question, stride: Ints, count: Ints, size: Floats) -> Floats:
     """Seconds of a sum of `size` bytes that all have afterwards."""
     latency, bandwidth = question.fabric.wire(stride, count)
     sent = 2 * size * (count - 1) / count
-    counted = 2 * latency + sent / (bandwidth * question.coefficients["links"])
+    counted = 2 * latency + sent / (bandwidth * question.coefficients.ring)
     return _taken(question, "sum", count, size, counted)
 
 
@@ -137,4 +144,4 @@ def exchange(question: Question, stride: Ints, count: Ints, size: Floats) -> Flo
     carries what leaves a block, unlike in a ring."""
     latency, bandwidth = question.fabric.hop(stride, count)
     sent = size * (count - 1) / count
-    return np.where(count > 1, latency + sent / (bandwidth * question.coefficients["links"]), 0.0)
+    return np.where(count > 1, latency + sent / (bandwidth * question.coefficients.ring), 0.0)

@@ -181,6 +181,7 @@ def estimate(question: Question, choices: Choices, room: float | None = None) ->
     drain = drain - np.where(choices.recompute == RECOMPUTE.index("stage"), redone, 0.0)
     hops = found.messages.hop + found.messages.occupied
     exposed = m * v * found.messages.occupied * 2 * (1.0 if question.practice.blocking else 0.0)
+    exposed = exposed + 2 * m * v * found.messages.received
     bubble = (p - 1) * (np.maximum(drain, 0.0) + 2 * hops)
     seconds = m * busiest + bubble + np.where(choices.pp > 1, exposed, 0.0)
     seconds = seconds + ends_of_step(question, choices, found, plain / p, mixtures / p, backward, device)

@@ -109,6 +109,16 @@ def budget(found: Found, tokens: float) -> dict[str, float | None]:
     return {"tokens": tokens, "steps": steps, "seconds": seconds, "cost": cost}
 
 
+def operations(question: Question, prediction: Prediction) -> dict[str, float]:
+    """FLOPs of a step by the model's formula, and with what is computed again: of a layer its forward, of a
+    selective one half of it; of a stage's those micro-batches that go back at once are counted too."""
+    spec, every = question.spec, question.flops
+    forward = every / 3 - 2 * question.tokens * spec.vocab_size * spec.dim  # of all layers
+    again = sum(prediction.recomputed) / spec.num_layers
+    half = RECOMPUTE[prediction.choice.recompute[0]] == "selective"
+    return {"step": every, "with_recomputation": every + forward * again * (0.5 if half else 1.0)}
+
+
 @dataclass(frozen=True)
 class Help:
     """A change of the question, and how many times more tokens a second it would give."""

@@ -2,10 +2,12 @@
 
 weights, gradients, optimizer: of the rank's layers, cut as the layout cuts them; of the optimizer's state
 each copy has a part where the practice shares it (ZeRO-1).
-gathered: whole weights of other ranks that are there for a while, and whole gradients that wait (fsdp).
+Of gradients there are other ranks' parts too, where whole ones wait to be given out (fsdp).
+gathered: whole weights that are there for a while (fsdp).
 activations: of all micro-batches in flight. inside: of the layers that are computed again, or put aside, at
-once. passing: gradients of the inside of the layer whose backward runs. logits: of the head. other: the
-device's context and buffers, and what the allocator loses to fragments: no tensors of this program.
+once. passing: what is there for a moment: gradients of the inside of the layer whose backward runs, or copies
+of gradients that are summed. logits: of the head. other: the device's context and buffers, and what the
+allocator loses to fragments: no tensors of this program.
 
 Where a parameter has no gradient before its backward, and all micro-batches are in flight before the first
 backward, the first ones' activations go as gradients come: `gradients` is then what is there at the fullest
@@ -92,13 +94,16 @@ def activations(question: Question, choices: Choices) -> Mapping[str, Floats]:
     keys = np.maximum(spec.num_kv_heads / choices.tp, 1)
     b, inputs = practice.compute, practice.hidden * own * spec.dim
     whole = b * tokens * spec.dim if practice.whole_inputs else b * own * spec.dim
-    parts = (2 * heads + 2 * keys) * spec.head_dim * tokens * b  # queries, keys, values, result
+    # Queries, keys, values, result.
+    parts = ((1 + practice.results) * heads + 2 * keys) * spec.head_dim * tokens * b
+    repeated = np.where(choices.cp == 1, 2 * (heads - keys), 0.0) * spec.head_dim * tokens * b
     inside = spec.ffn_dim / choices.tp * tokens * b
     scores = np.zeros(len(choices))
     if not practice.fused:  # softmax and its dropped form in 2 bytes, the mask in 1 (arXiv 2205.05198, 4.1)
         scores = 5 * heads * question.row**2 * choices.rows / choices.cp
     # Inputs of both norms, what they hand on, and gate, up, their product (and the activation's result).
     every = 2 * inputs + 2 * whole + parts + practice.inner * inside + scores
+    every = every + repeated * practice.repeated
     selective = 2 * inputs + parts + inside + whole
     mixture = np.zeros(len(choices))
     if (e := spec.experts) is not None:
@@ -154,21 +159,28 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     logits = stage.head * practice.logits * choices.rows * question.row / choices.cp
     logits = logits * question.spec.vocab_size / choices.tp
     held_ones = stage.flight * per + last
-    gradients = mine * practice.gradients
+    gathered, waiting, of_ends, ended = _gathered(question, choices, stage)
+    every = gradients = mine * practice.gradients + waiting
     if practice.late:
         # Those of the head are made before the first backward.
-        early = np.minimum(stage.head * shape.end / shards * practice.gradients, gradients)
+        early = stage.head * (shape.end / shards * practice.gradients + of_ends)
+        early = np.minimum(early, gradients)
         going = stage.flight >= choices.microbatches(question.batch)
         one = held_ones / np.maximum(stage.flight, 1.0)
         gradients = np.where(going, np.maximum(gradients - one, early), gradients)
+    inside = np.where(stage.recomputed + stage.aside > 0, inside, 0.0)
+    # What the head has kept of a micro-batch is gone when the layers' backward begins.
+    gone = last / np.maximum(waiting_heads, 1.0)
+    moment = np.maximum(passing(question, choices, stage.mixtures > 0) - gone, 0.0)
+    moment = np.maximum(moment, every + ended - gradients - held_ones - inside)
     parts = {
         "weights": mine * practice.weights,
         "gradients": gradients,
         "optimizer": _optimizer(question, choices, stage),
-        "gathered": sum(_gathered(question, choices, stage), np.zeros(1)),
+        "gathered": sum(gathered, np.zeros(1)),
         "activations": held_ones,
-        "inside": np.where(stage.recomputed + stage.aside > 0, inside, 0.0),
-        "passing": passing(question, choices, stage.mixtures > 0),
+        "inside": inside,
+        "passing": moment,
         "logits": logits,
     }
     total = sum(parts.values(), np.zeros(len(choices)))
@@ -176,9 +188,12 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
     return parts
 
 
-def _gathered(question: Question, choices: Choices, stage: Stage) -> tuple[Floats, Floats]:
-    """Bytes of whole weights of other ranks while a layer is in use and one is fetched ahead; and those that
-    stay: weights of a stage, and gradients that wait."""
+def _gathered(
+    question: Question, choices: Choices, stage: Stage
+) -> tuple[tuple[Floats, Floats], Floats, Floats, Floats]:
+    """Bytes of whole weights: of the layer in use and of what another was fetched in, and of a stage that
+    stays. Other ranks' parts of gradients that wait, and of embedding's and head's alone. And what is whole
+    of gradients after the last backward, in sums or on the way to them."""
     practice, shape = question.practice, held(question, choices)
     plain = stage.dense * shape.dense + stage.mixtures * shape.mixture + stage.ends * shape.end
     each = np.where(stage.mixtures > 0, shape.mixture + shape.experts, shape.dense)
@@ -186,10 +201,21 @@ def _gathered(question: Question, choices: Choices, stage: Stage) -> tuple[Float
     cut = (choices.shards(practice) > 1) | (choices.expert_shards(practice) > 1)
     stays = (choices.pp > 1) & practice.stage_gathered
     several = choices.microbatches(question.batch) > 1
-    ahead = np.minimum(2 * each + stage.ends * shape.end, whole) * practice.gathered
-    waiting = np.where(stays | (several & practice.waits), whole, 0.0) * practice.gradients
-    staying = np.where(stays, whole * practice.gathered, 0.0) + waiting
-    return np.where(cut & ~stays, ahead, 0.0), np.where(cut, staying, 0.0)
+    ends = stage.ends * shape.end
+    ahead = (np.minimum(2 * each, whole - ends) + ends) * practice.gathered
+    others = 1 - 1 / choices.shards(practice), 1 - 1 / choices.expert_shards(practice)
+    waits = stays | (several & practice.waits)
+    waiting = np.where(waits, plain * others[0] + (whole - plain) * others[1], 0.0)
+    of_ends = np.where(cut, ends * others[0], 0.0) * practice.gradients * practice.waits
+    waiting = np.where(cut & waits, waiting * practice.gradients, of_ends)  # these are given out last
+    staying = np.where(stays, whole * practice.gathered, 0.0)
+    travelling = np.where(cut & ~waits, np.minimum(2 * each, whole - ends), 0.0) * practice.gradients
+    summed = (choices.data * choices.cp > choices.shards(practice)) * practice.bucket
+    own = (
+        plain / choices.shards(practice) + (whole - plain) / choices.expert_shards(practice)
+    ) * practice.gradients
+    ended = np.maximum(travelling, np.minimum(summed, own)) if practice.late else 0 * own
+    return (np.where(cut & ~stays, ahead, 0.0), np.where(cut, staying, 0.0)), waiting, of_ends, ended
 
 
 def together(question: Question, parts: Sequence[tuple[Choices, Stage]]) -> dict[str, Floats]:
@@ -197,7 +223,7 @@ def together(question: Question, parts: Sequence[tuple[Choices, Stage]]) -> dict
     have it. What is there for a layer at a time is there for one of them."""
     known, found = question.coefficients, [stage_bytes(question, choices, stage) for choices, stage in parts]
     total = {name: sum((each[name] for each in found), np.zeros(1)) for name in PARTS}
-    ahead = [_gathered(question, choices, stage)[0] for choices, stage in parts]
+    ahead = [_gathered(question, choices, stage)[0][0] for choices, stage in parts]
     most: Floats = np.maximum.reduce(ahead)
     total["gathered"] = total["gathered"] - sum(ahead, np.zeros(1)) + most
     for name in ("inside", "passing"):
@@ -224,14 +250,21 @@ def _optimizer(question: Question, choices: Choices, stage: Stage) -> Floats:
 
 def passing(question: Question, choices: Choices, mixture: npt.NDArray[np.bool_]) -> Floats:
     """Bytes of gradients that the backward of one layer makes on its way, at its widest: of gate, up and
-    their product, and of the hidden states. mixture: whether it is a layer with experts."""
+    their product, of the hidden states, and where weights have none before, of the weights
+    (`train.layout_moments`). mixture: whether it is a layer with experts."""
     spec, practice = question.spec, question.practice
     tokens = choices.rows * question.row / choices.cp
     own = tokens / choices.tp if practice.sequence else tokens
-    wide = tokens * spec.ffn_dim / choices.tp
+    width, passed = spec.ffn_dim / choices.tp, tokens
+    weights = width * spec.dim
     if (e := spec.experts) is not None:
-        wide = np.where(mixture, tokens / choices.tp * e.per_token * e.ffn_dim, wide)
-    return 3 * practice.compute * wide + practice.hidden * own * spec.dim
+        passed = np.where(mixture, tokens / choices.tp * e.per_token * choices.etp, passed)
+        width = np.where(mixture, e.ffn_dim / choices.etp, width)
+        weights = np.where(mixture, e.num_experts / choices.ep * width * spec.dim, weights)
+    weights = weights * practice.gradients if practice.late else 0 * weights
+    inside = practice.compute * passed * width
+    wider = np.maximum(3 * inside, inside + practice.compute * passed * spec.dim + 2 * weights)
+    return np.where(practice.late, wider, 3 * inside) + weights + practice.hidden * own * spec.dim
 
 
 def put_aside(question: Question, choices: Choices) -> Floats:

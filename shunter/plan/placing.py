@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, permutations
 
@@ -61,19 +61,22 @@ class Ground(Grounds):
         self.memory = [min(room, cluster.devices[unit[0]].spec.memory) for unit in self.units]
         self._computed: dict[tuple[tuple[int, float], ...], float] = {}
         links = self.land.matrix(self.unit)
-        share = question.coefficients["links"]
+        known = question.coefficients
         trips = self.chunks * max(self.microbatches / self.pp, 1.0)
         size = self._gradients() / self.rows / max(1, self.unit // int(choice.tp[0]))  # of a turn
         turns = 2 * (self.rows - 1)
         count = range(len(self.units))
 
-        def both(a: int, b: int, size: float) -> tuple[float, float]:
+        def both(a: int, b: int, size: float, share: float) -> tuple[float, float]:
             """Seconds there and back."""
             there, back = links[a][b], links[b][a]
             return there[0] + size / (there[1] * share), back[0] + size / (back[1] * share)
 
-        self.hop = [[trips * sum(both(a, b, self.message)) if a != b else 0.0 for b in count] for a in count]
-        self.ring = [[turns * max(both(a, b, size)) if a != b else 0.0 for b in count] for a in count]
+        def of_all(seconds: Callable[[int, int], float]) -> list[list[float]]:
+            return [[seconds(a, b) if a != b else 0.0 for b in count] for a in count]
+
+        self.hop = of_all(lambda a, b: trips * sum(both(a, b, self.message, known["links"])))
+        self.ring = of_all(lambda a, b: turns * max(both(a, b, size, known.ring)))
 
     def _class(self, unit: tuple[int, ...]) -> tuple[object, ...]:
         """What decides how long a unit computes: its devices, and the links between them."""

@@ -47,6 +47,8 @@ OWN_FUSED = Elementwise(12, 3, 4, scaled=6)  # experts are not compiled
 # Bias and GELU over 4 h, which is 3 of our 8 h / 3, in one kernel; no rotation.
 FUSED_GELU = Elementwise(12, 3, 0)
 
+BUCKET = 64 << 20  # of `shunter.parallel.gradients`
+
 
 @dataclass(frozen=True)
 class Practice:
@@ -65,10 +67,12 @@ class Practice:
     waits: without stages too, where there are several micro-batches, gradients wait whole.
     overlap_tensor: share of tensor messages hidden behind products. overlap_gradients: whether gradients are
     summed while the last backward runs. blocking: stages compute nothing while they exchange.
-    inner: feed-forward widths that a layer keeps for its backward. whole_inputs: whether each tensor rank
-    keeps what products take whole. copies: whether each micro-batch keeps the layers' matrices as products
-    take them.
+    inner: feed-forward widths that a layer keeps for its backward. results: how often it keeps attention's.
+    repeated: whether it keeps keys and values for each query's head, without context ranks.
+    whole_inputs: whether each tensor rank keeps what products take whole. copies: whether each micro-batch
+    keeps the layers' matrices as products take them.
     late: a parameter has no gradient before its backward: one micro-batch's activations go as gradients come.
+    bucket: bytes of gradients, at most, that are copied to be summed over ranks.
     logits: bytes a token and word of the vocabulary that the head holds. logit_passes: bytes it moves.
     casts: bytes moved an element of a product's operands to turn them into `products`.
     kernels: of a layer's forward, as torch dispatches them: four products, attention, nine fused ones.
@@ -100,9 +104,12 @@ class Practice:
     overlap_gradients: bool = False
     blocking: bool = False
     inner: float = 4.0
+    results: int = 1
+    repeated: bool = False
     whole_inputs: bool = False
     copies: bool = False
     late: bool = False
+    bucket: float = 0.0
     logits: float = 0.0
     logit_passes: float = 24.0
     casts: float = 0.0
@@ -135,11 +142,13 @@ PRACTICES: dict[str, Practice] = {
             zero=True,
             waits=True,
             inner=3,
+            repeated=True,
             whole_inputs=True,
             copies=True,
             elementwise=OWN,
             kernels=37,  # counted under autocast, one a norm
             late=True,
+            bucket=BUCKET,
             # The product writes 2 bytes a logit, the softmax reads and writes them in four bytes, in passes.
             logit_passes=46,
             recompute=("none", "stage", "layer"),
@@ -160,8 +169,11 @@ PRACTICES: dict[str, Practice] = {
             zero=True,
             waits=True,
             inner=3,
+            repeated=True,
+            results=2,  # a CPU's attention has heads outside of tokens, the product the other way round
             whole_inputs=True,
             late=True,
+            bucket=BUCKET,
             recompute=("none", "stage", "layer"),
             offers=True,
             layers=True,
@@ -310,6 +322,9 @@ def _defaults() -> dict[str, Coefficient]:
         "attention": Coefficient(1.0, "share that attention reaches beside products, relative to theirs"),
         "memory": Coefficient(0.86, "copies on an H100: 2.89 of 3.35 TB/s (measured)"),
         "links": Coefficient(0.8, "long collectives of NCCL reach about four fifths of a link, assumed"),
+        "collectives": Coefficient(
+            1.0, "share of what messages between two reach that collectives do: none was measured"
+        ),
         "kernel": Coefficient(4e-6, "seconds of the least kernel, launch included (measured on an H100)"),
         "backward_attention": Coefficient(
             1.6, "seconds of attention's backward by twice its forward's on an H100 (measured, 8192 tokens)"
@@ -334,6 +349,11 @@ class Coefficients:
 
     def __getitem__(self, name: str) -> float:
         return self.known[name].value
+
+    @property
+    def ring(self) -> float:
+        """Share of a link's bandwidth that a collective reaches."""
+        return self["links"] * self["collectives"]
 
     def but(self, source: str, **values: float) -> Coefficients:
         """With some others; on kinds with their own, changed by as much. Raises ShunterError for a name that

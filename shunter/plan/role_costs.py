@@ -176,7 +176,7 @@ class Costs:
             return 0.0
         size = spec.num_parameters * self.practice.compute / layout.tg
         _, bandwidth = self.fabric.wire(np.array([1]), np.array([members]))
-        return size * (members - 1) / members / (float(bandwidth[0]) * self.coefficients["links"])
+        return size * (members - 1) / members / (float(bandwidth[0]) * self.coefficients.ring)
 
 
 def _line(choice: Choices) -> np.ndarray:

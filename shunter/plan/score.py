@@ -169,6 +169,8 @@ def predict(
             ahead, behind = ahead + f, behind + b
         moved = turned(question, choice, own, begin, end) if own else 0.0
         ahead, behind = ahead + moved, behind + moved
+        received = float(cost.messages.received[0])
+        ahead, behind = ahead + received * (stage > 0), behind + received * (stage < stages - 1)
         for end_part, there in ((cost.embedding, stage == 0), (cost.head, stage == stages - 1)):
             if there:
                 ahead += float(end_part.forward[0] + cost.messages.end[0])

@@ -4,10 +4,12 @@ Activations are an estimate, in elements a token, of what a layer keeps for its 
 
     2 D / s             inputs of the two norms                 s = tp with `sequence`, else 1
     2 D                 inputs of qkv and of gate_up, as products have them
-    (2 H + 2 K) d / tp  queries, keys, values, and the output of attention
+    4 H d / tp          queries, keys, values, and the output of attention
     3 F / tp            gate, up, and their product
 
-D width, H and K heads of queries and of keys and values, d width of a head, F width of the feed-forward. In a
+D width, H and K heads of queries and of keys and values, d width of a head, F width of the feed-forward. Keys
+and values are repeated for the queries that share them, but on several context ranks: 2 K for 2 H. In float32
+there is H d / tp more: a CPU keeps attention's output in another order than the next product takes it. In a
 mixture the last two terms are of the rows that experts get, k a token (each D + 3 F / etp, on etp ranks), of
 the shared part, and D / s more. A stage with the head keeps D + D / s more, the gradient of the hidden states
 and what the last norm is given. With
@@ -20,6 +22,7 @@ which also keeps the matrices of layers that stay once more in bfloat16.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from typing import Any
@@ -33,6 +36,7 @@ from shunter.recipe.disk import human
 from shunter.schedule.action import BACKWARD, FORWARD, INPUT, RECOMPUTE, WEIGHT
 from shunter.schedule.order import Order
 from shunter.train.config import Parallel
+from shunter.train.layout_moments import logits, passing, summed
 from shunter.train.layout_parts import Plan, muon_takes
 from shunter.train.layout_traffic import muon_owners, step_traffic
 
@@ -136,7 +140,12 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
     last = plan.order.stages - 1
     head = "embed.weight" if plan.spec.tied else "head.weight"
     early = plan.wide * held[head].piece.numel if last in stages and head in held else 0
-    one, most, together = _activations(plan, stages, plan.order, place["pp"], bytes_of, early)
+    gathered, waiting, of_ends, last_ones = _gathered(plan, place, stages)
+    bytes_of = {stage: size + waiting[stage] for stage, size in bytes_of.items()}
+    early += of_ends.get(last, 0)
+    one, most, together, fullest = _activations(plan, stages, plan.order, place["pp"], bytes_of, early)
+    gradients = elements * plan.wide + sum(waiting.values())
+    at_end = gradients + max(last_ones, summed(plan, place, optimizer))
     axes = dict.fromkeys([*DENSE, *(EXPERT if grid.ep * grid.etp > 1 else ())])
     return RankHolds(
         rank=rank,
@@ -145,46 +154,64 @@ def _rank(plan: Plan, rank: int, optimizer: str) -> RankHolds:
         layers=[[plan.bounds[stage], plan.bounds[stage + 1]] for stage in stages],
         parameters=elements,
         weights=elements * plan.wide,
-        gradients=elements * plan.wide,
+        gradients=gradients,
         optimizer=state * plan.wide,
-        gathered=_gathered(plan, place, stages),
+        gathered=gathered,
         activations=one,
         at_once=most,
         together=together,
+        moment=max(fullest, at_end) - together,
     )
 
 
-def _gathered(plan: Plan, place: Mapping[str, int], stages: list[int]) -> int:
-    """Whole weights that are here at most, and whole gradients that wait for the last micro-batch."""
+def _gathered(
+    plan: Plan, place: Mapping[str, int], stages: list[int]
+) -> tuple[int, dict[int, int], dict[int, int], int]:
+    """Whole weights that are here at most. By stage, other ranks' parts of whole gradients that wait: for the
+    last micro-batch, or of embedding and head for the end of the backward; and these ends' alone. And what is
+    whole of gradients at that end: those of a layer, and of the one before, as they travel.
+
+    Of layers that are given up there are two: the one in use, and what another was fetched in.
+    """
+    waiting, ends = dict.fromkeys(stages, 0), dict.fromkeys(stages, 0)
     if not plan.parallel.sharded:
-        return 0
-    every = [unit for stage in stages for unit in plan.units(place, stage)]
-
-    def bytes_(gathered: bool) -> tuple[int, int]:
-        """Of all that is whole, and of what is while one layer is in use and one is fetched ahead."""
-        sizes = [
-            (unit.root, unit.share * unit.size * (unit.bytes if gathered else plan.wide)) for unit in every
-        ]
-        layers = sorted((size for root, size in sizes if not root), reverse=True)
-        return sum(size for _, size in sizes), sum(size for root, size in sizes if root) + sum(layers[:2])
-
+        return 0, waiting, {}, 0
     stay = plan.grid.pp > 1 or not plan.parallel.reshard
     wait = plan.grid.pp > 1 or plan.order.microbatches > 1
-    return bytes_(True)[not stay] + bytes_(False)[not wait]
+    by_layer: Counter[int] = Counter()
+    whole: Counter[int] = Counter()
+    root = 0
+    for stage in stages:
+        for unit in plan.units(place, stage):
+            others = unit.share * (unit.size - 1) * plan.wide
+            if unit.layer is None:
+                root += unit.share * unit.size * unit.bytes
+                ends[stage] += others
+            else:
+                by_layer[unit.layer] += unit.share * unit.size * unit.bytes
+                whole[unit.layer] += unit.share * unit.size * plan.wide
+            if wait or unit.layer is None:
+                waiting[stage] += others
+    weights, gradients = (sorted(found.values(), reverse=True) for found in (by_layer, whole))
+    held = root + sum(weights if stay else weights[:2])
+    if stay and plan.grid.pp == 1:
+        held += max(weights, default=0)  # what one was fetched in, here too
+    return held, waiting, ends, 0 if wait else sum(gradients[:2])
 
 
 def _activations(
     plan: Plan, stages: list[int], order: Order, at: int, gradients: Mapping[int, int], head: int
-) -> tuple[int, int, int]:
+) -> tuple[int, int, int, int]:
     """Bytes of one micro-batch in all stages of a rank, the most at once, and the most together with
     gradients, of which a stage has none but the head's until its first backward: they come as its activations
-    go."""
+    go. And the most together with what is there for a moment."""
     inside = {stage: _inside(plan, stage) for stage in stages}
     light = {stage: plan.own_tokens * plan.spec.dim * plan.wide for stage in stages}
     # Some are not computed again: those that go back at once.
     again = {(it.stage, it.microbatch) for it in order.actions[at] if it.op == RECOMPUTE}
-    held, most, there, together = 0, 0, 0, 0
+    held, most, there, together, fullest = 0, 0, 0, 0, 0
     had: set[int] = set()
+    last, moments = order.stages - 1, {stage: passing(plan, stage) for stage in stages}
     for action in order.actions[at]:
         if action.stage not in inside:
             continue
@@ -193,20 +220,24 @@ def _activations(
             apart = (action.stage, action.microbatch) in again
             held += light[action.stage] if apart else inside[action.stage]
             now = held + _travels(plan, action.stage)
-            if action.stage == order.stages - 1 and action.stage not in had:
-                there = max(there, head)
+            if action.stage == last:
+                there = there if action.stage in had else max(there, head)
+                fullest = max(fullest, now + there + logits(plan))
         elif action.op == RECOMPUTE:
             held += inside[action.stage] - light[action.stage]
         now = max(now, held)
         if action.op in (BACKWARD, INPUT):  # one layer after the other is whole for a moment
             now = max(now, held + max(_once_more(plan, action.stage), _travels(plan, action.stage)))
+            # What the head has kept is gone by then.
+            gone = _of_head(plan) if action.stage == last else 0
+            fullest = max(fullest, now + there + moments[action.stage] - gone)
         most, together = max(most, now), max(together, now + there)
         if action.op in (BACKWARD, WEIGHT):
             held -= inside[action.stage]
             had.add(action.stage)
             there = sum(gradients[stage] for stage in had)
             together = max(together, held + there)
-    return sum((light if again else inside).values()), most, together
+    return sum((light if again else inside).values()), most, together, max(fullest, together)
 
 
 def _inside(plan: Plan, stage: int) -> int:
@@ -218,9 +249,12 @@ def _inside(plan: Plan, stage: int) -> int:
     total += sum(_kept(plan, layer) if layer in again else _layer(plan, layer) for layer in stay)
     if stage and layers[0] in aside:  # what was sent here is not the layer's alone
         total += plan.own_tokens * plan.spec.dim * plan.wide
-    if stage == plan.order.stages - 1:
-        total += (plan.tokens + plan.own_tokens) * plan.spec.dim * plan.wide
-    return total
+    return total + (_of_head(plan) if stage == plan.order.stages - 1 else 0)
+
+
+def _of_head(plan: Plan) -> int:
+    """What the head keeps: the gradient of its hidden states, and what the last norm is given."""
+    return (plan.tokens + plan.own_tokens) * plan.spec.dim * plan.wide
 
 
 def _copies(plan: Plan, stage: int, layer: int) -> int:
@@ -260,7 +294,9 @@ def _layer(plan: Plan, layer: int) -> int:
     """What a layer keeps, all of it."""
     plan = plan.at(layer)
     spec, tp, wide, narrow = plan.spec, plan.parallel.tp, plan.wide, plan.narrow
-    heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim / tp
+    results = 2 if narrow == wide else 1
+    keys = spec.num_heads if plan.parallel.cp == 1 else spec.num_kv_heads
+    heads = ((1 + results) * spec.num_heads + 2 * keys) * spec.head_dim / tp
     total = round(plan.own_tokens * 2 * spec.dim * wide) + round(plan.tokens * (spec.dim + heads) * narrow)
     if spec.experts is None or not spec.experts.inside(layer):
         return total + round(plan.tokens * (spec.dim + 3 * spec.ffn_dim / tp) * narrow)

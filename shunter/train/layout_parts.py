@@ -219,13 +219,14 @@ class Plan:
         units = []
         for key, part in found.items():
             experts = key.endswith("experts")
-            grid = self.at(int(key.split()[0])).grid if key else self.grid
+            number = int(key.split()[0]) if key else None
+            grid = self.grid if number is None else self.at(number).grid
             if grid.fsdp == 1:
                 continue
             if (size := grid.edp if experts else grid.fsdp * grid.cp) > 1:
                 share = sum(-(-shape[0] // size) * prod(shape[1:]) for shape in part)
                 thin = narrow and key and not key.endswith("whole")
-                units.append(Unit(key == "", size, share, HALF if thin else self.wide))
+                units.append(Unit(number, size, share, HALF if thin else self.wide))
         return units
 
 
@@ -236,10 +237,10 @@ def muon_takes(name: str, shape: tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Unit:
-    """root: what stays gathered between forward and backward. share: elements on each of `size` ranks; bytes:
-    of one as it is gathered."""
+    """layer: its number; None: what stays gathered between forward and backward. share: elements on each of
+    `size` ranks; bytes: of one as it is gathered."""
 
-    root: bool
+    layer: int | None
     size: int
     share: int
     bytes: int

@@ -236,7 +236,7 @@ def _sharded(plan: Plan, place: Mapping[str, int]) -> int:
             for op in operations:
                 if op in (FORWARD, RECOMPUTE, BACKWARD, INPUT):
                     count += not here
-                    here = op in (FORWARD, RECOMPUTE) and not (again and not unit.root)
+                    here = op in (FORWARD, RECOMPUTE) and not (again and unit.layer is not None)
             sent += piece * (count * unit.bytes + plan.wide)  # and the reduction
     return sent
 

@@ -26,7 +26,11 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 def test_the_fields_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(run(capsys, "--json", "--top", "3", "--fix", "pp=2,schedule=1f1b"))
-    assert list(told) == ["plans", "search_seconds", "considered", "rejected", "notes"]
+    assert list(told) == ["plans", "search_seconds", "considered", "rejected", "flops", "notes"]
+    assert told["flops"]["step"] == told["flops"]["with_recomputation"]
+    again = json.loads(run(capsys, "--json", "--fix", "recompute=stage,pp=2,schedule=1f1b"))["flops"]
+    # Another forward of the layers: a third of their operations, and the head's are not among them.
+    assert 1.3 < again["with_recomputation"] / again["step"] < 4 / 3
     assert len(told["plans"]) == 3
     best = told["plans"][0]
     assert list(best) == [

@@ -54,7 +54,7 @@ def test_the_json_has_notes_and_tokens(capsys: pytest.CaptureFixture[str]) -> No
     assert cli.main([*FEW, *row, "--tokens", "1T", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert any("longer than the model's context" in note for note in told["notes"])
-    assert any(note.startswith("products 0.9132: fitted to") for note in told["notes"])
+    assert any(note.startswith("products 0.9127: fitted to") for note in told["notes"])
     budget = told["tokens"]
     assert budget["steps"] == -(-(10**12) // (64 * 8192))
     assert budget["seconds"] == pytest.approx(budget["steps"] * told["plans"][0]["step_seconds"])

@@ -24,6 +24,21 @@ def test_what_is_made_counts_until_it_is_let_go() -> None:
         assert (live.now, live.peak) == (0, 8000)
 
 
+def test_what_is_emptied_by_no_operation_is_gone() -> None:
+    """As `fully_shard` does with gathered weights: it fills and empties their storages itself."""
+    with LiveBytes() as live:
+        kept = [torch.zeros(1000) for _ in range(4)]
+        for each in kept[:3]:
+            each.untyped_storage().resize_(0)
+        more = torch.zeros(2000)
+        assert live.peak == 16_000
+        kept[0].untyped_storage().resize_(4000)
+        views = kept[0].view(10, 100), torch.zeros(500)  # seen again, it counts again
+        assert (live.now, live.peak) == (4000 + 8000 + 4000 + 2000, 18_000)
+        del more, views
+        assert live.now == 8000
+
+
 def test_peak_bytes_of_stages_that_were_executed() -> None:
     """Weights with gradients and two moments are always there; each further micro-batch in flight adds."""
     weights = 2 * (12 * 64**2 + 13 * 64) + 512 * 64

@@ -10,12 +10,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shunter.cluster import files
-from shunter.plan import probe
+from shunter.plan import communication, probe
+from shunter.plan.calibrate import coefficients_of
+from shunter.plan.choices import Question
+from shunter.plan.fabric import Fabric
+from shunter.plan.practice import practice
+from shunter.plan.presets import preset
 from tests.plan import tunnels
 
 DELAY, RATE, BACK = 0.012, 10e6, 5e6  # slow beside what a busy machine adds
@@ -85,6 +92,15 @@ def test_what_was_measured_is_a_cluster_with_the_slow_direction_told_apart(tmp_p
     assert (it.bandwidth(2, 0), it.bandwidth(0, 2)) == (1e8, pytest.approx(1e9, rel=0.01))
     assert it.description.measured is not None
     assert it.description.measured.collectives[0].ranks == 3
+    # What collectives reached of the slowest link of their ring, both ways, is what messages are counted by.
+    known = coefficients_of(it)
+    assert (known["links"], known["collectives"], known.ring) == (1.0, 5.0, 5.0)
+    asked = Question(preset("llama-2-7b"), Fabric.of(it), 6, 512, practice("shunter-fp32"), known)
+    share, slow = (
+        float(communication.all_reduce(question, np.array([1]), np.array([3]), np.array([3e9]))[0])
+        for question in (asked, replace(asked, coefficients=known.but("half of it", collectives=2.5)))
+    )
+    assert slow == pytest.approx(2 * share, rel=1e-3)
     spec = it.device(0).spec
     assert (spec.rate("fp32", "small"), spec.peak("fp32"), spec.overlap_slowdown) == (9e10, 9e10, 1.2)
 
