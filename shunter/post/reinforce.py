@@ -30,7 +30,7 @@ from shunter.post.judged import flat_groups, judge, settings
 from shunter.post.policy import Policy, Value
 from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
-from shunter.post.rewards import Graded, Grader, Item
+from shunter.post.rewards import Graded, Grader
 from shunter.post.step import Scorer
 from shunter.post.writers import BLOCK, submit, written
 
@@ -252,7 +252,7 @@ class Reinforcement:
         for prompt, one in zip(prompts, done, strict=True):
             text = self._text(one)
             whole = [*one.prompt, *one.ids]
-            items.append(Item(prompt.text, text, prompt.target, one.stop_reason == "stop", whole))
+            items.append(prompt.item(text, one.stop_reason == "stop", whole))
         graded = self.grader.grade(items)
         for each in graded:
             for failure in each.failed[:1]:
@@ -363,7 +363,7 @@ class Reinforcement:
                     "model": self.course.place.name,
                     "prompt": prompt.text,
                     "response": self.tokenizer.decode(ids),
-                    "target": prompt.target,
+                    "target": prompt.shown,
                     "score": graded[at * self.group].total,
                 }
             )
