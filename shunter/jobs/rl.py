@@ -210,8 +210,8 @@ class RlJob:
             aside = context.work / "served" if place is None else Path(place)
             special = models.special(folder)
             if config.apart:
-                told = config.how.server.model_dump(mode="json")
-                server = {"kind": config.generator, "config": told, "folder": str(aside.absolute())}
+                spoken = config.how.server.model_dump(mode="json")
+                server = {"kind": config.generator, "config": spoken, "folder": str(aside.absolute())}
                 server["special"] = special
             else:
                 engine = ServedEngine(
