@@ -150,6 +150,7 @@ class Course:
         self.train, self.how, self.place, self.shown = train, how, place, shown
         self.world = world
         self.device = choose_device(how.device) if world is None else world.device
+        self.threads = how.threads or len(os.sched_getaffinity(0))
         if how.deterministic:
             prepare_determinism(self.device)
         self.checkpointer = Checkpointer(
@@ -165,7 +166,7 @@ class Course:
             (pupil,) = lessons.pupils.values()
             self.checkpointer = pupil.checkpointer(self.place.work / "checkpoints", self.how.keep)
         threads = torch.get_num_threads()
-        torch.set_num_threads(self.how.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(self.threads)
         set_determinism(self.how.deterministic)
         config = self.train.model_dump(mode="json")
         tracker = open_trackers(self.how.track, self.place.log / "track", self.place.name, config)

@@ -49,6 +49,7 @@ def must_be_alike(one: tuple[Path, dict[str, Any]], two: tuple[Path, dict[str, A
             assert theirs[key] == pytest.approx(mine[key], rel=1e-3, abs=1e-4), (number, key)
 
 
+@pytest.mark.long
 def test_a_killed_run_of_two_processes_goes_on_in_one(
     work: Work, model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
