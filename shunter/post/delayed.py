@@ -126,6 +126,13 @@ class Delayed(Reinforcement):
             self._continued |= {(step, at) for at in begun}
             self.writer.ask(step, prompts, begun)
 
+    def _newest(self, number: int) -> int:
+        """Where bits may differ, the version that a step's weights will have if no step before it is idle: a
+        killed attempt had come so far, and its writer took newer weights in the midst of answers."""
+        if self.exact:
+            return self.updates
+        return self.updates + (number - self.now) * self.config.updates * self.config.epochs
+
     def _prompts(self, step: int) -> list[Prompt]:
         self._ahead.position = step * self.per_step
         return [self.prompts.items[int(i)] for i in self._ahead.take(self.per_step)]
@@ -206,9 +213,16 @@ class Delayed(Reinforcement):
 
     def _stale(self, done: Sequence[Rollout]) -> float:
         """How many updates old the weights are that wrote the tokens, in the mean. Raises ShunterError for a
-        token that is older than the gate allows, or newer than the policy."""
-        versions = np.concatenate([np.asarray(one.versions)[np.asarray(one.wrote)] for one in done])
-        ages = self.updates - versions
+        token that is older than the gate allows, or newer than the policy. An attempt before this one may
+        have made more updates until this step, as its steps need not have been the idle ones: what it wrote
+        has no age below 0."""
+        ages = np.concatenate(
+            [
+                np.maximum(ages, 0) if row["again"] and not self.exact else ages
+                for row, one in zip(self._taken, done, strict=True)
+                for ages in [self.updates - np.asarray(one.versions)[np.asarray(one.wrote)]]
+            ]
+        )
         most = self.updates - min(self.floors.values())
         self._oldest = float(ages.max())
         if ages.min() < 0 or ages.max() > most:

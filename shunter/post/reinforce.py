@@ -227,7 +227,7 @@ class Reinforcement:
     def _known(self, number: int, wanted: Collection[int], oldest: int | None = None) -> dict[int, Rollout]:
         """Of a step's answers at these places, those that a killed attempt had finished. oldest: of the
         weights that may have written them; default: the newest alone."""
-        read = self.journal.read(number, self.updates, oldest)
+        read = self.journal.read(number, self._newest(number), oldest)
         found = {at: read[at] for at in read.keys() & wanted}
         if self.course.how.deterministic and len(found) < len(wanted):
             found = {}
@@ -240,11 +240,15 @@ class Reinforcement:
         """What there is of answers that a killed attempt was writing; nothing where bits must be the same."""
         if self.course.how.deterministic or not wanted:
             return {}
-        read = self.journal.begun(number, self.updates, oldest)
+        read = self.journal.begun(number, self._newest(number), oldest)
         found = {at: read[at] for at in read.keys() & wanted}
         if found:
             self.course.place.events.write("continued", step=number, answers=len(found))
         return found
+
+    def _newest(self, number: int) -> int:
+        """The last version of the weights that may have written what there is of a step."""
+        return self.updates
 
     def _grade(self, prompts: Sequence[Prompt], done: Sequence[Rollout]) -> list[Graded]:
         """prompts: of each answer."""

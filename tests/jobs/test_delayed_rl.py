@@ -21,6 +21,7 @@ from shunter.generate.rollout import Rollout
 from shunter.jobs import rl
 from shunter.post import delayed, writers
 from shunter.post import reinforce as plain
+from shunter.post.journal import Journal
 from shunter.post.rewards import Grader
 from shunter.post.writers import Here
 from shunter.recipe.job import Stopped
@@ -200,6 +201,76 @@ class Dribble(Here):
         for step, at, one in self.late[: 5 * wait]:
             self.lessons.hear(step, {at: one})
         del self.late[: 5 * wait]
+
+
+class Between(Here):
+    """Writes token by token while it is waited for, and takes new weights between two, as a process does: it
+    is in the midst of answers when a step is learnt from."""
+
+    def __init__(self, lessons: delayed.Delayed) -> None:
+        super().__init__(lessons.engine, lessons.seed, lessons.journal, lessons.exact, lessons.hear)
+        self.places: dict[int, tuple[int, int]] = {}
+
+    def ask(self, step: int, prompts: Mapping[int, Any], begun: Mapping[int, Rollout]) -> None:
+        asked = writers.submit(self.engine, self.seed, step, prompts, begun)
+        self.places |= {number: (step, at) for number, at in asked.items()}
+
+    def listen(self, wait: bool) -> None:
+        while wait and not self.engine.finished:
+            self.engine.step()
+        for one in self.engine.finished:
+            step, at = self.places[one.number]
+            self.journal.write(step, {at: one})
+            self.hear(step, {at: one})
+        self.engine.finished.clear()
+        for one in self.engine.begun:
+            step, at = self.places[one.number]
+            self.journal.keep(step, {at: one})
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_what_weights_of_two_versions_wrote_is_kept_over_a_kill(
+    work: Work, model: Path, talks: Path, idle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is finished and each part that is begun, up to the versions that the steps came to have; also
+    where the next attempt makes fewer updates (`idle`), so that they are newer than its own."""
+    monkeypatch.setattr(rl, "_beside", lambda *given: Between(given[-1]))
+    more: dict[str, Any] = {"staleness": 1, "max_new_tokens": 20, "train": {"steps": 5, "lr": 1e-3}}
+    more["how"] = {**HOW, "writer": "process", "checkpoint_every": 5}
+    with killed("train.step", 2):
+        reinforce(work, model, talks, **more)
+    folder = next(talks.parents[1].glob("made/rl/**/rollouts"))
+    journal = Journal(folder)
+    whole = {step: journal.read(step, 9, 0) for step in range(5)}
+    parts = {step: journal.begun(step, 9, 0) for step in range(5)}
+    had = [one for step in range(5) for one in (*whole[step].values(), *parts[step].values())]
+    assert any(len(set(one.versions)) > 1 for one in had)
+    assert any(min(one.versions) > 0 for one in had)
+    assert sum(map(len, parts.values())) > 0
+
+    asked: dict[int, dict[int, Rollout]] = {}
+    ask, learn = Between.ask, plain.Reinforcement._learn
+
+    def noted(self: Between, step: int, prompts: Mapping[int, Any], begun: Mapping[int, Rollout]) -> None:
+        asked[step] = {at: begun.get(at, Rollout()) for at in prompts}
+        ask(self, step, prompts, begun)
+
+    def less(self: Any, number: int, samples: Any) -> dict[str, float]:
+        if idle and number == 0:
+            return {"rl/gap": 0.0, "rl/max_gap": 0.0}
+        return learn(self, number, samples)
+
+    monkeypatch.setattr(Between, "ask", noted)
+    monkeypatch.setattr(plain.Reinforcement, "_learn", less)
+    out, _ = reinforce(work, model, talks, **more)
+    for step in range(5):
+        left = asked.get(step, {})
+        if not idle or step < 2:  # asked for before a step has turned out to be idle
+            assert left.keys() == set(range(12)) - whole[step].keys()
+            assert {at: one.ids for at, one in left.items() if one.ids} == {
+                at: one.ids for at, one in parts[step].items()
+            }
+    assert min(row["rl/staleness"] for row in rows_of(out)) >= 0
 
 
 @pytest.fixture
