@@ -325,7 +325,7 @@ def _plain(cells: Mapping[str, Any]) -> dict[str, Any]:
     found = {**cells, "answer": vars(cells["answer"])}
     if "reward" in cells:
         graded = cells["reward"]
-        found["reward"] = [graded.total, dict(graded.parts), list(graded.failed)]
+        found["reward"] = [graded.total, dict(graded.parts), list(graded.failed), list(graded.unasked)]
     if "reference" in cells:
         found["reference"] = cells["reference"].tolist()
     return found

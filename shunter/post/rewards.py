@@ -69,11 +69,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Graded:
-    """total: the weighted sum. parts: each rule's score before its weight, by name."""
+    """total: the weighted sum. parts: each rule's score before its weight, by name. failed: of each rule that
+    could not grade, what it said. unasked: rules that the data gives nothing to compare with."""
 
     total: float
     parts: Mapping[str, float]
-    failed: Sequence[str] = field(default_factory=tuple)  # of each rule that could not grade: what it said
+    failed: Sequence[str] = field(default_factory=tuple)
+    unasked: Sequence[str] = field(default_factory=tuple)
 
 
 class Rule(Protocol):
@@ -205,15 +207,18 @@ class Grader:
             total = sum(weight * parts[rule.name] for rule, weight in self.rules)
             if not item.finished and self.unfinished is not None:
                 total = self.unfinished
-            found.append(Graded(total, parts, failed))
+            unasked = [rule.name for rule, _ in self.rules if item.seen_by(rule.name) is None]
+            found.append(Graded(total, parts, failed, unasked))
         return found
 
     def check(self, graded: Sequence[Graded]) -> None:
-        """Raises ShunterError when a rule could grade none of these answers, which were graded in parts."""
+        """Raises ShunterError when a rule could grade none of those of these answers that it was asked about.
+        They were graded in parts."""
         for rule, _ in self.rules:
             begin = f"{rule.name}: "
-            failed = [each for one in graded for each in one.failed if each.startswith(begin)]
-            if len(failed) == len(graded):
+            asked = [one for one in graded if rule.name not in one.unasked]
+            failed = [each for one in asked for each in one.failed if each.startswith(begin)]
+            if asked and len(failed) == len(asked):
                 raise _ungraded(rule.name, failed[0].removeprefix(begin))
 
     def _applied(self, rule: Rule, items: Sequence[Item]) -> list[float | str]:

@@ -64,6 +64,22 @@ def test_a_step_that_is_graded_in_parts_ends_only_where_no_part_could_be() -> No
     grader.check([one for part in [*parts, grader.grade(items("a", target=good))] for one in part])
 
 
+def test_a_rule_is_held_against_the_answers_that_it_was_asked_about() -> None:
+    """In parts as at once: answers that it has nothing to compare with do not hide that it grades none."""
+    made = [(rule(RewardConfig(kind=kind)), 1.0) for kind in ("constraints", "exact")]  # type: ignore[arg-type]
+    bad, good = "no object", '{"no_commas": ""}'
+    mixed = [Item("q", "a", "a", targets={"constraints": target}) for target in (None, bad, None, bad)]
+    with pytest.raises(ShunterError, match="constraints could grade no answer of a step"):
+        Grader(made).grade(mixed)
+    grader = Grader(made, patient=True)
+    parts = [one for begin in (0, 2) for one in grader.grade(mixed[begin : begin + 2])]
+    assert [one.unasked for one in parts] == [["constraints"], []] * 2
+    with pytest.raises(ShunterError, match="constraints could grade no answer of a step"):
+        grader.check(parts)
+    grader.check(parts[::2])  # it was asked about none
+    grader.check([*parts, *grader.grade([Item("q", "a", "a", targets={"constraints": good})])])
+
+
 def test_a_rule_that_raises_counts_as_nothing_and_is_counted() -> None:
     grader = Grader([(rule(RewardConfig(kind="constraints")), 1.0)])
     good, bad = '{"no_commas": ""}', "no object"
