@@ -115,7 +115,9 @@ class Beside:
         listen([self], self.said, wait)
 
     def take(self, said: Mapping[str, Any]) -> bool:
-        """Hand on what it said; whether that were answers. Raises what has ended it."""
+        """Hand on what it said; whether that were answers. Raises what has ended it, or a thread here."""
+        if "error" in said:
+            raise said["error"]
         if "failed" in said:
             raise self._failure(said)
         if "ended" in said:
@@ -147,6 +149,8 @@ class Beside:
                 wire.send(self._link, message)
         except wire.Closed:
             pass  # the other thread tells
+        except BaseException as error:
+            self.said.put((self, {"error": error}))
 
     def _receive(self) -> None:
         try:
@@ -154,8 +158,10 @@ class Beside:
                 told, _ = wire.receive(self._link)
                 self.heard = time.monotonic()
                 self.said.put((self, told))
-        except (wire.Closed, ValueError):
+        except wire.Closed:
             self.said.put((self, {"ended": True}))
+        except BaseException as error:  # who waits would wait for a thread that is gone
+            self.said.put((self, {"error": error}))
 
     @staticmethod
     def _failure(said: Mapping[str, Any]) -> Exception:

@@ -100,6 +100,8 @@ class Writing:
                 self._keep()
 
     def _heed(self, message: Mapping[str, Any]) -> None:
+        if message["do"] == "raise":
+            raise message["error"]
         if message["do"] == "ask":
             prompts = {int(at): ids for at, ids in message["prompts"]}
             step = int(message["step"])
@@ -150,6 +152,8 @@ class Writing:
                 self.told.put(wire.receive(self.link)[0])
         except wire.Closed:
             os._exit(0)  # nobody is left to write for
+        except BaseException as error:  # raised where the next message is heeded
+            self.told.put({"do": "raise", "error": error})
 
 
 def main(descriptor: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from shunter.config.errors import ShunterError
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout
 from shunter.post import beside
+from shunter.post.writing import Writing
 
 SPEAKS = """
 import socket, sys, time
@@ -92,6 +95,34 @@ def test_one_that_dies_or_is_silent_is_told(
         there.ask(0, {0: [1]}, {})
         with pytest.raises(ShunterError, match=complaint):
             there.listen(wait=True)
+
+
+HUGE = """
+import socket, struct, sys, time
+link = socket.socket(fileno=int(sys.argv[1]))
+link.sendall(struct.pack(">QQ", 2, 1 << 62) + b"{}")
+time.sleep(60)
+"""
+
+
+def test_a_thread_that_fails_is_told_with_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and not as silence: of this end, what cannot be sent or held, and of the other end."""
+    with writer(monkeypatch, "import time; time.sleep(60)", {}, 20.0) as there:
+        there.ask(0, {0: [object()]}, {})  # type: ignore[list-item]
+        with pytest.raises(ShunterError, match="the type object cannot be sent"):
+            there.listen(wait=True)
+    with writer(monkeypatch, HUGE, {}, 20.0) as there:
+        there.ask(0, {0: [1]}, {})
+        with pytest.raises((MemoryError, OverflowError)):
+            there.listen(wait=True)
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        mine.sendall(struct.pack(">QQ", 2, 1 << 62) + b"{}")
+        other = Writing.__new__(Writing)
+        other.link, other.told = theirs, queue.SimpleQueue()
+        other._listen()
+        with pytest.raises((MemoryError, OverflowError)):
+            other._heed(other.told.get(timeout=20.0))
 
 
 class Slow(beside.Beside):
