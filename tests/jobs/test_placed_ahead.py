@@ -6,6 +6,7 @@ shows that pools work side by side), and that it is faster.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pytest
 
 from shunter.config.errors import ShunterError
 from shunter.models.hf import load_model
+from shunter.post.roles.actor import Actor
 from shunter.post.roles.writes import Writer
 from shunter.recipe.job import Stopped
 from shunter.record import events
 from tests.jobs.conftest import Still, Work
 from tests.jobs.test_placed import INLINE, model, reinforce, rewards, weights
+from tests.jobs.test_post_kills import Killed
 
 __all__ = ["model"]  # a fixture
 
@@ -80,6 +83,38 @@ def test_a_writer_with_older_weights_than_it_says_stops_the_run(
     monkeypatch.setattr(Writer, "load", named)
     with pytest.raises(ShunterError, match="trainer and generator differ by"):
         reinforce(work, model, "old", INLINE, staleness=1)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_an_earlier_attempt_wrote_is_not_held_against_weights_unless_they_are_the_same(
+    work: Work, model: Path, tmp_path: Path, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal of a killed attempt whose weights had the same numbers and other values."""
+    more: dict[str, Any] = {"staleness": 1, "how": {"deterministic": exact}}
+    hold = Actor._hold
+
+    def cut(self: Actor, judged: Any, step: int) -> None:
+        if step == 3:
+            raise Killed
+        hold(self, judged, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Actor, "_hold", cut)
+        with pytest.raises(Killed):
+            reinforce(work, model, "cut", INLINE, **more)
+    found = list((tmp_path / "made" / "cut" / "private").glob("**/writer/step-00000003*.jsonl"))
+    assert found
+    for path in found:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        moved = [{**line, "logprobs": [each - 0.2 for each in line["logprobs"]]} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in moved))
+    if exact:
+        with pytest.raises(ShunterError, match="trainer and generator differ by"):
+            reinforce(work, model, "cut", INLINE, **more)
+        return
+    out, metrics = reinforce(work, model, "cut", INLINE, **more)
+    assert '"reused"' in (out.parent / "log" / "events.jsonl").read_text()
+    assert metrics["max_gap"] < 1e-4, "of what this attempt wrote"
 
 
 def test_what_does_not_go_with_a_writer_is_refused(work: Work, model: Path) -> None:

@@ -123,10 +123,14 @@ class Actor(Learning, Writes):
         return float(sum(each[0] for each in every) / max(1, sum(each[1] for each in every)))
 
     def _hold(self, judged: Rows, step: int) -> None:
-        """The gap between trainer and generator: some of the answers against the weights that wrote them."""
+        """The gap between trainer and generator: some of the answers against the weights that wrote them,
+        which those of an attempt before this one are not (`again`)."""
         units = len(judged) // judged.unit
         draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "held", step)))
-        some = sorted(draw.permutation(units)[: -(-units // HELD)].tolist())
+        again = [int(each[0]) for each in judged["again"]] if "again" in judged.columns else []
+        old = {row // judged.unit for row, is_old in enumerate(again) if is_old}
+        ours = [unit for unit in draw.permutation(units).tolist() if unit not in old]
+        some = sorted(ours[: -(-units // HELD)])
         rows = [unit * judged.unit + i for unit in some for i in range(judged.unit)]
         samples, apart = samples_of(judged), []
         versions = {row: np.asarray(judged["version"][row]) for row in rows}

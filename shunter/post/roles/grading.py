@@ -199,7 +199,8 @@ def rollouts_of(written: Rows) -> list[Rollout]:
 
 
 def _judged(written: Rows, known: Mapping[str, Sequence[Array]]) -> Rows:
-    kept = {name: written[name] for name in ("prompt", "ids", "place", "version")}
+    names = ("prompt", "ids", "place", "version", "again")
+    kept = {name: written[name] for name in names if name in written.columns}
     return Rows({**kept, **known}, written.unit)
 
 

@@ -53,12 +53,13 @@ class Writes(Role):
     @operation("micro_dp")
     def generate(self, asked: Rows, *, step: int, greedy: bool = False) -> Rows:
         """`group` answers to each prompt, or with `greedy` the likeliest one. Each draws from a stream of
-        (seed, step, its place), so what is written does not depend on where."""
+        (seed, step, its place), so what is written does not depend on where. `again`, where weights may be
+        older: an attempt before this one wrote it, by weights that may be other ones of the same number."""
         group = 1 if greedy else self.group
         journal = self.journals[greedy] if self.journals else None
         found = {} if journal is None else journal.read(step, self.version, self.version - self.age)
         done: list[Rollout] = []
-        reused = 0
+        read: set[int] = set()
         with self.whole() as decoder:
             # With `exact`, a prompt at a time: a token more beside it, and a product may round otherwise.
             size = 1 if self.station.exact else max(1, len(asked))
@@ -68,13 +69,14 @@ class Writes(Role):
                 known = {place: found[place] for place in places if place in found}
                 if self.station.exact and len(known) < len(places):
                     known = {}
-                reused += len(known)
+                read |= known.keys()
                 missing = [place for place in places if place not in known]
                 known |= self._write(decoder, some, missing, step, group, greedy, journal)
                 done += [known[place] for place in places]
-        self.tell(reused=reused)
+        self.tell(reused=len(read))
         self.tell(**self._bill())
-        places = [int(place[0]) for place in asked["place"]]
+        places = [int(place[0]) * group + i for place in asked["place"] for i in range(group)]
+        again = [np.array([int(place in read and not self.station.exact)]) for place in places]
         return Rows(
             {
                 "prompt": [np.asarray(one.prompt, dtype=np.int64) for one in done],
@@ -82,7 +84,8 @@ class Writes(Role):
                 "logprobs": [np.asarray(one.logprobs, dtype=np.float64) for one in done],
                 "stop": [np.array([ENDS.index(one.stop_reason)], dtype=np.int64) for one in done],
                 "version": [np.asarray(one.versions, dtype=np.int64) for one in done],
-                "place": [np.array([place * group + i]) for place in places for i in range(group)],
+                "place": [np.array([place]) for place in places],
+                **({"again": again} if self.age else {}),
             },
             group,
         )
