@@ -168,10 +168,10 @@ class Delayed(Reinforcement):
         self._waited = 0.0
         while True:
             self.writer.listen(wait=False)
+            if taken := self.store.poll("learner", columns, self.count, mine):
+                break  # before anything is done for later steps: who writes may wait for what is learnt
             if self._reward_some() or self._refer_some():
                 continue
-            if taken := self.store.poll("learner", columns, self.count, mine):
-                break
             begin = time.perf_counter()
             self._wait()
             self._waited += time.perf_counter() - begin

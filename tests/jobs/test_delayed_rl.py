@@ -307,6 +307,22 @@ def test_rewards_are_given_before_a_step_is_written_and_over_kills_each_row_is_l
     assert all([at for at, _ in had[step]] == list(range(12)) for step in range(6))
 
 
+def test_a_step_that_is_complete_is_learnt_from_before_later_ones_are_graded(
+    work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the next step is written already. In steps without a reference: neither first nor last."""
+    later: list[tuple[int, int]] = []
+    learn = delayed.Delayed._learn
+
+    def noted(self: delayed.Delayed, number: int, samples: Any) -> dict[str, float]:
+        later.append((self.store.live, sum("reward" in cells for cells in self.store.rows())))
+        return learn(self, number, samples)
+
+    monkeypatch.setattr(delayed.Delayed, "_learn", noted)
+    reinforce(work, model, talks, staleness=1, policy={"kl": 0.0}, how={**HOW, "log_every": 9})
+    assert later[1:4] == [(12, 0)] * 3
+
+
 def test_older_weights_under_a_newer_ones_name_stop_the_run(
     work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
