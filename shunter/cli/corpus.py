@@ -149,7 +149,7 @@ def sentences(told: Sequence[Told], plain: bool) -> list[str]:
     """A line for each document or part that a corpus tells of. plain: the corpus is not named."""
     found = []
     for each in told:
-        # A document that was taken apart has no state of its own; one that was joined has, and its parts' ids.
+        # A document that was taken apart has no state of its own; one that was joined has, and their ids.
         parts = [each.told] if "state" in each.told else each.told["parts"]
         lines = [sentence(part) for part in parts]
         if each.place is not None:

@@ -136,7 +136,7 @@ def _parted(
 
 
 def within(names: Sequence[str], lengths: Sequence[int], chars: tuple[int, int]) -> Place:
-    """In which of the texts joined by BETWEEN, of these lengths, characters begin, and where in it they are."""
+    """In which of texts of these lengths, joined by BETWEEN, characters begin, and where in it they are."""
     begin = 0
     for name, length in zip(names, lengths, strict=True):
         if chars[0] < begin + length + len(BETWEEN) or name == names[-1]:

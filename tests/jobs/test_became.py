@@ -160,7 +160,8 @@ jobs:
         operators: [{kind: exact-duplicates}], how: {workers: 1}}
   sites: {kind: by-site, corpus: raw, chars: 900}
   mixture: {kind: mix, corpora: [sites], budget: 100000}
-  changed: {kind: curate, corpora: [sites], operators: [{kind: edit-rules, strings: ["^[0-9]+"]}], how: {workers: 1}}
+  changed: {kind: curate, corpora: [sites], how: {workers: 1},
+            operators: [{kind: edit-rules, strings: ["^[0-9]+"]}]}
   tokenizer: {kind: tokenizer, corpus: other, vocab_size: 300}
   rows: {kind: tokens, corpus: mixture, tokenizer: tokenizer, row_length: 64}
   edited: {kind: tokens, corpus: changed, tokenizer: tokenizer, row_length: 64}
