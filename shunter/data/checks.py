@@ -100,7 +100,8 @@ class _Fits:
         """Whether one of the first records fits; None: there is none."""
         number = 0
         fine = False
-        for number, record in enumerate(itertools.islice(records, most), 1):
+        for record in itertools.islice(records, most):
+            number += 1
             self.there |= dict.fromkeys(record.fields)
             fine = fine or self._one(record)
             if fine and self.source.url in (None, *self.there):
