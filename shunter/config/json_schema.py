@@ -14,13 +14,23 @@ _MATRIX = {
     "description": "Sweep: dotted key of this job -> values. Each combination is a job of its own.",
     "additionalProperties": {"type": "array", "minItems": 1},
 }
+_STOP_EARLY = {
+    "type": ["object", "null"],
+    "description": "With a matrix: variants that begin badly are not gone on with (after, share, tolerance).",
+    "properties": {
+        "after": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        "share": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        "tolerance": {"type": "number", "minimum": 0},
+    },
+    "additionalProperties": False,
+}
 
 
 def recipe_schema(recipe: type[BaseModel], kinds: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
     """The schema of `recipe`, whose `jobs` maps a name to the configuration that its `kind` chooses.
 
     A branch is chosen by `kind` with if/then, not by `oneOf`: an editor then reports what is wrong in
-    that kind instead of that no kind fits. Every job also takes `matrix`.
+    that kind instead of that no kind fits. Every job also takes `matrix` and `stop_early`.
     """
     schema = _plain(recipe.model_json_schema())
     definitions: dict[str, Any] = schema.pop("$defs", {})
@@ -32,6 +42,7 @@ def recipe_schema(recipe: type[BaseModel], kinds: Mapping[str, type[BaseModel]])
         own = _plain(own)
         own["properties"]["kind"] = {"const": kind, "description": own.get("description", kind)}
         own["properties"]["matrix"] = _MATRIX
+        own["properties"]["stop_early"] = _STOP_EARLY
         own["required"] = ["kind", *(key for key in own.get("required", []) if key != "kind")]
         definitions[name] = own
         chosen = {"properties": {"kind": {"const": kind}}, "required": ["kind"]}

@@ -109,6 +109,18 @@ def turn(messages: Sequence[Message]) -> int:
     return last
 
 
+def asked(messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], str | None]:
+    """What comes before the assistant's last turn, and what it says at its end.
+
+    Of a conversation that ends before the assistant has answered: all of it, and None. Nothing is asked where
+    nobody but the assistant speaks.
+    """
+    if messages and messages[-1]["role"] != "assistant":
+        return messages, None
+    said = messages[-1]["content"] if messages else None
+    return messages[: turn(messages)], said
+
+
 def after_answer(
     template: str, messages: Sequence[Message], specials: Mapping[str, Any] | None = None
 ) -> str:

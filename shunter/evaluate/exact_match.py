@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,25 @@ from shunter.evaluate.heldout import choose
 from shunter.evaluate.multiple_choice import proportion
 from shunter.evaluate.subject import Subject, Tick
 from shunter.evaluate.writing import Written, write
+from shunter.post.targets import Wanted
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation up to where the assistant answers; its last message is the target."""
+    """A conversation up to where the assistant answers; its last message is the target. targets: instead of
+    it, for the rules of these names; None: nothing to compare with."""
 
     id: str
     messages: list[dict[str, str]]
     target: str
+    targets: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def read(path: Path, task: str) -> list[Asked]:
-    """The conversations of one task in a split's JSONL file, in order. Raises when there is none."""
+def read(path: Path, task: str, wanted: Wanted | None = None) -> list[Asked]:
+    """The conversations of one task in a split's JSONL file, in order. Raises when there is none.
+
+    wanted: finds the targets of rules; then what nobody answers is asked too.
+    """
     found: list[Asked] = []
     names: set[str] = set()
     with path.open(encoding="utf-8") as file:
@@ -37,6 +43,12 @@ def read(path: Path, task: str) -> list[Asked]:
             talk = json.loads(line)
             names.add(talk["task"])
             messages = talk["messages"]
+            if wanted is not None:
+                asked, last = chat.asked(messages)
+                if talk["task"] == task and asked:
+                    targets = wanted.of(talk, last)
+                    found.append(Asked(talk["id"], asked, last or "", targets))
+                continue
             begin = chat.turn(messages)
             if talk["task"] == task and begin > 0:
                 said = [message["content"] for message in messages if message["role"] == "assistant"]

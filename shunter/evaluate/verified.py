@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +26,19 @@ def run(
 ) -> dict[str, Any]:
     """Scores `pass@1` and `reward`, and an item a question: the share of its answers that pass.
 
-    An answer passes when it is worth the sum of all weights. pass@1 is the mean over questions of the share
-    of their answers that pass, which is unbiased for any number of answers (arXiv 2107.03374). A question
-    that leaves no room for an answer counts as 0, and is counted (`too_long`).
+    An answer passes when it is worth the sum of the weights of all rules that the data has something for.
+    pass@1 is the mean over questions of the share of their answers that pass, which is unbiased for any
+    number of answers (arXiv 2107.03374). A question that leaves no room for an answer counts as 0, and is
+    counted (`too_long`).
     """
     from shunter.post.rewards import Item
+    from shunter.post.targets import Wanted
 
-    everything = read(folder / "heldout.jsonl", task.task)
+    path, wanted = folder / "heldout.jsonl", Wanted(task.rewards)
+    everything = read(path, task.task, wanted)
+    problems = wanted.check(path)
+    names = {rule.name: weight for rule, weight in grader.rules}
+    everything = [talk for talk in everything if _full(talk.targets, names)]
     asked = [everything[i] for i in choose(len(everything), task.items, task.task, seed=seed)]
     ids = [subject.tokenizer.encode_prompt(talk.messages) for talk in asked]
     shown = [subject.tokenizer.render(talk.messages, add_generation_prompt=True) for talk in asked]
@@ -54,11 +60,11 @@ def run(
         tick=lambda done, total: tick(done, total, "answers"),
     )
     items = [
-        Item(shown[i], one.text, asked[i].target, one.stop == "stop")
+        Item(shown[i], one.text, asked[i].target, one.stop == "stop", targets=asked[i].targets)
         for i, one in zip(places, written, strict=True)
     ]
     graded = grader.grade(items)
-    whole = sum(weight for _, weight in grader.rules)
+    whole = [sum(_full(talk.targets, names).values()) for talk in asked]
     worth: list[list[float]] = [[] for _ in asked]
     for i, one in zip(places, graded, strict=True):
         worth[i].append(one.total)
@@ -71,8 +77,8 @@ def run(
             "unit": "fraction",
             "prompt": shown[i],
             "response": first[i].text if i in first else "",
-            "target": talk.target,
-            "score": mean([float(total >= FULL * whole) for total in worth[i]]) if worth[i] else 0.0,
+            "target": talk.target or next((each for each in talk.targets.values() if each), ""),
+            "score": mean([float(total >= FULL * whole[i]) for total in worth[i]]) if worth[i] else 0.0,
         }
         for i, talk in enumerate(asked)
     ]
@@ -90,7 +96,13 @@ def run(
         {"task": label(task), "metric": "length", **_score([float(len(w.text)) for w in written], seed)},
     ]
     scores[2]["unit"] = "characters"
-    return {"scores": scores, "items": lines}
+    told_too = {"problem": "; ".join(problems)} if problems else {}
+    return {"scores": scores, "items": lines, **told_too}
+
+
+def _full(targets: Mapping[str, str | None], weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights of the rules that are asked."""
+    return {name: weight for name, weight in weights.items() if targets.get(name, "") is not None}
 
 
 def _score(values: Sequence[float], seed: int) -> dict[str, Any]:

@@ -63,7 +63,9 @@ class AcceptedJob:
         room = decoder.spec.max_positions - config.max_new_tokens
         path = context.one("prompts").path / "train.jsonl"
         prefix = taught.prefix(config.rewards, context.base)
-        read = read_prompts(path, tokenizer, config.task, room, prefix)
+        read = read_prompts(path, tokenizer, config.task, room, prefix, config.rewards)
+        for told in read.told:
+            context.events.write("problem", problem=told)
         order = sorted(read.items, key=lambda one: derive_seed(config.seed, "asked", one.id))
         chosen = order[: config.count or None]
         asked = _messages(path)
@@ -116,7 +118,6 @@ def _answers(
     from shunter.generate.config import SamplingConfig
     from shunter.generate.rollout import rollouts
     from shunter.jobs import models
-    from shunter.post.rewards import Item
 
     config = context.config
     sampling = SamplingConfig(
@@ -133,7 +134,7 @@ def _answers(
     ):
         ended = one.stop_reason == "stop"
         text = tokenizer.decode(one.ids[:-1] if ended else one.ids)
-        found.append(Item(prompt.text, text, prompt.target, ended))
+        found.append(prompt.item(text, ended))
     return found
 
 
@@ -145,7 +146,7 @@ def _messages(path: Path) -> dict[str, dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             talk = json.loads(line)
-            messages = talk["messages"][: chat.turn(talk["messages"])]
+            messages = chat.asked(talk["messages"])[0]
             found[str(talk["id"])] = {"id": str(talk["id"]), "task": talk.get("task"), "messages": messages}
     return found
 

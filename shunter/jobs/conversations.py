@@ -67,6 +67,17 @@ class ConversationsConfig(JobConfig):
     """Collects conversations and holds some out; no held-out question stands in the train split."""
 
     sources: list[SourceConfig] = Field([], description="Own conversations: JSONL or Parquet.")
+    columns: list[str] = Field(
+        [],
+        exclude_if=lambda value: not value,  # jobs without are those that they were before there were any
+        description="Fields of own records that stay beside their conversation, for the `target` of rewards.",
+    )
+    unanswered: bool = Field(
+        False,
+        exclude_if=lambda value: not value,
+        description="Also keep own conversations that end before the assistant answers, or in which it says "
+        "nothing: questions for jobs that answer themselves, as `rl` does.",
+    )
     arithmetic: ArithmeticConfig | None = Field(None, description="Makes questions about numbers.")
     continuation: ContinuationConfig | None = Field(None, description="Makes requests to continue a text.")
     puzzles: PuzzlesConfig | None = Field(
@@ -91,12 +102,18 @@ class ConversationsConfig(JobConfig):
         made = (self.arithmetic, self.continuation, self.puzzles, self.programs)
         if not self.sources and all(each is None for each in made):
             raise ValueError("give sources, arithmetic, continuation, puzzles or programs")
+        if (self.columns or self.unanswered) and not self.sources:
+            raise ValueError("columns and unanswered are of own records: give sources, or leave them out")
+        if taken := sorted({"id", "task", "messages"} & set(self.columns)):
+            raise ValueError(f"columns names {', '.join(taken)}, which every conversation has by itself")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns names a field twice")
         return self
 
 
 class ConversationsJob:
-    """Writes train.jsonl and heldout.jsonl (id, task, messages), problems.jsonl and summary.json; with
-    `decontaminate` also contaminated.jsonl, what was left out and for which question."""
+    """Writes train.jsonl and heldout.jsonl (id, task, messages, and `columns`), problems.jsonl and
+    summary.json; with `decontaminate` also contaminated.jsonl, what was left out and for which question."""
 
     kind: ClassVar[str] = "conversations"
     produces: ClassVar[str] = "conversations"
@@ -204,16 +221,18 @@ def _talks(
     context: JobContext[ConversationsConfig], report: Any, forms: dict[str, int]
 ) -> Iterator[tuple[str, Talk]]:
     from shunter.data import corpus
-    from shunter.data.talks import continuations, own
+    from shunter.data.talks import Columns, continuations, own
 
     config = context.config
+    columns = Columns(config.columns)
     for source in config.sources:
-        for talk in own(source, context.base, report, forms):
+        for talk in own(source, context.base, report, forms, columns, config.unanswered):
             # By the question alone: the same question with another answer stays on the same side.
             yield (
                 _side("\n".join(m["content"] for m in talk.messages if m["role"] != "assistant"), config),
                 talk,
             )
+    columns.check()
     if config.arithmetic is not None:
         yield from _arithmetic(config.arithmetic, context, report)
     if config.puzzles is not None:

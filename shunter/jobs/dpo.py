@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from shunter.jobs import taught
+from shunter.jobs import adapters, taught
 from shunter.post.config import PostHow, PostTrain
 from shunter.recipe.job import Input, JobConfig, JobContext
+from shunter.surgery.config import AdapterConfig
 
 
 class DpoConfig(JobConfig):
@@ -30,12 +31,18 @@ class DpoConfig(JobConfig):
     )
     batch_pairs: int = Field(16, ge=1, description="Pairs in one step.")
     validate_every: int = Field(0, ge=0, description="Steps between validations; 0: at the end only.")
+    adapter: AdapterConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # jobs without one are what they were before there was any
+        description="Train low-rank adapters instead of all weights, and merge them; the reference is the "
+        "model under them.",
+    )
     train: PostTrain = Field(description="How long, how fast, with which optimizer.")
     how: PostHow = Field(default_factory=PostHow, description="Choices that must not change the result.")
 
 
 class DpoJob:
-    """Writes a Hugging Face model folder."""
+    """Writes a Hugging Face model folder, and `adapter/` in it where adapters were trained."""
 
     kind: ClassVar[str] = "dpo"
     produces: ClassVar[str] = "model"
@@ -47,7 +54,6 @@ class DpoJob:
         return []
 
     def run(self, context: JobContext[DpoConfig]) -> dict[str, Any]:
-        from shunter.models.hf import load_model
         from shunter.post.course import Course, Pupil
         from shunter.post.objective import ScoreObjective
         from shunter.post.preference import DPO, SimPO
@@ -56,7 +62,7 @@ class DpoJob:
 
         config = context.config
         folder, pairs = context.one("model").path, context.one("pairs").path
-        tokenizer, decoder = taught.opened(folder), load_model(folder)
+        tokenizer, (decoder, _) = taught.opened(folder), adapters.load(folder, config.adapter, config.seed)
         room = decoder.spec.max_positions + 1  # the last token is predicted and not seen
         train = read_pairs(pairs / "train.jsonl", tokenizer, room)
         heldout = read_pairs(pairs / "heldout.jsonl", tokenizer, room, empty=True)
@@ -80,7 +86,7 @@ class DpoJob:
             seed=config.seed,
         )
         course.run(lessons)
-        taught.save(decoder, folder, context.out)
+        taught.save(decoder, folder, context.out, config.adapter)
         return {
             **{name.replace("/", "_"): value for name, value in lessons.final.items()},
             "pairs": train.num_rows,

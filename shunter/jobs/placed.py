@@ -34,6 +34,12 @@ def check(config: RlConfig) -> None:
             where="how.placement",
             mend="Leave one of tools and how.placement out.",
         )
+    if config.adapter is not None:
+        raise ShunterError(
+            "roles on processes train whole models so far, no adapters",
+            where="how.placement",
+            mend="Leave one of adapter and how.placement out.",
+        )
     placement = _placement(config, None)
     parts, processes = config.how.placement.parts, placement.pools[placement.where["actor"]]
     if parts > 1 and (processes % parts or config.how.deterministic):
@@ -66,6 +72,7 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
     from shunter.jobs.rl import stops
     from shunter.post.roles.run import rehearsed
     from shunter.post.roles.stage import Play
+    from shunter.post.targets import survey
 
     play = Play(
         model=folder,
@@ -97,6 +104,8 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
             where="how.placement",
             mend="Leave it out, or begin anew with --redo.",
         )
+    for sentence in survey(play.prompts, config.task, config.rewards):
+        context.events.write("problem", problem=sentence)
     placement = _placement(config, spec)
     context.events.write("placement", pools=placement.pools, where=placement.where)
     told = rehearsed(play, placement, config.how, taught.place(context))

@@ -192,8 +192,11 @@ def _sampled(
         asked: list[Any] = []
         for decoder, tokenizer, _ in loaded:
             room = decoder.spec.max_positions - config.max_new_tokens
-            read = read_prompts(talks / f"{split}.jsonl", tokenizer, config.task, room)
+            path = talks / f"{split}.jsonl"
+            read = read_prompts(path, tokenizer, config.task, room, rewards=config.rewards)
             counts["too_long"] += read.too_long
+            for told in read.told if decoder is loaded[0][0] else ():
+                context.events.write("problem", problem=told)
             asked.append({prompt.id: prompt for prompt in read.items})
         shared = [name for name in asked[0] if all(name in one for one in asked)]
         shared.sort(key=lambda name: derive_seed(context.config.seed, "asked", split, name))
@@ -219,7 +222,7 @@ def _sampled(
                     name = part[one.number // config.per_prompt]
                     prompt = asked[number][name]
                     ids = one.ids[:-1] if one.stop_reason == "stop" else one.ids
-                    item = Item(prompt.text, tokenizer.decode(ids), prompt.target, one.stop_reason == "stop")
+                    item = prompt.item(tokenizer.decode(ids), one.stop_reason == "stop")
                     answers[name].append((context.many("sampled.models")[number].name, item))
             flat = [item for name in part for _, item in answers[name]]
             graded = iter(grader.grade(flat))
@@ -243,7 +246,7 @@ def _messages(path: Path) -> dict[str, list[dict[str, str]]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             talk = json.loads(line)
-            found[str(talk["id"])] = talk["messages"][: chat.turn(talk["messages"])]
+            found[str(talk["id"])] = chat.asked(talk["messages"])[0]
     return found
 
 

@@ -65,7 +65,7 @@ class PretrainConfig(JobConfig):
         return self
 
 
-class PretrainJob:
+class PretrainJob(training.Beginnings):
     """Writes a Hugging Face model folder, and `adapter/` in it where adapters were trained."""
 
     kind: ClassVar[str] = "pretrain"

@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.generate.config import ToolConfig
-from shunter.jobs import models, placed, taught
+from shunter.jobs import adapters, models, placed, taught
 from shunter.post.config import PolicyConfig, PostTrain, RewardConfig, RlHow
 from shunter.recipe.job import Input, JobConfig, JobContext
+from shunter.surgery.config import AdapterConfig
 
 
 class RlConfig(JobConfig):
@@ -22,7 +23,7 @@ class RlConfig(JobConfig):
     model: Annotated[str, Input("model")] = Field(description="Job whose model is tuned.")
     prompts: Annotated[str, Input("conversations")] = Field(
         description="Job that made the conversations: what is asked, and with the assistant's last message, "
-        "what the answer is compared with."
+        "or in the fields that rewards name, what the answer is compared with."
     )
     task: str | None = Field(None, description="Conversations to ask: those of this task; none: all.")
     rewards: list[RewardConfig] = Field(min_length=1, description="What an answer is worth: a weighted sum.")
@@ -54,6 +55,12 @@ class RlConfig(JobConfig):
         description="Largest difference of log-probabilities between trainer and generator, nats a token in "
         "the mean; more stops the run. Default: 0.0001, and 0.02 where bfloat16 or a server computes.",
     )
+    adapter: AdapterConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # jobs without one are what they were before there was any
+        description="Train low-rank adapters instead of all weights, and merge them; the reference is the "
+        "model under them.",
+    )
     train: PostTrain = Field(description="How long, how fast, with which optimizer.")
     how: RlHow = Field(default_factory=RlHow, description="Choices that must not change the result.")
 
@@ -84,7 +91,8 @@ class RlConfig(JobConfig):
 
 
 class RlJob:
-    """Writes a Hugging Face model folder, with samples.jsonl and rewards.json in it."""
+    """Writes a Hugging Face model folder, with samples.jsonl and rewards.json in it, and `adapter/` where
+    adapters were trained."""
 
     kind: ClassVar[str] = "rl"
     produces: ClassVar[str] = "model"
@@ -107,11 +115,13 @@ class RlJob:
         from shunter.generate.served import ServedEngine
         from shunter.generate.toolbox import Toolbox
         from shunter.models.hf import load_model, save_model
+        from shunter.post.before import Before
         from shunter.post.course import Course, Pupil
         from shunter.post.prompts import read_prompts
         from shunter.post.reinforce import Reinforcement
         from shunter.post.reward_model import new_head
         from shunter.post.step import Scorer
+        from shunter.surgery.lora import merged
         from shunter.train.device import choose_precision
 
         config = context.config
@@ -125,7 +135,7 @@ class RlJob:
             )
         folder = context.one("model").path
         tokenizer: Tokenizer = taught.opened(folder)
-        decoder = load_model(folder)
+        decoder, _ = adapters.load(folder, config.adapter, config.seed)
         room = decoder.spec.max_positions - config.max_new_tokens
         if room < 1:
             raise ShunterError(
@@ -135,18 +145,24 @@ class RlJob:
             )
         train = context.one("prompts").path / "train.jsonl"
         prefix = taught.prefix(config.rewards, context.base)
-        prompts = read_prompts(train, tokenizer, config.task, room, prefix)
+        prompts = read_prompts(train, tokenizer, config.task, room, prefix, config.rewards)
         if prompts.too_long:
             context.events.write("problem", problem=f"{prompts.too_long} prompts are too long and left out")
+        for told in prompts.told:
+            context.events.write("problem", problem=told)
         course = Course(config.train, config.how, taught.place(context), "rl/reward")
         device = course.device
         policy = Pupil(decoder, config.train, device, temperature=config.temperature)
         # In the policy's precision: the divergence begins at 0, not at what rounding makes of it.
         precision = choose_precision(config.train.precision, device)
-        before = Scorer(load_model(folder).to(device), device, precision, temperature=config.temperature)
+        if config.adapter is None:
+            first = load_model(folder).to(device)
+            before = Scorer(first, device, precision, temperature=config.temperature)
+        else:
+            before = Before(decoder, device, precision, temperature=config.temperature)
         critic = None
         if config.policy.algorithm == "ppo":
-            body = load_model(folder)
+            body, _ = adapters.load(folder, config.adapter, config.seed)
             rate = config.policy.value_lr
             critic = Pupil(body, config.train, device, value=new_head(body.spec.dim), lr=rate)
         tools = None if config.tools is None else Toolbox(config.tools, tokenizer)
@@ -163,7 +179,12 @@ class RlJob:
                 config.how.server,
                 sampling,
                 {*tokenizer.stop_ids, *stops(folder)},
-                save=lambda out: save_model(decoder, out, tokenizer_folder=folder, **models.special(folder)),
+                save=lambda out: save_model(
+                    decoder if config.adapter is None else merged(decoder),
+                    out,
+                    tokenizer_folder=folder,
+                    **models.special(folder),
+                ),
                 folder=context.work / "served" if place is None else Path(place),
                 context=decoder.spec.max_positions,
                 reply=tools,
@@ -190,7 +211,7 @@ class RlJob:
             course.run(lessons)
         finally:
             lessons.grader.close()
-        taught.save(decoder, folder, context.out)
+        taught.save(decoder, folder, context.out, config.adapter)
         rewards = lessons.rewards
         share = max(1, len(rewards) // 10)
         lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in lessons.samples]

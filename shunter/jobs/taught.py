@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shunter.config.errors import ShunterError
-from shunter.jobs import models
+from shunter.jobs import adapters, models
 from shunter.post.config import PostHow, RewardConfig
 from shunter.recipe.job import JobContext
 from shunter.record.track import check_trackers
+from shunter.surgery.config import AdapterConfig
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +35,13 @@ def check_rewards(rewards: Sequence[RewardConfig], reward_model: str | None, bas
 
             check(reward, base)
     kinds = [reward.kind for reward in rewards]
-    if len(set(kinds)) < len(kinds):
-        raise ShunterError("two rewards are of one kind", where="rewards", mend="Leave one out.")
+    labels = [reward.label for reward in rewards]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise ShunterError(
+            f"two rewards are called {twice}", where="rewards", mend="Give each a `name` of its own."
+        )
+    if kinds.count("model") > 1:
+        raise ShunterError("there is one reward model", where="rewards", mend="Leave one reward out.")
     if ("model" in kinds) != (reward_model is not None):
         raise ShunterError(
             "a reward of the kind model and `reward_model`, the job that made it, belong together",
@@ -57,7 +63,8 @@ def prefix(rewards: Sequence[RewardConfig], base: Path) -> str:
     """What a model is told before each problem while it learns, by the language of its programs."""
     from shunter.post.sandbox.languages import language
 
-    return "".join(language(each.language, base).prompt for each in rewards if each.kind == "code")
+    told = [language(each.language, base).prompt for each in rewards if each.kind == "code"]
+    return "".join(dict.fromkeys(told))
 
 
 def place(context: JobContext[Any]) -> Place:
@@ -81,10 +88,13 @@ def opened(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def save(decoder: Decoder, source: Path, out: Path) -> None:
-    """Write the model's folder, with the tokenizer and the special tokens of the one that it began with."""
+def save(decoder: Decoder, source: Path, out: Path, adapter: AdapterConfig | None = None) -> None:
+    """Write the model's folder, with the tokenizer and the special tokens of the one that it began with; of
+    one with adapters these beside it, and the model with them merged."""
     from shunter.models.hf import save_model
 
+    if adapter is not None:
+        decoder = adapters.publish(decoder, adapter, out)
     save_model(decoder.cpu(), out, tokenizer_folder=source, **models.special(source))
 
 
@@ -97,7 +107,7 @@ def grader(
     patient: bool = False,
 ) -> Grader:
     """All rules with their weights. A reward model is the artefact of the field `reward_model`."""
-    from shunter.post.rewards import Grader, Rule, rule
+    from shunter.post.rewards import Grader, Rule, named, rule
 
     rules: list[tuple[Rule, float]] = []
     for config in rewards:
@@ -112,5 +122,5 @@ def grader(
             context.events.write("sandbox", limits=made.box.limits)
         else:
             made = rule(config)
-        rules.append((made, config.weight))
+        rules.append((named(made, config), config.weight))
     return Grader(rules, unfinished=unfinished, seed=context.config.seed, patient=patient)

@@ -115,8 +115,9 @@ class TokensJob:
         masked = talks and config.loss != "all"
         writer = TokenWriter(context.out / split, vocab_size=tokenizer.vocab_size, masked=masked)
         source = context.one("conversations" if talks else "corpus").path
+        unanswered: list[str] | None = [] if masked else None
         parts = (
-            conversations(source / f"{split}.jsonl", tokenizer)
+            conversations(source / f"{split}.jsonl", tokenizer, unanswered=unanswered)
             if talks
             else ahead(documents(source / split, tokenizer, repeat=split == "train"))
         )
@@ -130,6 +131,9 @@ class TokensJob:
             context.events.progress(done, None, f"{split} {'conversations' if talks else 'documents'}")
             if context.control.stop_requested():
                 raise Stopped
+        if unanswered:
+            told = f"{len(unanswered)} conversations of {split} have no answer to learn from and are left out"
+            context.events.write("problem", problem=told)
         packer = config.packer
         if packer == "auto":
             packer = "best_fit" if talks else "concat"
@@ -192,14 +196,22 @@ def ahead(work: Iterator[Callable[[], _Encoded]]) -> Iterator[_Encoded]:
             yield coming.popleft().result()
 
 
-def conversations(path: Path, tokenizer: Tokenizer, batch: int = 512) -> Iterator[_Encoded]:
-    """Conversations by the chat template, end-of-text after each (not learnt: answers end themselves)."""
+def conversations(
+    path: Path, tokenizer: Tokenizer, batch: int = 512, unanswered: list[str] | None = None
+) -> Iterator[_Encoded]:
+    """Conversations by the chat template, end-of-text after each (not learnt: answers end themselves).
+
+    unanswered: takes the ids of those without an answer, which are left out; none: they are taken too.
+    """
     import numpy as np
 
     part = _Encoded([], [], [], [])
     with path.open(encoding="utf-8") as file:
         for line in file:
             talk = json.loads(line)
+            if unanswered is not None and all(m["role"] != "assistant" for m in talk["messages"]):
+                unanswered.append(talk["id"])
+                continue
             ids, mask = tokenizer.encode_chat(talk["messages"])
             part.tokens.append(np.asarray([*ids, tokenizer.end_of_text], dtype=np.uint32))
             assert part.masks is not None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from shunter.config.errors import ShunterError
 from shunter.jobs import adapters
 from shunter.jobs.layouts import GUESSED_VOCABULARY
 from shunter.models.spec import DecoderShape, DecoderSpec
-from shunter.recipe.job import JobContext
+from shunter.recipe.job import JobContext, Pace
 from shunter.record.track import check_trackers
 from shunter.schedule.action import WEIGHT
 from shunter.schedule.order import Order
@@ -104,6 +104,26 @@ def check_combination(parallel: Parallel) -> None:
         raise ShunterError(
             f"vocabulary and {other} both cut embedding and head", where=where, mend="Leave vocabulary out."
         )
+
+
+class Beginnings:
+    """What `pretrain` and `sft` say of a run by its beginning (arXiv 2412.13337, `evaluate.early`)."""
+
+    compared: ClassVar[frozenset[str]] = frozenset({"train", "seed", "adapter", "like"})
+
+    def pace(self, config: Any) -> Pace:
+        """In rows, which are what is sampled here."""
+        return Pace(config.train.steps, config.train.batch_rows, config.how.log_every)
+
+    def judge(
+        self, logs: Mapping[str, tuple[Path, int]], samples: int, share: float, tolerance: float
+    ) -> tuple[Mapping[str, float], set[str]]:
+        """The lowest share by the early score, but for those within `tolerance` of the best of them."""
+        from shunter.evaluate import early
+
+        runs = {name: early.read(path, batch) for name, (path, batch) in logs.items()}
+        found = early.scores(runs, samples)
+        return found, early.stopped(found, share=share, tolerance=tolerance)
 
 
 def disk_bytes(shape: DecoderShape, how: TrainHow) -> int:

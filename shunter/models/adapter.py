@@ -142,6 +142,14 @@ class AdaptedLinear(nn.Module):
             whole[begin:end] += self.delta(name).to(wide)
         return whole.to(dtype)
 
+    def both(self) -> tuple[Tensor, Tensor]:
+        """All A [all ranks, I], and all B [O, all ranks] in their rows, scaled, as they are now."""
+        down = list(self.a.values())
+        if not down:
+            rows, columns = self.frozen.shape
+            return torch.empty(0, columns), torch.empty(rows, 0)
+        return torch.cat(down), self._spread(list(self.b.values()))
+
     def _spread(self, up: Sequence[Tensor]) -> Tensor:
         """[O, all ranks]: each B in its own rows and columns, scaled.
 

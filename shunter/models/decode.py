@@ -9,14 +9,27 @@ between steps is looked up once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from shunter.models.adapter import AdaptedLinear
 from shunter.models.cache import KVCache, Places
 from shunter.models.decoder import Block, Decoder, RMSNorm
 from shunter.models.moe import MoE
+
+
+class _Beside(NamedTuple):
+    """A frozen weight with its adapters: down [all ranks, I], and up [O, all ranks], scaled."""
+
+    linear: AdaptedLinear
+    down: Tensor
+    up: Tensor
+
+
+_Weight = Tensor | _Beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +37,13 @@ class _Layer:
     """The weights of a block; norms as `_scaled` gives them."""
 
     attention_norm: Tensor
-    qkv: Tensor
+    qkv: _Weight
     bias: Tensor | None
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
-    out: Tensor
+    out: _Weight
     ffn_norm: Tensor
-    ffn: tuple[Tensor, Tensor] | MoE  # gate and up, down
+    ffn: tuple[_Weight, _Weight] | MoE  # gate and up, down
 
 
 class Stepper:
@@ -61,8 +74,8 @@ class Stepper:
         if isinstance(layer.ffn, MoE):
             return layer.ffn(x.t().unsqueeze(1), drop=False).squeeze(1).t()
         gate_up, down = layer.ffn
-        gate, up = torch.mm(gate_up, x).chunk(2)
-        return torch.mm(down, F.silu(gate).mul_(up))
+        gate, up = _product(gate_up, x).chunk(2)
+        return _product(down, F.silu(gate).mul_(up))
 
     def _attend(
         self,
@@ -75,7 +88,7 @@ class Stepper:
     ) -> Tensor:
         spec = self.spec
         rows, width = x.shape[1], spec.head_dim
-        qkv = torch.mm(layer.qkv, x)
+        qkv = _product(layer.qkv, x)
         if layer.bias is not None:
             qkv = qkv + layer.bias
         heads = qkv.t().contiguous().view(rows, -1, width)
@@ -87,7 +100,7 @@ class Stepper:
         q, k = qk.split([spec.num_heads, spec.num_kv_heads], dim=1)
         # The query heads of a group stand as queries side by side; nothing is repeated.
         y = self._see(number, q.view(rows, spec.num_kv_heads, -1, width), k, v, mask, cache)
-        return torch.mm(layer.out, y.reshape(rows, -1).t())
+        return _product(layer.out, y.reshape(rows, -1).t())
 
     def _see(
         self, number: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache: Places
@@ -108,18 +121,35 @@ class Stepper:
         return normed if x.dtype == weight.dtype else normed.to(x.dtype)
 
 
+def _product(weight: _Weight, x: Tensor) -> Tensor:
+    """[N, B] of x [K, B]."""
+    if isinstance(weight, Tensor):
+        return torch.mm(weight, x)
+    y = torch.mm(weight.linear.frozen.weight(x.dtype), x)
+    return y.addmm_(weight.up.to(x.dtype), torch.mm(weight.down.to(x.dtype), x)) if len(weight.down) else y
+
+
+@torch.no_grad()
+def _weight(linear: nn.Module) -> _Weight:
+    """A Linear's own weight, which stays where it is; of adapters what they are now."""
+    if isinstance(linear, AdaptedLinear):
+        return _Beside(linear, *linear.both())
+    assert isinstance(linear, nn.Linear)
+    return linear.weight
+
+
 def _look_up(layer: Block) -> _Layer:
     attention, ffn = layer.attention, layer.ffn
     bias = attention.qkv.bias
     return _Layer(
         attention_norm=_scaled(layer.attention_norm),
-        qkv=attention.qkv.weight,
+        qkv=_weight(attention.qkv),
         bias=None if bias is None else bias[:, None],
         q_norm=attention.q_norm,
         k_norm=attention.k_norm,
-        out=attention.out.weight,
+        out=_weight(attention.out),
         ffn_norm=_scaled(layer.ffn_norm),
-        ffn=ffn if isinstance(ffn, MoE) else (ffn.gate_up.weight, ffn.down.weight),
+        ffn=ffn if isinstance(ffn, MoE) else (_weight(ffn.gate_up), _weight(ffn.down)),
     )
 
 

@@ -160,7 +160,7 @@ class Programme:
         found = []
         for inside in self.insides:
             many = [_total(self._bytes(rank, count, mixture, inside)) for count in (2, 3)]
-            none = _total(self._bytes(rank, 0, mixture, KEEP))
+            none = self._still(self._bytes(rank, 0, mixture, KEEP))
             size = many[1] - many[0]
             passing = np.maximum(many[1] - 3 * size - none, 0.0)
             for grid in range(len(self.many)):
@@ -168,7 +168,8 @@ class Programme:
         return found
 
     def _bytes(self, rank: int, count: int, mixture: bool, inside: int) -> dict[str, Floats]:
-        """Of a rank with so many layers alike under each grid, and nothing else."""
+        """Of a rank with so many layers alike under each grid, and nothing else, until the last backward is
+        done: what is there then does not grow with the layers."""
         one = np.ones(len(self.many))
         stage = memory.Stage(
             count * one * (not mixture),
@@ -179,13 +180,17 @@ class Programme:
             one * (inside == AGAIN and count > 0),
             one * (inside == ASIDE and count > 0),
         )
-        return memory.stage_bytes(self.question, self.many, stage)
+        return memory.stage_bytes(self.question, self.many, stage, end=False)
 
     def _bare(self, rank: int) -> float:
         """Bytes of a rank without its layers."""
         stage = self._like(rank)
         bare = replace(stage, dense=0 * stage.dense, mixtures=0 * stage.mixtures)
-        return float(_total(memory.stage_bytes(self.question, self.choice, bare))[0])
+        return float(self._still(memory.stage_bytes(self.question, self.choice, bare, end=False))[0])
+
+    def _still(self, parts: dict[str, Floats]) -> Floats:
+        """All but what is there for a moment, which is one layer's, of whatever grid."""
+        return _total(parts) - parts["passing"] * (1 + self.question.coefficients["margin"])
 
     def _seconds(self, ways: Sequence[Way], mixture: bool, device: DeviceKind) -> Floats:
         """Of a step, of one layer with each of the ways."""

@@ -115,9 +115,25 @@ def activations(question: Question, choices: Choices) -> Mapping[str, Floats]:
     return {"none": every, "selective": selective, "layer": inputs, "stage": inputs * 0, "mixture": mixture}
 
 
-def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str, Floats]:
-    """By part (PARTS), what a rank of this stage holds at most."""
-    practice, known = question.practice, question.coefficients
+def stage_bytes(question: Question, choices: Choices, stage: Stage, *, end: bool = True) -> dict[str, Floats]:
+    """By part (PARTS), what a rank of this stage holds at most. end: also when all backwards are done."""
+    parts, every, ended = _parts(question, choices, stage)
+    return _whole(question, parts, every, ended if end else ended - np.inf)
+
+
+def _whole(question: Question, parts: dict[str, Floats], every: Floats, ended: Floats) -> dict[str, Floats]:
+    """With what a device has besides. every, ended: gradients when all backwards are done, and what is there
+    then besides."""
+    known = question.coefficients
+    going = parts["gradients"] + parts["activations"] + parts["inside"]
+    parts["passing"] = np.maximum(parts["passing"], every + ended - going)
+    total = sum(parts.values(), np.zeros(len(every)))
+    parts["other"] = known["fixed"] + known["margin"] * total
+    return parts
+
+
+def _parts(question: Question, choices: Choices, stage: Stage) -> tuple[dict[str, Floats], Floats, Floats]:
+    practice = question.practice
     shape = held(question, choices)
     shards, spread = choices.shards(practice), choices.expert_shards(practice)
     plain = stage.dense * shape.dense + stage.mixtures * shape.mixture + stage.ends * shape.end
@@ -169,10 +185,6 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
         one = held_ones / np.maximum(stage.flight, 1.0)
         gradients = np.where(going, np.maximum(gradients - one, early), gradients)
     inside = np.where(stage.recomputed + stage.aside > 0, inside, 0.0)
-    # What the head has kept of a micro-batch is gone when the layers' backward begins.
-    gone = last / np.maximum(waiting_heads, 1.0)
-    moment = np.maximum(passing(question, choices, stage.mixtures > 0) - gone, 0.0)
-    moment = np.maximum(moment, every + ended - gradients - held_ones - inside)
     parts = {
         "weights": mine * practice.weights,
         "gradients": gradients,
@@ -180,12 +192,10 @@ def stage_bytes(question: Question, choices: Choices, stage: Stage) -> dict[str,
         "gathered": sum(gathered, np.zeros(1)),
         "activations": held_ones,
         "inside": inside,
-        "passing": moment,
+        "passing": passing(question, choices, stage.mixtures > 0),
         "logits": logits,
     }
-    total = sum(parts.values(), np.zeros(len(choices)))
-    parts["other"] = known["fixed"] + known["margin"] * total
-    return parts
+    return parts, every, ended
 
 
 def _gathered(
@@ -221,16 +231,16 @@ def _gathered(
 def together(question: Question, parts: Sequence[tuple[Choices, Stage]]) -> dict[str, Floats]:
     """`stage_bytes` of a rank whose layers have several layouts, one after the other: each with those that
     have it. What is there for a layer at a time is there for one of them."""
-    known, found = question.coefficients, [stage_bytes(question, choices, stage) for choices, stage in parts]
-    total = {name: sum((each[name] for each in found), np.zeros(1)) for name in PARTS}
+    each_one = [_parts(question, choices, stage) for choices, stage in parts]
+    found = [each for each, _, _ in each_one]
+    total = {name: sum((each[name] for each in found), np.zeros(1)) for name in PARTS if name != "other"}
     ahead = [_gathered(question, choices, stage)[0][0] for choices, stage in parts]
     most: Floats = np.maximum.reduce(ahead)
     total["gathered"] = total["gathered"] - sum(ahead, np.zeros(1)) + most
     for name in ("inside", "passing"):
         total[name] = np.maximum.reduce([each[name] for each in found])
-    whole = sum((total[name] for name in PARTS if name != "other"), np.zeros(1))
-    total["other"] = known["fixed"] + known["margin"] * whole
-    return total
+    every = sum((gradients for _, gradients, _ in each_one), np.zeros(1))
+    return _whole(question, total, every, np.maximum.reduce([ended for _, _, ended in each_one]))
 
 
 def _optimizer(question: Question, choices: Choices, stage: Stage) -> Floats:

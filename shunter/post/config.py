@@ -14,6 +14,15 @@ from shunter.post.verifiers import CONSTRAINTS
 from shunter.recipe.job import How
 from shunter.train.config import TrainConfig
 
+# What metrics of a step are called besides (`rl/length`, ...): a reward of such a name would hide one.
+TAKEN = frozenset(
+    {
+        "reward", "length", "finished", "flat_groups", "staleness", "idle", "gap", "max_gap", "kl", "entropy",
+        "ratio", "max_ratio", "clipped", "tool_calls", "tool_failures", "value_error", "policy_loss",
+        "value_loss", "kl_loss", "entropy_loss", "not_graded", "moved_mb", "answers",
+    }
+)  # fmt: skip
+
 RewardKind = Literal[
     "number", "boxed", "exact", "contains", "format", "constraints", "code", "checker", "model"
 ]
@@ -37,6 +46,18 @@ class RewardConfig(Config):
         "checker: a program of your own says it; model: a reward model."
     )
     weight: float = Field(1.0, description="Factor of this part in the sum.")
+    name: str | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # rewards without are what they were before there was any
+        pattern=r"^[A-Za-z][\w-]*$",
+        description="How metrics call it; default: its kind. Two rewards of one kind need one.",
+    )
+    target: str | list[str] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Field of the conversations that answers are compared with (see their `columns`); "
+        "several are put together as one JSON object. Default: the assistant's last message.",
+    )
     pattern: str | None = Field(None, description="format: regular expression that the whole answer matches.")
     constraints: dict[str, str] = Field(
         {},
@@ -81,11 +102,34 @@ class RewardConfig(Config):
             raise ValueError("language and seconds belong to rewards of the kinds code and checker")
         if self.kind != "code" and self.partial:
             raise ValueError("partial belongs to a reward of the kind code")
+        if self.name in TAKEN:
+            raise ValueError(f"the name {self.name!r} is that of another number of a step; choose another")
+        if self.target is not None and not self.compares:
+            raise ValueError(
+                "target belongs to rewards that compare an answer with something, which this one does not"
+            )
+        if self.target == [] or (isinstance(self.target, list) and len(set(self.target)) < len(self.target)):
+            raise ValueError("target names a field twice, or none")
         if (self.kind == "checker") != (self.file is not None):
             raise ValueError("file belongs to a reward of the kind checker, which needs one")
         if self.known and self.kind != "checker":
             raise ValueError("known answers belong to a reward of the kind checker")
         return self
+
+    @property
+    def label(self) -> str:
+        """What metrics call it."""
+        return self.name or self.kind
+
+    @property
+    def compares(self) -> bool:
+        """Whether it reads what the data says of an answer."""
+        return self.kind not in ("format", "model") and not self.constraints
+
+    @property
+    def columns(self) -> list[str]:
+        """Fields of conversations that hold its target; none: the assistant's last message is it."""
+        return [self.target] if isinstance(self.target, str) else list(self.target or ())
 
 
 class PostTrain(Config):

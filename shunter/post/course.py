@@ -78,8 +78,12 @@ class Pupil:
         )
 
     def state(self) -> State:
-        """The live tensors."""
-        model = {name: tensor.detach() for name, tensor in self.module.state_dict(keep_vars=True).items()}
+        """The live tensors. Frozen parameters are not among them: they are those that the run began with."""
+        model = {
+            name: tensor.detach()
+            for name, tensor in self.module.state_dict(keep_vars=True).items()
+            if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
+        }
         return {"model": model, "optimizer": self.optimizers.state()}
 
 

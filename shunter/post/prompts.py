@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,31 @@ from shunter.config.errors import ShunterError
 from shunter.data import chat
 from shunter.data.tokenizer import Tokenizer
 from shunter.post.batch import Sample
+from shunter.post.config import RewardConfig
+from shunter.post.lines import lines
+from shunter.post.rewards import Item
+from shunter.post.targets import Wanted
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation up to where the assistant answers. target: what it said there, at last."""
+    """A conversation up to where the assistant answers. target: what it said there, at last; empty where it
+    did not. targets: what the rewards of these names compare an answer with instead; None: nothing."""
 
     id: str
     ids: list[int]
     text: str
     target: str
+    targets: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> str:
+        """What people see as wanted: the answer, or the first thing that answers are compared with."""
+        return self.target or next((each for each in self.targets.values() if each), "")
+
+    def item(self, answer: str, finished: bool, ids: Sequence[int] = ()) -> Item:
+        """An answer to it, to be graded. ids: of prompt and answer."""
+        return Item(self.text, answer, self.target, finished, ids, self.targets)
 
 
 @dataclass(frozen=True)
@@ -35,10 +50,13 @@ class Pair:
 
 
 class Read:
-    """Prompts or pairs in order, with an identity, as the loader takes them. too_long: those left out."""
+    """Prompts or pairs in order, with an identity, as the loader takes them. too_long: those left out. told:
+    sentences on what people should know of them."""
 
-    def __init__(self, items: Sequence[Any], texts: Sequence[str], too_long: int) -> None:
-        self.items, self.too_long = items, too_long
+    def __init__(
+        self, items: Sequence[Any], texts: Sequence[str], too_long: int, told: Sequence[str] = ()
+    ) -> None:
+        self.items, self.too_long, self.told = items, too_long, told
         self.num_rows = len(items)
         self._digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
@@ -56,30 +74,36 @@ class Read:
         return self
 
 
-def read_prompts(path: Path, tokenizer: Tokenizer, task: str | None, room: int, prefix: str = "") -> Read:
+def read_prompts(
+    path: Path,
+    tokenizer: Tokenizer,
+    task: str | None,
+    room: int,
+    prefix: str = "",
+    rewards: Sequence[RewardConfig] = (),
+) -> Read:
     """The conversations of `task` (None: all) that leave their prompt at most `room` tokens.
 
-    prefix: stands before what the person says last. Raises ShunterError when there is none.
+    prefix: stands before what the person says last. rewards: what answers will be graded by. Raises
+    ShunterError when there is none, and for a reward that has nothing to compare any answer with.
     """
-    found, texts, tasks, long = [], [], set(), 0
-    for talk in _lines(path, "id", "messages"):
+    found, texts, tasks, long, wanted = [], [], set(), 0, Wanted(rewards)
+    for talk in lines(path, "id", "messages"):
         tasks.add(str(talk.get("task")))
-        messages = talk["messages"]
-        begin = chat.turn(messages)
-        if begin == 0 or (task is not None and talk.get("task") != task):
+        messages, said = chat.asked(talk["messages"])
+        if not messages or (task is not None and talk.get("task") != task):
             continue
-        said = [message["content"] for message in messages if message["role"] == "assistant"]
-        messages = _prefixed(messages[:begin], prefix)
+        messages = _prefixed(messages, prefix)
         ids = tokenizer.encode_prompt(messages)
         if len(ids) > room:
             long += 1
             continue
         text = tokenizer.render(messages, add_generation_prompt=True)
-        found.append(Prompt(str(talk["id"]), ids, text, said[-1]))
+        found.append(Prompt(str(talk["id"]), ids, text, said or "", wanted.of(talk, said)))
         texts.append(prefix + json.dumps(talk, sort_keys=True))
     if not found:
         _none(path, "prompt", tasks, long, room)
-    return Read(found, texts, long)
+    return Read(found, texts, long, wanted.check(path))
 
 
 def _prefixed(messages: list[dict[str, str]], prefix: str) -> list[dict[str, str]]:
@@ -94,7 +118,7 @@ def read_pairs(path: Path, tokenizer: Tokenizer, room: int, *, empty: bool = Fal
     """The pairs whose texts have at most `room` tokens. Raises ShunterError when there is none, unless
     `empty` is allowed."""
     found, texts, long = [], [], 0
-    for line in _lines(path, "id", "messages", "chosen", "rejected"):
+    for line in lines(path, "id", "messages", "chosen", "rejected"):
         prompt = tokenizer.encode_prompt(line["messages"])
         samples = [
             answered(tokenizer, line["messages"], prompt, line[name]) for name in ("chosen", "rejected")
@@ -125,22 +149,6 @@ def answered(tokenizer: Tokenizer, messages: Sequence[Any], prompt: Sequence[int
 def _closed(sample: Sample) -> Sample:
     end = max((i + 1 for i, wrote in enumerate(sample.wrote) if wrote), default=len(sample.ids))
     return Sample([*sample.ids[:end], 0], [*sample.wrote[:end], False])
-
-
-def _lines(path: Path, *needed: str) -> list[dict[str, Any]]:
-    found = []
-    if not path.exists():
-        raise ShunterError("there is no such split", where=str(path))
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            record = json.loads(line)
-            for name in needed:
-                if name not in record:
-                    raise ShunterError(
-                        f"the line has no {name!r}, but {', '.join(sorted(record))}", where=f"{path}:{number}"
-                    )
-            found.append(record)
-    return found
 
 
 def _none(path: Path, what: str, tasks: set[str], long: int, room: int) -> None:

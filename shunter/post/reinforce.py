@@ -28,7 +28,7 @@ from shunter.post.judged import flat_groups, judge, settings
 from shunter.post.policy import Policy, Value
 from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
-from shunter.post.rewards import Graded, Grader, Item
+from shunter.post.rewards import Graded, Grader
 from shunter.post.step import Scorer
 
 SHOWN = 3  # answers of a step that are kept for people to read
@@ -210,7 +210,7 @@ class Reinforcement:
             prompt = chosen[at // self.group]
             text = self._text(one)
             whole = [*one.prompt, *one.ids]
-            items.append(Item(prompt.text, text, prompt.target, one.stop_reason == "stop", whole))
+            items.append(prompt.item(text, one.stop_reason == "stop", whole))
         graded = self.grader.grade(items)
         for each in graded:
             for failure in each.failed[:1]:
@@ -320,7 +320,7 @@ class Reinforcement:
                     "model": self.course.place.name,
                     "prompt": prompt.text,
                     "response": self.tokenizer.decode(ids),
-                    "target": prompt.target,
+                    "target": prompt.shown,
                     "score": graded[at * self.group].total,
                 }
             )

@@ -6,13 +6,12 @@ score is broken, or was tampered with, and the run stops before anything is lear
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from shunter.config.errors import ShunterError
@@ -20,6 +19,7 @@ from shunter.config.seed import derive_seed
 from shunter.data.answers import last_number, value
 from shunter.post import verifiers
 from shunter.post.config import RewardConfig
+from shunter.post.instructions import share
 from shunter.post.patterns import Patterns
 
 CANARY = "\x00canary"  # the prompt of one; no person's prompt begins so
@@ -49,13 +49,22 @@ def limited(seconds: float) -> Iterator[None]:
 @dataclass(frozen=True)
 class Item:
     """An answer to grade. prompt: what was asked, as text. target: what the data says of it. ids: of prompt
-    and answer, for rules that read tokens."""
+    and answer, for rules that read tokens. targets: instead of `target`, for the rules of these names; None:
+    the data says nothing that this rule could compare with, so it is not asked."""
 
     prompt: str
     answer: str
     target: str
     finished: bool = True  # it ended by itself
     ids: Sequence[int] = ()
+    targets: Mapping[str, str | None] = field(default_factory=dict)
+
+    def seen_by(self, rule: str) -> Item | None:
+        """As the rule of this name has it; None where it is not asked."""
+        if rule not in self.targets:
+            return self
+        target = self.targets[rule]
+        return None if target is None else replace(self, target=target)
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,7 @@ class Grader:
             return []
         scores: dict[str, list[float | str]] = {}
         for rule, _ in self.rules:
-            scores[rule.name] = self._with_canaries(rule, items)
+            scores[rule.name] = self._applied(rule, items)
         found = []
         for number, item in enumerate(items):
             each = {name: values[number] for name, values in scores.items()}
@@ -198,6 +207,13 @@ class Grader:
                 total = self.unfinished
             found.append(Graded(total, parts, failed))
         return found
+
+    def _applied(self, rule: Rule, items: Sequence[Item]) -> list[float | str]:
+        """A score for each; 0 for those that the data gives the rule nothing to compare with."""
+        seen = [item.seen_by(rule.name) for item in items]
+        asked = [item for item in seen if item is not None]
+        graded = iter(self._with_canaries(rule, asked) if asked else ())
+        return [0.0 if item is None else next(graded) for item in seen]
 
     def _with_canaries(self, rule: Rule, items: Sequence[Item]) -> list[float | str]:
         known = rule.canaries(items[0])
@@ -234,7 +250,17 @@ class Grader:
 
 
 def rule(config: RewardConfig) -> Rule:
-    """The rule of a configuration that needs nothing but answer and target."""
+    """The rule of a configuration that needs nothing but answer and target, under its name."""
+    return named(_rule(config), config)
+
+
+def named(made: Rule, config: RewardConfig) -> Rule:
+    """The same rule, called as its configuration says."""
+    made.name = config.label
+    return made
+
+
+def _rule(config: RewardConfig) -> Rule:
     kind = config.kind
     if kind == "number":
         return Verified("number", _number, _known_numbers)
@@ -249,19 +275,12 @@ def rule(config: RewardConfig) -> Rule:
         fixed = dict(config.constraints)
 
         def kept(answer: str, target: str) -> float:
-            return verifiers.constraints(answer, fixed or _demands(target))
+            return verifiers.constraints(answer, fixed) if fixed else share(answer, target)
 
         demand = '{"no_commas": ""}'
         met = [] if fixed else [("a", demand, 1.0), ("a, b", demand, 0.0)]
         return Verified("constraints", kept, lambda _: [("", demand, 0.0), *met])
     raise ValueError(f"a reward of the kind {kind} needs more than a configuration")
-
-
-def _demands(target: str) -> dict[str, str]:
-    found = json.loads(target)
-    if not isinstance(found, dict):
-        raise ValueError("the target is no JSON object of constraints")
-    return {str(name): str(value) for name, value in found.items()}
 
 
 def _number(answer: str, target: str) -> float:

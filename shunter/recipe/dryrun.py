@@ -44,6 +44,9 @@ def show(
         return json.dumps({"jobs": [_data(step) for step in steps], "warnings": warnings}, indent=1)
     width = max(len(step.node.name) for step in steps)
     lines = [f"{step.node.name:<{width}}  {STATES[step.state]:<19}  {_why(step)}".rstrip() for step in steps]
+    for stem, early in graph.early.items():
+        when = f"after {early.after:.0%} of the samples"
+        lines.append(f"{stem}: {early.share:.0%} of the variants are to be stopped {when}")
     return "\n".join([*lines, *(f"warning: {warning}" for warning in warnings)])
 
 

@@ -14,7 +14,8 @@ from shunter.config.check import parse
 from shunter.config.errors import ShunterError
 from shunter.config.nearest import nearest
 from shunter.config.yaml import Source
-from shunter.recipe import fields, matrix
+from shunter.recipe import beginnings, fields, matrix
+from shunter.recipe.beginnings import StopEarly
 from shunter.recipe.fields import Reference
 from shunter.recipe.job import Job, JobConfig
 from shunter.recipe.matrix import Labels
@@ -57,6 +58,7 @@ class Graph:
     text: str
     overrides: tuple[str, ...]
     nodes: Mapping[str, Node]
+    early: Mapping[str, StopEarly] = field(default_factory=dict)  # by the job whose sweep it is
 
     @property
     def base(self) -> Path:
@@ -110,6 +112,7 @@ class _Declared:
     stem: str
     kind: str
     job: Job[Any]
+    early: StopEarly | None = None
     points: list[tuple[Labels, JobConfig, list[Reference]]] = field(default_factory=list)
 
     def references(self) -> Iterator[tuple[Reference, str]]:
@@ -157,7 +160,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str], kinds: Mapping[str, 
                 raise ShunterError(f"two jobs would be named {node.name!r}", where=node.where)
             nodes[node.name] = node
     text = path.read_text(encoding="utf-8-sig")
-    return Graph(recipe.name, recipe.seed, path.resolve(), text, tuple(overrides), nodes)
+    early = {stem: job.early for stem, job in declared.items() if job.early is not None}
+    return Graph(recipe.name, recipe.seed, path.resolve(), text, tuple(overrides), nodes, early)
 
 
 class _Mistakes:
@@ -203,7 +207,10 @@ def _declare(
         mend = f"Did you mean {near!r}?" if near else f"Kinds: {', '.join(kinds)}."
         raise ShunterError(f"unknown kind {kind!r}", where=source.where((*at, "kind")), mend=mend)
     job = kinds[kind]
-    declared = _Declared(stem, kind, job)
+    asked = data.get("stop_early")
+    data = {key: value for key, value in data.items() if key != "stop_early"}
+    early = None if asked is None else parse(StopEarly, asked, source, (*at, "stop_early"))
+    declared = _Declared(stem, kind, job, early)
 
     def point(one: matrix.Point) -> None:
         values = {"seed": seed, **one.data} if "seed" in job.Config.model_fields else one.data
@@ -215,6 +222,13 @@ def _declare(
         (str(index), lambda one=one: point(one))
         for index, one in enumerate(matrix.points(stem, data, source))
     ).tell()
+    if early is not None:
+        try:
+            configs = [config for _, config, _ in declared.points]
+            beginnings.check(early, job, list(data.get("matrix", {})), configs)
+        except ShunterError as error:
+            where = source.where((*at, "stop_early"))
+            raise ShunterError(error.what, where=where, mend=error.mend) from None
     return declared
 
 

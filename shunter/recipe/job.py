@@ -125,6 +125,31 @@ class EstimatesDisk(Protocol):
         """Bytes that its work and its artefact need at their peak; a cautious estimate."""
 
 
+@dataclass(frozen=True)
+class Pace:
+    """steps: of a whole run. samples: of a step. every: steps between two lines of its log."""
+
+    steps: int
+    samples: int
+    every: int
+
+
+@runtime_checkable
+class JudgesBeginnings(Protocol):
+    """A job of which it can be told by the beginnings of several runs which will end well."""
+
+    compared: ClassVar[frozenset[str]]  # keys of the configuration below which such runs may differ
+
+    def pace(self, config: Any) -> Pace:
+        """How far a run goes, and in which steps."""
+
+    def judge(
+        self, logs: Mapping[str, tuple[Path, int]], samples: int, share: float, tolerance: float
+    ) -> tuple[Mapping[str, float], set[str]]:
+        """Scores of runs, higher is better, by what their logs say of the first so many samples; and those to
+        stop, at most this share. logs: events.jsonl and samples of a step, by run."""
+
+
 @runtime_checkable
 class ChecksGraph(Protocol):
     """A job that can refuse more when it knows the jobs that it reads from."""

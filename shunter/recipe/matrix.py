@@ -53,7 +53,7 @@ def points(stem: str, data: Mapping[str, Any], source: Source) -> Iterator[Point
         where = source.where((*at, key))
         if not isinstance(values, list) or not values:
             raise ShunterError("must be a list of at least one value", where=where)
-        if key.split(".")[0] in ("kind", "matrix"):
+        if key.split(".")[0] in ("kind", "matrix", "stop_early"):
             raise ShunterError(f"{key!r} cannot be swept", where=where)
         axes.append([(key, index, label) for index, label in enumerate(_labels(values, where))])
     for combination in itertools.product(*axes):

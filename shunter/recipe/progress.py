@@ -115,6 +115,10 @@ class Progress:
         """A job has saved and stopped."""
         self._line(number, name, "stopped; the same command continues", "yellow")
 
+    def judged(self, number: int, name: str, text: str) -> None:
+        """What a job's beginning is worth."""
+        self._line(number, name, text, "cyan")
+
     def end(self, made: Mapping[str, Artefact]) -> None:
         """After the last job: where the last artefacts are."""
         used = {record.name for artefact in made.values() for record in artefact.manifest.inputs}

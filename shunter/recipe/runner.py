@@ -5,23 +5,25 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 from shunter.config.errors import ShunterError
-from shunter.recipe import disk, identity, preflight, reads
+from shunter.recipe import beginnings, disk, identity, preflight, reads
 from shunter.recipe.artefact import Artefact, InputRecord, Manifest
 from shunter.recipe.attempt import Attempts, read_attempts
+from shunter.recipe.beginnings import Halting
 from shunter.recipe.control import RunControl, RunStopped
 from shunter.recipe.graph import Graph, Node
-from shunter.recipe.job import JobContext, Stopped
+from shunter.recipe.job import JobConfig, JobContext, JudgesBeginnings, Stopped
 from shunter.recipe.lock import Busy, Lock
 from shunter.recipe.plan import Planner, Step
 from shunter.recipe.progress import Progress
 from shunter.recipe.runs import Run
 from shunter.recipe.store import Store
-from shunter.record import memory, points
+from shunter.record import events, memory, points
 from shunter.record.events import EventLog
 
 
@@ -128,22 +130,33 @@ class _Runner:
         self.run_record, self.progress, self.crew = run, progress, crew
         self.control = RunControl(run.control, crew.stop if crew is not None else None)
         self.made: dict[str, Artefact] = {}
+        self.judged: set[str] = set()  # jobs whose sweep was judged by its beginnings
+        self.gone: set[str] = set()  # variants that are not gone on with, and what is made from them alone
 
     def run(self, selected: Sequence[str]) -> dict[str, Artefact]:
         steps = self.planner.plan(selected)
         self.progress.plan([step for step in steps if step.node.name in set(selected)])
-        number = 0
+        numbers = {name: number for number, name in enumerate(selected, 1)}
         for known in steps:
             name = known.node.name
             if name not in selected:
                 if known.artefact is not None:
                     self._reuse(known)
                 continue
-            number += 1
+            number = numbers[name]
             if self.control.stop_requested():
                 self._stop(number, name)
-            inputs = {up: self.made[up] for up in known.node.upstream}
-            step = self.planner.step(known.node, inputs)
+            if known.node.stem in self.graph.early and known.node.stem not in self.judged:
+                self._begin(known.node.stem, numbers)
+            if name in self.gone:
+                continue
+            node = beginnings.without(known.node, self.gone.__contains__)
+            if node is None:
+                self.gone.add(name)
+                self.run_record.job(name, state="left out")
+                continue
+            inputs = {up: self.made[up] for up in node.upstream}
+            step = self.planner.step(node, inputs)
             if step.error is not None:
                 raise step.error
             if step.state == "finished":
@@ -153,6 +166,68 @@ class _Runner:
             else:
                 self._work(number, step, inputs)
         return self.made
+
+    def _begin(self, stem: str, numbers: Mapping[str, int]) -> None:
+        """Let all variants of a sweep run for the same few samples, and leave out those that begin badly."""
+        self.judged.add(stem)
+        wanted = self.graph.early[stem]
+        nodes = [node for name, node in self.graph.nodes.items() if node.stem == stem and name in numbers]
+        whole = [found for node in nodes if (found := beginnings.without(node, self.gone.__contains__))]
+        for group in beginnings.alike(whole):
+            job = group[0].job
+            assert isinstance(job, JudgesBeginnings)
+            if len(group) < 2:  # the others were not asked for, or are gone
+                continue
+            until = beginnings.samples(wanted, job, [node.config for node in group])
+            logs: dict[str, tuple[JobConfig, Path]] = {}
+            able: set[str] = set()
+            for node in group:
+                inputs = {up: self.made[up] for up in node.upstream}
+                step = self.planner.step(node, inputs)
+                if step.error is not None:
+                    raise step.error
+                if step.state != "finished":
+                    self._work_until(numbers[node.name], step, inputs, job, until)
+                    step = self.planner.step(node, inputs)
+                if step.artefact is not None and node.name not in self.planner.redo:
+                    folder = step.artefact.path
+                else:
+                    assert step.id is not None
+                    folder = self.store.work_folder(node.name, step.id)
+                    able.add(node.name)
+                logs[node.name] = node.config, folder / "log" / "events.jsonl"
+            verdict = beginnings.judge(wanted, job, logs, until)
+            stopped = able & set(verdict.stopped)
+            self.gone |= stopped
+            told = {**verdict.told(), "stopped": sorted(stopped)}
+            self.run_record.data.setdefault("early", []).append({"job": stem, **told})
+            self.run_record.write()
+            for name, score in verdict.scores.items():
+                end = "stopped" if name in stopped else "goes on" if name in able else "is finished"
+                self.progress.judged(numbers[name], name, f"after {until} samples: score {score:+.2f}, {end}")
+            for name in stopped:
+                self.run_record.job(name, state="stopped")
+
+    def _work_until(
+        self,
+        number: int,
+        step: Step,
+        inputs: Mapping[str, Artefact],
+        job: JudgesBeginnings,
+        until: int,
+    ) -> None:
+        """Work on a job until it has seen so many samples, if it has not yet."""
+        assert step.id is not None
+        name, wanted = step.node.name, beginnings.steps_until(job, step.node.config, until)
+        log = self.store.work_folder(name, step.id) / "log" / "events.jsonl"
+        if log.exists() and any(int(row["step"]) >= wanted for row in events.read_metrics(log)):
+            return
+        halting = beginnings.Halting(self.control, wanted)
+        try:
+            self._work(number, step, inputs, halting)
+        except RunStopped:
+            if not halting.reached or self.control.stop_requested():
+                raise
 
     def _reuse(self, step: Step) -> None:
         assert step.artefact is not None
@@ -185,7 +260,9 @@ class _Runner:
         self.progress.stopped(number, name)
         raise RunStopped(name, self.control.code)
 
-    def _work(self, number: int, step: Step, inputs: Mapping[str, Artefact]) -> None:
+    def _work(
+        self, number: int, step: Step, inputs: Mapping[str, Artefact], halting: Halting | None = None
+    ) -> None:
         name = step.node.name
         assert step.id is not None
         try:
@@ -201,7 +278,7 @@ class _Runner:
                 self._reuse(step)
                 self.progress.reused(number, step)
                 return
-            artefact = self._attempt(number, step, inputs)
+            artefact = self._attempt(number, step, inputs, halting)
         self.made[name] = artefact
         self.run_record.data.setdefault("made", []).append(name)
         if name in self.planner.redo:
@@ -211,7 +288,9 @@ class _Runner:
     def _clean_held(self, identifier: str, name: str) -> None:
         disk.remove(self.store.work_folder(name, identifier))
 
-    def _attempt(self, number: int, step: Step, inputs: Mapping[str, Artefact]) -> Artefact:
+    def _attempt(
+        self, number: int, step: Step, inputs: Mapping[str, Artefact], halting: Halting | None
+    ) -> Artefact:
         node, identifier = step.node, step.id
         assert identifier is not None
         work = self.store.work_folder(node.name, identifier)
@@ -226,7 +305,8 @@ class _Runner:
             attempt = attempts.begin(identity.how(node.config))
             self.run_record.job(node.name, state="running", id=identifier, attempt=attempt, error=None)
             self.progress.begin(number, step, attempt)
-            log = EventLog(work / "log" / "events.jsonl", attempt=attempt, listener=self.progress.event)
+            listener = self.progress.event if halting is None else self._heard(halting)
+            log = EventLog(work / "log" / "events.jsonl", attempt=attempt, listener=listener)
             log.write("job.begin", job=node.name, kind=node.kind)
             own_peak = memory.reset_peak()
             points.reach("job.begin", job=node.name)
@@ -242,7 +322,7 @@ class _Runner:
                 work=work / "private",
                 base=self.graph.base,
                 events=log,
-                control=self.control,
+                control=self.control if halting is None else halting,
                 crew=self.crew,
             )
             metrics = node.job.run(context)
@@ -259,7 +339,8 @@ class _Runner:
             manifest = _manifest(step, inputs, metrics, attempts.records)
             artefact = self.store.publish(work / "out", work / "log", manifest)
         except BaseException as error:
-            self._ended(number, node, attempts, log, error, time.perf_counter() - begin)
+            begun = halting is not None and halting.reached
+            self._ended(number, node, attempts, log, error, time.perf_counter() - begin, begun)
             if disk.is_full(error):
                 raise disk.full(error, self.store.path) from error
             if isinstance(error, Stopped):
@@ -269,6 +350,13 @@ class _Runner:
         gc.collect()  # a model that the job held in a cycle is not carried into the next one's peak
         self.progress.done(number, artefact, seconds, peak)
         return artefact
+
+    def _heard(self, halting: Halting) -> Callable[[Mapping[str, Any]], None]:
+        def listen(event: Mapping[str, Any]) -> None:
+            halting.see(event)
+            self.progress.event(event)
+
+        return listen
 
     def _unchanged(self, step: Step) -> None:
         """What the job has read is still what its identity says."""
@@ -287,8 +375,10 @@ class _Runner:
         log: EventLog | None,
         error: BaseException,
         seconds: float,
+        begun: bool,
     ) -> None:
-        """Record an attempt that did not finish; the cause itself goes on to be raised."""
+        """Record an attempt that did not finish; the cause itself goes on to be raised. begun: it was only to
+        begin."""
         self.progress.rest()
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         outcome = "stopped" if stopped else "failed"
@@ -306,7 +396,7 @@ class _Runner:
                 attempts.end(outcome, seconds=round(seconds, 3), peak_bytes=memory.peak_rss(), error=text)
         with suppress(OSError):
             self.run_record.job(node.name, state=outcome, error=text)
-        if stopped:
+        if stopped and not begun:
             self.progress.stopped(number, node.name)
 
 

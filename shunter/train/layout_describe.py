@@ -228,9 +228,7 @@ def _activations(
         now = max(now, held)
         if action.op in (BACKWARD, INPUT):  # one layer after the other is whole for a moment
             now = max(now, held + max(_once_more(plan, action.stage), _travels(plan, action.stage)))
-            # What the head has kept is gone by then.
-            gone = _of_head(plan) if action.stage == last else 0
-            fullest = max(fullest, now + there + moments[action.stage] - gone)
+            fullest = max(fullest, now + there + moments[action.stage])
         most, together = max(most, now), max(together, now + there)
         if action.op in (BACKWARD, WEIGHT):
             held -= inside[action.stage]

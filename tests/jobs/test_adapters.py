@@ -166,7 +166,7 @@ BASE = {"kind": "sft", "model": "m", "tokens": "r", "train": {"steps": 8}}
 
 
 def test_the_optimizer_of_adapters_is_adamw_unless_told() -> None:
-    assert sft.SftConfig(**BASE).train.optimizer == "muon"
+    assert sft.SftConfig(**{**BASE, "train": {**BASE["train"], "lr": 1e-3}}).train.optimizer == "muon"
     told = sft.SftConfig(**BASE, adapter=ADAPTER)
     assert told.train.optimizer == "adamw"
     assert sft.SftConfig(**told.model_dump()) == told, "written down and read again"

@@ -306,7 +306,7 @@ def test_a_training_does_not_begin_anew_where_its_roles_are_placed_otherwise(
         ({"max_new_tokens": 42}, "is longer than the 6 tokens"),
         ({"task": "poems"}, "There are the tasks sums"),
         ({"rewards": [{"kind": "model"}]}, "belong together"),
-        ({"rewards": [{"kind": "number"}, {"kind": "number"}]}, "two rewards are of one kind"),
+        ({"rewards": [{"kind": "number"}, {"kind": "number"}]}, "two rewards are called number"),
         ({"rewards": [{"kind": "constraints"}]}, "no JSON object of constraints"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from shunter.generate.rollout import Rollout
 from shunter.post.advantages import gae, leave_one_out, token_rewards, whitened
 from shunter.post.config import PolicyConfig, RewardConfig
 from shunter.post.judged import flat_groups, judge
-from shunter.post.rewards import Grader, Item, Rule, rule
+from shunter.post.rewards import Grader, Item, Rule, named, rule
 from shunter.post.roles.models import ENDS
 from shunter.post.roles.protocol import operation
 from shunter.post.roles.role import Role, Station
@@ -40,7 +41,7 @@ class Reward(Role):
         self.grader: Grader | None = None
         if station.rank == 0:  # which grades all
             configs = [RewardConfig.model_validate(each) for each in rewards]
-            rules = [(self._rule(it, reward_model, Path(base)), it.weight) for it in configs]
+            rules = [(named(self._rule(it, reward_model, Path(base)), it), it.weight) for it in configs]
             self.grader = Grader(rules, unfinished=unfinished, seed=seed)
 
     def close(self) -> None:
@@ -66,6 +67,9 @@ class Reward(Role):
         a rule sees a step as a whole, with its canaries."""
         assert self.grader is not None
         prompts, targets = strings(asked["text"]), strings(asked["target"])
+        others: list[Any] = [{}] * len(asked)
+        if "targets" in asked.columns:
+            others = [json.loads(each) for each in strings(asked["targets"])]
         items, answers = [], []
         for row in range(len(written)):
             place = int(written["place"][row][0]) // written.unit
@@ -73,7 +77,7 @@ class Reward(Role):
             finished = ENDS[int(written["stop"][row][0])] == "stop"
             answers.append(self.tokenizer.decode(ids[:-1] if finished else ids))
             whole = [*written["prompt"][row].tolist(), *ids]
-            items.append(Item(prompts[place], answers[-1], targets[place], finished, whole))
+            items.append(Item(prompts[place], answers[-1], targets[place], finished, whole, others[place]))
         graded = self.grader.grade(items)
         parts = {name: float(np.mean([it.parts[name] for it in graded])) for name in graded[0].parts}
         totals = [it.total for it in graded]

@@ -81,6 +81,7 @@ def _settings(role: str, play: Play) -> Mapping[str, Any]:
         return {
             "path": play.prompts, "tokenizer": play.model, "per_step": play.per_step, "room": play.room,
             "task": play.task, "prefix": play.prefix, "seed": play.seed,
+            "rewards": [each.model_dump(mode="json") for each in (*play.rewards, *play.costs)],
         }  # fmt: skip
     if role == "judge":
         return {"policy": play.policy.model_dump(mode="json")}
