@@ -36,6 +36,7 @@ TORCH_FREE_FILES = (
     "generate/config.py",
     "evaluate/config.py",
     "post/config.py",
+    "post/layout.py",
 )
 
 

@@ -174,6 +174,28 @@ class RolloutEngine:
         self.waiting.append(_Request(rollout, drawn, limit))
         return number
 
+    def resume(self, begun: Rollout, stream: int | None = None) -> int:
+        """Go on with a text that another engine has begun and not finished; returns its number here. stream:
+        that it drew from there: it goes on where it was."""
+        number = self.submit(begun.prompt, stream)
+        request = self.waiting[-1]
+        request.rollout = Rollout(
+            ids=list(begun.ids),
+            logprobs=list(begun.logprobs),
+            number=number,
+            prompt=list(begun.prompt),
+            versions=list(begun.versions),
+            wrote=list(begun.wrote),
+            preempted=begun.preempted,
+        )
+        request.written = begun.count
+        return number
+
+    @property
+    def begun(self) -> list[Rollout]:
+        """Texts of which a part is written, as they are now."""
+        return [each.rollout for each in (*self.running, *self.waiting) if each.rollout.ids]
+
     @property
     def busy(self) -> bool:
         """Whether anything waits or is written."""

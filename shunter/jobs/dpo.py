@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from shunter.jobs import adapters, taught
-from shunter.post.config import PostHow, PostTrain
+from shunter.jobs import ranks, taught
+from shunter.post.config import PostTrain
+from shunter.post.layout import LaidOutHow, check_parallel
 from shunter.recipe.job import Input, JobConfig, JobContext
 from shunter.surgery.config import AdapterConfig
 
@@ -38,7 +39,9 @@ class DpoConfig(JobConfig):
         "model under them.",
     )
     train: PostTrain = Field(description="How long, how fast, with which optimizer.")
-    how: PostHow = Field(default_factory=PostHow, description="Choices that must not change the result.")
+    how: LaidOutHow = Field(
+        default_factory=LaidOutHow, description="Choices that must not change the result."
+    )
 
 
 class DpoJob:
@@ -51,10 +54,13 @@ class DpoJob:
 
     def check(self, config: DpoConfig, base: Path) -> Sequence[str]:
         taught.check_how(config.how)
+        check_parallel(config.how, config.train, config.batch_pairs, base, adapter=config.adapter is not None)
         return []
 
     def run(self, context: JobContext[DpoConfig]) -> dict[str, Any]:
-        from shunter.post.course import Course, Pupil
+        if context.config.how.parallel is not None and context.world is None:
+            return ranks.spread(context, context.config.how.parallel.located(context.base))
+        from shunter.jobs import pupils
         from shunter.post.objective import ScoreObjective
         from shunter.post.preference import DPO, SimPO
         from shunter.post.preferences import Preferences
@@ -62,8 +68,8 @@ class DpoJob:
 
         config = context.config
         folder, pairs = context.one("model").path, context.one("pairs").path
-        tokenizer, (decoder, _) = taught.opened(folder), adapters.load(folder, config.adapter, config.seed)
-        room = decoder.spec.max_positions + 1  # the last token is predicted and not seen
+        tokenizer, model = taught.opened(folder), pupils.Model.open(folder, context, config.adapter)
+        room = model.spec.max_positions + 1  # the last token is predicted and not seen
         train = read_pairs(pairs / "train.jsonl", tokenizer, room)
         heldout = read_pairs(pairs / "heldout.jsonl", tokenizer, room, empty=True)
         objective: ScoreObjective
@@ -73,10 +79,10 @@ class DpoJob:
             normalised = config.loss == "dpo_norm"
             beta = config.beta or (5.0 if normalised else 0.1)
             objective = DPO(beta, normalised=normalised, smoothing=config.smoothing)
-        course = Course(config.train, config.how, taught.place(context), "pairs/accuracy")
+        course = pupils.course(context)
         lessons = Preferences(
             course,
-            Pupil(decoder, config.train, course.device),
+            model.pupil(course, config.batch_pairs, (train, heldout)),
             objective,
             train,
             heldout,
@@ -86,13 +92,14 @@ class DpoJob:
             seed=config.seed,
         )
         course.run(lessons)
-        taught.save(decoder, folder, context.out, config.adapter)
+        if (whole := model.whole()) is not None:
+            taught.save(whole, folder, context.out, config.adapter)
         return {
             **{name.replace("/", "_"): value for name, value in lessons.final.items()},
             "pairs": train.num_rows,
             "too_long": train.too_long + heldout.too_long,
             "skipped": len(course.skipped),
-            "parameters": decoder.spec.num_parameters,
+            "parameters": model.spec.num_parameters,
         }
 
 

@@ -34,6 +34,8 @@ def check(config: RlConfig) -> None:
             where="how.placement",
             mend="Leave one of tools and how.placement out.",
         )
+    if config.staleness:
+        _check_ahead(config)
     if config.adapter is not None:
         raise ShunterError(
             "roles on processes train whole models so far, no adapters",
@@ -49,6 +51,23 @@ def check(config: RlConfig) -> None:
             else "parts of matrices are added up in another order, which deterministic does not allow",
             where="how.placement.parts",
             mend="Let parts divide the processes of the actor, and leave out deterministic.",
+        )
+
+
+def _check_ahead(config: RlConfig) -> None:
+    how = config.how.placement
+    assert how is not None
+    if how.parts > 1:
+        raise ShunterError(
+            "an actor in parts does not hand its weights on while it learns so far",
+            where="how.placement.parts",
+            mend="Leave one of staleness and parts out.",
+        )
+    if how.pools is None and how.backend != "inline" and how.arrangement == "auto":
+        raise ShunterError(
+            "the cost model knows no writer beside the actor",
+            where="how.placement.arrangement",
+            mend="Use split or standalone, or name pools.",
         )
 
 
@@ -97,6 +116,7 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
         keep=max(2, config.how.keep),  # the state names one that a save may be about to push out
         base=context.base,
         journal=True,
+        staleness=config.staleness,
     )
     if any((context.work / "checkpoints").glob("step-*")):
         raise ShunterError(
@@ -136,6 +156,7 @@ def _placement(config: RlConfig, spec: DecoderSpec | None) -> Placement:
     assert how is not None
     roles = ["prompts", "actor", "reference", "reward", "judge"]
     roles += ["critic"] if config.policy.algorithm == "ppo" else []
+    roles += ["writer"] if config.staleness else []
     if how.pools is not None:
         return Placement.of([pool.roles for pool in how.pools], [p.processes for p in how.pools], roles)
     if how.backend == "inline":

@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from shunter.jobs import taught
-from shunter.post.config import PostHow, PostTrain
+from shunter.jobs import ranks, taught
+from shunter.post.config import PostTrain
+from shunter.post.layout import LaidOutHow, check_parallel
 from shunter.recipe.job import Input, JobConfig, JobContext
 
 
@@ -22,7 +23,9 @@ class RewardModelConfig(JobConfig):
     batch_pairs: int = Field(16, ge=1, description="Pairs in one step.")
     validate_every: int = Field(0, ge=0, description="Steps between validations; 0: at the end only.")
     train: PostTrain = Field(description="How long, how fast, with which optimizer.")
-    how: PostHow = Field(default_factory=PostHow, description="Choices that must not change the result.")
+    how: LaidOutHow = Field(
+        default_factory=LaidOutHow, description="Choices that must not change the result."
+    )
 
 
 class RewardModelJob:
@@ -35,11 +38,13 @@ class RewardModelJob:
 
     def check(self, config: RewardModelConfig, base: Path) -> Sequence[str]:
         taught.check_how(config.how)
+        check_parallel(config.how, config.train, config.batch_pairs, base, value=True)
         return []
 
     def run(self, context: JobContext[RewardModelConfig]) -> dict[str, Any]:
-        from shunter.models.hf import load_model
-        from shunter.post.course import Course, Pupil
+        if context.config.how.parallel is not None and context.world is None:
+            return ranks.spread(context, context.config.how.parallel.located(context.base))
+        from shunter.jobs import pupils
         from shunter.post.preference import BradleyTerry
         from shunter.post.preferences import Preferences
         from shunter.post.prompts import read_pairs
@@ -47,32 +52,33 @@ class RewardModelJob:
 
         config = context.config
         folder, pairs = context.one("model").path, context.one("pairs").path
-        tokenizer, decoder = taught.opened(folder), load_model(folder)
-        room = decoder.spec.max_positions
-        train = read_pairs(pairs / "train.jsonl", tokenizer, room)
-        heldout = read_pairs(pairs / "heldout.jsonl", tokenizer, room, empty=True)
-        course = Course(config.train, config.how, taught.place(context), "pairs/accuracy")
-        head = new_head(decoder.spec.dim)
+        tokenizer, model = taught.opened(folder), pupils.Model.open(folder, context)
+        room = model.spec.max_positions
+        train = read_pairs(pairs / "train.jsonl", tokenizer, room).closed()
+        heldout = read_pairs(pairs / "heldout.jsonl", tokenizer, room, empty=True).closed()
+        course = pupils.course(context)
+        head = new_head(model.spec.dim)
         lessons = Preferences(
             course,
-            Pupil(decoder, config.train, course.device, value=head),
+            model.pupil(course, config.batch_pairs, (train, heldout), head),
             BradleyTerry(config.centre),
-            train.closed(),
-            heldout.closed(),
+            train,
+            heldout,
             batch_pairs=config.batch_pairs,
             validate_every=config.validate_every,
             reference=False,
             seed=config.seed,
         )
         course.run(lessons)
-        taught.save(decoder, folder, context.out)
-        save_head(head, context.out)
+        if (whole := model.whole()) is not None:
+            taught.save(whole, folder, context.out)
+            save_head(head, context.out)
         return {
             **{name.replace("/", "_"): value for name, value in lessons.final.items()},
             "pairs": train.num_rows,
             "too_long": train.too_long + heldout.too_long,
             "skipped": len(course.skipped),
-            "parameters": decoder.spec.num_parameters,
+            "parameters": model.spec.num_parameters,
         }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +16,10 @@ from shunter.jobs import adapters, models, placed, taught
 from shunter.post.config import PolicyConfig, PostTrain, RewardConfig, RlHow
 from shunter.recipe.job import Input, JobConfig, JobContext
 from shunter.surgery.config import AdapterConfig
+
+if TYPE_CHECKING:
+    from shunter.post.delayed import Delayed
+    from shunter.post.writers import Writer
 
 
 class RlConfig(JobConfig):
@@ -49,6 +54,14 @@ class RlConfig(JobConfig):
         exclude_if=lambda value: value == "own",
         description="Who writes the answers: own, or a server, where `how.server` says.",
     )
+    staleness: int = Field(
+        0,
+        ge=0,
+        le=64,
+        exclude_if=lambda value: value == 0,  # as before there was a choice
+        description="Steps by which the weights that write an answer may be older than those that learn from "
+        "it. 0: writing waits for every update; 1 or more: it goes on meanwhile.",
+    )
     max_gap: float | None = Field(
         None,
         gt=0,
@@ -75,10 +88,28 @@ class RlConfig(JobConfig):
             raise ValueError("generator, vllm or sglang, and how.server, where it is, belong together")
         if served and (self.how.placement is not None or self.how.deterministic):
             raise ValueError("a server draws by itself, so it goes with neither deterministic nor placement")
+        if self.apart and self.adapter is not None:
+            raise ValueError("another process writes with whole models so far: leave adapter out")
+        if self.how.writer != "auto" and self.how.placement is not None:
+            raise ValueError("how.writer says nothing where roles are placed; leave one of the two out")
+        if self.how.writers is not None and not self.apart:
+            raise ValueError("how.writers are processes beside this one: set how.writer to process")
+        if len(self.how.writers or ()) > 1 and (served or self.how.deterministic):
+            raise ValueError(
+                "several writers go with neither a server, which is one, nor deterministic: what is written "
+                "side by side rounds otherwise"
+            )
         answers = self.group * self.prompts_per_step
         if self.policy.updates > answers:
             raise ValueError(f"a step's {answers} answers cannot be cut into {self.policy.updates} updates")
         return self
+
+    @property
+    def apart(self) -> bool:
+        """Whether another process writes."""
+        if self.how.placement is not None:
+            return False
+        return self.how.writer == "process" or (self.how.writer == "auto" and self.staleness > 0)
 
     def largest_gap(self, precision: str) -> float:
         """The bound on the gap where models compute in this precision.
@@ -117,6 +148,7 @@ class RlJob:
         from shunter.models.hf import load_model, save_model
         from shunter.post.before import Before
         from shunter.post.course import Course, Pupil
+        from shunter.post.delayed import Delayed
         from shunter.post.prompts import read_prompts
         from shunter.post.reinforce import Reinforcement
         from shunter.post.reward_model import new_head
@@ -171,25 +203,42 @@ class RlJob:
             temperature=config.temperature, max_new_tokens=config.max_new_tokens, batch=at_once
         )
         engine = None
+        server: dict[str, Any] | None = None
         if config.generator != "own":
             assert config.how.server is not None
             place = config.how.server.folder
-            engine = ServedEngine(
-                config.generator,
-                config.how.server,
-                sampling,
-                {*tokenizer.stop_ids, *stops(folder)},
-                save=lambda out: save_model(
-                    decoder if config.adapter is None else merged(decoder),
-                    out,
-                    tokenizer_folder=folder,
-                    **models.special(folder),
-                ),
-                folder=context.work / "served" if place is None else Path(place),
-                context=decoder.spec.max_positions,
-                reply=tools,
-            )
-        lessons = Reinforcement(
+            aside = context.work / "served" if place is None else Path(place)
+            special = models.special(folder)
+            if config.apart:
+                spoken = config.how.server.model_dump(mode="json")
+                server = {"kind": config.generator, "config": spoken, "folder": str(aside.absolute())}
+                server["special"] = special
+            else:
+                engine = ServedEngine(
+                    config.generator,
+                    config.how.server,
+                    sampling,
+                    {*tokenizer.stop_ids, *stops(folder)},
+                    save=lambda out: save_model(
+                        decoder if config.adapter is None else merged(decoder),
+                        out,
+                        tokenizer_folder=folder,
+                        **special,
+                    ),
+                    folder=aside,
+                    context=decoder.spec.max_positions,
+                    reply=tools,
+                )
+        kind: Any = Reinforcement
+        if config.apart:
+            devices = config.how.writers or [str(course.device)]
+            threads = config.how.threads or max(1, course.threads // (len(devices) + 1))
+            course.threads = config.how.threads or max(1, course.threads - threads * len(devices))
+            beside = partial(_beside, folder, devices, threads, server)
+            kind = partial(Delayed, staleness=config.staleness, beside=beside)
+        elif config.staleness:
+            kind = partial(Delayed, staleness=config.staleness)
+        lessons: Reinforcement = kind(
             course,
             policy,
             before,
@@ -210,7 +259,7 @@ class RlJob:
         try:
             course.run(lessons)
         finally:
-            lessons.grader.close()
+            lessons.close()
         taught.save(decoder, folder, context.out, config.adapter)
         rewards = lessons.rewards
         share = max(1, len(rewards) // 10)
@@ -227,6 +276,41 @@ class RlJob:
             "skipped": len(course.skipped),
             "parameters": decoder.spec.num_parameters,
         }
+
+
+def _beside(
+    folder: Path, devices: Sequence[str], threads: int, server: dict[str, Any] | None, lessons: Delayed
+) -> Writer:
+    """Processes that write, one on each of the devices."""
+    from shunter.post.beside import SILENT, Beside, Several
+
+    sampling = lessons.sampling.model_copy(update={"batch": -(-lessons.sampling.batch // len(devices))})
+    found: list[Beside] = []
+    try:
+        for device in devices:
+            made = Beside(
+                folder,
+                lessons.journal.folder,
+                sampling,
+                lessons.hear,
+                seed=lessons.seed,
+                stops=sorted(lessons.stops),
+                room=lessons.room,
+                threads=threads,
+                exact=lessons.exact,
+                device=device,
+                tools=lessons.tools,
+                server=server,
+                # A server may be silent for as long as one request may take.
+                timeout=SILENT + (0.0 if server is None else float(server["config"]["timeout"])),
+                said=found[0].said if found else None,
+            )
+            found.append(made)
+    except BaseException:
+        for each in found:
+            each.close()
+        raise
+    return found[0] if len(found) == 1 else Several(found, lessons.group)
 
 
 def stops(folder: Path) -> list[int]:

@@ -170,7 +170,7 @@ def train(
     world = context.world
     assert world is None or isinstance(world, World)
     # Rank 0 alone will have room for the whole, now and then: the others only hand in their part.
-    whole = _whole(decoder) if world is not None and world.rank == 0 else decoder
+    whole = bare(decoder) if world is not None and world.rank == 0 else decoder
     plain = Decoder(decoder.spec) if milestone is not None and adapter is not None else whole
     look = milestone(plain) if milestone is not None else None
     if look is not None and adapter is not None:
@@ -207,7 +207,7 @@ def train(
     return metrics
 
 
-def _whole(decoder: Decoder) -> Decoder:
+def bare(decoder: Decoder) -> Decoder:
     """A decoder to bring all ranks' weights together in; until then it has none."""
     import copy
 

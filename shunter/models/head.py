@@ -21,10 +21,11 @@ BLOCK_ELEMENTS = 1 << 20  # of those that the softmax takes at a time: 4 MiB, wh
 class Others(Protocol):
     """Whoever has the other rows of the vocabulary. Each call is one meeting, in place.
 
-    begin: this part's first row in the whole.
+    begin: this part's first row in the whole. rows: of the largest part: all meet for equally many tokens.
     """
 
     begin: int
+    rows: int
 
     def largest(self, values: Tensor) -> Tensor: ...
 
@@ -154,7 +155,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = torch.empty_like(weight)
         active = active_tokens(coefficients)
         whole = len(active) == count
-        chunk = chunk_tokens(weight.shape[0], compute, hidden.device)
+        chunk = chunk_tokens(weight.shape[0] if others is None else others.rows, compute, hidden.device)
         # A meeting for each chunk is enough: one for each block would wait too often.
         in_blocks = hidden.device.type == "cpu" and others is None
         block = max(16, BLOCK_ELEMENTS // weight.shape[0]) if in_blocks else chunk

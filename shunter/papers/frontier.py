@@ -1,6 +1,6 @@
 """Tuning by trials on a machine of three levels of links (arXiv 2312.12705).
 
-Forty Bayesian trials over all 1,476 layouts of the 175B shape that divide, of which nine in ten do not fit,
+Forty Bayesian trials over all 1,804 layouts of the 175B shape that divide, of which nine in ten do not fit,
 on a simulator of the machine; against forty random ones and against trying all; twenty searches a seed. They
 begin where this project's planner, which knows nothing of the simulator, predicts the best layout, as
 `shunter tune` does; and by chance. The paper's observations on the simulator, and two real processes of a

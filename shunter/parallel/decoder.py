@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ class Rows:
 
     The last stage leaves the sum of coefficient x log-probability, without the z-loss, in `plain`.
     views, turns: of other grids that some layers have, and how hidden states come there.
+    head: what the last stage does with its hidden states [B, t, D] instead of cross-entropy; returns a scalar
+    whose backward is called with 1.
     """
 
     tokens: Tensor
@@ -44,6 +46,7 @@ class Rows:
     plain: Tensor | None = None
     views: Mapping[Grid, View] = field(default_factory=dict)
     turns: Turns | None = None
+    head: Callable[[DecoderStage, Tensor, Rows], Tensor] | None = None
 
 
 class DecoderStage(nn.Module):
@@ -91,6 +94,8 @@ class DecoderStage(nn.Module):
         if not self.has_head:
             return {"hidden": x}
         assert self.head is not None
+        if rows.head is not None:
+            return {LOSS: rows.head(self, x, rows)}
         factors = rows.coefficients.flatten()
         loss, logprobs = linear_cross_entropy(
             whole_tokens(self.tokens, x).flatten(0, 1),

@@ -129,7 +129,9 @@ class DecoderPart:
             stage.tokens = self.tokens
             if stage.has_head and self.tokens is not None:
                 name = "embed.weight" if decoder.spec.tied else "head.weight"
-                stage.others = VocabularyRows(first_row(self.held[name]), mesh.peers("tp"))
+                stage.others = VocabularyRows(
+                    first_row(self.held[name]), mesh.peers("tp"), decoder.spec.vocab_size
+                )
         if compiled:
             for stage in self.modules.values():
                 for layer in stage.layers:

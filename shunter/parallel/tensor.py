@@ -49,8 +49,9 @@ class Tokens:
 class VocabularyRows:
     """The other rows of a vocabulary cut over `peers`; see models.head.Others."""
 
-    def __init__(self, begin: int, peers: Peers) -> None:
-        self.begin, self.peers = begin, peers
+    def __init__(self, begin: int, peers: Peers, words: int) -> None:
+        """words: of the whole vocabulary."""
+        self.begin, self.peers, self.rows = begin, peers, -(-words // peers.size)
 
     def largest(self, values: Tensor) -> Tensor:
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.peers.group)

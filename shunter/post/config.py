@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -183,8 +183,8 @@ class PostHow(How):
 class PoolConfig(Config):
     """Processes that some roles share."""
 
-    roles: list[Literal["actor", "critic", "reference", "reward"]] = Field(
-        min_length=1, description="Roles on it, which take turns."
+    roles: list[Literal["actor", "critic", "reference", "reward", "writer"]] = Field(
+        min_length=1, description="Roles on it, which take turns; writer: where `staleness` is not 0."
     )
     processes: int = Field(
         1, ge=1, description="Processes of the pool; each has a copy of its roles' models."
@@ -231,6 +231,16 @@ class RlHow(PostHow):
 
     placement: PlacementConfig | None = Field(
         None, description="Roles on processes; none: one process for everything."
+    )
+    writer: Literal["auto", "here", "process"] = Field(
+        "auto",
+        description="Without a placement. here: writing and learning take turns in one process; process: "
+        "another process writes meanwhile; auto: another process where `staleness` is not 0.",
+    )
+    writers: list[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]] | None = Field(
+        None,
+        min_length=1,
+        description="Devices of the processes that write, one each; default: one process, on `device`.",
     )
     server: ServerConfig | None = Field(
         None, description="Where the server is that writes, if `generator` names one."

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from shunter.config.errors import ShunterError
 from shunter.data.tokens import Batch
 from shunter.models.decoder import Decoder
+from shunter.post.batch import Answers, Sample, micro_batches
 from shunter.post.config import PostHow, PostTrain
 from shunter.post.objective import ScoreObjective
 from shunter.post.step import ScoredResult, Scorer, scored_step
@@ -32,6 +34,7 @@ from shunter.train.device import (
 from shunter.train.loop import Place
 from shunter.train.optim import Optimizers
 from shunter.train.schedule import rate
+from shunter.train.world import World
 
 Guard = Callable[[Mapping[str, float]], None]
 
@@ -62,6 +65,10 @@ class Pupil:
         self.config = config if lr is None else config.model_copy(update={"lr": lr})
         self.optimizers = Optimizers(self.module, self.config)
 
+    def batches(self, units: Sequence[Sequence[Sample]], tokens: int) -> list[Answers]:
+        """A step's units in micro-batches of about `tokens` tokens."""
+        return micro_batches(units, tokens)
+
     def learn(
         self, objective: ScoreObjective, batches: Sequence[Batch], step: int, guard: Guard | None = None
     ) -> ScoredResult:
@@ -85,6 +92,10 @@ class Pupil:
             if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
         }
         return {"model": model, "optimizer": self.optimizers.state()}
+
+    def checkpointer(self, folder: Path, keep: int) -> Checkpointer:
+        """For a course that teaches this pupil alone, on all of its ranks."""
+        return Checkpointer(folder, keep)
 
 
 class Lessons(Protocol):
@@ -132,21 +143,30 @@ class _Tally:
 class Course:
     """Runs lessons to the last step, or continues where an earlier attempt was."""
 
-    def __init__(self, train: PostTrain, how: PostHow, place: Place, shown: str) -> None:
-        """shown: the metric that stands beside the progress."""
+    def __init__(
+        self, train: PostTrain, how: PostHow, place: Place, shown: str, world: World | None = None
+    ) -> None:
+        """shown: the metric that stands beside the progress. world: the ranks that all do the same."""
         self.train, self.how, self.place, self.shown = train, how, place, shown
-        self.device = choose_device(how.device)
+        self.world = world
+        self.device = choose_device(how.device) if world is None else world.device
+        self.threads = how.threads or len(os.sched_getaffinity(0))
         if how.deterministic:
             prepare_determinism(self.device)
-        self.checkpointer = Checkpointer(place.work / "checkpoints", how.keep)
+        self.checkpointer = Checkpointer(
+            place.work / "checkpoints", how.keep, clean=world is None or world.rank == 0
+        )
         self.done = 0
         self.skipped: list[int] = []
         self.tally = _Tally({}, {})
 
     def run(self, lessons: Lessons) -> None:
         """Raises Stopped after saving on request."""
+        if self.world is not None:
+            (pupil,) = lessons.pupils.values()
+            self.checkpointer = pupil.checkpointer(self.place.work / "checkpoints", self.how.keep)
         threads = torch.get_num_threads()
-        torch.set_num_threads(self.how.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(self.threads)
         set_determinism(self.how.deterministic)
         config = self.train.model_dump(mode="json")
         tracker = open_trackers(self.how.track, self.place.log / "track", self.place.name, config)

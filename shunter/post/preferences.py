@@ -49,16 +49,17 @@ class Preferences:
         self.loader = Loader(train, derive_seed(seed, "order"))
         self.units, self.heldout = _units(train.items), _units(heldout.items)
         if reference:
-            work = course.place.work
+            work, scorer = course.place.work, pupil.scorer
             tokens = course.how.micro_tokens
-            self.units = with_reference(self.units, pupil.scorer, work / "reference.safetensors", tokens)
-            self.heldout = with_reference(self.heldout, pupil.scorer, work / "heldout.safetensors", tokens)
+            keep = course.world is None or course.world.rank == 0
+            self.units = with_reference(self.units, scorer, work / "reference.safetensors", tokens, keep)
+            self.heldout = with_reference(self.heldout, scorer, work / "heldout.safetensors", tokens, keep)
         self.final: dict[str, float] = {}
 
     def step(self, number: int) -> Mapping[str, float]:
         """Learn from the next pairs; validate where it is time to."""
         chosen = [self.units[int(i)] for i in self.loader.take(self.batch_pairs)]
-        batches = micro_batches(chosen, self.course.how.micro_tokens)
+        batches = self.pupil.batches(chosen, self.course.how.micro_tokens)
         result = self.pupil.learn(self.objective, batches, number)
         self.course.learnt(result, number)
         values = {f"pairs/{name}": value for name, value in result.told.items()}
@@ -98,9 +99,12 @@ def _units(pairs: Sequence[Pair]) -> list[Unit]:
     return [(pair.chosen, pair.rejected) for pair in pairs]
 
 
-def with_reference(units: Sequence[Unit], scorer: Scorer, path: Path, tokens: int) -> list[Unit]:
+def with_reference(
+    units: Sequence[Unit], scorer: Scorer, path: Path, tokens: int, keep: bool = True
+) -> list[Unit]:
     """The same pairs with `reference`: computed with `scorer` and kept in `path`, or read from there.
 
+    keep: of several ranks that compute it together, one writes the file, which all read later.
     Computed once: a resumed run compares with the model that it began with, not with the one that it has.
     """
     samples = [sample for unit in units for sample in unit]
@@ -112,10 +116,11 @@ def with_reference(units: Sequence[Unit], scorer: Scorer, path: Path, tokens: in
         flat = stored["reference"]
     else:
         flat = np.concatenate([*of_each(scorer, samples, tokens), np.zeros(0)])
-        aside = path.with_suffix(".tmp")
-        kept = {"reference": flat, "digest": np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)}
-        save_file(kept, str(aside))
-        os.replace(aside, path)
+        if keep:
+            aside = path.with_suffix(".tmp")
+            kept = {"reference": flat, "digest": np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)}
+            save_file(kept, str(aside))
+            os.replace(aside, path)
     borders = np.cumsum([sum(sample.wrote) for sample in samples])
     parts = np.split(flat, borders[:-1]) if samples else []
     known = [

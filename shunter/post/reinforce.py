@@ -7,7 +7,8 @@ Everything is drawn from (seed, step), so a run that was killed writes the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from shunter.data.tokens import IGNORE
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Engine, Rollout, RolloutEngine
 from shunter.generate.toolbox import Toolbox
+from shunter.post.advantages import Array
 from shunter.post.batch import Answers, Sample, grouped, micro_batches
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
@@ -30,6 +32,7 @@ from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grader
 from shunter.post.step import Scorer
+from shunter.post.writers import BLOCK, submit, written
 
 SHOWN = 3  # answers of a step that are kept for people to read
 MOMENTS = 5  # steps whose answers are
@@ -38,6 +41,8 @@ ROW = 512  # tokens of a row that answers to one prompt share
 
 class Reinforcement:
     """The lessons of `rl`. `rewards` holds the mean reward of each step so far."""
+
+    newest = True  # weights write what is learnt from
 
     def __init__(
         self,
@@ -79,39 +84,40 @@ class Reinforcement:
         self.stops = {*tokenizer.stop_ids, *stop_ids}
         longest = max(len(prompt.ids) for prompt in prompts.items)
         told = 0 if tools is None else tools.config.most * tools.config.room
-        room = min(longest + sampling.max_new_tokens + told, policy.decoder.spec.max_positions)
-        self.engine: Engine = engine or RolloutEngine(
-            policy.decoder,
-            sampling,
-            self.stops,
-            size=8,
-            tokens=sampling.batch * (room + 8),
-            tempered=True,
-            reply=tools,
-        )
+        self.sampling, self._engine = sampling, engine
+        self.room = min(longest + sampling.max_new_tokens + told, policy.decoder.spec.max_positions)
         self.journal = Journal(course.place.work / "rollouts")
         self.updates = 0  # of the policy: the version of its weights
         self.rewards: list[float] = []
         self.samples: list[dict[str, Any]] = []
         self.most_gap = 0.0
 
+    @cached_property
+    def engine(self) -> Engine:
+        """What writes, with the policy's own weights."""
+        return self._engine or RolloutEngine(
+            self.policy.decoder,
+            self.sampling,
+            self.stops,
+            size=BLOCK,
+            tokens=self.sampling.batch * (self.room + BLOCK),
+            tempered=True,
+            reply=self.tools,
+        )
+
     def step(self, number: int) -> Mapping[str, float]:
         """Write, grade, learn."""
         chosen = [self.prompts.items[int(i)] for i in self.loader.take(self.per_step)]
-        done = self._write(number, chosen)
+        done, graded, far = self._rows(number, chosen)
         groups = [i // self.group for i in range(len(done))]
-        graded = self._grade(chosen, done)
         rewards = [one.total for one in graded]
-        asked = [Sample([*d.prompt, *d.ids], [False] * len(d.prompt) + d.wrote) for d in done]
-        tokens = self.course.how.micro_tokens
-        # Without a weight it is only shown: a forward pass for each line of the log is enough.
-        last = number + 1 == self.course.train.steps
-        shown = number == 0 or last or (number + 1) % self.course.how.log_every == 0
-        far = of_each(self.reference, asked, tokens) if self.config.kl or shown else None
-        values = None if self.critic is None else of_each(self.critic.scorer, asked, tokens, "value")
+        values = None
+        if self.critic is not None:
+            values = of_each(self.critic.scorer, _unknown(done), self.course.how.micro_tokens, "value")
         samples = judge(self.config, done, rewards, groups, far, values)
         stale = self._stale(done)
         told = self._learn(number, samples)
+        self.most_gap = max(self.most_gap, told.get("rl/max_gap", 0.0))
         self.rewards.append(float(np.mean(rewards)))
         self._keep(number, chosen, done, graded)
         ends = self.grader.ends()
@@ -127,6 +133,24 @@ class Reinforcement:
             **{f"rl/{name}": float(count) for name, count in ends.items()},
             **told,
         }
+
+    def _rows(
+        self, number: int, chosen: Sequence[Prompt]
+    ) -> tuple[list[Rollout], list[Graded], list[Array] | None]:
+        """A step's answers in order, what they are worth, and where it is asked, what the reference says."""
+        done = self._write(number, chosen)
+        prompts = [chosen[at // self.group] for at in range(len(done))]
+        graded = self._grade(prompts, done)
+        far = self._refer(done) if self._asks_reference(number) else None
+        return done, graded, far
+
+    def _asks_reference(self, number: int) -> bool:
+        """Without a weight it is only shown: a forward pass for each line of the log is enough."""
+        last = number + 1 == self.course.train.steps
+        return bool(self.config.kl) or number == 0 or last or (number + 1) % self.course.how.log_every == 0
+
+    def _refer(self, done: Sequence[Rollout]) -> list[Array]:
+        return of_each(self.reference, _unknown(done), self.course.how.micro_tokens)
 
     def _stale(self, done: Sequence[Rollout]) -> float:
         """How many updates old the weights were that wrote, by our own count of updates. Here they are the
@@ -166,6 +190,10 @@ class Reinforcement:
             "most_gap": self.most_gap,
         }
 
+    def close(self) -> None:
+        """Give back what is held besides memory."""
+        self.grader.close()
+
     def saved(self, oldest: int) -> None:
         self.journal.forget(oldest)
 
@@ -173,9 +201,13 @@ class Reinforcement:
         self.loader.restore(state["loader"])
         self.rewards, self.samples = list(state["rewards"]), list(state["samples"])
         self.updates = int(state["version"])
-        self.engine.new_weights(self.updates)
+        self._renew()
         self.grader.failures, self.grader.canaries = dict(state["failures"]), int(state["canaries"])
         self.most_gap = float(state["most_gap"])
+
+    def _renew(self) -> None:
+        """The policy's weights have changed."""
+        self.engine.new_weights(self.updates)
 
     def _write(self, number: int, chosen: Sequence[Prompt]) -> list[Rollout]:
         """`group` answers to each prompt, in order. Those that a killed attempt had finished are read.
@@ -183,31 +215,41 @@ class Reinforcement:
         Fewer answers side by side round otherwise: where bits must be the same, a step is read whole or
         written whole.
         """
-        self.engine.seed = derive_seed(self.seed, "rollout", number)
-        wanted = len(chosen) * self.group
-        found = self.journal.read(number, self.updates)
-        if self.course.how.deterministic and len(found) < wanted:
+        found = self._known(number, range(len(chosen) * self.group))
+        missing = {
+            at: chosen[at // self.group].ids for at in range(len(chosen) * self.group) if at not in found
+        }
+        asked = submit(self.engine, self.seed, number, missing, self._begun(number, missing))
+        for fresh in written(self.engine, number, asked, self.journal, self.course.how.deterministic):
+            found |= fresh
+        return [found[at] for at in range(len(found))]
+
+    def _known(self, number: int, wanted: Collection[int], oldest: int | None = None) -> dict[int, Rollout]:
+        """Of a step's answers at these places, those that a killed attempt had finished. oldest: of the
+        weights that may have written them; default: the newest alone."""
+        read = self.journal.read(number, self.updates, oldest)
+        found = {at: read[at] for at in read.keys() & wanted}
+        if self.course.how.deterministic and len(found) < len(wanted):
             found = {}
         self.journal.reused += len(found)
         if found:
             self.course.place.events.write("reused", step=number, answers=len(found))
-        waiting: dict[int, int] = {}  # request -> which of the step's answers it is
-        for at in range(wanted):
-            if at not in found:
-                waiting[self.engine.submit(chosen[at // self.group].ids, stream=at)] = at
-        while self.engine.busy:
-            self.engine.step()
-            fresh = {waiting[one.number]: one for one in self.engine.finished}
-            found |= fresh
-            self.journal.write(number, fresh)
-            self.engine.finished.clear()
-        self.engine.trace.clear()
-        return [found[at] for at in range(len(found))]
+        return found
 
-    def _grade(self, chosen: Sequence[Prompt], done: Sequence[Rollout]) -> list[Graded]:
+    def _begun(self, number: int, wanted: Collection[int], oldest: int | None = None) -> dict[int, Rollout]:
+        """What there is of answers that a killed attempt was writing; nothing where bits must be the same."""
+        if self.course.how.deterministic or not wanted:
+            return {}
+        read = self.journal.begun(number, self.updates, oldest)
+        found = {at: read[at] for at in read.keys() & wanted}
+        if found:
+            self.course.place.events.write("continued", step=number, answers=len(found))
+        return found
+
+    def _grade(self, prompts: Sequence[Prompt], done: Sequence[Rollout]) -> list[Graded]:
+        """prompts: of each answer."""
         items = []
-        for at, one in enumerate(done):
-            prompt = chosen[at // self.group]
+        for prompt, one in zip(prompts, done, strict=True):
             text = self._text(one)
             whole = [*one.prompt, *one.ids]
             items.append(prompt.item(text, one.stop_reason == "stop", whole))
@@ -221,9 +263,8 @@ class Reinforcement:
         config, told = self.config, dict[str, float]()
         learnable = any(np.any(np.asarray(s.known["advantage"]) != 0) for s in samples)
         idle = not (learnable or self.objective.settings.kl or config.entropy)
-        if (
-            config.updates > 1
-        ):  # all answers are compared before any is learnt from, not the first part's alone
+        # All answers are compared before any is learnt from, not the first part's alone.
+        if config.updates > 1 and self.newest:
             self._compare(self._batches(samples))
         for epoch in range(config.epochs):
             draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "cut", number, epoch)))
@@ -238,7 +279,7 @@ class Reinforcement:
                     result = self.policy.learn(self.objective, batches, number, guard)
                     self.course.learnt(result, number)
                     self.updates += 1
-                    self.engine.new_weights(self.updates)
+                    self._renew()
                     if first:
                         told |= {f"rl/{n.replace('max/', 'max_')}": v for n, v in result.told.items()}
                         told |= {f"rl/{name}_loss": v for name, v in result.terms.items()}
@@ -248,7 +289,6 @@ class Reinforcement:
                     taught = self.critic.learn(self.value, batches, number)
                     self.course.learnt(taught, number)
                     told |= {f"rl/{name}": value for name, value in taught.told.items()}
-        self.most_gap = max(self.most_gap, told.get("rl/max_gap", 0.0))
         return told
 
     def _batches(self, samples: Sequence[Sample]) -> list[Answers]:
@@ -286,14 +326,17 @@ class Reinforcement:
         self._guard(told)
         return {"rl/gap": told["gap"], "rl/max_gap": told["max/gap"]}
 
-    def _guard(self, told: Mapping[str, float]) -> None:
-        gap = told["gap"]
+    def _finite(self, gap: float) -> None:
         if not math.isfinite(gap):
             raise ShunterError(
                 "a log-probability of the generator or the trainer is not a number",
                 where=self.course.place.name,
                 mend="Lower train.lr, and go on from an earlier checkpoint.",
             )
+
+    def _guard(self, told: Mapping[str, float]) -> None:
+        gap = told["gap"]
+        self._finite(gap)
         if gap > self.max_gap:
             raise ShunterError(
                 f"trainer and generator differ by {gap:.2g} nats a token, more than {self.max_gap:g}: they "
@@ -324,6 +367,11 @@ class Reinforcement:
                     "score": graded[at * self.group].total,
                 }
             )
+
+
+def _unknown(done: Sequence[Rollout]) -> list[Sample]:
+    """Answers of whose tokens nothing is known yet."""
+    return [Sample([*one.prompt, *one.ids], [False] * len(one.prompt) + one.wrote) for one in done]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -208,6 +208,14 @@ class Grader:
             found.append(Graded(total, parts, failed))
         return found
 
+    def check(self, graded: Sequence[Graded]) -> None:
+        """Raises ShunterError when a rule could grade none of these answers, which were graded in parts."""
+        for rule, _ in self.rules:
+            begin = f"{rule.name}: "
+            failed = [each for one in graded for each in one.failed if each.startswith(begin)]
+            if len(failed) == len(graded):
+                raise _ungraded(rule.name, failed[0].removeprefix(begin))
+
     def _applied(self, rule: Rule, items: Sequence[Item]) -> list[float | str]:
         """A score for each; 0 for those that the data gives the rule nothing to compare with."""
         seen = [item.seen_by(rule.name) for item in items]
@@ -240,13 +248,17 @@ class Grader:
                 )
         failed = [score for score in found if isinstance(score, str)]
         if len(failed) == len(found) and not self.patient:
-            raise ShunterError(
-                f"the reward {rule.name} could grade no answer of a step ({failed[0]})",
-                mend="Look at the targets in the conversations that the job reads.",
-            )
+            raise _ungraded(rule.name, failed[0])
         if failed:
             self.failures[rule.name] = self.failures.get(rule.name, 0) + len(failed)
         return found
+
+
+def _ungraded(name: str, why: str) -> ShunterError:
+    return ShunterError(
+        f"the reward {name} could grade no answer of a step ({why})",
+        mend="Look at the targets in the conversations that the job reads.",
+    )
 
 
 def rule(config: RewardConfig) -> Rule:

@@ -31,6 +31,22 @@ def by_group(size: int, column: str = "group") -> Sampler:
     return take
 
 
+def by_step(size: int, fits: Callable[[int], bool] = lambda step: True, *, whole: bool = False) -> Sampler:
+    """Whole groups of the first step that has any, as many as are ready, in the order of their numbers; with
+    `whole`, a step's `count` rows or none. fits: steps that are looked at. Columns: step, group, number."""
+
+    def take(ready: Mapping[int, Mapping[str, Any]], count: int) -> Sequence[int]:
+        for step in sorted({cells["step"] for cells in ready.values()}):
+            mine = {row: cells for row, cells in ready.items() if cells["step"] == step and fits(step)}
+            groups = [rows for rows in _groups(mine, "group").values() if _complete(rows, size, "group")]
+            found = sorted((row for rows in groups for row in rows), key=lambda row: ready[row]["number"])
+            if found and (len(found) == count or not whole):
+                return found
+        return []
+
+    return take
+
+
 def by_length(parts: int, size: int = 1, column: str = "group", length: str = "length") -> Sampler:
     """The oldest whole groups, ordered so that as many rows for each of `parts` ranks follow each other and
     the ranks' sums of `length` are alike; no group is on two ranks. size: rows of a group."""

@@ -127,8 +127,8 @@ def scored_step(
             loss.backward()
         with torch.no_grad():
             seen = objective.told(scores, batch, counts)
-        _gather(terms, {name: float(part.detach()) for name, part in parts.items()})
-        _gather(told, {name: float(part) for name, part in seen.items()})
+        gather(terms, {name: float(part.detach()) for name, part in parts.items()})
+        gather(told, {name: float(part) for name, part in seen.items()})
     if guard is not None:
         guard(told)
     total = math.nan if directive == "nan" else sum(terms.values())
@@ -159,7 +159,8 @@ def _trained(scorer: Scorer) -> list[Tensor]:
     return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
-def _gather(into: dict[str, float], values: Mapping[str, float]) -> None:
+def gather(into: dict[str, float], values: Mapping[str, float]) -> None:
+    """Combine what another micro-batch says: sums, and of names that begin with `max/` the largest."""
     for name, value in values.items():
         if name.startswith("max/"):
             into[name] = max(into.get(name, -math.inf), value)

@@ -116,21 +116,24 @@ class SampleStore:
         Waits until there are so many. Raises Closed when nothing more comes, ShunterError after `timeout`
         seconds, and what another task failed with.
         """
-        wanted = frozenset(columns)
-        if unknown := wanted - self.columns:
-            raise ShunterError(f"the store has no column {sorted(unknown)[0]!r}")
+        wanted = self._known(columns)
         taken: list[int] = []
 
         def there() -> bool:
-            ready = self._ready_for(task, wanted)
-            taken[:] = sampler({row: self._cells[row] for row in ready}, count)
+            taken[:] = self._sampled(task, wanted, count, sampler)
             return bool(taken)
 
         with self._changed:
             self._wait(there, timeout, f"give {task} {count} rows", until_closed=True)
-            self._lent[task].update(taken)
-            self._forget(set(taken), task)
-            return {row: {name: self._cells[row][name] for name in wanted} for row in taken}
+            return self._lend(task, wanted, taken)
+
+    def poll(
+        self, task: str, columns: Iterable[str], count: int, sampler: Sampler = in_order
+    ) -> dict[int, dict[str, Any]]:
+        """As `take`, but does not wait: nothing, where the sampler finds nothing."""
+        wanted = self._known(columns)
+        with self._changed:
+            return self._lend(task, wanted, self._sampled(task, wanted, count, sampler))
 
     def clear(self, rows: Iterable[int]) -> None:
         """Forget rows, which makes room."""
@@ -185,6 +188,21 @@ class SampleStore:
             self._cells[row].update(cells)
             self._note(row)
         self._changed.notify_all()
+
+    def _known(self, columns: Iterable[str]) -> frozenset[str]:
+        wanted = frozenset(columns)
+        if unknown := wanted - self.columns:
+            raise ShunterError(f"the store has no column {sorted(unknown)[0]!r}")
+        return wanted
+
+    def _sampled(self, task: str, wanted: frozenset[str], count: int, sampler: Sampler) -> Sequence[int]:
+        ready = self._ready_for(task, wanted)
+        return sampler({row: self._cells[row] for row in ready}, count)
+
+    def _lend(self, task: str, wanted: frozenset[str], taken: Sequence[int]) -> dict[int, dict[str, Any]]:
+        self._lent[task].update(taken)
+        self._forget(set(taken), task)
+        return {row: {name: self._cells[row][name] for name in wanted} for row in taken}
 
     def _named(self, cells: Mapping[str, Any]) -> dict[str, Any]:
         if unknown := cells.keys() - self.columns:

@@ -24,6 +24,8 @@ PANELS: list[tuple[str, str, str, bool]] = [
     ("rl/length", "Length of answers", "tokens", True),
     ("rl/max_gap", "Largest gap of log-probabilities between trainer and generator", "nats", True),
     ("rl/staleness", "Age of the weights that wrote", "updates", True),
+    ("rl/off_policy", "Distance of the policy from the weights that wrote", "nats per token", True),
+    ("rl/waited", "Time in which learning waited for answers", "s", True),
     ("rl/tool_calls", "Calls of tools in an answer", "", True),
     ("pairs/accuracy", "Pairs whose better answer is preferred", "fraction", False),
     ("heldout/accuracy", "Held-out pairs whose better answer is preferred", "fraction", False),

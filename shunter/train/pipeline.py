@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -49,6 +49,7 @@ from shunter.train.views import Views
 from shunter.train.world import World
 
 ENDS = ("embed.weight", "head.weight")
+Head = Callable[[DecoderStage, Tensor, Rows], Tensor]  # see `Rows.head`
 
 
 class LaidOutPasses:
@@ -186,9 +187,7 @@ class LaidOutPasses:
         if len(batches) != self.order.microbatches:
             raise ValueError(f"{len(batches)} micro-batches, the program is of {self.order.microbatches}")
         self._load(batches, coefficients, z_loss, dropping)
-        if self.decoder.spec.experts is not None:
-            real = sum(int((batch.segments >= 0).sum()) for batch in batches)
-            begin_step(self.decoder, int(self.total([real])[0]), self._most_rows(batches))
+        self._begin(batches)
         losses = self._run(self.executor, train=True)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for microbatch, loss in losses.items():
@@ -197,21 +196,47 @@ class LaidOutPasses:
             sums += torch.stack([loss.double(), plain.double()])
         self.rows = []
         self._sum_losses(sums)
+        self._finish()
+        return sums[0], sums[1]
+
+    def with_heads(self, batches: Sequence[Batch], heads: Sequence[Head], *, train: bool) -> None:
+        """Passes whose last stage hands its hidden states to `heads`, one a micro-batch.
+
+        train: then backward, and gradients are added up as `gradients` does; else without gradients, of any
+        number of batches, but the same on all ranks.
+        """
+        if self.vocabulary is not None:
+            raise ValueError("the head is split over all ranks, and there is no other")
+        if train and len(batches) != self.order.microbatches:
+            raise ValueError(f"{len(batches)} micro-batches, the program is of {self.order.microbatches}")
+        self._load(batches, [torch.zeros(batch.targets.shape) for batch in batches], 0.0)
+        for rows, head in zip(self.rows, heads, strict=True):
+            rows.head = head
+        if train:
+            self._begin(batches)
+            self._run(self.executor, train=True)
+            self._finish()
+        else:
+            with torch.no_grad():
+                self._run(self._forward(len(batches)), train=False)
+            self.part.give_up()
+        self.rows = []
+
+    def _begin(self, batches: Sequence[Batch]) -> None:
+        if self.decoder.spec.experts is not None:
+            real = sum(int((batch.segments >= 0).sum()) for batch in batches)
+            begin_step(self.decoder, int(self.total([real])[0]), self._most_rows(batches))
+
+    def _finish(self) -> None:
+        """After the last backward: every gradient is the whole one of what this rank holds."""
         with answering(self.world.rank, "add up gradients"):
             self.part.finish()
             sum_load(self.decoder, self.world.mesh.peers(*DENSE[1:]))
         self._add_tied()
-        return sums[0], sums[1]
 
     @torch.no_grad()
     def loss(self, batches: Sequence[Batch], coefficients: Sequence[Tensor]) -> Tensor:
-        executor = self._forwards.get(len(batches))
-        if executor is None:
-            order = forward_waves(self.order.placement, len(batches))
-            if self.vocabulary is not None:
-                order = parallel_vocabulary(order, self.vocabulary.algorithm)
-            executor = self._forwards[len(batches)] = self._executor(lower(assemble(order)))
-        data = self.world.data
+        executor, data = self._forward(len(batches)), self.world.data
         shares = [share(batch, factors, data) for batch, factors in zip(batches, coefficients, strict=True)]
         self._load([batch for batch, _ in shares], [factors for _, factors in shares], 0.0)
         losses = self._run(executor, train=False)
@@ -221,6 +246,16 @@ class LaidOutPasses:
         for loss in losses.values():
             total += loss
         return self._sum_losses(total)
+
+    def _forward(self, microbatches: int) -> Executor:
+        """Walks forward passes alone."""
+        executor = self._forwards.get(microbatches)
+        if executor is None:
+            order = forward_waves(self.order.placement, microbatches)
+            if self.vocabulary is not None:
+                order = parallel_vocabulary(order, self.vocabulary.algorithm)
+            executor = self._forwards[microbatches] = self._executor(lower(assemble(order)))
+        return executor
 
     def _most_rows(self, batches: Sequence[Batch]) -> int:
         """Of a micro-batch on any rank, where experts are filled up: what is sent is equally large then."""

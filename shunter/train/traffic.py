@@ -70,7 +70,8 @@ class _CountedRows:
     """The same meetings; what they send is counted."""
 
     def __init__(self, others: Others) -> None:
-        self.others, self.begin, self.sent = others, others.begin, Counted()
+        self.others, self.sent = others, Counted()
+        self.begin, self.rows = others.begin, others.rows
 
     def largest(self, values: Tensor) -> Tensor:
         with counted() as found:

@@ -156,6 +156,33 @@ def test_new_weights_are_never_mixed_with_old_keys() -> None:
         )
 
 
+def test_another_engine_goes_on_with_what_one_has_begun() -> None:
+    """At each token: what comes is what would have come, with its log-probabilities."""
+    decoder, config = model("grouped"), SamplingConfig(max_new_tokens=12, batch=4)
+    whole = rollouts(decoder, PROMPTS, config, STOPS, seed=3)
+    for steps in (1, 6):
+        first = RolloutEngine(decoder, config, STOPS, 3)
+        streams = {first.submit(prompt): number for number, prompt in enumerate(PROMPTS)}
+        for _ in range(steps):
+            first.step()
+        parts = {streams[one.number]: one for one in first.begun}
+        found = {streams[one.number]: one for one in first.finished}
+        assert parts, "some are in the midst"
+        then = RolloutEngine(decoder, config, STOPS, 3, version=7)
+        left = {}
+        for number, prompt in enumerate(PROMPTS):
+            if number in parts:
+                left[then.resume(parts[number], stream=number)] = number
+            elif number not in found:
+                left[then.submit(prompt, stream=number)] = number
+        found |= {left[one.number]: one for one in then.run()}
+        for number, expected in enumerate(whole):
+            assert found[number].ids == expected.ids
+            assert found[number].logprobs == pytest.approx(expected.logprobs, rel=1e-9)
+            assert found[number].stop_reason == expected.stop_reason
+        assert any(set(one.versions) == {0, 7} for one in found.values())
+
+
 def test_equal_prompts_are_read_once() -> None:
     decoder = model()
     seen = []

@@ -268,7 +268,7 @@ def test_a_generator_that_is_one_update_behind_stops_the_run(
             self.model.load_state_dict(now)
 
     Behind.seen.clear()
-    for module in ("reinforce", "roles.actor"):
+    for module in ("reinforce", "roles.writes"):
         monkeypatch.setattr(f"shunter.post.{module}.RolloutEngine", Behind)
     how = {**HOW, "placement": placement, "log_every": 1}
     with pytest.raises(ShunterError, match="trainer and generator differ by") as caught:

@@ -44,8 +44,10 @@ def train(place: Path, base: Path, talks: Path, name: str, more: dict[str, Any])
         {"policy": {"algorithm": "ppo", "epochs": 2}},
         {"how": {"placement": {"backend": "inline"}}},
         {"how": {"placement": {"arrangement": "colocate", "processes": 2}}},
+        {"staleness": 1, "how": {"writer": "here"}},
+        {"staleness": 1, "how": {"writer": "process"}},
     ],
-    ids=["grpo", "ppo", "placed", "processes"],
+    ids=["grpo", "ppo", "placed", "processes", "delayed", "beside"],
 )
 def test_ten_sigkills(model: Path, tmp_path: Path, more: dict[str, Any]) -> None:
     talks = talks_in(tmp_path / "talks" / "out").parent

@@ -42,6 +42,20 @@ def test_a_server_writes_and_the_policy_learns(work: Work, model: Path, talks: P
     assert any(not value.equal(server.decoder.state_dict()[name]) for name, value in written.items())
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("writer", ["here", "process"])
+def test_a_server_writes_with_weights_a_step_old(
+    work: Work, model: Path, talks: Path, server: Server, writer: str
+) -> None:
+    """By hand of another process, which gets the weights and hands them on; or in turns."""
+    how = {**HOW, "server": {"url": server.url}, "writer": writer}
+    train = {"steps": 4, "lr": 2e-3}
+    out, metrics = reinforce(work, model, talks, generator=server.kind, how=how, train=train, staleness=1)
+    rows = events.read_metrics(out.parent / "log" / "events.jsonl")
+    assert 0 < metrics["max_gap"] < 1e-4, "the server has the weights that it should have"
+    assert [row["rl/staleness"] for row in rows] == [0, 1, 1, 1]
+
+
 def test_a_server_with_other_weights_stops_the_run(
     work: Work, model: Path, talks: Path, server: Server
 ) -> None:

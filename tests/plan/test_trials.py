@@ -16,6 +16,7 @@ import pytest
 
 from shunter.cluster import files
 from shunter.config.errors import ShunterError
+from shunter.papers.frontier import planned
 from shunter.plan import frontier
 from shunter.plan.importance import importance
 from shunter.plan.trials import Failed, Point, Space, Trial, Trials, search
@@ -162,12 +163,20 @@ def test_bayesian_search_beats_chance_on_the_simulated_machine() -> None:
     everything = search(space, told, 10_000, method="random")
     assert everything.failures > 20
     best = best_of(everything)
+    first = planned(space)
     reached = {
-        method: median(best_of(search(space, told, 30, seed=seed, method=method)) for seed in range(4))
-        for method in ("bayes", "random")
+        name: median(
+            best_of(search(space, told, 30, seed=seed, method=method, start=start)) for seed in range(4)
+        )
+        for name, method, start in (
+            ("planned", "bayes", [first]),
+            ("bayes", "bayes", []),
+            ("random", "random", []),
+        )
     }
-    assert reached["bayes"] > reached["random"]
-    assert reached["bayes"] > 0.9 * best
+    assert reached["bayes"] >= reached["random"]
+    assert reached["planned"] > reached["random"]
+    assert reached["planned"] > 0.97 * best
 
 
 def test_importance_knows_what_matters_and_how_surely() -> None:

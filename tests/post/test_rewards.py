@@ -55,6 +55,15 @@ def test_canaries_ride_in_every_batch_and_a_broken_rule_is_seen(kind: str) -> No
             grader.grade(items("a", "b"))
 
 
+def test_a_step_that_is_graded_in_parts_ends_only_where_no_part_could_be() -> None:
+    grader = Grader([(rule(RewardConfig(kind="constraints")), 1.0)], patient=True)
+    good, bad = '{"no_commas": ""}', "no object"
+    parts = [grader.grade(items("a", target=bad)), grader.grade(items("a", "b", target=bad))]
+    with pytest.raises(ShunterError, match="constraints could grade no answer of a step"):
+        grader.check([one for part in parts for one in part])
+    grader.check([one for part in [*parts, grader.grade(items("a", target=good))] for one in part])
+
+
 def test_a_rule_that_raises_counts_as_nothing_and_is_counted() -> None:
     grader = Grader([(rule(RewardConfig(kind="constraints")), 1.0)])
     good, bad = '{"no_commas": ""}', "no object"

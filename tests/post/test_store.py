@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shunter.config.errors import ShunterError
-from shunter.post.samplers import balanced, by_group, by_length
+from shunter.post.samplers import Sampler, balanced, by_group, by_length, by_step
 from shunter.post.store import Closed, SampleStore
 from shunter.post.stream import Mode, Task, Versions, run
 
@@ -89,6 +89,28 @@ def test_groups_are_never_split_and_never_of_strangers() -> None:
         made.take("update", ["answer"], 6, by_group(4))
     with pytest.raises(ValueError, match="5 rows have one value in group"):
         by_group(4)({n: {"group": 1} for n in range(5)}, 4)
+
+
+def test_a_steps_rows_are_taken_by_their_numbers_and_its_groups_whole() -> None:
+    made = SampleStore(("step", "group", "number"), ["update"], capacity=20)
+    names = ("step", "group", "number")
+
+    def put(*rows: tuple[int, int]) -> None:
+        made.insert([{"step": step, "group": step * 10 + n // 2, "number": n} for step, n in rows])
+
+    def had(sampler: Sampler) -> list[tuple[int, int]]:
+        taken = made.poll("update", names, 4, sampler)
+        return [(row["step"], row["number"]) for row in taken.values()]
+
+    put((1, 1), (0, 2), (1, 0), (0, 1))
+    assert had(by_step(2, whole=True)) == []
+    assert had(by_step(2, lambda step: step == 0)) == [], "both groups of step 0 are halves"
+    assert had(by_step(2)) == [(1, 0), (1, 1)]
+    put((0, 3), (1, 3), (0, 0), (1, 2))
+    assert had(by_step(2, lambda step: step == 1, whole=True)) == [], "a part of it was had"
+    assert had(by_step(2, whole=True)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert had(by_step(2)) == [(1, 2), (1, 3)]
+    assert had(by_step(2)) == []
 
 
 def test_rows_of_like_length_for_each_rank_and_no_group_on_two() -> None:

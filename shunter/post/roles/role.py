@@ -19,6 +19,7 @@ from shunter.parallel.mesh import Peers, ProcessGroups
 KINDS: dict[str, str] = {
     "prompts": "shunter.post.roles.asking:Prompts",
     "actor": "shunter.post.roles.actor:Actor",
+    "writer": "shunter.post.roles.writes:Writer",
     "critic": "shunter.post.roles.models:Critic",
     "reference": "shunter.post.roles.models:Reference",
     "reward": "shunter.post.roles.grading:Reward",

@@ -76,6 +76,9 @@ class _Run:
         self.learners = [role for role in (self.cast.actor, self.cast.critic) if role is not None]
         self.script = scripts.ppo if play.policy.algorithm == "ppo" else scripts.grpo
         self.updates = scripts.Updates(play.policy.epochs, play.policy.updates)
+        self.ahead: scripts.Ahead | None = None
+        if play.staleness:
+            self.ahead = scripts.Ahead(self.cast, play.staleness, play.train.steps)
         self.file = place.work / STATE
         self.told = Told()
         self.since: dict[str, list[float]] = {}
@@ -83,11 +86,17 @@ class _Run:
     def whole(self) -> Told:
         self._resume()
         steps = self.play.train.steps
+        if self.ahead is not None:
+            self.ahead.begin(self.told.done)
         while self.told.done < steps:
             self._heed()
             number = self.told.done
-            (step,) = self.script(self.cast, range(number, number + 1), self.updates)
-            self.flow.wait()
+            rows = None if self.ahead is None else self.ahead.rows
+            (step,) = self.script(self.cast, range(number, number + 1), self.updates, rows)
+            if self.ahead is None:
+                self.flow.wait()
+            else:
+                self.ahead.after(number + 1)
             values = self._values(step)
             self._keep(number, step)
             self.told.done += 1
@@ -156,6 +165,8 @@ class _Run:
             )
 
     def _save(self) -> None:
+        if self.ahead is not None:
+            self.ahead.settle(self.told.done)
         saved = [role.save(step=self.told.done) for role in self.learners]
         for future in saved:
             future.wait()
@@ -166,7 +177,8 @@ class _Run:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, self.file)
-        self.cast.actor.kept(step=self.told.done)  # only now: until then an older state counts
+        writer = self.cast.actor if self.ahead is None else self.cast.writer
+        writer.kept(step=self.told.done)  # only now: until then an older state counts
 
     def _resume(self) -> None:
         if not self.file.exists():

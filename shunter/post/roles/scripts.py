@@ -6,7 +6,7 @@ calls returns at once, so roles on different pools work side by side as far as t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class Cast:
     reward: Any
     reference: Any = None
     critic: Any = None
+    writer: Any = None
     cost: Any = None
     cost_critic: Any = None
 
@@ -53,13 +54,62 @@ class Updates:
 
 
 ONCE = Updates()
+Asked = Callable[[int], tuple[Future, Future]]  # a step's prompts, and its answers
 
 
-def grpo(cast: Cast, steps: range, updates: Updates = ONCE) -> Iterator[Step]:
+def in_turns(cast: Cast) -> Asked:
+    """The actor writes when its step has come."""
+
+    def rows(step: int) -> tuple[Future, Future]:
+        asked = cast.prompts.take(step=step)
+        return asked, cast.actor.generate(asked, step=step)
+
+    return rows
+
+
+class Ahead:
+    """The writer writes while the actor learns: answers of step k with the weights of step k - staleness
+    (arXiv 2507.01663, section 4). Calls reach it in order, so it loads weights between two steps."""
+
+    def __init__(self, cast: Cast, staleness: int, steps: int) -> None:
+        self.cast, self.staleness, self.steps = cast, staleness, steps
+        self._asked: dict[int, tuple[Future, Future]] = {}
+
+    def begin(self, number: int) -> None:
+        """With the weights of step `number`."""
+        self.cast.writer.load(self.cast.actor.weights())
+        for step in range(number, min(number + self.staleness + 1, self.steps)):
+            self._ask(step)
+
+    def after(self, number: int) -> None:
+        """The updates of the step before `number` are called: hand their weights on, and have the step
+        written that they may write. Waits until those updates are done."""
+        weights = self.cast.actor.weights()
+        if number + self.staleness < self.steps:
+            self.cast.writer.load(weights)
+            self._ask(number + self.staleness)
+        weights.wait()
+
+    def rows(self, step: int) -> tuple[Future, Future]:
+        """What was asked for."""
+        return self._asked.pop(step)
+
+    def settle(self, number: int) -> None:
+        """Until all is written that weights before those of step `number` write: a later attempt has not
+        got them."""
+        for step, (_, written) in self._asked.items():
+            if step < number + self.staleness:
+                written.wait()
+
+    def _ask(self, step: int) -> None:
+        asked = self.cast.prompts.take(step=step)
+        self._asked[step] = asked, self.cast.writer.generate(asked, step=step)
+
+
+def grpo(cast: Cast, steps: range, updates: Updates = ONCE, rows: Asked | None = None) -> Iterator[Step]:
     """Group-relative advantages, and those of all algorithms without a value model (arXiv 2402.03300)."""
     for step in steps:
-        asked = cast.prompts.take(step=step)
-        written = cast.actor.generate(asked, step=step)
+        asked, written = (rows or in_turns(cast))(step)
         far = cast.reference.logprobs(written)
         graded = cast.reward.grade(asked, written)
         judged = cast.judge.advantages(written, graded, far)
@@ -67,11 +117,10 @@ def grpo(cast: Cast, steps: range, updates: Updates = ONCE) -> Iterator[Step]:
         yield {"actor": learnt, "reward": graded, "written": written, "asked": asked}
 
 
-def ppo(cast: Cast, steps: range, updates: Updates = ONCE) -> Iterator[Step]:
+def ppo(cast: Cast, steps: range, updates: Updates = ONCE, rows: Asked | None = None) -> Iterator[Step]:
     """Advantages from a value model (arXiv 1707.06347, with the penalty of 2203.02155 in the reward)."""
     for step in steps:
-        asked = cast.prompts.take(step=step)
-        written = cast.actor.generate(asked, step=step)
+        asked, written = (rows or in_turns(cast))(step)
         far = cast.reference.logprobs(written)
         values = cast.critic.values(written)
         graded = cast.reward.grade(asked, written)

@@ -21,7 +21,8 @@ from shunter.post.roles.scripts import Cast
 class Play:
     """What is learnt from what. costs: rewards of the cost, for scripts that have one. room: tokens of a
     prompt at most. prefix: stands before what the person says last. objective: instead of the algorithm's,
-    as ReMax has it. journal: answers outlive a crash, in the flow's folder, which is then this play's."""
+    as ReMax has it. staleness: steps that a writer may be behind; 0: the actor writes. journal: answers
+    outlive a crash, in the flow's folder, which is then this play's."""
 
     model: Path
     prompts: Path
@@ -45,6 +46,7 @@ class Play:
     base: Path = field(default_factory=Path)
     objective: PolicySettings | None = None
     journal: bool = False
+    staleness: int = 0
 
     @property
     def roles(self) -> list[str]:
@@ -52,6 +54,8 @@ class Play:
         found = ["prompts", "actor", "reference", "reward", "judge"]
         if self.policy.algorithm == "ppo":
             found.append("critic")
+        if self.staleness:
+            found.append("writer")
         if self.costs:
             found += ["cost", "cost_critic"]
         return found
@@ -99,8 +103,17 @@ def _settings(role: str, play: Play) -> Mapping[str, Any]:
         return {
             **model, **train, "lr": policy.value_lr, "clip": policy.value_clip, "weight": policy.value_weight,
         }  # fmt: skip
+    # Of updates: what is a step behind is as many of them old as a step has.
+    age = play.staleness * play.policy.updates * play.policy.epochs
+    writes = {
+        "sampling": play.sampling.model_dump(mode="json"),
+        "group": play.group,
+        "stops": list(play.stops),
+    }
+    if role == "writer":
+        return {"model": play.model, "seed": play.seed, **writes, "journal": play.journal, "age": age}
     objective = play.objective or settings(play.policy, play.sampling.max_new_tokens)
     return {
-        **model, **train, "policy": asdict(objective), "sampling": play.sampling.model_dump(mode="json"),
-        "group": play.group, "stops": list(play.stops), "max_gap": play.max_gap, "journal": play.journal,
+        **model, **train, "policy": asdict(objective), **writes, "max_gap": play.max_gap,
+        "journal": play.journal and not play.staleness, "staleness": age,
     }  # fmt: skip

@@ -1,0 +1,137 @@
+"""`rl` with answers written meanwhile, by weights a step old, beside `rl` that takes turns: samples a second.
+
+The job as people run it, with a small model (0.9M parameters) on the CPU: 16 prompts of 8 answers a step, of
+at most 40 tokens, with a divergence from the reference in the loss. Three ways to have two cores:
+turns    one process, which writes, then learns, on two threads
+queue    another process writes, and answers are graded as they come; writing waits for every update
+delayed  and goes on meanwhile with weights that are a step old
+Each process has a thread where there are two, and all cores where there is one; as `turns` may be faster with
+one thread, both are tried first, and the faster one is the baseline. Rates are of the steps after the first
+`FIRST`, by the event log's clock, so that the beginning of a process is in none; whole seconds are kept too.
+
+Answers are drawn, so no two ways write or learn the same: each round has another seed, and the mean reward
+of the last tenth of steps is told for both. `python -m bench.asynchronous` keeps the result, `--tiny` is a
+trial.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.grpo import Still, artefact, make
+from bench.measure import alternate, interval, machine, rounded, save
+from shunter.jobs import rl
+from shunter.recipe.job import JobContext
+from shunter.record import events
+from shunter.record.events import EventLog
+
+GOALS = {"queue over turns": 1.3, "delayed over queue": 1.1}  # of the paper's card
+GROUP, PROMPTS, NEW = 8, 16, 40
+FIRST = 5  # steps until all is warm
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "turns": {"staleness": 0, "writer": "here"},
+    "queue": {"staleness": 0, "writer": "process"},
+    "delayed": {"staleness": 1, "writer": "process"},
+}
+
+
+def train(
+    folder: Path, steps: int, way: str, threads: int = 0, seed: int = 0, new: int = NEW
+) -> dict[str, float]:
+    """The job; samples a second, and what it tells of ages and waiting, after the first steps."""
+    asked = WAYS[way]
+    with tempfile.TemporaryDirectory() as place:
+        out, log, work = (Path(place) / name for name in ("out", "log", "work"))
+        for path in (out, log, work):
+            path.mkdir()
+        config = rl.RlConfig.model_validate(
+            {
+                "kind": "rl", "model": "m", "prompts": "t", "group": GROUP, "prompts_per_step": PROMPTS,
+                "rewards": [{"kind": "format", "pattern": r".*\d.*"}], "max_new_tokens": new,
+                "policy": {"kl": 0.001}, "train": {"steps": steps, "lr": 5e-4},
+                "staleness": asked["staleness"], "seed": seed,
+                "how": {"writer": asked["writer"], "threads": threads, "track": [], "log_every": 1},
+            }
+        )  # fmt: skip
+        log_of = EventLog(log / "events.jsonl")
+        inputs: dict[str, Any] = {"model": artefact(folder / "model"), "prompts": artefact(folder / "talks")}
+        rl.JOB.run(JobContext("rl", config, inputs, out, log, work, folder, log_of, Still()))
+        log_of.close()
+        lines = [line for line in events.read(log / "events.jsonl") if line["event"] == "metrics"]
+    seconds = lines[-1]["t"] - lines[FIRST - 1]["t"]
+    rows = [line["values"] for line in lines[FIRST:]]
+    last = [line["values"]["rl/reward"] for line in lines[-max(1, steps // 10) :]]
+    return {
+        "samples_per_second": len(rows) * GROUP * PROMPTS / seconds,
+        "staleness": statistics.mean(row["rl/staleness"] for row in rows),
+        "max_staleness": max(row.get("rl/max_staleness", 0.0) for row in rows),
+        "waited_share": sum(row.get("rl/waited", 0.0) for row in rows) / seconds,
+        "reward_first": lines[0]["values"]["rl/reward"],
+        "reward_last": statistics.mean(last),
+        "tokens": statistics.mean(row["rl/length"] for row in rows),
+    }
+
+
+def compare(
+    folder: Path, steps: int, rounds: int, limit: float, a: str, b: str, threads: int, new: int
+) -> dict[str, Any]:
+    """Two ways by turns. threads: of `turns`."""
+    told: dict[str, list[dict[str, float]]] = {a: [], b: []}
+
+    def side(way: str) -> None:
+        seed = len(told[way])  # the same in both ways of a round
+        told[way].append(train(folder, steps, way, threads if way == "turns" else 0, seed, new))
+
+    found = alternate(lambda: side(a), lambda: side(b), rounds, 0, width=0.1, limit=limit)
+    rates = {way: [one["samples_per_second"] for one in each] for way, each in told.items()}
+    middle, low, high = interval([x / y for x, y in zip(rates[a], rates[b], strict=True)])
+    rewards = {way: [one["reward_last"] for one in each] for way, each in told.items()}
+    further = interval([x - y for x, y in zip(rewards[a], rewards[b], strict=True)])
+    print(
+        f"{a}: {statistics.median(rates[a]):.0f} samples/s, {middle:.2f}x {b} [{low:.2f}, {high:.2f}]; "
+        f"age {statistics.mean(one['staleness'] for one in told[a]):.2f} updates, at most "
+        f"{max(one['max_staleness'] for one in told[a]):g}; learning waited "
+        f"{100 * statistics.mean(one['waited_share'] for one in told[a]):.0f} % of the time; "
+        f"last reward {statistics.mean(rewards[a]):.3f}, {further[0]:+.3f} "
+        f"[{further[1]:+.3f}, {further[2]:+.3f}]",
+        flush=True,
+    )
+    return {
+        "ratio": middle, "ratio_low": low, "ratio_high": high,
+        "rates": {way: rounded(each) for way, each in rates.items()}, "whole": {
+            a: rounded(found["a"]), b: rounded(found["b"]), "ratio_median": found["ratio_median"],
+        }, "others": found["others"], "rewards": rewards, "further": further,
+        "told": {way: {name: statistics.mean(one[name] for one in each) for name in each[0]}
+                 for way, each in told.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    tiny = "--tiny" in sys.argv
+    steps, rounds, limit, new = (FIRST + 2, 1, 0.0, 4) if tiny else (30, 4, 150.0, NEW)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        make(folder)
+        tried = {
+            threads: train(folder, steps, "turns", threads, new=new)["samples_per_second"]
+            for threads in {1, len(os.sched_getaffinity(0))}
+        }
+        threads = max(tried, key=lambda count: tried[count])
+        print(f"turns: {tried} samples/s by threads; the baseline has {threads}", flush=True)
+        cases = {
+            f"{a} over {b}": compare(folder, steps, rounds, limit, a, b, threads, new)
+            for a, b in (("queue", "turns"), ("delayed", "queue"))
+        }
+    if not tiny:
+        result = {"goals": GOALS, "steps": steps, "threads": threads, "cases": cases, "machine": machine()}
+        print(save("asynchronous", result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Writers in processes of their own, seen from the process that learns."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shunter.config.errors import ShunterError
+from shunter.generate.config import SamplingConfig
+from shunter.generate.rollout import Rollout
+from shunter.generate.toolbox import Toolbox
+from shunter.launch import elastic
+from shunter.post.roles import wire
+from shunter.post.roles.overseer import RERUN
+from shunter.post.writers import Hear, Rollouts, Weights, arrays
+
+COMMAND = (sys.executable, "-m", "shunter.post.writing")
+SILENT = 600.0  # seconds without a word after which it is given up; while it writes it speaks every 5 s
+GRACE = 1.0  # seconds in which it ends by itself
+LAST = 2000  # bytes of its output that are looked at
+
+Said = queue.SimpleQueue[tuple["Beside", Mapping[str, Any]]]
+
+
+class Beside:
+    """Writes in another process, with a copy of the model. Weights and requests go to it in the order in
+    which they are given, on a thread: who learns waits for neither. What it has written is heard on another
+    thread, and handed on in `listen`."""
+
+    def __init__(
+        self,
+        model: Path,
+        journal: Path,
+        sampling: SamplingConfig,
+        hear: Hear,
+        *,
+        seed: int,
+        stops: Sequence[int],
+        room: int,
+        threads: int,
+        exact: bool,
+        device: str = "cpu",
+        tools: Toolbox | None = None,
+        server: Mapping[str, Any] | None = None,
+        timeout: float = SILENT,
+        said: Said | None = None,
+    ) -> None:
+        """model: a folder with its shape. journal: folder for answers, where it has files of its own. room:
+        tokens of the longest text. exact: all that was asked for is written before newer weights are taken.
+        tools: whose configuration it asks; they count here. server: that writes in its place: `kind`,
+        `config`, `folder`, and what `save_model` is told (`special`). timeout: seconds without a word, while
+        it owes something. said: a queue that it shares."""
+        self.hear, self.tools, self.timeout = hear, tools, timeout
+        mine, theirs = socket.socketpair()
+        self._link, self._output = mine, tempfile.TemporaryFile()  # noqa: SIM115
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": os.pathsep.join(each for each in sys.path if each),
+        }
+        with theirs:
+            # A session of its own: Ctrl-C is for the learner, which then ends it.
+            self._process = subprocess.Popen(
+                [*COMMAND, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                stdout=self._output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+                preexec_fn=elastic.die_with_parent,
+            )  # fmt: skip
+        self.heard, self.owes = time.monotonic(), 0
+        self.said: Said = said or queue.SimpleQueue()
+        self._asks: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        # Its files are nobody else's, as one of an earlier attempt may end with half a line.
+        name = f"w{time.time_ns() // 1000:016d}"
+        self._asks.put(
+            {
+                "model": str(model),
+                "journal": str(journal),
+                "name": name,
+                "sampling": sampling.model_dump(mode="json"),
+                "seed": seed,
+                "stops": sorted(stops),
+                "room": room,
+                "threads": threads,
+                "exact": exact,
+                "device": device,
+                "server": server,
+                "tools": None if tools is None else tools.config.model_dump(mode="json"),
+            }
+        )
+        for work in (self._send, self._receive):
+            threading.Thread(target=work, daemon=True).start()
+
+    def renew(self, version: int, weights: Weights) -> None:
+        self._asks.put({"do": "weights", "version": version, "weights": arrays(weights)})
+
+    def ask(self, step: int, prompts: Mapping[int, Sequence[int]], begun: Rollouts) -> None:
+        if not self.owes:
+            self.heard = time.monotonic()  # it had no reason to speak before
+        self.owes += len(prompts)
+        asked = [[at, list(ids)] for at, ids in prompts.items()]
+        parts = [[at, vars(one)] for at, one in begun.items()]
+        self._asks.put({"do": "ask", "step": step, "prompts": asked, "begun": parts})
+
+    def listen(self, wait: bool) -> None:
+        listen([self], self.said, wait)
+
+    def take(self, said: Mapping[str, Any]) -> bool:
+        """Hand on what it said; whether that were answers. Raises what has ended it."""
+        if "failed" in said:
+            raise self._failure(said)
+        if "ended" in said:
+            raise self._ended()
+        if self.tools is not None and "tools" in said:
+            self.tools.calls += said["tools"][0]
+            self.tools.failed += said["tools"][1]
+        for step, rows in said.get("answers", ()):
+            self.owes -= len(rows)
+            self.hear(int(step), {int(at): Rollout(**values) for at, values in rows})
+        return "answers" in said
+
+    def close(self) -> None:
+        self._asks.put(None)
+        with suppress(OSError):  # it may be gone
+            self._link.shutdown(socket.SHUT_RDWR)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE)
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._link.close()
+        self._output.close()
+
+    def _send(self) -> None:
+        try:
+            while (message := self._asks.get()) is not None:
+                wire.send(self._link, message)
+        except wire.Closed:
+            pass  # the other thread tells
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                told, _ = wire.receive(self._link)
+                self.heard = time.monotonic()
+                self.said.put((self, told))
+        except (wire.Closed, ValueError):
+            self.said.put((self, {"ended": True}))
+
+    @staticmethod
+    def _failure(said: Mapping[str, Any]) -> Exception:
+        if said["user"]:
+            return ShunterError(said["what"], where=said["where"], mend=said["mend"])
+        return RuntimeError(f"the process that writes failed:\n{said['traceback']}")
+
+    def _ended(self) -> ShunterError:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE)
+        code = self._process.poll()
+        how = "closed its connection"
+        if code is not None:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        self._output.seek(max(0, self._output.seek(0, os.SEEK_END) - LAST))
+        last = self._output.read().decode("utf-8", "replace").strip()
+        shown = f"; it said last: {last.splitlines()[-1][:300]}" if last else ""
+        return ShunterError(f"the process that writes {how}{shown}", mend=RERUN)
+
+
+class Several:
+    """Several processes that write. Answers to one prompt are written by one of them, by the one that owes
+    least: who is slower is asked for less."""
+
+    def __init__(self, writers: Sequence[Beside], group: int) -> None:
+        """writers: with one queue. group: answers to a prompt, whose places follow each other."""
+        self.writers, self.group, self.said = writers, group, writers[0].said
+
+    def renew(self, version: int, weights: Weights) -> None:
+        for each in self.writers:
+            each.renew(version, weights)
+
+    def ask(self, step: int, prompts: Mapping[int, Sequence[int]], begun: Rollouts) -> None:
+        groups: dict[int, dict[int, Sequence[int]]] = {}
+        for at, ids in prompts.items():
+            groups.setdefault(at // self.group, {})[at] = ids
+        parts: list[dict[int, Sequence[int]]] = [{} for _ in self.writers]
+        for some in groups.values():
+            owed = [each.owes + len(part) for each, part in zip(self.writers, parts, strict=True)]
+            parts[owed.index(min(owed))].update(some)
+        for each, part in zip(self.writers, parts, strict=True):
+            if part:
+                each.ask(step, part, {at: one for at, one in begun.items() if at in part})
+
+    def listen(self, wait: bool) -> None:
+        listen(self.writers, self.said, wait)
+
+    def close(self) -> None:
+        for each in self.writers:
+            each.close()
+
+
+def listen(writers: Sequence[Beside], said: Said, wait: bool) -> None:
+    """Hand on what writers with one queue have said; wait: until some of it are answers."""
+    patience = min(1.0, *(each.timeout for each in writers))
+    while True:
+        try:
+            who, what = said.get(timeout=patience) if wait else said.get_nowait()
+        except queue.Empty:
+            if not wait:
+                return
+            for each in writers:
+                if each.owes and time.monotonic() - each.heard > each.timeout:
+                    raise ShunterError(
+                        f"no word from the process that writes for {each.timeout:g} s", mend=RERUN
+                    ) from None
+            continue
+        if who.take(what):
+            wait = False

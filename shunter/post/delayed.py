@@ -1,0 +1,326 @@
+"""Reinforcement learning whose answers are written by weights up to some steps old, through a store of rows.
+
+After AsyncFlow (arXiv 2507.01663, section 4). An answer is a row: a writer makes it, the reward and the
+reference add their cells as soon as it is there, and a step learns from its own rows when all are ready. So
+writing goes on while the policy learns.
+
+The gate: answers of step k are begun when the weights of step k - staleness are with the writer, which may
+take newer ones in the midst of an answer. So no token of step k is older than that, and the store never holds
+more than the rows of staleness + 1 steps: who writes waits for who learns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+
+from shunter.config.errors import ShunterError
+from shunter.config.seed import derive_seed
+from shunter.data.loader import Loader
+from shunter.generate.rollout import Rollout
+from shunter.post.advantages import Array
+from shunter.post.batch import Sample
+from shunter.post.preferences import of_each
+from shunter.post.prompts import Prompt
+from shunter.post.reinforce import Reinforcement
+from shunter.post.rewards import Graded
+from shunter.post.samplers import by_step
+from shunter.post.step import Scorer
+from shunter.post.store import SampleStore
+from shunter.post.writers import HELD, Here, Weights, Writer, snapshot
+
+COLUMNS = ("step", "number", "group", "again", "answer", "reward", "reference")
+ROW = COLUMNS[:5]  # of a row that is written; `again`: by an attempt before this one, or begun by it
+TASKS = ("reward", "reference", "learner")
+
+
+class Delayed(Reinforcement):
+    """As `Reinforcement`; answers of a step are begun with weights at most `staleness` steps old.
+
+    Where bits must be the same (`how.deterministic`), they are written by the oldest weights that may, whole
+    steps at a time: then nothing depends on who is how fast."""
+
+    newest = False
+
+    def __init__(
+        self,
+        *given: Any,
+        staleness: int,
+        beside: Callable[[Delayed], Writer] | None = None,
+        **more: Any,
+    ) -> None:
+        """given, more: as of `Reinforcement`. beside: makes a writer that is not this process, which tells
+        `hear` what it has written."""
+        super().__init__(*given, **more)
+        self.staleness, self._beside = staleness, beside
+        self.exact = self.course.how.deterministic
+        self.count = self.group * self.per_step
+        self.store = SampleStore(COLUMNS, TASKS, capacity=self.count * (staleness + 1))
+        self.grader.patient = not self.exact  # parts of a step are graded; the whole is looked at afterwards
+        self.writer: Writer | None = None
+        self.floors: dict[int, int] = {}  # step -> updates before it, of steps whose weights may have written
+        self.now = 0  # the step to learn next
+        self.missing: set[tuple[int, int]] = set()  # (step, place) of what the writer owes
+        self._continued: set[tuple[int, int]] = set()  # what an attempt before this one had begun
+        self.kept: dict[int, Weights] = {}  # by version
+        self.shadow: Scorer | None = None  # computes as the trainer does, with weights that were kept
+        self._ahead = Loader(self.prompts, derive_seed(self.seed, "order"))
+        self._chosen: dict[int, list[Prompt]] = {}
+        self._taken: list[dict[str, Any]] = []
+        self._oldest = self._waited = 0.0
+
+    def step(self, number: int) -> Mapping[str, float]:
+        """Learn from a step's rows, and let those be written that its weights allow."""
+        if self.writer is None:
+            if self._beside is None:
+                self.writer = Here(self.engine, self.seed, self.journal, self.exact, self.hear)
+            else:
+                self.writer = self._beside(self)
+            self._advance(number, number)
+        told = super().step(number)
+        self._advance(number + 1, number + 1 + self.staleness)
+        return {**told, "rl/max_staleness": self._oldest, "rl/waited": self._waited}
+
+    def close(self) -> None:
+        super().close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def _advance(self, number: int, first: int) -> None:
+        """The weights of step `number` are there: hand them on, and ask for steps from `first` on."""
+        self.now = number
+        if number == self.course.train.steps:
+            if self.missing or self.store.live:
+                raise RuntimeError(f"{self.store.live} rows were learnt from by nobody")
+            return
+        kept = {step: updates for step, updates in self.floors.items() if step >= number - self.staleness}
+        self.floors = {**kept, number: self.updates}
+        oldest = min(self.floors.values())
+        self.kept = {version: weights for version, weights in self.kept.items() if version >= oldest}
+        assert self.writer is not None
+        if self.updates not in self.kept:
+            self.kept[self.updates] = snapshot(self.policy.decoder)
+            self.writer.renew(self.updates, self.kept[self.updates])
+        for step in range(first, min(number + self.staleness + 1, self.course.train.steps)):
+            self._ask(step)
+
+    def _ask(self, step: int) -> None:
+        """Have the answers of a step written that are not there, or on disk."""
+        assert self.writer is not None
+        self._chosen[step] = self._prompts(step)
+        there = {cells["number"] for cells in self.store.rows() if cells["step"] == step}
+        left = [at for at in range(self.count) if at not in there]
+        if left:
+            oldest = self.floors[max(step - self.staleness, min(self.floors))]
+            found = self._known(step, left, oldest)
+            self._put(step, found, again=True)
+            left = [at for at in left if at not in found]
+        if left:
+            self.missing |= {(step, at) for at in left}
+            prompts = {at: self._chosen[step][at // self.group].ids for at in left}
+            begun = self._begun(step, left, oldest)
+            self._continued |= {(step, at) for at in begun}
+            self.writer.ask(step, prompts, begun)
+
+    def _prompts(self, step: int) -> list[Prompt]:
+        self._ahead.position = step * self.per_step
+        return [self.prompts.items[int(i)] for i in self._ahead.take(self.per_step)]
+
+    def hear(self, step: int, fresh: Mapping[int, Rollout]) -> None:
+        """Answers have come, which are on disk. Raises RuntimeError for one that nobody waits for, as one
+        that comes twice."""
+        come = {(step, at) for at in fresh}
+        if not come <= self.missing:
+            raise RuntimeError(f"answers {sorted(come - self.missing)} came that nobody waits for")
+        self.missing -= come
+        for again in (True, False):
+            some = {at: one for at, one in fresh.items() if ((step, at) in self._continued) == again}
+            self._put(step, some, again=again)
+        self._continued -= come
+
+    def _put(self, step: int, answers: Mapping[int, Rollout], *, again: bool) -> None:
+        rows = []
+        for at, one in answers.items():
+            self._finite(float(np.sum(np.abs(one.logprobs))))
+            group = step * self.per_step + at // self.group
+            rows.append({"step": step, "number": at, "group": group, "again": again, "answer": one})
+        self.store.insert(rows, timeout=0.0)  # the gate has seen to it that there is room
+
+    def _rows(
+        self, number: int, chosen: Sequence[Prompt]
+    ) -> tuple[list[Rollout], list[Graded], list[Array] | None]:
+        """Until all rows of the step are there, work on those that are, of whatever step."""
+        assert self.writer is not None
+        refers = self._asks_reference(number)
+        columns = [*ROW, "reward", *(["reference"] if refers else [])]
+        mine = by_step(self.group, lambda step: step == number, whole=True)
+        self._waited = 0.0
+        while True:
+            self.writer.listen(wait=False)
+            if self._reward_some() or self._refer_some():
+                continue
+            if taken := self.store.poll("learner", columns, self.count, mine):
+                break
+            begin = time.perf_counter()
+            self._wait()
+            self._waited += time.perf_counter() - begin
+        self._taken = list(taken.values())
+        self.store.done("learner", list(taken))
+        self.store.clear(taken)
+        if self._chosen.pop(number) != list(chosen):
+            raise RuntimeError(f"other prompts were asked than those of step {number}")
+        graded = [row["reward"] for row in self._taken]
+        self.grader.check(graded)
+        far = [row["reference"] for row in self._taken] if refers else None
+        return [row["answer"] for row in self._taken], graded, far
+
+    def _wait(self) -> None:
+        """Until more is written."""
+        assert self.writer is not None
+        if not self.missing:
+            raise RuntimeError("all that was asked for is written, and something is waited for")
+        self.writer.listen(wait=True)
+
+    def _reward_some(self) -> bool:
+        """Grade whole groups that are ready; whether there were any."""
+        ready = by_step(self.group, whole=self.exact)
+        taken = self.store.poll("reward", ROW, self.count, ready)
+        if taken:
+            rows = list(taken.values())
+            prompts = [self._chosen[row["step"]][row["number"] // self.group] for row in rows]
+            graded = self._grade(prompts, [row["answer"] for row in rows])
+            self.store.done("reward", {row: {"reward": g} for row, g in zip(taken, graded, strict=True)})
+        return bool(taken)
+
+    def _refer_some(self) -> bool:
+        ready = by_step(self.group, self._asks_reference, whole=self.exact)
+        taken = self.store.poll("reference", ROW, self.count, ready)
+        if taken:
+            far = self._refer([row["answer"] for row in taken.values()])
+            self.store.done("reference", {row: {"reference": f} for row, f in zip(taken, far, strict=True)})
+        return bool(taken)
+
+    def _stale(self, done: Sequence[Rollout]) -> float:
+        """How many updates old the weights are that wrote the tokens, in the mean. Raises ShunterError for a
+        token that is older than the gate allows, or newer than the policy."""
+        versions = np.concatenate([np.asarray(one.versions)[np.asarray(one.wrote)] for one in done])
+        ages = self.updates - versions
+        most = self.updates - min(self.floors.values())
+        self._oldest = float(ages.max())
+        if ages.min() < 0 or ages.max() > most:
+            wrong = ages.min() if ages.min() < 0 else ages.max()
+            raise ShunterError(
+                f"answers were written by weights that are {wrong} updates old, and may be {most} at most",
+                where=self.course.place.name,
+                mend="The writer must take new weights after every step.",
+            )
+        return float(ages.mean())
+
+    def _learn(self, number: int, samples: Sequence[Sample]) -> dict[str, float]:
+        """What the policy differs from `old` by is how far it has moved; the gap is looked for beside it."""
+        held = self._hold(number, samples)
+        told = super()._learn(number, samples)
+        told["rl/off_policy"] = told.pop("rl/gap")
+        told.pop("rl/max_gap")
+        return told | held
+
+    def _guard(self, told: Mapping[str, float]) -> None:
+        self._finite(told["gap"])
+
+    def _renew(self) -> None:
+        """Weights are handed on when a step is done."""
+
+    def _hold(self, number: int, samples: Sequence[Sample]) -> dict[str, float]:
+        """The gap between generator and trainer: some groups against the weights that wrote them. What an
+        attempt before this one wrote is left out, as its weights may be other ones by the same number."""
+        exact = {i for i, row in enumerate(self._taken) if self.exact or not row["again"]}
+        groups = [g for g in range(self.per_step) if all(i in exact for i in self._of(g))]
+        draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "held", number)))
+        some = draw.permutation(groups)[: -(-self.per_step // HELD)]
+        apart: list[Array] = []
+        rows = [i for g in some.tolist() for i in self._of(g)]
+        versions = {}
+        for i in rows:
+            one = self._taken[i]["answer"]
+            versions[i] = np.asarray(one.versions)[np.asarray(one.wrote)]
+        for version in sorted({int(v) for each in versions.values() for v in each} & self.kept.keys()):
+            mine = [i for i in rows if version in versions[i]]
+            says = of_each(self._as_it_was(version), [samples[i] for i in mine], self.course.how.micro_tokens)
+            for i, each in zip(mine, says, strict=True):
+                apart.append(np.abs(each - samples[i].known["old"])[versions[i] == version])
+        if not apart:
+            return {}
+        gaps = np.concatenate(apart)
+        super()._guard({"gap": float(gaps.mean())})
+        return {"rl/gap": float(gaps.mean()), "rl/max_gap": float(gaps.max())}
+
+    def _of(self, group: int) -> range:
+        return range(group * self.group, (group + 1) * self.group)
+
+    def _as_it_was(self, version: int) -> Scorer:
+        """The trainer's model with the weights of a version."""
+        policy = self.policy.scorer
+        if self.shadow is None:
+            self.shadow = Scorer(
+                deepcopy(policy.decoder), policy.device, policy.precision, temperature=policy.temperature
+            )
+            self.shadow.decoder.requires_grad_(False)
+        self.shadow.decoder.load_state_dict(self.kept[version])
+        return self.shadow
+
+    def _asked(self, done: Sequence[Rollout]) -> dict[str, float]:
+        """Failures are of the calls that were heard of since the last step, of whatever step they are."""
+        if self.tools is None:
+            return {}
+        share = self.tools.failed / max(1, self.tools.calls)
+        return {**super()._asked(done), "rl/tool_failures": share}
+
+    def state(self) -> dict[str, Any]:
+        """With the rows that are there. Where bits must be the same, with all that older weights write, which
+        a later attempt does not have; and without steps of which a part is there, as the weights that write
+        them are the newest, and a step is written as a whole."""
+        while self.exact and any(step < self.now + self.staleness for step, _ in self.missing):
+            self._wait()
+        parts = {step for step, _ in self.missing} if self.exact else set()
+        store = self.store.state()
+        cells = [[row, _plain(each)] for row, each in store["cells"] if each["step"] not in parts]
+        there = {row for row, _ in cells}
+        done = {task: [row for row in rows if row in there] for task, rows in store["done"].items()}
+        floors = [[step, updates] for step, updates in self.floors.items()]
+        return {
+            **super().state(),
+            "store": {"next": store["next"], "cells": cells, "done": done},
+            "floors": floors,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        if "store" not in state:  # of a training in turns, which with a staleness of 0 is the same
+            return
+        store = state["store"]
+        self.store.restore({**store, "cells": [[row, _made(cells)] for row, cells in store["cells"]]})
+        self.floors = {int(step): int(updates) for step, updates in state["floors"]}
+
+
+def _plain(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's cells as JSON values."""
+    found = {**cells, "answer": vars(cells["answer"])}
+    if "reward" in cells:
+        graded = cells["reward"]
+        found["reward"] = [graded.total, dict(graded.parts), list(graded.failed)]
+    if "reference" in cells:
+        found["reference"] = cells["reference"].tolist()
+    return found
+
+
+def _made(cells: Mapping[str, Any]) -> dict[str, Any]:
+    found = {**cells, "answer": Rollout(**cells["answer"]), "again": True}
+    if "reward" in cells:
+        found["reward"] = Graded(*cells["reward"])
+    if "reference" in cells:
+        found["reference"] = np.asarray(cells["reference"], dtype=np.float64)
+    return found

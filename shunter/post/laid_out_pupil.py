@@ -1,0 +1,129 @@
+"""A model that learns on several ranks: its part here, its optimizer, its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from shunter.data.tokens import Batch
+from shunter.layout.holding import Holding
+from shunter.models.decoder import Decoder
+from shunter.parallel.mesh import Peers
+from shunter.parallel.part import Fill
+from shunter.post.batch import Answers, Sample, lay_out
+from shunter.post.config import PostTrain
+from shunter.post.course import Guard, Pupil
+from shunter.post.laid_out import VALUE, LaidOutScorer, laid_out_step
+from shunter.post.layout import must_fit, row_multiple, row_width, settled
+from shunter.post.objective import ScoreObjective
+from shunter.post.step import ScoredResult
+from shunter.train.checkpoint.lifecycle import Checkpointer, State
+from shunter.train.checkpoint.shared import SharedCheckpointer
+from shunter.train.config import Parallel
+from shunter.train.device import choose_precision
+from shunter.train.optim import Optimizers
+from shunter.train.pipeline import LaidOutPasses
+from shunter.train.schedule import rate
+from shunter.train.world import World
+
+
+class LaidOutPupil(Pupil):
+    """As `Pupil`; every rank calls the same methods in one order. Units of samples are pairs."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        train: PostTrain,
+        world: World,
+        parallel: Parallel,
+        *,
+        units: int,
+        longest: int,
+        micro_tokens: int,
+        fill: Fill | None = None,
+        value: nn.Linear | None = None,
+    ) -> None:
+        """decoder, fill: as in `DecoderPart`. units: of a step, over all ranks. longest: tokens of a sample.
+
+        Raises ShunterError for a layout that cannot be.
+        """
+        width = row_width(parallel, longest)
+        parallel = settled(parallel, units, 2 * width, micro_tokens)
+        must_fit(decoder.spec, parallel, width)
+        self.world, self.parallel = world, parallel
+        self.config = train.plain()
+        self.passes = LaidOutPasses(
+            decoder, parallel, world, width, fill, rows=2, optimizer=self.config.optimizer
+        )
+        self.passes.precision = choose_precision(train.precision, world.device)
+        self.scorer = self.laid_out = LaidOutScorer(
+            self.passes,
+            value=value,
+            width=width if parallel.cp > 1 else None,
+            multiple=row_multiple(parallel),
+        )
+        self.decoder, self.value, self.module = decoder, value, decoder
+        self.optimizers = Optimizers(decoder, self.config, self.passes.part)
+
+    def batches(self, units: Sequence[Sequence[Sample]], tokens: int) -> list[Answers]:
+        """This rank's micro-batches of a step's units, which all ranks have."""
+        mine = dealt(units, self.world.data, self.parallel.parts)
+        return [lay_out([sample for unit in part for sample in unit]) for part in mine]
+
+    def learn(
+        self, objective: ScoreObjective, batches: Sequence[Batch], step: int, guard: Guard | None = None
+    ) -> ScoredResult:
+        return laid_out_step(
+            self.laid_out,
+            self.optimizers,
+            objective,
+            batches,
+            step=step,
+            rate=rate(self.config, step),
+            clip=self.config.clip,
+            guard=guard,
+        )
+
+    def state(self) -> State:
+        before = "" if self.value is None else "decoder."
+
+        def named(name: str) -> str:
+            return name if name.startswith(VALUE) else before + name
+
+        return {
+            "model": {named(name): tensor.detach() for name, tensor in self.passes.part.state.items()},
+            "optimizer": {named(name): state for name, state in self.optimizers.state().items()},
+        }
+
+    def checkpointer(self, folder: Path, keep: int) -> Checkpointer:
+        part = self.passes.part
+        return _PupilCheckpointer(folder, keep, self.world, part.held, self.passes.elsewhere, kept=part.kept)
+
+    def publish(self, whole: Decoder, head: nn.Linear | None = None) -> bool:
+        """Put all ranks' weights into rank 0's `whole` and `head`; every rank calls it. True on rank 0."""
+        found = self.passes.whole(self.passes.part.state)
+        if found is None:
+            return False
+        learnt = {name.removeprefix(VALUE): found.pop(name) for name in list(found) if name.startswith(VALUE)}
+        whole.load_state_dict(found, strict=True, assign=True)
+        if head is not None:
+            head.load_state_dict(learnt)
+        return True
+
+
+class _PupilCheckpointer(SharedCheckpointer):
+    """Names begin with that of the pupil, and of a decoder with a value head with `decoder.`."""
+
+    def _holding(self, name: str) -> tuple[str, Holding] | None:
+        owner, _, rest = name.partition(".")[2].partition(".")
+        return super()._holding(f"{owner}.{rest.removeprefix('decoder.')}")
+
+
+def dealt(units: Sequence[Sequence[Sample]], data: Peers, parts: int) -> list[list[Sequence[Sample]]]:
+    """Those of this rank's micro-batches. Units of like length share one; no rank has more long ones."""
+    order = sorted(range(len(units)), key=lambda i: (max(len(s.ids) for s in units[i]), i))
+    mine = [units[i] for i in order[data.index :: data.size]]
+    return [[mine[int(i)] for i in part] for part in np.array_split(np.arange(len(mine)), parts)]

@@ -1,0 +1,110 @@
+"""Layouts of learning from preferences: what can be chosen, and what is refused. Imports without torch."""
+
+from __future__ import annotations
+
+from math import lcm
+from pathlib import Path
+
+from pydantic import Field
+
+from shunter.config.errors import ShunterError
+from shunter.models.spec import DecoderSpec
+from shunter.post.config import PostHow, PostTrain
+from shunter.train.config import Parallel
+from shunter.train.layout_check import check_layout
+
+WHERE = "how.parallel"
+ROUND = 8  # rows are filled up to a multiple of it, as without a layout
+
+# What this learning has no part for, and why.
+REFUSED = {
+    "plan": "plans are made for rows of tokens, and here are pairs of answers",
+    "replan": "plans are made for rows of tokens, and here are pairs of answers",
+    "layers": "layers with degrees of their own are not tried with pairs of answers",
+    "vocabulary": "vocabulary splits the head over stages, and scores of pairs are made by one",
+    "timeline": "steps on pairs of answers are not recorded",
+}
+
+
+class LaidOutHow(PostHow):
+    """Choices that do not change what is learnt."""
+
+    parallel: Parallel | None = Field(
+        None, description="Lay the model out over several processes; none: one process."
+    )
+
+
+def check_parallel(
+    how: LaidOutHow, train: PostTrain, units: int, base: Path, *, value: bool = False, adapter: bool = False
+) -> None:
+    """Raise ShunterError for a layout that learning from `units` a step cannot have. value: with a value
+    head."""
+    if how.parallel is None:
+        return
+    if adapter:
+        raise ShunterError(
+            "adapters that learn from pairs are not tried on several processes",
+            where=WHERE,
+            mend="Leave out either adapter or parallel.",
+        )
+    for name, why in REFUSED.items():
+        if getattr(how.parallel, name) is not None:
+            raise ShunterError(why, where=f"{WHERE}.{name}", mend=f"Leave {name} out.")
+    if value and how.parallel.zero:
+        raise ShunterError(
+            "zero: 1 shares out the optimizer's state, and the reward head's is not shared",
+            where=f"{WHERE}.zero",
+            mend="Use fsdp, or leave zero out.",
+        )
+    if how.parallel.gather == "bf16" and train.precision != "bf16":
+        raise ShunterError(
+            f"gather: bf16 rounds weights, and precision {train.precision} takes weights whole",
+            where=WHERE,
+            mend="Set train.precision to bf16, or leave gather out.",
+        )
+    parallel = how.parallel.located(base)
+    settled(parallel, units, 1, how.micro_tokens).order()
+
+
+def settled(parallel: Parallel, units: int, unit_tokens: int, micro_tokens: int) -> Parallel:
+    """With the number of micro-batches decided: of about `micro_tokens`, where a unit (what stays in one
+    micro-batch) has so many tokens at most. Raises ShunterError where a step has too few units."""
+    if parallel.microbatches is None and parallel.pp == 1 and parallel.chunks is None:
+        most = max(1, units // parallel.data)
+        mine = -(-units // parallel.data) * unit_tokens
+        found = min(most, max(1, -(-mine // micro_tokens)))
+        parallel = parallel.model_copy(update={"microbatches": found})
+    if units < parallel.data * parallel.parts:
+        least = parallel.data * parallel.parts
+        raise ShunterError(
+            f"{units} pairs a step cannot be cut into {parallel.parts} micro-batches on each of "
+            f"{parallel.data} data ranks",
+            where=WHERE,
+            mend=f"Raise batch_pairs to at least {least}, or set fewer microbatches.",
+        )
+    return parallel
+
+
+def row_multiple(parallel: Parallel) -> int:
+    """What the width of rows must be a multiple of."""
+    parts = (2 * parallel.cp if parallel.cp > 1 else 1) * (parallel.tp if parallel.sequence else 1)
+    return lcm(ROUND, parts)
+
+
+def row_width(parallel: Parallel, longest: int) -> int:
+    """Tokens of a row that holds any sample of at most `longest` tokens, of which the last is predicted."""
+    parts = row_multiple(parallel)
+    return -(-max(1, longest - 1) // parts) * parts
+
+
+def must_fit(spec: DecoderSpec, parallel: Parallel, width: int) -> None:
+    """Raise ShunterError where the model cannot be laid out so. parallel: settled."""
+    check_layout(spec, parallel, parallel.order(), width)
+    experts = spec.experts
+    if experts is not None and experts.capacity is not None:
+        raise ShunterError(
+            "experts with a capacity drop tokens by their place in the step, which another layout deals out "
+            "otherwise",
+            where=WHERE,
+            mend="Train this model in one process.",
+        )

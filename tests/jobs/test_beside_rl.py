@@ -1,0 +1,140 @@
+"""`rl` with a writer in a process of its own: the same bits where they must be, and what ends it.
+
+What this cannot show: another machine, a GPU, and a machine that loses power.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shunter.config.errors import ShunterError
+from shunter.post import beside, delayed
+from tests.jobs.conftest import Work, work_in
+from tests.jobs.test_delayed_rl import EXACT, rows_of
+from tests.jobs.test_post_jobs import HOW, model, reinforce, talks, weights
+from tests.post.roles.small import talks_in
+
+__all__ = ["model", "talks"]  # fixtures
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, ROWS = 16, 12
+
+
+@pytest.mark.parametrize("bound", [1, pytest.param(0, marks=pytest.mark.long)])
+def test_another_process_writes_the_same_bits(work: Work, model: Path, talks: Path, bound: int) -> None:
+    more: dict[str, Any] = {"staleness": bound, "train": {"steps": 4, "lr": 1e-3}}
+    here, _ = reinforce(work, model, talks, name="here", how=EXACT, **more)
+    out, metrics = reinforce(work, model, talks, name="apart", how={**EXACT, "writer": "process"}, **more)
+    assert weights(out) == weights(here)
+    assert [row["rl/staleness"] for row in rows_of(out)] == [min(step, bound) for step in range(4)]
+    assert 0 < metrics["max_gap"] < 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("bound", "writers"), [(1, 1), (2, 1), (1, 2)])
+def test_meanwhile_no_token_is_too_old_and_answers_go_on_with_newer_weights(
+    work: Work, model: Path, talks: Path, bound: int, writers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without fixed times, in 16 steps: some answers are of two versions, and each token's is in bounds."""
+    how = {**HOW, "writers": ["cpu"] * writers}
+    seen: list[set[int]] = []
+    stale = delayed.Delayed._stale
+
+    def noted(self: delayed.Delayed, done: Any) -> float:
+        seen.extend(set(one.versions) for one in done)
+        return stale(self, done)
+
+    monkeypatch.setattr(delayed.Delayed, "_stale", noted)
+    train = {"steps": STEPS, "lr": 1e-3}
+    out, metrics = reinforce(
+        work, model, talks, staleness=bound, train=train, max_new_tokens=24, group=8, how=how
+    )
+    rows = rows_of(out)
+    assert max(row["rl/max_staleness"] for row in rows) == bound
+    assert any(len(versions) > 1 for versions in seen), "weights were taken in the midst of answers"
+    assert 0 < metrics["max_gap"] < 1e-4
+    assert rows[-1]["rl/waited"] >= 0
+
+
+@pytest.mark.long
+def test_a_writer_that_is_killed_ends_the_run_which_then_goes_on(
+    work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew = beside.Beside.renew
+
+    def kill(self: beside.Beside, version: int, weights: Mapping[str, Any]) -> None:
+        renew(self, version, weights)
+        if version == 3:
+            os.kill(self._process.pid, signal.SIGKILL)
+
+    more: dict[str, Any] = {"staleness": 1, "how": {**HOW, "writer": "process"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(beside.Beside, "renew", kill)
+        with pytest.raises(ShunterError, match="the process that writes was ended by SIGKILL"):
+            reinforce(work, model, talks, **more)
+    out, _ = reinforce(work, model, talks, **more)
+    assert len(json.loads((out / "rewards.json").read_text())) == 5
+
+
+def learn(place: Path, base: Path, talks: Path) -> Path:
+    """A training, or what is left of it, that notes what each step was learnt from."""
+    inner = delayed.Delayed._learn
+
+    def noted(self: delayed.Delayed, number: int, samples: Any) -> dict[str, float]:
+        rows = [[row["step"], row["number"], row["answer"].prompt] for row in self._taken]
+        with (place / "ledger").open("a") as file:
+            file.write(json.dumps([number, self._oldest, rows]) + "\n")
+        return inner(self, number, samples)
+
+    delayed.Delayed._learn = noted  # type: ignore[method-assign]
+    how = {**HOW, "checkpoint_every": 3, "writer": "process"}
+    train = {"steps": STEPS, "lr": 2e-3}
+    out, _ = reinforce(
+        work_in(place), base, talks, name="cut", how=how, train=train, staleness=1, max_new_tokens=12
+    )
+    return out
+
+
+@pytest.mark.long
+def test_killed_by_the_kernel_each_row_is_learnt_from_once(model: Path, tmp_path: Path) -> None:
+    """Ten times, while another process writes."""
+    talks = talks_in(tmp_path / "talks" / "out").parent
+    command = [sys.executable, "-m", "tests.jobs.test_beside_rl", str(tmp_path), str(model), str(talks)]
+    draw = np.random.default_rng(0)
+    kills = 0
+    while kills < 10:
+        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begun\n"
+        time.sleep(float(draw.uniform(2.0, 5.0)))  # the writer's beginning takes the first two
+        if child.poll() is not None:
+            break
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        kills += 1
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert kills >= 3, "it ended too soon to say much"
+    lines = [json.loads(line) for line in (tmp_path / "ledger").read_text().splitlines()]
+    last = {number: rows for number, _, rows in lines}
+    assert sorted(last) == list(range(STEPS))
+    assert all(oldest <= 1 for _, oldest, _ in lines)
+    for number, rows in last.items():
+        assert [(step, at) for step, at, _ in rows] == [(number, at) for at in range(ROWS)]
+    asked = [str(last[step][at][2]) for step in range(STEPS) for at in range(0, ROWS, 4)]
+    for begin in range(0, STEPS * 3 - 12, 12):  # 12 prompts are an epoch
+        assert len(set(asked[begin : begin + 12])) == 12
+
+
+if __name__ == "__main__":
+    print("begun", flush=True)
+    learn(*(Path(each) for each in sys.argv[1:]))

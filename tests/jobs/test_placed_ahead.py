@@ -1,0 +1,95 @@
+"""`rl` with its roles placed and a writer that is a step behind: it learns what it learns in one process.
+
+What this cannot show: that the writer writes while the actor learns (the calls are made so; tests/post/roles
+shows that pools work side by side), and that it is faster.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shunter.config.errors import ShunterError
+from shunter.models.hf import load_model
+from shunter.post.roles.writes import Writer
+from shunter.recipe.job import Stopped
+from shunter.record import events
+from tests.jobs.conftest import Still, Work
+from tests.jobs.test_placed import INLINE, model, reinforce, rewards, weights
+
+__all__ = ["model"]  # a fixture
+
+
+@pytest.mark.parametrize(
+    ("bound", "policy"),
+    [(1, {"kl": 0.02, "updates": 2}), pytest.param(2, {"algorithm": "ppo"}, marks=pytest.mark.long)],
+)
+def test_a_writer_behind_is_as_in_one_process(
+    work: Work, model: Path, bound: int, policy: dict[str, Any]
+) -> None:
+    more: dict[str, Any] = {"policy": policy, "staleness": bound}
+    plain, _ = reinforce(work, model, "plain", None, how={"writer": "here"}, **more)
+    placed, metrics = reinforce(work, model, "placed", INLINE, **more)
+    assert rewards(placed) == rewards(plain)
+    a, b = (load_model(folder).state_dict() for folder in (plain, placed))
+    assert all(np.allclose(a[name], b[name], atol=1e-5) for name in a)
+    rows = events.read_metrics(placed.parent / "log" / "events.jsonl")
+    updates = policy.get("updates", 1)
+    assert [row["rl/staleness"] for row in rows] == [min(step, bound) * updates for step in range(4)]
+    assert 0 < metrics["max_gap"] < 1e-4
+    assert rows[-1]["rl/off_policy"] > metrics["max_gap"]
+
+
+def test_stopped_and_continued_it_is_the_same_bits(work: Work, model: Path) -> None:
+    whole, _ = reinforce(work, model, "whole", INLINE, staleness=1)
+    with pytest.raises(Stopped):
+        reinforce(work, model, "cut", INLINE, staleness=1, control=Still(stop_after=2))
+    out, _ = reinforce(work, model, "cut", INLINE, staleness=1)
+    assert weights(out) == weights(whole)
+    assert rewards(out) == rewards(whole)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "placement",
+    [
+        {"arrangement": "split", "processes": 3},
+        {"pools": [{"roles": ["actor", "reference", "reward"]}, {"roles": ["writer"], "processes": 2}]},
+    ],
+    ids=["split", "pools"],
+)
+def test_on_processes_it_is_the_same_bits(work: Work, model: Path, placement: dict[str, Any]) -> None:
+    whole, _ = reinforce(work, model, "whole", INLINE, staleness=1)
+    with pytest.raises(Stopped):
+        reinforce(work, model, "cut", placement, staleness=1, control=Still(stop_after=2))
+    out, _ = reinforce(work, model, "cut", placement, staleness=1)
+    assert weights(out) == weights(whole)
+    assert rewards(out) == rewards(whole)
+
+
+def test_a_writer_with_older_weights_than_it_says_stops_the_run(
+    work: Work, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named(self: Writer, told: Any) -> None:
+        self.version = int(told[0]["version"])
+
+    named.protocol = "one_to_all"  # type: ignore[attr-defined]
+    monkeypatch.setattr(Writer, "load", named)
+    with pytest.raises(ShunterError, match="trainer and generator differ by"):
+        reinforce(work, model, "old", INLINE, staleness=1)
+
+
+def test_what_does_not_go_with_a_writer_is_refused(work: Work, model: Path) -> None:
+    for placement, complaint in (
+        ({"arrangement": "auto", "processes": 2}, "knows no writer"),
+        ({"arrangement": "split", "processes": 3, "parts": 2}, "hand its weights on"),
+        ({"pools": [{"roles": ["actor", "reference", "reward"]}]}, "no pool has the roles writer"),
+    ):
+        with pytest.raises(ShunterError, match=complaint):
+            reinforce(work, model, "no", placement, staleness=1)
+    pools = [{"roles": ["actor", "reference", "reward"]}, {"roles": ["writer"]}]
+    with pytest.raises(ShunterError, match="no role 'writer'"):
+        reinforce(work, model, "no", {"pools": pools})

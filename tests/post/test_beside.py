@@ -1,0 +1,126 @@
+"""The learner's end of a process that writes: what comes from it, and what is said when nothing does.
+
+Small programs stand in its place, which speak as it does; that it writes what it should is shown in
+tests/jobs/test_beside_rl.py.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shunter.config.errors import ShunterError
+from shunter.generate.config import SamplingConfig
+from shunter.generate.rollout import Rollout
+from shunter.post import beside
+
+SPEAKS = """
+import socket, sys, time
+from shunter.post.roles import wire
+link = socket.socket(fileno=int(sys.argv[1]))
+assert wire.receive(link)[0]["seed"] == 7
+asked, _ = wire.receive(link)
+for _ in range(4):
+    time.sleep(0.3)
+    wire.send(link, {"alive": True})
+one = {"ids": [1], "logprobs": [-0.5], "stop_reason": "stop", "versions": [3], "wrote": [True]}
+rows = [[at, {**one, "prompt": ids}] for at, ids in asked["prompts"]]
+wire.send(link, {"answers": [[asked["step"], rows]], "tools": [0, 0]})
+wire.send(link, {"failed": -1, "user": True, "what": "no room", "where": None, "mend": None, "traceback": ""})
+time.sleep(60)
+"""
+
+
+@contextmanager
+def writer(
+    monkeypatch: pytest.MonkeyPatch, code: str, heard: dict[tuple[int, int], Rollout], timeout: float
+) -> Iterator[beside.Beside]:
+    monkeypatch.setattr(beside, "COMMAND", (sys.executable, "-c", code))
+
+    def hear(step: int, fresh: Mapping[int, Rollout]) -> None:
+        heard.update({(step, at): one for at, one in fresh.items()})
+
+    found = beside.Beside(
+        Path("model"), Path("journal"), SamplingConfig(), hear, seed=7, stops=[1], room=8, threads=1,
+        exact=False, timeout=timeout,
+    )  # fmt: skip
+    try:
+        yield found
+    finally:
+        found.close()
+        with pytest.raises(ProcessLookupError):
+            os.kill(found._process.pid, 0)
+
+
+def test_what_it_writes_is_heard_and_a_long_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: dict[tuple[int, int], Rollout] = {}
+    with writer(monkeypatch, SPEAKS, heard, 20.0) as there:
+        there.ask(5, {2: [4, 4], 0: [6]}, {})
+        there.listen(wait=False)
+        assert heard == {}
+        while there.said.empty():  # it begins, which takes as long as it takes
+            time.sleep(0.01)
+        there.timeout = 1.0  # less than all four signs of life take
+        there.listen(wait=True)
+        assert {key: one.prompt for key, one in heard.items()} == {(5, 2): [4, 4], (5, 0): [6]}
+        assert heard[5, 2].versions == [3]
+        with pytest.raises(ShunterError, match="no room"):
+            there.listen(wait=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        ("import sys; print('no memory'); sys.exit(3)", "ended with exit code 3; it said last: no memory"),
+        ("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL"),
+        ("import time; time.sleep(60)", "no word from the process that writes for 0.5 s"),
+    ],
+)
+def test_one_that_dies_or_is_silent_is_told(
+    monkeypatch: pytest.MonkeyPatch, code: str, complaint: str
+) -> None:
+    timeout = 0.5 if "sleep" in code else 20.0
+    with writer(monkeypatch, code, {}, timeout) as there:
+        there.ask(0, {0: [1]}, {})
+        with pytest.raises(ShunterError, match=complaint):
+            there.listen(wait=True)
+
+
+class Slow(beside.Beside):
+    """Owes what it is asked for until it is told to hear some of it."""
+
+    def __init__(self) -> None:
+        self.owes, self.asked, self.versions = 0, list[tuple[int, list[int]]](), list[int]()
+        self.said = queue.SimpleQueue()
+
+    def ask(self, step: int, prompts: Mapping[int, Sequence[int]], begun: Mapping[int, Rollout]) -> None:
+        self.owes += len(prompts)
+        self.asked.append((step, list(prompts)))
+
+    def renew(self, version: int, weights: Mapping[str, Any]) -> None:
+        self.versions.append(version)
+
+
+def test_of_several_the_slower_one_is_asked_for_less_and_no_group_is_on_two() -> None:
+    fast, slow = Slow(), Slow()
+    both = beside.Several([fast, slow], 3)
+    both.renew(1, {})
+    for step in range(6):
+        both.ask(step, {at: [7] for at in range(12)}, {})
+        fast.owes, slow.owes = 0, max(0, slow.owes - 3)
+    assert fast.versions == slow.versions == [1]
+    rows = [(step, at) for each in (fast, slow) for step, ats in each.asked for at in ats]
+    assert sorted(rows) == [(step, at) for step in range(6) for at in range(12)]
+    for each in (fast, slow):
+        for _, ats in each.asked:
+            assert all(len([at for at in ats if at // 3 == group]) in (0, 3) for group in range(4))
+    count = {each: sum(len(ats) for _, ats in each.asked) for each in (fast, slow)}
+    assert count[fast] > 1.5 * count[slow] > 0
