@@ -17,7 +17,7 @@ import numpy as np
 MB = 1_000_000
 SMALL = 4096  # bytes of a file that is read rather than mapped
 BLOCK = 1 << 17  # rows of a large array that are worked on at once
-FILES = 256  # that are written at once; a process may have a thousand open
+FILES = 64  # that are written at once; some systems let a process open 256
 SPREAD = np.dtype([("value", "<u8"), ("place", "<i8")])  # a row of such a file
 
 
