@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from shunter.jobs.became import Told
+    from shunter.jobs.became import Place, Told
     from shunter.recipe.store import Store
 
 QUESTIONS = ("why", "token", "funnel", "operators")
@@ -65,7 +65,8 @@ def _why(store: Store, document: str, ref: str, json_: bool) -> None:
         first, *others = (each.data() for each in told)
         _print({**first, "before": others})
         return
-    plain = len(told) == 1 and (artefact is None or artefact.path == told[0].corpus.path)
+    asked = artefact or next(each for each in reversed(store.all()) if each.type == "corpus")
+    plain = len(told) == 1 and asked.path == told[0].corpus.path
     typer.echo("\n".join(sentences(told, plain=plain)))
 
 
@@ -146,11 +147,22 @@ def _print(data: dict[str, Any]) -> None:
 
 def sentences(told: Sequence[Told], plain: bool) -> list[str]:
     """A line for each document or part that a corpus tells of. plain: the corpus is not named."""
-    return [
-        ("" if plain else f"in {each.corpus.path.name}: ") + sentence(part)
-        for each in told
-        for part in each.told.get("parts", [each.told])
-    ]
+    found = []
+    for each in told:
+        # A document that was taken apart has no state of its own; one that was joined has, and their ids.
+        parts = [each.told] if "state" in each.told else each.told["parts"]
+        lines = [sentence(part) for part in parts]
+        if each.place is not None:
+            lines[-1] += f"; {_where(each.place)}"
+        found += [line if plain else f"in {each.corpus.path.name}: {line}" for line in lines]
+    return found
+
+
+def _where(place: Place) -> str:
+    """Which part of a joined document a token is of."""
+    if place.document is None:
+        return "the text has been changed since it was joined, so any of its parts may have the token"
+    return f"the token is characters {place.chars[0]} to {place.chars[1]} of {place.document}"
 
 
 def _holds(part: dict[str, Any]) -> str:

@@ -237,8 +237,9 @@ class CurateJob:
     def check(self, config: CurateConfig, base: Path) -> Sequence[str]:
         if config.how.runner == "ray":
             ray_cluster.ready("Curating on a Ray cluster")
-        for source in (*config.sources, *config.against):
-            checks.check(source, base)
+        passed = [
+            told for source in (*config.sources, *config.against) for told in checks.check(source, base)
+        ]
         for source in config.sources:
             if config.section_chars and holds_pages(source, base):
                 raise ShunterError(
@@ -256,7 +257,7 @@ class CurateJob:
             if isinstance(operator, UrlRules) and not known:
                 raise ShunterError("url-rules needs addresses", mend="Give a source's `url: FIELD`.")
         missing = [source.label for source in config.sources if source.licence is None]
-        warnings = [f"no licence is given for {', '.join(missing)}"] if missing else []
+        warnings = passed + ([f"no licence is given for {', '.join(missing)}"] if missing else [])
         for source in config.sources:
             if others := left_out(source, base):
                 told = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))

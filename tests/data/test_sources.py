@@ -245,7 +245,6 @@ def test_members_that_are_not_read_are_counted_and_reported(tmp_path: Path) -> N
             {"path": "a.jsonl", "template": "{{ txt }}"},
             "the template fails: .* undefined, as for all of",
         ),
-        ({"path": "a.jsonl", "url": "link"}, r"no field 'link' in the first \d records; .* source's `url`"),
         ({"path": "a.parquet"}, "not a Parquet file"),
         ({"path": "e.zip", "members": "*.none"}, "no member of the archive matches '\\*.none'"),
         ({"path": "f.zip"}, "matches 'a known ending'; 1 of other kinds are there"),
@@ -272,6 +271,27 @@ def test_what_a_run_would_stumble_on_is_known_before(
         {"path": "a.txt", "field": "body"},
     ):
         checks.check(SourceConfig(**sound), tmp_path)
+
+
+def test_what_a_run_can_read_in_part_is_told_and_not_refused(tmp_path: Path) -> None:
+    """A first file of other records, a field that comes late, and one of addresses that is not there."""
+    (tmp_path / "a.jsonl").write_text('{"meta": 1}\n' * 150)
+    (tmp_path / "b.jsonl").write_text('{"text": "some"}\n')
+    (tmp_path / "c.jsonl").write_text('{"meta": 1}\n' * 150 + '{"text": "some"}\n')
+    assert checks.check(SourceConfig(path="c.jsonl"), tmp_path) != []
+    (warning,) = checks.check(SourceConfig(path="*.jsonl"), tmp_path)
+    assert "a.jsonl and 1 other files: none of the first records has the field 'text'" in warning
+    (tmp_path / "c.jsonl").unlink()
+    (warning,) = checks.check(SourceConfig(path="b.jsonl", url="link"), tmp_path)
+    assert "no field 'link' in the first 1 records; there are text. Set the source's `url`" in warning
+    (tmp_path / "e.jsonl").write_text('{"text": "some"}\n' * 9 + '{"text": "some", "link": ""}\n')
+    assert checks.check(SourceConfig(path="e.jsonl", url="link"), tmp_path) == []
+    (tmp_path / "e.jsonl").unlink()
+    (tmp_path / "d.txt").write_text("plain")
+    (warning,) = checks.check(SourceConfig(path="[ad].*"), tmp_path)
+    assert "a.jsonl: none of the first records has the field" in warning
+    with pytest.raises(ShunterError, match="no field 'text'"):
+        checks.check(SourceConfig(path="a.jsonl"), tmp_path)
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:

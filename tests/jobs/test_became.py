@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shunter.cli import main as cli
 from shunter.config.errors import ShunterError
@@ -14,7 +16,8 @@ from shunter.data.curation import why
 from shunter.data.show import origin
 from shunter.data.tokenizer import Tokenizer
 from shunter.data.tokens import TokenRows
-from shunter.jobs.became import became, token
+from shunter.jobs.became import became, token, within
+from shunter.jobs.sites import BETWEEN
 from shunter.recipe.store import Store
 from tests.data.curation.test_runner import corpus as texts_of
 from tests.jobs.test_curate_chain import lines, write
@@ -145,3 +148,113 @@ def test_of_other_texts_nothing_is_read(store: Store, monkeypatch: pytest.Monkey
     assert why.why(folder, kept)["state"] == "kept"
     assert columns.count(None) == 1
     assert np.all([each in (["id"], None) for each in columns])
+
+
+SITES = """
+version: 1
+name: sites
+seed: 0
+jobs:
+  other: {kind: curate, sources: [{name: web, path: other.jsonl}], heldout: 0.1, min_chars: 1}
+  raw: {kind: curate, sources: [{name: web, path: web.jsonl, url: url}], heldout: 0.1, min_chars: 30,
+        operators: [{kind: exact-duplicates}], how: {workers: 1}}
+  sites: {kind: by-site, corpus: raw, chars: 900}
+  mixture: {kind: mix, corpora: [sites], budget: 100000}
+  changed: {kind: curate, corpora: [sites], how: {workers: 1},
+            operators: [{kind: edit-rules, strings: ["^[0-9]+"]}]}
+  tokenizer: {kind: tokenizer, corpus: other, vocab_size: 300}
+  rows: {kind: tokens, corpus: mixture, tokenizer: tokenizer, row_length: 64}
+  edited: {kind: tokens, corpus: changed, tokenizer: tokenizer, row_length: 64}
+"""
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Documents of six sites, joined; the tokenizer has learnt from others with the same ids."""
+    folder = tmp_path_factory.mktemp("sites")
+    for name, seed in (("web", 5), ("other", 6)):
+        records = [
+            {"text": f"{n} {text}", "url": f"https://{n % 6}.example/{n}"}
+            for n, text in enumerate(texts_of(seed, 60))
+        ]
+        records += [{"text": "short", "url": ""}] if name == "web" else []
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (folder / "sites.yaml").write_text(SITES)
+    assert cli.main(["run", str(folder / "sites.yaml"), "--store", str(folder / "store")]) == 0
+    return Store(folder / "store")
+
+
+def test_a_token_of_a_joined_text_is_of_the_part_that_has_it(
+    joined: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the token says stands where it is said to stand, in the document that is upstream."""
+    made = joined.get("rows")
+    rows = TokenRows(made.path / "train")
+    raw = {each.id: each.text for each in corpus.texts(joined.get("raw").path / "train")}
+    others = set()
+    for row in range(0, rows.num_rows, 5):
+        for number in np.flatnonzero(rows.rows(np.array([row])).segments[0] >= 0).tolist()[::20]:
+            found, told = token(joined, made, "train", row, number)
+            place = told[1].place
+            if place is None:
+                assert told[1].told["parts"] == [found.document]
+                continue
+            assert place.document is not None
+            assert [each.corpus.name for each in told] == ["mixture", "sites", "raw"]
+            assert [each.told["id"] for each in told] == [found.document] * 2 + [place.document]
+            low, high = place.chars
+            said = raw[place.document][low:high]
+            assert said in found.text
+            others |= {place.document} - {found.document}
+            last = row, number
+    assert len(others) > 5
+    text = ["corpus", "token", f"{last[0]}:{last[1]}", "--in", "rows", "--store", str(joined.path)]
+    assert cli.main(text) == 0
+    assert f"; the token is characters {low} to {high} of {place.document}" in capsys.readouterr().out
+    assert cli.main([*text, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["before"][1]["token"]["document"] == data["before"][2]["id"]
+
+
+def test_of_a_joined_text_that_was_changed_all_parts_are_told(joined: Store) -> None:
+    made = joined.get("edited")
+    _, told = token(joined, made, "train", 0, 5)
+    assert [each.corpus.name for each in told[:2]] == ["changed", "sites"]
+    place = told[1].place
+    assert place is not None
+    assert place.document is None
+    assert [each.told["id"] for each in told[2:]] == told[1].told["parts"]
+    assert {each.corpus.name for each in told[2:]} == {"raw"}
+
+
+def test_what_a_job_only_looks_at_tells_of_no_document(
+    joined: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tokenizer's corpus has ids of its own; and an answer of another corpus than the newest names it."""
+    place = ["--store", str(joined.path)]
+    assert "other" not in {each.corpus.name for each in became(joined, "web:3", joined.get("raw"))}
+    _, told = token(joined, joined.get("rows"), "train", 0, 5)
+    assert "other" not in {each.corpus.name for each in told}
+    assert cli.main(["corpus", "why", "web:0", *place]) == 0
+    assert all(line.startswith("in ") for line in capsys.readouterr().out.splitlines())
+    assert cli.main(["corpus", "why", "web:60", *place]) == 0
+    assert capsys.readouterr().out.startswith(f"in {joined.get('raw').path.name}: web:60: dropped")
+    only = joined.get("other")
+    assert cli.main(["corpus", "why", "web:0", "--in", only.path.name, *place]) == 0
+    assert capsys.readouterr().out.startswith("web:0: ")
+
+
+@given(st.lists(st.text("ab", max_size=5), min_size=1, max_size=6), st.data())
+def test_within(texts: list[str], data: st.DataObject) -> None:
+    """Characters of the joined text are those of the part, what stands between aside."""
+    whole = BETWEEN.join(texts)
+    low = data.draw(st.integers(0, len(whole)))
+    high = data.draw(st.integers(low, min(low + 3, len(whole))))
+    names = [str(n) for n in range(len(texts))]
+    place = within(names, [len(text) for text in texts], (low, high))
+    assert place.document is not None
+    begin, end = place.chars
+    said = texts[int(place.document)][begin:end]
+    assert 0 <= begin <= end
+    assert whole[low:high].startswith(said)
+    assert len(BETWEEN.join(texts[: int(place.document) + 1])) + len(BETWEEN) > low

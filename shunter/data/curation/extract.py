@@ -14,7 +14,7 @@ from shunter.data import guarded
 from shunter.data.cleaning import normalise
 from shunter.data.curation.operators import Barrier, Facts, Keys, Operator, Verdicts
 from shunter.data.curation.pages import Pages
-from shunter.data.curation.room import ranged, room_of
+from shunter.data.curation.room import parts_of, ranged, room_of
 from shunter.data.readers import MAX_PAGE_BYTES
 
 
@@ -69,7 +69,7 @@ REASONS = [
 ]  # fmt: skip
 
 
-EACH = 64  # bytes a document while one range of digests is sorted
+EACH = 96  # bytes a document while one range of digests is sorted
 
 
 class ExactDuplicates(Barrier):
@@ -90,18 +90,33 @@ class ExactDuplicates(Barrier):
         number = room.whole("number", keys["number"], np.int64)
         low = room.whole("low", keys["low"], np.uint64)
         root = room.array("root", len(number), np.int64)
-        for high, places in ranged(keys["high"], room, EACH, "equal"):
-            other = low[places]
-            order = np.lexsort((other, high))  # stable: of equal ones the first comes first
-            high, other, places = high[order], other[order], places[order]
-            fresh = np.ones(len(order), bool)
-            fresh[1:] = (high[1:] != high[:-1]) | (other[1:] != other[:-1])
-            heads = np.flatnonzero(fresh)
-            first = places[np.repeat(heads, np.diff(np.append(heads, len(order))))]
-            root[places] = number[first]
+        left: list[np.ndarray] = []  # places of which another text has the first half of the digest
+        for each in ranged(keys["high"], room, EACH, "equal"):
+            first = each.first()
+            same = low[first] == low[each.places]
+            root[each.places[same]] = number[first[same]]
+            left.append(each.places[~same])
+        _settle_rest(keys["high"], low, number, root, np.sort(np.concatenate([np.zeros(0, np.int64), *left])))
         return {"root": root}
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
         root, zeros = settled["root"], np.zeros(len(pages))
         reason = np.where(root == settled["number"], -1, 0).astype(np.int16)
         return Verdicts(["duplicate"], reason, zeros, zeros, of=np.where(reason < 0, -1, root))
+
+
+def _settle_rest(
+    high: Any, low: np.ndarray, number: np.ndarray, root: np.ndarray, places: np.ndarray
+) -> None:
+    """The roots of the documents at these places, in rising order, one by one: hardly ever is there one."""
+    if not len(places):
+        return
+    known: dict[tuple[int, int], int] = {}
+    begin = 0
+    for part in parts_of(high):
+        for place in places[
+            np.searchsorted(places, begin) : np.searchsorted(places, begin + len(part))
+        ].tolist():
+            both = int(part[place - begin]), int(low[place])
+            root[place] = number[known.setdefault(both, place)]
+        begin += len(part)

@@ -6,7 +6,7 @@ import re
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shunter.data.curation import glyphs
 from shunter.data.curation.operators import Operator, Rule, Verdicts, decide, ratio
@@ -32,11 +32,19 @@ class SymbolLines(Operator):
     symbols: list[str] | None = Field(["|"], description="The symbols; null: all punctuation.")
     instead: str = Field("\n", description="The line that stands for a run of them; empty: none.")
 
+    @field_validator("symbols")
+    @classmethod
+    def _single(cls, symbols: list[str] | None) -> list[str] | None:
+        for symbol in symbols or ():
+            if len(symbol) != 1:
+                raise ValueError(f"{symbol!r} is no single character")
+        return symbols
+
     def judge(self, pages: Pages) -> Verdicts:
         if self.symbols is None:
             wanted = (pages.flags & (glyphs.SOLID | glyphs.SPACE)) == 0
         else:
-            wanted = np.isin(pages.codes, [ord(symbol) for symbol in self.symbols if len(symbol) == 1])
+            wanted = np.isin(pages.codes, [ord(symbol) for symbol in self.symbols])
         lines = pages.lines
         others = _inside(lines, np.flatnonzero(~wanted & (pages.codes != 0x20)))
         gone = (others == 0) & ~lines.blank
@@ -63,7 +71,8 @@ class JunkLines(Operator):
     that are short then.
 
     Junk has many special characters, hardly a stopword, or stands in the document again and again. Lines are
-    judged with their placeholders in them; blank ones stay.
+    judged with their placeholders in them; blank ones stay. The stopwords are English: give `words` of the
+    texts' language, or `min_stopwords: null`, as hardly a line of another language has one of them.
     """
 
     source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section on cleaning"
@@ -89,6 +98,14 @@ class JunkLines(Operator):
     )
     max_times: int | None = Field(5, ge=1, description="Lines that stand more often in the document go.")
     min_chars: int = Field(100, ge=0, description="Documents of which less is left go.")
+
+    @field_validator("words")
+    @classmethod
+    def _small(cls, words: list[str]) -> list[str]:
+        for word in words:
+            if word != word.lower():
+                raise ValueError(f"{word!r} is not in small letters, so no word would be it")
+        return words
 
     def judge(self, pages: Pages) -> Verdicts:
         counts: dict[str, int] = {}

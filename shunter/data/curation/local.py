@@ -15,7 +15,7 @@ from shunter.data.curation.operators import Barrier, Facts, Keys, Verdicts
 from shunter.data.curation.pages import Pages, Prefix, Spans, lowered, mixed
 from shunter.data.curation.room import blocks, only, parts_of, ranged, room_of
 
-EACH = 48  # bytes a beginning, sentence or edge while one range of their hashes is sorted
+EACH = 80  # bytes a beginning, sentence or edge while one range of their hashes is sorted
 
 BOILERPLATE = (
     "click here", "read more", "all rights reserved", "privacy policy", "terms of use", "sign up", "log in",
@@ -65,12 +65,11 @@ class RepeatedBeginnings(Barrier):
         root = room.array("root", len(number), np.int64)
         for rows in blocks(len(number)):
             root[rows] = number[rows]
-        for hashes, places in ranged(keys["hashes"], room, EACH, "beginnings"):
-            order, heads, sizes = _sorted(hashes)
-            owner = np.searchsorted(ends, places[order], "right")
-            first = np.repeat(owner[heads], sizes)  # rows are in order, so the first of each is the earliest
-            longest = places[order] == ends[owner] - 1
-            root[owner[longest]] = number[first[longest]]
+        for each in ranged(keys["hashes"], room, EACH, "beginnings"):
+            owner = np.searchsorted(ends, each.places, "right")
+            longest = each.places == ends[owner] - 1
+            first = np.searchsorted(ends, each.first()[longest], "right")
+            root[owner[longest]] = number[first]  # rows are in order, so the first of each is the earliest
         return {"root": root}
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
@@ -123,10 +122,8 @@ class RepeatedSentences(Barrier):
         room = room_of(keys)
         rows = room.whole("rows", keys["rows"], np.int64)
         seen = room.array("seen", int(rows.sum()), np.uint8)
-        for hashes, places in ranged(keys["hashes"], room, EACH, "sentences"):
-            order, heads, sizes = _sorted(hashes)
-            before = np.arange(len(order)) - np.repeat(heads, sizes)
-            seen[places[order]] = np.minimum(before, 255)
+        for each in ranged(keys["hashes"], room, EACH, "sentences"):
+            seen[each.places] = np.minimum(each.before(), 255)
         return {"rows": rows, "seen": seen}
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
@@ -200,9 +197,8 @@ class RepeatedEdges(Barrier):
         for place, (size, times) in enumerate(zip(self.sizes, self.times, strict=True)):
             for name, column in (("head", place), ("tail", place + width)):
                 edges = only(keys["edges"], column)
-                for hashes, places in ranged(edges, room, EACH, "edges", zeros=False):
-                    order, _, counts = _sorted(hashes)
-                    mine = places[order[np.repeat(counts, counts) >= times]]
+                for each in ranged(edges, room, EACH, "edges", zeros=False):
+                    mine = each.places[each.counts() >= times]
                     found[name][mine[found[name][mine] == 0]] = size  # a longer run goes first
         return found
 
@@ -259,11 +255,3 @@ def without(
             pieces.append(text[at:low])
             at = high + (text[high : high + 1] == " ")
     return "".join([*pieces, text[at:]]).strip() if pieces else text, len(pieces)
-
-
-def _sorted(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The stable order of hashes; where in it each value begins; and how often it stands there."""
-    order = np.argsort(hashes, kind="stable")
-    values = hashes[order]
-    heads = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else order
-    return order, heads, np.diff(np.append(heads, len(values)))

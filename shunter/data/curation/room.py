@@ -17,7 +17,7 @@ import numpy as np
 MB = 1_000_000
 SMALL = 4096  # bytes of a file that is read rather than mapped
 BLOCK = 1 << 17  # rows of a large array that are worked on at once
-FILES = 256  # that are written at once; a process may have a thousand open
+FILES = 64  # that are written at once; some systems let a process open 256
 SPREAD = np.dtype([("value", "<u8"), ("place", "<i8")])  # a row of such a file
 
 
@@ -72,33 +72,121 @@ def inside(values: np.ndarray, part: int, parts: int) -> np.ndarray:
     return np.flatnonzero(values >> shift == np.uint64(part))
 
 
-def ranged(
-    column: Any, room: Room, each: int, name: str, *, zeros: bool = True
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The uint64 values of a column and their places among all (int64, rising), by ranges of the values.
+class Range:
+    """Rows of values in one range, their places rising: all that there are, or one block of many.
 
-    Equal values are in one range. each: bytes that the caller needs for one value while a range is worked on.
-    Where all do not fit, the column is read once for each FILES ranges, and each range is written to a file
-    of its own (`settled.NAME...`), read back alone and removed. Ranges without a value are left out; so are
-    values of 0, which may stand for none, without `zeros`.
+    values: uint64; places: int64. Of the range's other rows only what stands for each distinct value is held:
+    `first`, its first place, `count`, how often it stands, and how often before this block.
     """
-    parts = room.parts(sum(map(len, parts_of(column))), each)
+
+    def __init__(self, values: np.ndarray, places: np.ndarray, known: Known | None = None) -> None:
+        self.values, self.places = values, places
+        self._known = known
+        self._order = np.argsort(values, kind="stable")
+        ordered = values[self._order]
+        changes = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+        self._heads = np.concatenate([np.zeros(min(len(values), 1), np.int64), changes])
+        self._sizes = np.diff(np.append(self._heads, len(values)))
+        self._at = None if known is None else np.searchsorted(known.values, ordered[self._heads])
+
+    def first(self) -> np.ndarray:
+        """int64 per row: the first place that has its value."""
+        if self._known is not None:
+            return self._spread(self._known.first[self._at])
+        return self._spread(self.places[self._order[self._heads]])
+
+    def counts(self) -> np.ndarray:
+        """int64 per row: how often its value stands among all."""
+        return self._spread(self._sizes if self._known is None else self._known.count[self._at])
+
+    def before(self) -> np.ndarray:
+        """int64 per row: how often its value stands at earlier places."""
+        begin = self._heads if self._known is None else self._heads - self._known.before[self._at]
+        found = np.empty(len(self.values), np.int64)
+        found[self._order] = np.arange(len(found)) - np.repeat(begin, self._sizes)
+        return found
+
+    def pass_on(self) -> None:
+        """Count this block's rows as before the next one's."""
+        if self._known is not None:
+            self._known.before[self._at] += self._sizes
+
+    def _spread(self, heads: np.ndarray) -> np.ndarray:
+        found = np.empty(len(self.values), np.int64)
+        found[self._order] = np.repeat(heads, self._sizes)
+        return found
+
+
+class Known:
+    """Distinct values, rising, with the first place of each, how often it stands, and how often so far."""
+
+    def __init__(self) -> None:
+        self.values = np.zeros(0, np.uint64)
+        self.first, self.count, self.before = (np.zeros(0, np.int64) for _ in range(3))
+
+    def add(self, values: np.ndarray, places: np.ndarray) -> None:
+        """Take in rows whose places are behind those of the ones before."""
+        fresh, begin, sizes = np.unique(values, return_index=True, return_counts=True)
+        at = np.searchsorted(self.values, fresh)
+        old = np.append(self.values, 0)[at] == fresh if len(self.values) else np.zeros(len(fresh), bool)
+        old &= at < len(self.values)
+        self.count[at[old]] += sizes[old]
+        new = ~old
+        self.first = np.insert(self.first, at[new], places[begin[new]])
+        self.count = np.insert(self.count, at[new], sizes[new])
+        self.values = np.insert(self.values, at[new], fresh[new])
+        self.before = np.zeros(len(self.values), np.int64)
+
+
+def ranged(column: Any, room: Room, each: int, name: str, *, zeros: bool = True) -> Iterator[Range]:
+    """The uint64 values of a column and their places among all, by ranges of the values.
+
+    Equal values are in one range. each: bytes that the caller needs for one value while a range is worked on,
+    those of `Range` among them. Where all do not fit, the column is read once for each FILES ranges, and each
+    range is written to a file of its own (`settled.NAME...`), read back alone and removed. A range that has
+    far more than its share, as many rows have one value, is read in blocks, and of its distinct values 32
+    bytes each are held. Ranges without a value are left out; so are values of 0, which may stand for none,
+    without `zeros`.
+    """
+    count = sum(map(len, parts_of(column)))
+    parts = room.parts(count, each)
     if parts == 1:
         values = np.asarray(column).astype(np.uint64, copy=False)
         places = np.arange(len(values)) if zeros else np.flatnonzero(values)
         if len(places):
-            yield (values if zeros else values[places]), places
+            yield Range(values if zeros else values[places], places)
         return
     assert room.folder is not None, "what does not fit must go somewhere"
+    assert room.size is not None
+    most = max(room.size // 2 // each, 1)
     for first in range(0, parts, FILES):
         numbers = range(first, min(first + FILES, parts))
         paths = [room.folder / f"settled.{name}.{number}.rows" for number in numbers]
         _spread(column, paths, first, parts, zeros)
         for path in paths:
-            rows = np.fromfile(path, SPREAD)
+            yield from _range(path, most)
             path.unlink()
-            if len(rows):
-                yield np.ascontiguousarray(rows["value"]), np.ascontiguousarray(rows["place"])
+
+
+def _range(path: Path, most: int) -> Iterator[Range]:
+    """One range that was written, whole if it has about so many rows or fewer, else in blocks of as many."""
+    count = path.stat().st_size // SPREAD.itemsize
+    if count <= most + most // 4:  # shares of values that are spread evenly differ a little
+        most, known = max(count, 1), None
+    else:
+        known = Known()
+        for begin in range(0, count, most):
+            known.add(*_rows(path, begin, most))
+    for begin in range(0, count, most):
+        block = Range(*_rows(path, begin, most), known)
+        yield block
+        block.pass_on()
+
+
+def _rows(path: Path, begin: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values and places of some rows of a range."""
+    rows = np.fromfile(path, SPREAD, most, offset=begin * SPREAD.itemsize)
+    return np.ascontiguousarray(rows["value"]), np.ascontiguousarray(rows["place"])
 
 
 def _spread(column: Any, paths: list[Path], first: int, parts: int, zeros: bool) -> None:

@@ -93,7 +93,8 @@ class Runner:
         for number in range(len(self.stages)):
             (folder / str(number)).mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*/*"):
-            if path.suffix[1:].isdigit():  # of a worker that was killed while it wrote
+            # Of a worker that was killed while it wrote, or of a settlement, which is done anew.
+            if path.suffix[1:].isdigit() or path.name.startswith("settled."):
                 path.unlink(missing_ok=True)
 
     def run(self, chunks: Iterable[Documents]) -> None:

@@ -18,7 +18,7 @@ from shunter.data.curation.operators import Barrier, Keys, Verdicts
 from shunter.data.curation.pages import Pages
 from shunter.data.curation.room import Room, ranged, room_of
 
-EACH = 48  # bytes a window while one range of hashes is sorted
+EACH = 80  # bytes a window while one range of hashes is sorted
 
 
 class RepeatedStretches(Barrier):
@@ -99,8 +99,6 @@ class RepeatedStretches(Barrier):
 def repeated(hashes: Any, count: int, room: Room) -> np.ndarray:
     """bool per value of a column of `count` hashes: whether an equal one stands before it."""
     again = room.array("again", count, bool)
-    for values, places in ranged(hashes, room, EACH, "windows"):
-        order = np.argsort(values, kind="stable")
-        ordered = values[order]
-        again[places[order[1:]][ordered[1:] == ordered[:-1]]] = True
+    for each in ranged(hashes, room, EACH, "windows"):
+        again[each.places[each.before() > 0]] = True
     return again

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -70,6 +72,23 @@ def asked(folder: Path, name: str) -> dict[str, Any] | None:
     if list(parts) == [name]:
         return parts[name]
     return {"id": name, "parts": [parts[key] for key in sorted(parts, key=_order)]}
+
+
+def texts(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The texts of these documents, by id, as far as a corpus keeps them."""
+    found: dict[str, str] = {}
+    wanted = pa.array(names, pa.string())
+    for split in SPLITS:
+        for path in sorted((folder / split).glob("*.parquet")):
+            with pq.ParquetFile(path) as table:
+                for group in range(table.num_row_groups):
+                    ids = table.read_row_group(group, columns=["id"]).column("id")
+                    hits = pc.indices_nonzero(pc.is_in(ids, wanted))
+                    if len(hits):
+                        column = table.read_row_group(group, columns=["text"]).column("text")
+                        mine = ids.take(hits).to_pylist(), column.take(hits).to_pylist()
+                        found |= dict(zip(*mine, strict=True))
+    return found
 
 
 def _is(record: dict[str, Any], name: str) -> bool:

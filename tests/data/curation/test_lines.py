@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -86,3 +87,18 @@ def test_no_neighbour_matters(texts: list[str]) -> None:
         alone = operator.judge(Pages([text]))
         assert alone.kept[0] == together.kept[place]
         assert (alone.texts or [text])[0] == (together.texts or texts)[place]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        (SymbolLines, {"symbols": ["|", "||"]}, "'||' is no single character"),
+        (SymbolLines, {"symbols": [""]}, "'' is no single character"),
+        (JunkLines, {"words": ["of", "The"]}, "'The' is not in small letters"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(
+    kind: type[SymbolLines | JunkLines], given: dict[str, list[str]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kind.model_validate(given)

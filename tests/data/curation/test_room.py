@@ -126,7 +126,8 @@ def test_what_does_not_fit_lies_on_disk(tmp_path: Path) -> None:
 
 
 @given(
-    st.lists(st.integers(0, 9).map(lambda n: n << 60), max_size=60),
+    st.lists(st.sampled_from([*range(10), *[3] * 90]).map(lambda n: n << 60), max_size=60)
+    | st.lists(st.integers(0, 9).map(lambda n: n << 60), max_size=60),
     st.integers(1, 40),
     st.booleans(),
     st.integers(1, 5),
@@ -135,7 +136,8 @@ def test_what_does_not_fit_lies_on_disk(tmp_path: Path) -> None:
 def test_ranges_have_every_value_once(
     tmp_path_factory: pytest.TempPathFactory, values: list[int], size: int, zeros: bool, files: int
 ) -> None:
-    """In order within a range, equal ones together, however few files may be open."""
+    """In order within a range, however few files may be open, also where most rows have one value; and what
+    is told of each value is what a look at all of them tells."""
     folder = tmp_path_factory.mktemp("ranges")
     parts = [values[at : at + size] for at in range(0, len(values), size)]
     for number, part in enumerate(parts):
@@ -143,28 +145,71 @@ def test_ranges_have_every_value_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rooms, "FILES", files)
         column = Columns(folder, len(parts))["key"]
-        found = [
-            (v.tolist(), p.tolist()) for v, p in ranged(column, Room(folder, 100), 16, "key", zeros=zeros)
-        ]
-    assert all(places == sorted(places) for _, places in found)
-    pairs = [pair for each in found for pair in zip(*each, strict=True)]
-    assert sorted(pairs) == sorted((v, n) for n, v in enumerate(values) if zeros or v)
-    assert sum(len(set(some)) for some, _ in found) == len({v for v, _ in pairs})
+        found = list(ranged(column, Room(folder, 100), 16, "key", zeros=zeros))
+        rows = []
+        for each in found:
+            assert each.places.tolist() == sorted(each.places.tolist())
+            assert len(each.places) <= 100 // 2 // 16 or len(found) == 1
+        # What is told of a value holds when it is asked in order: blocks of one range follow each other.
+        for each in ranged(column, Room(folder, 100), 16, "key", zeros=zeros):
+            told = (each.values, each.places, each.first(), each.counts(), each.before())
+            rows += list(zip(*(part.tolist() for part in told), strict=True))
+    expected = [
+        (v, n, values.index(v), values.count(v), values[:n].count(v))
+        for n, v in enumerate(values)
+        if zeros or v
+    ]
+    assert sorted(rows) == sorted(expected)
     assert not list(folder.glob("settled.*"))
 
 
+@pytest.mark.parametrize("often", [0.0, 0.9])
 @pytest.mark.parametrize("operator", [RepeatedSentences(), RepeatedStretches()], ids=lambda each: each.name)
-def test_parts_of_documents_do_not_stay_in_memory(tmp_path: Path, operator: Barrier) -> None:
-    """800,000 sentences, or windows of words, in a room of 12 MB, where to sort them takes twice that."""
+def test_parts_of_documents_do_not_stay_in_memory(tmp_path: Path, operator: Barrier, often: float) -> None:
+    """800,000 sentences, or windows of words, in a room of 12 MB, where to sort them takes twice that; also
+    where nine of ten are the same."""
     draw = np.random.default_rng(0)
     for number in range(4):
         hashes = mixed(draw.integers(0, 300_000, 200_000).astype(np.uint64))
+        hashes[draw.random(200_000) < often] = 7
         np.save(tmp_path / f"{number:06}.hashes.npy", hashes)
         np.save(tmp_path / f"{number:06}.rows.npy", np.full(2_000, 100))
         np.save(tmp_path / f"{number:06}.number.npy", np.arange(2_000) + 2_000 * number)
     bounded = peak(lambda: operator.settle(Columns(tmp_path, 4, Room(tmp_path, 12_000_000))))
     assert bounded <= 12_000_000
     assert peak(lambda: operator.settle(Columns(tmp_path, 4))) > 2 * bounded
+
+
+@pytest.mark.parametrize(
+    "operator", [RepeatedBeginnings(), RepeatedEdges(), ExactDuplicates()], ids=lambda each: each.name
+)
+def test_what_stands_everywhere_does_not_stay_in_memory(tmp_path: Path, operator: Barrier) -> None:
+    """400,000 documents in a room of 12 MB, nine of ten with one beginning, end and digest."""
+    draw = np.random.default_rng(0)
+    for number in range(4):
+        hashes = mixed(draw.integers(0, 300_000, 100_000).astype(np.uint64))
+        hashes[draw.random(100_000) < 0.9] = 7
+        keys = {
+            "hashes": hashes,
+            "rows": np.ones(100_000, np.int64),
+            "edges": np.asfortranarray(np.repeat(hashes[:, None], 6, axis=1)),
+            "high": hashes,
+            "low": hashes,
+            "number": np.arange(100_000) + 100_000 * number,
+        }
+        for name, values in keys.items():
+            np.save(tmp_path / f"{number:06}.{name}.npy", values)
+    bounded = peak(lambda: operator.settle(Columns(tmp_path, 4, Room(tmp_path, 12_000_000))))
+    assert bounded <= 12_000_000
+    assert peak(lambda: operator.settle(Columns(tmp_path, 4))) > 2 * bounded
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2)), max_size=40))
+@settings(max_examples=20, deadline=None)
+def test_texts_whose_digests_share_one_half_are_told_apart(pairs: list[tuple[int, int]]) -> None:
+    high, low = np.array(pairs, np.uint64).reshape(-1, 2).T
+    settled = ExactDuplicates().settle({"high": high, "low": low, "number": np.arange(len(pairs))})
+    assert settled["root"].tolist() == [pairs.index(pair) for pair in pairs]
 
 
 @given(st.lists(st.integers(0, 60), max_size=200))
