@@ -37,6 +37,7 @@ for _ in range(4):
 one = {"ids": [1], "logprobs": [-0.5], "stop_reason": "stop", "versions": [3], "wrote": [True]}
 rows = [[at, {**one, "prompt": ids}] for at, ids in asked["prompts"]]
 wire.send(link, {"answers": [[asked["step"], rows]], "tools": [0, 0]})
+wire.receive(link)  # else both may be heard at once
 wire.send(link, {"failed": -1, "user": True, "what": "no room", "where": None, "mend": None, "traceback": ""})
 time.sleep(60)
 """
@@ -75,6 +76,8 @@ def test_what_it_writes_is_heard_and_a_long_answer_is_waited_for(monkeypatch: py
         there.listen(wait=True)
         assert {key: one.prompt for key, one in heard.items()} == {(5, 2): [4, 4], (5, 0): [6]}
         assert heard[5, 2].versions == [3]
+        there.timeout = 20.0
+        there.ask(6, {0: [6]}, {})
         with pytest.raises(ShunterError, match="no room"):
             there.listen(wait=True)
 
