@@ -111,7 +111,12 @@ def test_a_resumed_run_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("parallel", "quantise"), [({"pp": 2, "microbatches": 2}, "none"), ({"tp": 2}, "nf4")], ids=str
+    ("parallel", "quantise"),
+    [
+        pytest.param({"pp": 2, "microbatches": 2}, "none", marks=pytest.mark.long),
+        ({"tp": 2}, "nf4"),
+    ],
+    ids=str,
 )
 def test_two_processes_make_the_adapters_of_one(
     elsewhere: Path, rows: Path, work: Work, parallel: dict[str, int], quantise: str
@@ -144,7 +149,7 @@ def test_ranks_that_read_their_parts_tune_the_model_of_one(elsewhere: Path, rows
 
 def test_the_whole_takes_no_room_until_it_is_brought_together(elsewhere: Path) -> None:
     decoder = load_model(elsewhere)
-    bare = training._whole(decoder)
+    bare = training.bare(decoder)
     assert all(tensor.is_meta for tensor in bare.state_dict().values())
     assert not any(tensor.is_meta for tensor in decoder.state_dict().values())
     bare.load_state_dict(decoder.state_dict(), assign=True)

@@ -230,7 +230,7 @@ def joins() -> dict[str, object]:
     return {**KINDS, "join": Join()}
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(edges=dags())
 def test_random_graphs_run_each_job_once_after_its_inputs(
     edges: dict[str, list[str]], joins: dict[str, object], tmp_path_factory: pytest.TempPathFactory
