@@ -16,7 +16,7 @@ from shunter.data.curation.local import sentences, without
 from shunter.data.curation.operators import Barrier, Keys, Verdicts
 from shunter.data.curation.pages import Pages, Prefix, Spans, lowered, mixed
 from shunter.data.curation.room import room_of
-from shunter.data.curation.substrings import repeated
+from shunter.data.curation.substrings import covered, repeated, windows
 
 
 class RepeatedSpans(Barrier):
@@ -43,9 +43,7 @@ class RepeatedSpans(Barrier):
 
     def _windows(self, spans: Spans) -> tuple[np.ndarray, np.ndarray]:
         """int64: the first sentence of each window, and the number of windows of each document."""
-        rows = np.maximum(np.diff(spans.first) - self.sentences + 1, 0)
-        offsets = np.arange(int(rows.sum())) - np.repeat(np.cumsum(rows) - rows, rows)
-        return np.repeat(spans.first[:-1], rows) + offsets, rows
+        return windows(spans.first, self.sentences)
 
     def settle(self, keys: Mapping[str, Any]) -> Keys:
         """again: bool per window, whether an equal one stands earlier."""
@@ -56,11 +54,7 @@ class RepeatedSpans(Barrier):
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
         spans, size = sentences(pages), len(pages)
         starts, _ = self._windows(spans)
-        edges = np.zeros(len(spans) + 1, np.int64)
-        hits = starts[settled["again"]]
-        np.add.at(edges, hits, 1)
-        np.add.at(edges, hits + self.sentences, -1)
-        gone = np.cumsum(edges[:-1]) > 0
+        gone = covered(len(spans), starts[settled["again"]], self.sentences)
         lost = spans.sums(gone)
         left = spans.counts - lost
         reason = np.where((lost > 0) & (left < self.min_sentences), 0, -1).astype(np.int16)

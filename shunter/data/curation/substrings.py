@@ -44,10 +44,7 @@ class RepeatedStretches(Barrier):
 
     def _windows(self, pages: Pages) -> tuple[np.ndarray, np.ndarray]:
         """int64: the first word of each window, and the number of windows of each document."""
-        first = pages.words.first
-        rows = np.maximum(np.diff(first) - self.words + 1, 0)
-        offsets = np.arange(int(rows.sum())) - np.repeat(np.cumsum(rows) - rows, rows)
-        return np.repeat(first[:-1], rows) + offsets, rows
+        return windows(pages.words.first, self.words)
 
     def settle(self, keys: Mapping[str, Any]) -> Keys:
         """again: bool per window, whether an equal one stands earlier."""
@@ -59,11 +56,7 @@ class RepeatedStretches(Barrier):
         words = pages.words
         starts, _ = self._windows(pages)
         # A word goes when one of the windows that it is in stands earlier.
-        edges = np.zeros(len(words) + 1, np.int64)
-        hits = starts[settled["again"]]
-        np.add.at(edges, hits, 1)
-        np.add.at(edges, hits + self.words, -1)
-        gone = np.cumsum(edges[:-1]) > 0
+        gone = covered(len(words), starts[settled["again"]], self.words)
         size = len(pages)
         reason, left = np.full(size, -1, np.int16), np.ones(size)
         texts: list[str] | None = None
@@ -94,6 +87,25 @@ class RepeatedStretches(Barrier):
             at = int(words.ends[low + end - 1]) - base
         pieces.append(text[at:])
         return "".join(pieces).strip(), len(changes) // 2
+
+
+def windows(first: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """int64: where each run of `width` pieces within a document begins, and how many each document has.
+
+    first [documents + 1]: where each document's pieces begin.
+    """
+    rows = np.maximum(np.diff(first) - width + 1, 0)
+    offsets = np.arange(int(rows.sum())) - np.repeat(np.cumsum(rows) - rows, rows)
+    return np.repeat(first[:-1], rows) + offsets, rows
+
+
+def covered(size: int, starts: np.ndarray, width: int) -> np.ndarray:
+    """bool [size]: which pieces are in one of the windows of `width` that begin at `starts`."""
+    edges = np.zeros(size + 1, np.int64)
+    np.add.at(edges, starts, 1)
+    np.add.at(edges, starts + width, -1)
+    gone: np.ndarray = np.cumsum(edges[:-1]) > 0
+    return gone
 
 
 def repeated(hashes: Any, count: int, room: Room) -> np.ndarray:
