@@ -26,7 +26,7 @@ from shunter.parallel.tensor import whole_tokens
 from shunter.parallel.told import told_by_all
 from shunter.post.batch import Answers
 from shunter.post.objective import ScoreObjective, Scores, loss_of
-from shunter.post.step import ScoredResult, Scorer, gather
+from shunter.post.step import ScoredResult, Scorer, gather, update
 from shunter.record.points import reach
 from shunter.train.optim import Optimizers
 from shunter.train.pipeline import LaidOutPasses
@@ -230,12 +230,7 @@ def laid_out_step(
         guard(told)
     total = math.nan if directive == "nan" else sum(terms.values())
     norm = float(passes.clip(clip))
-    reach("train.update", step=step)
-    updated = math.isfinite(total) and math.isfinite(norm)
-    if updated:
-        optimizers.step(rate)
-    optimizers.zero_grad()
-    return ScoredResult(total, terms, told, norm, updated)
+    return update(optimizers, total, terms, told, norm, step=step, rate=rate)
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:

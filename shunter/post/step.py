@@ -95,6 +95,25 @@ class ScoredResult:
     updated: bool  # False: loss or gradient was not finite, and nothing was changed
 
 
+def update(
+    optimizers: Optimizers,
+    total: float,
+    terms: Mapping[str, float],
+    told: Mapping[str, float],
+    norm: float,
+    *,
+    step: int,
+    rate: float,
+) -> ScoredResult:
+    """The end of every such step: with loss and gradient finite the weights move; gradients are dropped."""
+    reach("train.update", step=step)
+    updated = math.isfinite(total) and math.isfinite(norm)
+    if updated:
+        optimizers.step(rate)
+    optimizers.zero_grad()
+    return ScoredResult(total, terms, told, norm, updated)
+
+
 def scored_step(
     scorer: Scorer,
     optimizers: Optimizers,
@@ -133,12 +152,7 @@ def scored_step(
         guard(told)
     total = math.nan if directive == "nan" else sum(terms.values())
     norm = float(torch.nn.utils.clip_grad_norm_(_trained(scorer), clip))
-    reach("train.update", step=step)
-    updated = math.isfinite(total) and math.isfinite(norm)
-    if updated:
-        optimizers.step(rate)
-    optimizers.zero_grad()
-    return ScoredResult(total, terms, told, norm, updated)
+    return update(optimizers, total, terms, told, norm, step=step, rate=rate)
 
 
 def segment_plan(batch: Batch, segments: Tensor) -> SegmentPlan:

@@ -19,7 +19,7 @@ from shunter.models.moe import begin_step
 from shunter.parallel.mesh import Peers
 from shunter.parallel.told import told_by_all
 from shunter.post.objective import ScoreObjective, loss_of
-from shunter.post.step import ScoredResult, Scorer
+from shunter.post.step import ScoredResult, Scorer, update
 from shunter.record.points import reach
 from shunter.train.optim import Optimizers
 
@@ -88,12 +88,7 @@ def shared_step(
         else:
             add_up(parameters, peers)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
-    reach("train.update", step=step)
-    updated = math.isfinite(total) and math.isfinite(norm)
-    if updated:
-        optimizers.step(rate)
-    optimizers.zero_grad()
-    return ScoredResult(total, terms, told, norm, updated)
+    return update(optimizers, total, terms, told, norm, step=step, rate=rate)
 
 
 class WholeSums:
