@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # others have the other cores
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests import warm
 
 ROOT = Path(__file__).parent
 
@@ -62,6 +65,23 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
+
+
+# Modules that start processes of the package.
+STARTERS = ("shunter.launch.elastic", "shunter.post.beside", "shunter.post.roles.processes")
+
+
+@pytest.fixture
+def cold() -> None:
+    """Processes that this test starts begin as they do for a person, not as forks: see tests/warm.py."""
+
+
+@pytest.fixture(autouse=True)
+def _warm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "cold" not in request.fixturenames:
+        for name in STARTERS:
+            if name in sys.modules:
+                monkeypatch.setattr(sys.modules[name], "subprocess", warm.Subprocess())
 
 
 @pytest.fixture(scope="session")
