@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,19 +19,27 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import warm
+from tests.draws import ALL, SHORT
 
 ROOT = Path(__file__).parent
 
 # Two cores are shared by many tests: time limits per example would fail at random, and so would draws
-# that differ from run to run.
-settings.register_profile(
-    "shunter",
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("shunter")
+# that differ from run to run. `make test-all` draws more of everything that does not say how many itself.
+for name, count in (("short", SHORT), ("all", ALL)):
+    settings.register_profile(
+        name,
+        max_examples=count,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+settings.load_profile("short")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "not long":
+        settings.load_profile("all")
 
 
 # Files of few tests that take long. Side by side with others, they come first: one that begins when all
@@ -76,12 +85,23 @@ def cold() -> None:
     """Processes that this test starts begin as they do for a person, not as forks: see tests/warm.py."""
 
 
+def _begin(monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
+    for name in STARTERS:
+        if name in sys.modules:
+            monkeypatch.setattr(sys.modules[name], "subprocess", how)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _warm_for_fixtures() -> Iterator[None]:
+    """Those that modules share are made before what is for single tests."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _begin(monkeypatch, warm.Subprocess())
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _warm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "cold" not in request.fixturenames:
-        for name in STARTERS:
-            if name in sys.modules:
-                monkeypatch.setattr(sys.modules[name], "subprocess", warm.Subprocess())
+    _begin(monkeypatch, subprocess if "cold" in request.fixturenames else warm.Subprocess())
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def run(command: str, block: Block, folder: Path) -> None:
         **os.environ,
         "PATH": f"{warm.server().folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "COLUMNS": "120",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
     }
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
