@@ -219,6 +219,7 @@ def main(place: str) -> None:
                         raise
     for name in MORE:
         importlib.import_module(name)
+    importlib.import_module("shunter.recipe.attempt").code_record()  # kept, and the same for every fork
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(place)
     listener.listen(64)
