@@ -45,13 +45,15 @@ def pytest_configure(config: pytest.Config) -> None:
 # Files of few tests that take long. Side by side with others, they come first: one that begins when all
 # others have ended would keep one core alone. Within a file nothing moves.
 FIRST = (
-    "drills/test_short.py",
     "test_readme.py",
-    "jobs/test_rank_deaths.py",
+    "drills/test_faults.py",
+    "drills/test_kill.py",
     "train/test_layouts.py",
-    "surgery/test_layouts.py",
+    "drills/test_short.py",
+    "jobs/test_rank_deaths.py",
+    "jobs/test_together.py",
     "jobs/test_curate_trouble.py",
-    "post/roles/test_placements.py",
+    "surgery/test_layouts.py",
 )
 
 
