@@ -82,7 +82,8 @@ def _rank(module: str, request: str, number: int, count: int, port: int) -> None
 def _wait(ranks: Sequence[Process], told: list[int]) -> list[tuple[int, int]]:
     """Until all have ended. told: is no longer empty once this process was told to end. Returns process and
     exit code (minus the signal) of each that ended badly, in the order in which they did."""
-    living, ended = dict(enumerate(ranks)), []
+    living = dict(enumerate(ranks))
+    ended: list[tuple[int, int]] = []
     first = ending = float("inf")  # when the first ended badly, and when the others were told to end
     while living:
         connection.wait([rank.sentinel for rank in living.values()], elastic.EVERY)

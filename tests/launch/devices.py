@@ -1,4 +1,4 @@
-"""Ranks of which each tells what was asked of devices before the forks; they load what ranks of all kinds do."""
+"""Ranks that tell what was asked of devices before they were forked. They load what all kinds of ranks do."""
 
 from __future__ import annotations
 
