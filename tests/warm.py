@@ -196,6 +196,14 @@ def _descriptor(stream: Any, own: int, nothing: int) -> int:
     return stream if isinstance(stream, int) else int(stream.fileno())
 
 
+def lives(process: int) -> bool:
+    """Whether it is there, and not only waits for its parent to hear of its end."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 class Subprocess:
     """Stands for the module `subprocess` where the package starts processes."""
 

@@ -65,20 +65,13 @@ def test_ranks_end_with_the_process_that_they_are_forked_from(number: int, tmp_p
     rank = int(text)
     parent.send_signal(number)
     assert parent.wait(20) == (1 if number == signal.SIGTERM else -signal.SIGKILL)
-    while _lives(rank) and time.monotonic() < until:
+    while warm.lives(rank) and time.monotonic() < until:
         time.sleep(0.02)
-    assert not _lives(rank)
+    assert not warm.lives(rank)
 
 
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
-
-
-def _lives(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_nothing_has_touched_a_device_before_the_forks(tmp_path: Path, cold: None) -> None:
