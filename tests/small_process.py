@@ -1,4 +1,4 @@
-"""A process that does one thing: `python -m tests.small_process tell DESCRIPTOR|exit CODE|fail|kill|sleep`."""
+"""A process that does one thing: `python -m tests.small_process tell FILE|exit CODE|fail|kill|sleep`."""
 
 from __future__ import annotations
 
