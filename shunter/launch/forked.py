@@ -44,11 +44,11 @@ def main(module: str, request: str, count: int) -> int:
     listener = socket.create_server((HOST, 0))
     port = listener.getsockname()[1]
     os.register_at_fork(after_in_child=listener.close)
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     ranks = [_process(module, request, number, count, port) for number in range(count)]
     for rank in ranks:
         rank.start()
-    told: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     # Through which the ranks find each other. Made after the forks, since it has threads: who comes earlier
     # waits for it at the socket.
     store = TCPStore(HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
@@ -67,6 +67,7 @@ def _process(module: str, request: str, number: int, count: int, port: int) -> P
 
 def _rank(module: str, request: str, number: int, count: int, port: int) -> None:
     """In a rank: what torchrun would have told it, then its work."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ |= {
         "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": HOST, "MASTER_PORT": str(port),
