@@ -300,7 +300,11 @@ def _run(asked: dict[str, Any], descriptors: list[int]) -> int:
             stream.reconfigure(write_through=True)  # type: ignore[union-attr]
     module = asked["module"]
     sys.argv = [module, *asked["args"]]
+    # Not two of it: who imports it gets a new one, by either way of asking.
+    package, _, name = module.rpartition(".")
     sys.modules.pop(module, None)
+    if package in sys.modules:
+        vars(sys.modules[package]).pop(name, None)
     code: Any = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
