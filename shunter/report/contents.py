@@ -70,7 +70,11 @@ def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]
         section.charts += [chart] if chart is not None else []
     if isinstance(summary, Mapping) and not job.metrics:
         section.tables.append(Table("Summary", _flat_rows(summary), align="num"))
-    reasons = _count(path / "dropped.jsonl", "reason", problems)
+    told = summary.get("dropped") if isinstance(summary, Mapping) else None
+    # All that left is one of the largest files: it is read only where nobody has counted it.
+    reasons = (
+        Counter(told) if isinstance(told, Mapping) else _count(path / "dropped.jsonl", "reason", problems)
+    )
     if reasons:
         section.tables.append(_counted("Dropped documents by reason", "Reason", reasons))
     if samples := _samples(path / "samples.jsonl", problems):
@@ -115,9 +119,11 @@ def funnel(path: Path, summary: Mapping[str, Any], problems: list[str]) -> list[
 
 def _read(path: Path, summary: Mapping[str, Any], problems: list[str]) -> list[str]:
     """The row of the funnel for what reading did before the first operator."""
-    reasons = Counter(
-        str(line.get("reason")) for line in _lines(path, problems) if line.get("operator") == "reading"
-    )
+    if (known := summary.get("dropped_by_reading")) is not None:
+        reasons = Counter(known)
+    else:  # the corpus is older than that
+        lines = _lines(path, problems)
+        reasons = Counter(str(each.get("reason")) for each in lines if each.get("operator") == "reading")
     first = (summary.get("operators") or [{}])[0]
     told = [f"{reason} {numbers.count(count)}" for reason, count in reasons.most_common(4)]
     out, before = int(first.get("documents", 0)), int(summary.get("read", 0))

@@ -42,6 +42,13 @@ def test_a_curated_corpus(tmp_path: Path, work: Work, lingua: None) -> None:  # 
     facts = Facts("title", jobs=[JobFacts("corpus", "curate", "corpus", path=out, metrics=metrics)])
     (section,) = describe_data(facts)
     assert not facts.problems
+    records, summary = (out / "dropped.jsonl").read_text(), json.loads((out / "summary.json").read_text())
+    (out / "dropped.jsonl").write_text("")
+    assert describe_data(facts) == [section], "what left is counted already"
+    (out / "dropped.jsonl").write_text(records)
+    assert summary.pop("dropped_by_reading") == {"duplicate": 1}
+    (out / "summary.json").write_text(json.dumps(summary))
+    assert describe_data(facts) == [section], "older corpora have no such count"
     tables = {table.title: table.rows for table in section.tables}
     (source,) = tables["Sources"]
     assert source[:4] == ["web", "not given", "12", "0"]
