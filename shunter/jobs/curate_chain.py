@@ -295,6 +295,7 @@ class _Reading:
             yield self._chunk(numbers, texts, told)
         self._names.flush()
         self._dropped.flush()
+        self.output.seen.forget()  # 75 MB, and barriers are still to come
         if self.corpora.artefacts:
             self._no_id_twice()
 

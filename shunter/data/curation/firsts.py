@@ -47,6 +47,10 @@ class Firsts:
             self._spill()
         return None
 
+    def forget(self) -> None:
+        """Hold nothing more: no digest will be asked."""
+        self._new, self._files, self._filter = {}, [], bytearray()
+
     def _may_have(self, digest: bytes) -> bool:
         first, second = (int.from_bytes(digest[at : at + 4], "little") >> 32 - self._bits for at in (8, 12))
         return bool(self._filter[first >> 3] >> (first & 7) & self._filter[second >> 3] >> (second & 7) & 1)
