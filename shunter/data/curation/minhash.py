@@ -18,7 +18,7 @@ from shunter.data.curation.pages import Pages, Words, mixed
 from shunter.data.curation.room import Room, blocks, only, parts_of, ranged, room_of
 
 EARLIER = -2  # number of the first document of earlier corpora; -1 stands for none
-EACH = 64  # bytes a document while one range of a bucket is sorted
+EACH = 96  # bytes a document while one range of a bucket is sorted, what sorting takes among them
 MOST = 2**31 - 1  # documents whose numbers 32 bits hold
 TILE = 1024  # runs hashed at once: with 112 hashes 448 KiB, which a core's own cache holds
 
