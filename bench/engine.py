@@ -72,7 +72,7 @@ def theirs(source: Path, folder: Path) -> Callable[[], None]:
 
     (stage,) = stages(CHAIN)
 
-    @daft.func.batch(return_dtype=daft.DataType.string(), use_process=False, batch_size=ROWS)  # type: ignore[untyped-decorator]
+    @daft.func.batch(return_dtype=daft.DataType.string(), use_process=False, batch_size=ROWS)
     def judged(texts: Any) -> pa.Array:
         return pa.array(kept(stage, texts.to_pylist()), pa.large_string())
 

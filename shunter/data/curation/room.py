@@ -219,7 +219,7 @@ def _spread(column: Any, paths: list[Path], first: int, parts: int, zeros: bool,
     begin = 0
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in paths]
-        masks = repeat(None) if where is None else parts_of(where)
+        masks: Iterator[np.ndarray | None] = repeat(None) if where is None else parts_of(where)
         for part, mask in zip(parts_of(column), masks, strict=False):
             for cut in blocks(len(part)):
                 values = np.array(part[cut], np.uint64)
