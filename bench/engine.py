@@ -158,7 +158,9 @@ def main() -> int:
             f"[{told['ratio_low']:.2f}, {told['ratio_high']:.2f}], CPU {told['cpu_ratio_median']:.2f} times"
         )
     if not tiny:
-        result = {"what": "a chain of filters and signatures, our loop and Daft's engine, one core"}
+        result: dict[str, Any] = {
+            "what": "a chain of filters and signatures, our loop and Daft's engine, one core"
+        }
         result |= {"daft": importlib.metadata.version("daft"), "text_mb": size, "documents": len(texts)}
         save("engine", {**result, "left": len(left), "cases": found, "machine": machine()})
     return 0

@@ -104,13 +104,13 @@ class RepeatedParagraphs(Barrier):
         away = room.parts(count, EACH) > 1
         found: list[Repeats] = []
         known = None
-        for number, some in enumerate(ranged(keys["digests"], room, EACH, "paragraphs")):
-            if some.known is None or some.known is not known:
-                found.append(Repeats(some.kinds))
-            known = some.known
-            order, kind = some.often(self.times + 1)
+        for number, part in enumerate(ranged(keys["digests"], room, EACH, "paragraphs")):
+            if part.known is None or part.known is not known:
+                found.append(Repeats(part.kinds))
+            known = part.known
+            order, kind = part.often(self.times + 1)
             block = np.empty(len(order), REPEAT)
-            place = block["place"] = some.places[order]
+            place = block["place"] = part.places[order]
             block["document"] = np.searchsorted(ends, place, "right")
             block["size"], block["kind"] = sizes[place], kind
             found[-1].blocks.append(room.aside(f"repeats.{number}", block, away))
