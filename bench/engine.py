@@ -2,9 +2,9 @@
 
 Both sides read one Parquet file, judge its documents by the chain of quality filters, batch by batch with the
 same code, and write those that stay. Ours also writes the record of each chunk, by which a job that was
-killed goes on. Daft has no such records: what is killed in it begins anew. Beside it, the signatures of
-near-duplicates: ours against Daft's own `minhash`, which compares words between spaces as they are, where
-ours folds case, marks and digits and finds words first.
+killed goes on. Daft's checkpoints, which are of chains that only map rows, are not used. Beside it, the
+signatures of near-duplicates: ours against Daft's own `minhash`, which compares words between spaces as they
+are, where ours folds case, marks and digits and finds words first.
 
 Daft is no part of shunter. Make an environment with it and run this there:
     python -m venv peers
