@@ -10,6 +10,7 @@ groups wait, so what they hold was written by the newest weights when it is lear
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,15 @@ class Gathering:
                 self.groups += 1
 
     def take(self) -> list[Sample]:
-        """All of them; none is left."""
+        """All of them, with what is known of each: the reference is not asked in every step. None is left."""
         samples, self.samples, self.groups = self.samples, [], 0
-        return samples
+        common = set(samples[0].known) if samples else set()
+        for sample in samples:
+            common &= sample.known.keys()
+        return [
+            replace(each, known={name: known for name, known in each.known.items() if name in common})
+            for each in samples
+        ]
 
     def state(self) -> dict[str, Any]:
         """As JSON values; a number's shortest decimal form is exact."""
