@@ -1,4 +1,6 @@
-"""Layers with degrees of their own, as the cost model of a whole layout sees them. Imports without torch."""
+"""Layers, and embedding and head, with degrees of their own, as the cost model of a whole layout sees them.
+Imports without torch.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,32 @@ def own_costs(
     return found
 
 
-def turned(question: Question, choice: Choices, own: Mapping[int, Choices], begin: int, end: int) -> float:
-    """Seconds in which a micro-batch's hidden states change ranks within a stage, in one direction."""
-    each = [choice, *(own.get(layer, choice) for layer in range(begin, end)), choice]
+def end_costs(
+    question: Question, ends: Choices | None, each: Sequence[Costs], placement: Sequence[int]
+) -> tuple[Costs, Costs]:
+    """Of the first stage and of the last, as embedding and head have them. each: of all stages, under the
+    layout's own degrees; ends: theirs, where they have others."""
+    if ends is None:
+        return each[0], each[-1]
+    ranks = int(ends.stage_ranks[0])
+    kinds = [question.fabric.kind(at * ranks, (at + 1) * ranks) for at in (placement[0], placement[-1])]
+    first = costs(question, ends, kinds[0])
+    return first, first if kinds[0] is kinds[1] else costs(question, ends, kinds[1])
+
+
+def turned(
+    question: Question,
+    choice: Choices,
+    own: Mapping[int, Choices],
+    begin: int,
+    end: int,
+    ends: Choices | None = None,
+) -> float:
+    """Seconds in which a micro-batch's hidden states change ranks within a stage, in one direction. ends: of
+    embedding and head, where they are not those of the layout."""
+    first = choice if ends is None or begin else ends
+    last = choice if ends is None or end < question.spec.num_layers else ends
+    each = [first, *(own.get(layer, choice) for layer in range(begin, end)), last]
     return sum(turn(question, before, after) for before, after in pairwise(each) if before is not after)
 
 

@@ -88,6 +88,10 @@ def test_layers_with_degrees_of_their_own() -> None:
     assert low * 0.99 <= half.compute_seconds <= high * 1.01
     assert all_.compute_seconds == pytest.approx(apart.compute_seconds, rel=0.02)  # but for both ends
     Plan.of_data(half.data(), "plan.yaml")
+    # All layers and both ends so: the other layout by another name.
+    same = foretell(written({**one, "layers": [own[1]], "ends": other}), where)
+    assert same.step_seconds == pytest.approx(apart.step_seconds, rel=1e-4)  # gradients in two sums
+    assert same.memory_bytes_by_stage == pytest.approx(apart.memory_bytes_by_stage)
     with pytest.raises(ShunterError, match="beside recomputation"):
         foretell(written({**one, "layers": [own[0]], "recompute": "full"}), where)
 
