@@ -1,5 +1,7 @@
 """Embedding and head with degrees of their own, by real training steps on two ranks.
 
+    python -m bench.ends [CASE ...] [--rounds N] [--tiny]
+
 Layers are sharded over both ranks (fsdp 2). The table and the head, which are most of these small models, are
 sharded too and gathered in each micro-batch (alike), or cut by words (cut), or whole on each (whole).
 
@@ -9,6 +11,7 @@ round each time.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -30,7 +33,7 @@ from shunter.train.optim import Optimizers
 from shunter.train.pipeline import LaidOutPasses
 from shunter.train.world import World
 
-ROUNDS, RANKS = 15, 2
+ROUNDS, WARMUP, RANKS = 15, 2, 2
 LAYERS = {"fsdp": 2, "microbatches": MICROBATCHES}
 ARMS: dict[str, dict[str, Any]] = {
     "alike": LAYERS,
@@ -61,25 +64,25 @@ class Arm:
         return float(loss)
 
 
-def worker(rank: int, case: str) -> dict[str, Any]:
+def worker(rank: int, case: str, rounds: int) -> dict[str, Any]:
     groups = ProcessGroups(timeout=WAIT)
     arms = {name: Arm(name, case, rank, groups) for name in ARMS}
     losses: dict[str, list[float]] = {name: [] for name in ARMS}
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}
-    for turn in range(ROUNDS + 2):
+    for turn in range(rounds + WARMUP):
         for name in list(ARMS) if turn % 2 else list(ARMS)[::-1]:
             dist.barrier()
             begin = time.perf_counter()
             losses[name].append(arms[name].step())
             dist.barrier()
-            if turn >= 2:
+            if turn >= WARMUP:
                 seconds[name].append(time.perf_counter() - begin)
     return {"seconds": seconds, "losses": losses}
 
 
-def measure(case: str) -> dict[str, Any]:
+def measure(case: str, rounds: int) -> dict[str, Any]:
     """Each arm's ratio to the layout that is alike, and the bytes that a rank sends."""
-    found = on_ranks(RANKS, worker, case)
+    found = on_ranks(RANKS, worker, case, rounds)
     arms = {}
     for name in ARMS:
         # The same training, whatever the layout.
@@ -98,20 +101,28 @@ def measure(case: str) -> dict[str, Any]:
 
 def main() -> int:
     """Measure the cases named, or the first two; print and keep them."""
-    chosen = sys.argv[1:] or list(CASES)[:2]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--tiny", action="store_true", help="two rounds of one case; nothing is kept")
+    given = parser.parse_args()
+    chosen, rounds = given.cases or list(CASES)[:2], given.rounds
     if unknown := [name for name in chosen if name not in CASES]:
-        print(f"error: no such case: {', '.join(unknown)}. Known: {', '.join(CASES)}.", file=sys.stderr)
-        return 2
+        parser.error(f"no such case: {', '.join(unknown)}. Known: {', '.join(CASES)}.")
+    if given.tiny:
+        chosen, rounds = chosen[:1], 2
     os.environ["OMP_NUM_THREADS"] = "1"
     cases = {}
     for case in chosen:
-        found = cases[case] = measure(case)
+        found = cases[case] = measure(case, rounds)
         print(case)
         for name, arm in found["arms"].items():
             low, high = arm["interval"]
             ratio = f"{arm['faster_than_alike']:.2f} [{low:.2f}, {high:.2f}]"
             print(f"  {name:<8}{ratio}   MiB sent {arm['mib_sent']:8.1f}", flush=True)
     what = "steps on two ranks, layers sharded: seconds with the ends sharded by those of others"
+    if given.tiny:
+        return 0
     save("ends", {"what": what, "cases": cases})
     return 0
 

@@ -90,7 +90,7 @@ def predicted(
     strategies = chosen if kept == "layer" or own or ends is not None else None
     if it.fabric.terrain is not None:
         order = tuple(parallel.ranks or range(parallel.grid.size))
-        run = Run(cluster.name, it, choice, 1.0, order, strategies, own=own, ends=ends)
+        run = Run(cluster.name, it, choice, 1.0, order, strategies, laid.bounds, own, ends)
         found = run.prediction(it.coefficients)
     else:
         found = predict(it, choice, strategies=strategies, cut=laid.bounds, own=own, ends=ends)

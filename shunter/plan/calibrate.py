@@ -55,7 +55,9 @@ class Run:
         """Of the whole step, with its parts."""
         asked = self.asked(coefficients)
         if self.order and asked.fabric.terrain is not None:
-            found = Grounds(asked, self.choice, asked.fabric.room(None)).predict(self.order)
+            found = Grounds(asked, self.choice, asked.fabric.room(None)).predict(
+                self.order, self.cut, strategies=self.strategies, own=self.own, ends=self.ends
+            )
             if found is not None:
                 return found
         return predict(

@@ -119,10 +119,10 @@ def predict(
     aside, where the practice can choose them, as few as fit. site: where its ranks are, if that has been
     decided. strategies: of the layers, and cut: bounds of the stages, likewise. own: degrees of some layers
     (by number, with the rows that their ranks have then), ends: of embedding and head, likewise; both with
-    `strategies` and without `site`."""
+    `strategies`."""
     assert len(choice) == 1
     own = own or {}
-    assert not (own or ends is not None) or (site is None and strategies is not None)
+    assert not (own or ends is not None) or strategies is not None
     pp, chunks = int(choice.pp[0]), int(choice.chunks[0])
     m = int(choice.microbatches(question.batch)[0])
     name = SCHEDULES[choice.schedule[0]]
@@ -144,8 +144,8 @@ def predict(
     rooms: Sequence[float | None] = (room,) * pp if site is None else site.rooms
     chosen = strategies or _strategies(question, choice, each, bounds, placement, m, rooms)
     held = [_bytes(asked[rank], choice, bounds, chosen, placement, rank, m, own, ends) for rank in range(pp)]
-    theirs = own_costs(question, own, bounds, placement)
-    at_ends = end_costs(question, ends, each, placement)
+    theirs = own_costs(asked, own, bounds, placement)
+    at_ends = end_costs(asked, ends, each, placement)
     forward, backward, weights, busy, redone = ([0.0] * stages for _ in range(5))
     # A stage that is computed again is so by an action of the program, which some backwards do without.
     apart = pp > 1 and RECOMPUTE[choice.recompute[0]] == "stage"
@@ -165,8 +165,9 @@ def predict(
             elif chosen[layer] == ASIDE and part.aside is not None:
                 f, b = f + float(part.aside[0][0]), b + float(part.aside[1][0])
             ahead, behind = ahead + f, behind + b
-        moved = turned(question, choice, own, begin, end, ends) if own or ends is not None else 0.0
-        ahead, behind = ahead + moved, behind + moved
+        if own or ends is not None:
+            moved = turned(asked[placement[stage]], choice, own, begin, end, ends)
+            ahead, behind = ahead + moved, behind + moved
         received = float(cost.messages.received[0])
         ahead, behind = ahead + received * (stage > 0), behind + received * (stage < stages - 1)
         for end_part, its, there in (
@@ -240,7 +241,7 @@ def _cut(
     def whole(cost: LayerCost) -> float:
         return float(cost.forward.both[0] + cost.backward.both[0] + cost.again.both[0])
 
-    at_ends = end_costs(question, others, each, placement)
+    at_ends = end_costs((question,) * len(each), others, each, placement)
     ends = at_ends[0].embedding, at_ends[1].head
     first, last = (float(end.forward[0] + end.backward[0]) for end in ends)
     if spec.experts is not None and any(

@@ -27,9 +27,7 @@ Objective = Literal["time", "cost", "memory"]
 
 FINALISTS = 32
 SIMULATED = 1_500_000  # nodes of all simulated programs together
-FRAMES = (
-    3  # stages, schedules and micro-batches for which layers and ends of their own degrees are looked for
-)
+FRAMES = 3  # stages, schedules and micro-batches for which degrees of layers' and ends' own are looked for
 FREE = {"dp", "fsdp", "cp", "tp", "ep", "etp", "recompute"}  # what they choose: not where one of it is fixed
 # Estimates beyond this times the best one are not looked at more closely. In six questions (4B to 47B, on 4
 # to 16 devices of four kinds) what was fastest by simulation had an estimate of at most 1.12 times the least.
