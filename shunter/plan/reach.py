@@ -60,6 +60,6 @@ def must_reach(question: Question) -> None:
             raise ShunterError(
                 f"no prediction reaches so far: {each}",
                 mend=f"Ask for at most {FAR * each.most:,.0f} {each.what}, measure on your machine with "
-                "`shunter probe --model` and plan with --profile, or give `shunter plan` --extrapolate for what "
-                "the formulas say all the same.",
+                "`shunter probe --model` and plan with --profile, or give `shunter plan` --extrapolate for "
+                "what the formulas say all the same.",
             )

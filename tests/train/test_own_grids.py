@@ -17,6 +17,7 @@ from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderSpec
 from shunter.train.config import Parallel
 from shunter.train.layout_check import check_layout
+from tests.draws import examples
 from tests.parallel.pool import Pool
 from tests.train.layouts import ALL, Case, apart
 from tests.train.test_layouts import check
@@ -98,13 +99,13 @@ def test_they_learn_what_one_process_learns(pool: Pool, name: str) -> None:
     check(pool, case(name, "muon" if name in ("sharded between whole", "tensor and data") else "adamw"))
 
 
-@settings(max_examples=2)
+@settings(max_examples=examples(2, 6))
 @given(case=apart((2, 4)))
 def test_any_degrees_for_any_layers(pool: Pool, case: Case) -> None:
     check(pool, case)
 
 
-@settings(max_examples=2)
+@settings(max_examples=examples(2, 6))
 @given(case=apart((2, 3, 4), ends=True))
 def test_any_degrees_for_embedding_and_head(pool: Pool, case: Case) -> None:
     check(pool, case)
