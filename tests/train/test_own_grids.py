@@ -49,6 +49,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "vocabulary cut, layers sharded": ({"fsdp": 2, "microbatches": 2, "ends": {"tp": 2}}, {}),
+    "vocabulary whole, layers cut": ({"tp": 2, "microbatches": 2, "ends": {"dp": 2}}, {"tied": False}),
     # Which four heads could not be.
     "a vocabulary in three parts": (
         {"dp": 3, "microbatches": 1, "sequence": False, "ends": {"tp": 3}},
