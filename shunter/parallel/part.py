@@ -311,6 +311,9 @@ def _end_prefetching(stage: nn.Module) -> None:
         if found := sharded_modules(layer):
             for module in found:
                 module.set_modules_to_backward_prefetch([module])
+            # But a layer fetches its experts: what is computed again must find them.
+            if found[0] is layer and len(found) > 1:
+                found[0].set_modules_to_backward_prefetch(found[1:])
             return
 
 

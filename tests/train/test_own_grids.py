@@ -64,6 +64,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
          "layers": [{"of": [0, 3], "tp": 2}]},
         {},
     ),
+    # A layer has its experts fetched before its backward computes them again.
+    "experts fetched and computed again": (
+        {"fsdp": 2, "microbatches": 2, "recompute": "selective", "ends": {"tp": 2}},
+        {"experts": EXPERTS, "qk_norm": True, "num_layers": 2},
+    ),
     "experts": (
         {"tp": 2, "dp": 2, "ep": 4, "layers": [{"of": [1], "fsdp": 2, "cp": 2, "ep": 2, "etp": 2}]},
         {"experts": EXPERTS, "qk_norm": True},
