@@ -21,8 +21,8 @@ REFUSED = {
     "plan": "plans are made for rows of tokens, and here are pairs of answers",
     "replan": "plans are made for rows of tokens, and here are pairs of answers",
     "layers": "layers with degrees of their own are not tried with pairs of answers",
+    "ends": "degrees of their own for embedding and head are not tried with pairs of answers",
     "vocabulary": "vocabulary splits the head over stages, and scores of pairs are made by one",
-    "timeline": "steps on pairs of answers are not recorded",
 }
 
 

@@ -7,6 +7,7 @@ Everything is drawn from (seed, step), so a run that was killed writes the same 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -32,6 +33,7 @@ from shunter.post.policy import Policy, Value
 from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grader
+from shunter.post.spent import Phases
 from shunter.post.step import Scorer
 from shunter.post.writers import BLOCK, submit, written
 
@@ -89,6 +91,7 @@ class Reinforcement:
         self.room = min(longest + sampling.max_new_tokens + told, policy.decoder.spec.max_positions)
         self.journal = Journal(course.place.work / "rollouts")
         self.updates = 0  # of the policy: the version of its weights
+        self.phases = Phases()
         self.rewards: list[float] = []
         self.samples: list[dict[str, Any]] = []
         self.most_gap = 0.0
@@ -110,16 +113,22 @@ class Reinforcement:
 
     def step(self, number: int) -> Mapping[str, float]:
         """Write, grade, learn."""
+        begin = time.perf_counter()
+        self.phases.last = {}
         chosen = [self.prompts.items[int(i)] for i in self.loader.take(self.per_step)]
         done, graded, far = self._rows(number, chosen)
+        self.phases.wrote(done)
         groups = [i // self.group for i in range(len(done))]
         rewards = [one.total for one in graded]
         values = None
         if self.critic is not None:
-            values = of_each(self.critic.scorer, _unknown(done), self.course.how.micro_tokens, "value")
+            with self.phases.timed("preparation"):
+                values = of_each(self.critic.scorer, _unknown(done), self.course.how.micro_tokens, "value")
+            self.phases.passed(_unknown(done))
         samples = judge(self.config, done, rewards, groups, far, values)
         stale = self._stale(done)
-        told = self._learn(number, samples)
+        with self.phases.timed("learning"):
+            told = self._learn(number, samples)
         self.most_gap = max(self.most_gap, told.get("rl/max_gap", 0.0))
         self.rewards.append(float(np.mean(rewards)))
         self._keep(number, chosen, done, graded)
@@ -138,16 +147,24 @@ class Reinforcement:
             "rl/staleness": stale,
             **{f"rl/{name}": float(count) for name, count in ends.items()},
             **told,
+            **{f"rl/{name}_seconds": seconds for name, seconds in self.phases.last.items()},
+            "train/step_seconds": time.perf_counter() - begin,
         }
 
     def _rows(
         self, number: int, chosen: Sequence[Prompt]
     ) -> tuple[list[Rollout], list[Graded], list[Array] | None]:
         """A step's answers in order, what they are worth, and where it is asked, what the reference says."""
-        done = self._write(number, chosen)
+        with self.phases.timed("writing"):
+            done = self._write(number, chosen)
         prompts = [chosen[at // self.group] for at in range(len(done))]
-        graded = self._grade(prompts, done)
-        far = self._refer(done) if self._asks_reference(number) else None
+        with self.phases.timed("grading"):
+            graded = self._grade(prompts, done)
+        if not self._asks_reference(number):
+            return done, graded, None
+        with self.phases.timed("preparation"):
+            far = self._refer(done)
+        self.phases.passed(_unknown(done))
         return done, graded, far
 
     def _asks_reference(self, number: int) -> bool:
@@ -304,6 +321,7 @@ class Reinforcement:
                 if self._teaches(some):
                     guard = self._guard if first else None
                     result = self.policy.learn(self.objective, batches, number, guard)
+                    self.phases.updates.add(batches)
                     self.course.learnt(result, number)
                     self.updates += 1
                     self._renew()
@@ -314,6 +332,7 @@ class Reinforcement:
                 # Equal rewards are what a critic has to learn too.
                 if self.critic is not None:
                     taught = self.critic.learn(self.value, batches, number)
+                    self.phases.taught += 1
                     self.course.learnt(taught, number)
                     told_of_values |= {f"rl/{name}": value for name, value in taught.told.items()}
         if not told:
