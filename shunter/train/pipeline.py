@@ -12,12 +12,13 @@ from torch import Tensor
 from shunter.data.tokens import Batch
 from shunter.layout.grid import DENSE, Grid
 from shunter.layout.holding import Holding
+from shunter.layout.piece import Piece
 from shunter.models.decoder import Decoder
 from shunter.models.dropout import Masks
 from shunter.models.moe import begin_step
 from shunter.models.segments import SegmentPlan
 from shunter.models.sharding import holdings
-from shunter.parallel.collect import collect
+from shunter.parallel.collect import collect, collect_everywhere
 from shunter.parallel.context.attend import ContextSight
 from shunter.parallel.context.spread import spread_rows
 from shunter.parallel.cut import decoder_costs
@@ -324,15 +325,31 @@ class LaidOutPasses:
 
         held: otherwise; `part.kept` for gradients and an optimizer's state.
         """
-        world, held = self.world, held or self.part.held
+        world = self.world
+        mine, pieces = self._handed_in(parts, held or self.part.held)
+        with answering(world.rank, "bring the weights together"):
+            return collect(mine, pieces, world.mesh.everyone, world.device)
+
+    def everywhere(self, into: Mapping[str, Tensor]) -> None:
+        """Put all ranks' weights, and buffers that are learnt, into whole ones of the same names on this
+        rank's device; every rank calls it."""
+        world = self.world
+        mine, pieces = self._handed_in(self.part.state, self.part.held)
+        with answering(world.rank, "bring the weights together"):
+            collect_everywhere(mine, pieces, into, world.mesh.everyone, world.device)
+
+    def _handed_in(
+        self, parts: Mapping[str, Tensor], held: Mapping[str, Holding]
+    ) -> tuple[dict[str, Tensor], dict[str, Piece]]:
+        """Of parts of tensors, those that this rank is the first to hold; and which part of the whole each
+        is."""
+        mesh = self.world.mesh
         mine = {
             name: tensor
             for name, tensor in parts.items()
-            if held[name].is_first(world.mesh.at(held[name].grid).place) and name not in self.elsewhere
+            if held[name].is_first(mesh.at(held[name].grid).place) and name not in self.elsewhere
         }
-        pieces = {name: held[name].piece for name in mine}
-        with answering(world.rank, "bring the weights together"):
-            return collect(mine, pieces, world.mesh.everyone, world.device)
+        return mine, {name: held[name].piece for name in mine}
 
     def _computes(self, module: DecoderStage) -> Compute:
         def compute(inputs: Tree, microbatch: int) -> Tree:
@@ -356,10 +373,11 @@ class LaidOutPasses:
             whole = array.to(self.device, non_blocking=True)
             return whole if self.spread is None else whole[:, self.spread]
 
-        def plan(segments: Tensor, number: int) -> SegmentPlan:
-            there = segments.to(self.device)
+        def plan(batch: Batch, number: int) -> SegmentPlan:
+            there = torch.from_numpy(batch.segments).to(self.device)
             if dropping is None:
-                return self._documents(None, there, None)
+                # Of answers, which know of a prompt that all of a row's others see.
+                return self._documents(None, there, None, shared=getattr(batch, "shared", False))
             masks = dropping.masks(number, there.shape[1], self.device, self.spread)
             return self._documents(None, there, masks)
 
@@ -369,7 +387,7 @@ class LaidOutPasses:
                 put(torch.from_numpy(batch.positions)),
                 put(torch.from_numpy(batch.targets)),
                 put(factors),
-                plan(torch.from_numpy(batch.segments), number),
+                plan(batch, number),
                 z_loss,
             )
             for number, (batch, factors) in enumerate(zip(batches, coefficients, strict=True))
@@ -377,11 +395,16 @@ class LaidOutPasses:
         if self.views is not None:
             self.views.add(self.rows, batches, dropping, self.spreads, self._documents)
 
-    def _documents(self, grid: Grid | None, segments: Tensor, masks: Masks | None) -> SegmentPlan:
-        """Of whole rows, who sees whom under a grid; masks: of this rank's positions."""
+    def _documents(
+        self, grid: Grid | None, segments: Tensor, masks: Masks | None, *, shared: bool = False
+    ) -> SegmentPlan:
+        """Of whole rows, who sees whom under a grid; masks: of this rank's positions. shared: all see the
+        first segment of their row; not where rows are spread."""
         spread, tokens = self.spreads[grid], self.part.ways[grid]
+        if shared and spread is not None:
+            raise ValueError("rows whose first segment all see cannot be spread over context ranks")
         if spread is None:
-            found = SegmentPlan.build(segments)
+            found = SegmentPlan.sharing(segments) if shared else SegmentPlan.build(segments)
         else:
             ranks = self.world.mesh.at(grid).peers("cp").size
             window = self.decoder.spec.sliding_window

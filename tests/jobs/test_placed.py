@@ -51,7 +51,9 @@ def rewards(folder: Path) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("policy", [{"kl": 0.02, "updates": 2}, {"algorithm": "ppo", "epochs": 2}], ids=str)
+@pytest.mark.parametrize(
+    "policy", [{"kl": 0.02, "updates": 2}, {"algorithm": "ppo", "epochs": 2, "kl": 0.01}], ids=str
+)
 def test_placed_is_as_without_a_placement(work: Work, model: Path, policy: dict[str, Any]) -> None:
     """The same answers and rewards; weights within rounding, since other answers are computed together."""
     plain, _ = reinforce(work, model, "plain", None, policy=policy)
