@@ -112,6 +112,7 @@ def served(
     from shunter.surgery.lora import merged
 
     assert config.how.server is not None
+    assert config.generator != "own"
     special = models.special(folder)
     return ServedEngine(
         config.generator,

@@ -148,9 +148,10 @@ class Elsewhere(Grader):
 
 
 def _is_plain(pupil: LaidOutPupil) -> bool:
-    """Whether a rank has the whole decoder, whose layers compute as without a layout. Experts ask other ranks
-    about tokens, of which ranks that write have different numbers."""
+    """Whether a rank has the whole decoder, whose layers compute as without a layout: not where attention, or
+    experts, ask other ranks about tokens, of which ranks that write have different numbers."""
     part, parallel = pupil.passes.part, pupil.parallel
     whole = parallel.pp == 1 and all(holding.piece.is_whole for holding in part.held.values())
+    asks = parallel.cp > 1 or pupil.decoder.spec.experts is not None
     altered = part.sharded or parallel.recompute or parallel.offload or parallel.zero
-    return whole and pupil.decoder.spec.experts is None and not altered
+    return whole and not asks and not altered
