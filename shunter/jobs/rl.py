@@ -75,7 +75,7 @@ class RlConfig(JobConfig):
 
     @model_validator(mode="after")
     def _comparable(self) -> RlConfig:
-        if self.group < 2 and self.policy.algorithm not in ("ppo", "reinforce++"):
+        if self.group < 2 and self.policy.compares:
             raise ValueError(
                 f"{self.policy.algorithm} compares answers to one prompt: group must be 2 or more"
             )
@@ -100,6 +100,11 @@ class RlConfig(JobConfig):
         if self.policy.updates > self.answers:
             raise ValueError(
                 f"a step's {self.answers} answers cannot be cut into {self.policy.updates} updates"
+            )
+        if self.policy.least_groups > 1 and (self.staleness or self.how.placement is not None):
+            raise ValueError(
+                "policy.least_groups lets answers wait, which goes with neither staleness nor how.placement "
+                "so far"
             )
         return self
 

@@ -39,6 +39,11 @@ def check_laid_out(config: RlConfig, base: Path) -> None:
         ("staleness", config.staleness > 0, apart),
         ("how.writer", config.apart, apart),
         ("generator", config.generator != "own", "a server writes for a learner in one process so far"),
+        (
+            "policy.least_groups",
+            config.policy.least_groups > 1,
+            "an update of as many groups as have come together may have too few answers for a layout's ranks",
+        ),
     ):
         if given:
             raise ShunterError(why, where=where, mend=f"Leave out either how.parallel or {where}.")
