@@ -1,4 +1,4 @@
-"""Tensors of which each rank holds a part, brought together on one rank, or on every one."""
+"""Tensors of which each rank holds a part, brought together on one rank."""
 
 from __future__ import annotations
 
@@ -55,46 +55,6 @@ def collect(
     return found
 
 
-@torch.no_grad()
-def collect_everywhere(
-    tensors: Mapping[str, Tensor],
-    pieces: Mapping[str, Piece],
-    into: Mapping[str, Tensor],
-    peers: Peers,
-    device: torch.device,
-) -> None:
-    """Put the whole tensors into those of the same names in `into`, which every one of the peers has.
-
-    tensors, pieces: as of `collect`. device: where the group's messages are, and `into` stands. One part is
-    under way at a time. Raises ValueError when parts are missing, or are of nothing that is wanted.
-    """
-    facts = {name: [pieces[name].shape, pieces[name].ranges] for name in tensors}
-    told = told_by_all(facts, peers, device)
-    if strange := [name for facts in told for name in facts if name not in into]:
-        raise ValueError(f"{strange[0]} is not wanted")
-    for name in sorted(into):
-        whole, missing = into[name], torch.ones_like(into[name], dtype=torch.bool)
-        for rank, facts in zip(peers.ranks, told, strict=True):
-            if name not in facts:
-                continue
-            shape, ranges = facts[name]
-            piece = Piece(tuple(shape), tuple(tuple((b, e) for b, e in held) for held in ranges))
-            if piece.shape != tuple(whole.shape):
-                raise ValueError(f"{name} has the shape {piece.shape}, and {tuple(whole.shape)} is wanted")
-            if not piece.numel:
-                continue
-            if rank == peers.ranks[peers.index]:
-                part = tensors[name].detach().to(device).contiguous()
-            else:
-                part = torch.empty(piece.local_shape, dtype=whole.dtype, device=device)
-            if peers.size > 1:
-                dist.broadcast(part, rank, group=peers.group)
-            place(part, piece, whole)
-            place(torch.zeros_like(part, dtype=torch.bool), piece, missing)
-        if bool(missing.any()):
-            raise ValueError(f"no rank has all of {name}")
-
-
 def place(part: Tensor, piece: Piece, whole: Tensor) -> None:
     """Put a part where it belongs in the whole."""
     for box in piece.boxes():
@@ -104,9 +64,14 @@ def place(part: Tensor, piece: Piece, whole: Tensor) -> None:
 def cut(whole: Tensor, piece: Piece) -> Tensor:
     """A copy of a part of the whole."""
     part = whole.new_empty(piece.local_shape)
+    take(whole, piece, part)
+    return part
+
+
+def take(whole: Tensor, piece: Piece, part: Tensor) -> None:
+    """Put into a part what belongs there of the whole."""
     for box in piece.boxes():
         part[box.slices(box.part)] = whole[box.slices(box.whole)]
-    return part
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,24 +1,28 @@
 """Reinforcement learning under a layout: the ranks write their shares of a step, and learn together.
 
-Each rank writes with the whole model: the policy itself where it is whole there, else a copy into which all
-ranks' parts are brought together before a step writes. Rank 0 grades all answers, once. Every rank is told
+Each rank writes with the whole model: the policy itself where it is whole there, else a copy which takes the
+place of this rank's part while a step is written. Rank 0 grades all answers, once. Every rank is told
 all answers and all rewards: advantages, which compare answers with each other, are then those of one
 process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shunter.generate.rollout import Engine, Rollout
 from shunter.layout.piece import balanced
 from shunter.models.decoder import Decoder
 from shunter.parallel.lost import answering
+from shunter.parallel.resharding import Bill
+from shunter.parallel.together import without_memory
 from shunter.parallel.told import told_by_all
 from shunter.post.advantages import Array
 from shunter.post.batch import Answers, Sample
@@ -42,9 +46,9 @@ class LaidOutReinforcement(Reinforcement):
         assert isinstance(self.policy, LaidOutPupil)
         self.laid_out, self.world = self.policy, self.policy.world
         self.writes = WritingCopy(self.policy)
+        self._told = False  # the log says what it took to bring it together
         # A file a step for each rank: what one has written, all read.
         self.journal = Journal(self.course.place.work / "rollouts", f"r{self.world.rank:05d}")
-        self._fresh = False  # what writes has the newest weights
 
     @property
     def scored_tokens(self) -> int:
@@ -59,16 +63,17 @@ class LaidOutReinforcement(Reinforcement):
         return self._writing(self.writes.model, self.sampling.model_copy(update={"batch": batch}))
 
     def _renew(self) -> None:
-        """Weights are brought together when the next step writes: once for all updates of a step."""
-        self._fresh = False
+        """Weights are new to what writes when the next step is written: once for all updates of a step."""
 
     def _write(self, number: int, chosen: Sequence[Prompt]) -> list[Rollout]:
-        if not self._fresh:
-            self.writes.renew()
-            self.engine.new_weights(self.updates)
-            self._fresh = True
         count = len(chosen) * self.group
-        mine = self._written(number, chosen, self._mine(count))
+        with self.writes.there():
+            self.engine.new_weights(self.updates)
+            mine = self._written(number, chosen, self._mine(count))
+        if not self._told and not self.writes.own:
+            self._told = True
+            told = {f"{name}_bytes": size for name, size in vars(self.writes.bill).items()}
+            self.course.place.events.write("copy", **told)
         every = self._tell([[at, vars(one)] for at, one in mine.items()], "tell its answers")
         found = {int(at): Rollout(**values) for answers in every for at, values in answers}
         return [found[at] for at in range(count)]
@@ -120,24 +125,39 @@ class WritingCopy:
     """The whole model on this rank, for writing.
 
     model: the one that learns, where this rank has all of it and computes with it as one process does; else a
-    copy in its dtype, which takes the memory of all weights."""
+    copy in its dtype. The copy has memory while it is used, and this rank's part of what learns has none
+    then. bill: bytes of the last time.
+    """
 
     def __init__(self, pupil: LaidOutPupil) -> None:
-        self.passes = passes = pupil.passes
+        passes = pupil.passes
         self.own = _is_plain(pupil)
+        self.bill = Bill()
         if self.own:
             self.model = passes.decoder
             return
         dtype = next(iter(passes.part.weights.values())).dtype
         with torch.device("meta"):
             bare = Decoder(passes.decoder.spec)
-        self.model = bare.to(dtype).to_empty(device=passes.device)
-        self.model.requires_grad_(False)
 
-    def renew(self) -> None:
-        """Have the newest weights; every rank calls it."""
-        if not self.own:
-            self.passes.everywhere(self.model.state_dict())
+        def room(tensor: Tensor) -> Tensor:
+            return without_memory(torch.empty_like(tensor, device=passes.device))
+
+        # As `to_empty`, one tensor at a time: all of them may have no room beside what learns.
+        self.model = bare.to(dtype)._apply(room)
+        self.model.requires_grad_(False)
+        self._together = passes.together(self.model.state_dict())
+
+    @contextmanager
+    def there(self) -> Iterator[None]:
+        """Within it the model has the newest weights; what learns has none meanwhile, where this is a copy.
+        Every rank calls it."""
+        if self.own:
+            yield
+            return
+        with self._together.there():
+            self.bill = self._together.bill
+            yield
 
 
 class Elsewhere(Grader):

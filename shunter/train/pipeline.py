@@ -12,13 +12,12 @@ from torch import Tensor
 from shunter.data.tokens import Batch
 from shunter.layout.grid import DENSE, Grid
 from shunter.layout.holding import Holding
-from shunter.layout.piece import Piece
 from shunter.models.decoder import Decoder
 from shunter.models.dropout import Masks
 from shunter.models.moe import begin_step
 from shunter.models.segments import SegmentPlan
 from shunter.models.sharding import holdings
-from shunter.parallel.collect import collect, collect_everywhere
+from shunter.parallel.collect import collect
 from shunter.parallel.context.attend import ContextSight
 from shunter.parallel.context.spread import spread_rows
 from shunter.parallel.cut import decoder_costs
@@ -29,6 +28,7 @@ from shunter.parallel.lost import answering
 from shunter.parallel.part import DecoderPart, Fill, pipeline_cut
 from shunter.parallel.sharded import sharded_handlers
 from shunter.parallel.stage import Compute, Stage
+from shunter.parallel.together import Together
 from shunter.parallel.tree import Tree
 from shunter.parallel.vocabulary import VocabularyPart, vocabulary_rows
 from shunter.schedule.action import WEIGHT
@@ -325,31 +325,23 @@ class LaidOutPasses:
 
         held: otherwise; `part.kept` for gradients and an optimizer's state.
         """
-        world = self.world
-        mine, pieces = self._handed_in(parts, held or self.part.held)
-        with answering(world.rank, "bring the weights together"):
-            return collect(mine, pieces, world.mesh.everyone, world.device)
-
-    def everywhere(self, into: Mapping[str, Tensor]) -> None:
-        """Put all ranks' weights, and buffers that are learnt, into whole ones of the same names on this
-        rank's device; every rank calls it."""
-        world = self.world
-        mine, pieces = self._handed_in(self.part.state, self.part.held)
-        with answering(world.rank, "bring the weights together"):
-            collect_everywhere(mine, pieces, into, world.mesh.everyone, world.device)
-
-    def _handed_in(
-        self, parts: Mapping[str, Tensor], held: Mapping[str, Holding]
-    ) -> tuple[dict[str, Tensor], dict[str, Piece]]:
-        """Of parts of tensors, those that this rank is the first to hold; and which part of the whole each
-        is."""
-        mesh = self.world.mesh
+        world, held = self.world, held or self.part.held
         mine = {
             name: tensor
             for name, tensor in parts.items()
-            if held[name].is_first(mesh.at(held[name].grid).place) and name not in self.elsewhere
+            if held[name].is_first(world.mesh.at(held[name].grid).place) and name not in self.elsewhere
         }
-        return mine, {name: held[name].piece for name in mine}
+        pieces = {name: held[name].piece for name in mine}
+        with answering(world.rank, "bring the weights together"):
+            return collect(mine, pieces, world.mesh.everyone, world.device)
+
+    def together(self, whole: Mapping[str, Tensor]) -> Together:
+        """What brings all weights, and buffers that are learnt, together in `whole`: tensors of the same
+        names on this rank's device. Every rank calls it."""
+        world, state = self.world, self.part.state
+        pieces = {name: self.part.held[name].piece for name in state}
+        copies = [world.mesh.grid.coordinates(rank)["dp"] for rank in range(world.size)]
+        return Together(state, pieces, whole, world.mesh.everyone, world.device, copies)
 
     def _computes(self, module: DecoderStage) -> Compute:
         def compute(inputs: Tree, microbatch: int) -> Tree:
@@ -376,7 +368,7 @@ class LaidOutPasses:
         def plan(batch: Batch, number: int) -> SegmentPlan:
             there = torch.from_numpy(batch.segments).to(self.device)
             if dropping is None:
-                # Of answers, which know of a prompt that all of a row's others see.
+                # Answers (`post.batch`, a room above) may share the prompt that begins their row.
                 return self._documents(None, there, None, shared=getattr(batch, "shared", False))
             masks = dropping.masks(number, there.shape[1], self.device, self.spread)
             return self._documents(None, there, masks)

@@ -224,13 +224,14 @@ def made(lesson: Lesson, world: World | None) -> Reinforcement:
 @dataclass
 class Outcome:
     """What a layout must not change. told: of each step. shown: answers that people see. reused: answers
-    read from the journal. weights: on rank 0 alone."""
+    read from the journal. weights: on rank 0 alone. twice: bytes held for learning while a copy writes."""
 
     told: list[dict[str, float]]
     rewards: list[float]
     shown: list[Any]
     reused: int
     weights: dict[str, torch.Tensor]
+    twice: int
 
 
 def learnt(lesson: Lesson, world: World | None) -> Outcome:
@@ -265,7 +266,8 @@ def learnt(lesson: Lesson, world: World | None) -> Outcome:
         else:
             state = dict(pupil.module.state_dict())
         weights |= {f"{name}.{key.removeprefix('decoder.')}": each.clone() for key, each in state.items()}
-    return Outcome(told, it.rewards, it.samples, it.journal.reused, weights)
+    twice = it.writes.bill.redundant if isinstance(it, LaidOutReinforcement) else 0
+    return Outcome(told, it.rewards, it.samples, it.journal.reused, weights, twice)
 
 
 def task(rank: int, groups: Groups, lesson: Lesson) -> Outcome:
@@ -274,7 +276,7 @@ def task(rank: int, groups: Groups, lesson: Lesson) -> Outcome:
 
 def differs(found: Outcome, expected: Outcome, close: float = 1e-7) -> list[str]:
     """What is not the same to within rounding; answers and rewards are the same to the bit."""
-    wrong = [name for name in ("rewards", "shown") if getattr(found, name) != getattr(expected, name)]
+    wrong = [name for name in ("rewards", "shown", "twice") if getattr(found, name) != getattr(expected, name)]
     for number, (mine, theirs) in enumerate(zip(found.told, expected.told, strict=True)):
         if mine.keys() != theirs.keys():
             wrong.append(f"told {sorted(mine.keys() ^ theirs.keys())}")
@@ -417,10 +419,10 @@ def seen(rank: int, groups: Groups, lesson: Lesson) -> tuple[bool, bool]:
     """Whether what writes is what learns, and whether answers share their prompts' rows."""
     it = made(lesson, World.create(lesson.case.layout.grid, rank, CPU, GROUPS))
     assert isinstance(it, LaidOutReinforcement)
-    it.writes.renew()
     whole = layouts.model(lesson.case).state_dict()
-    for name, tensor in it.writes.model.state_dict().items():
-        assert tensor.equal(whole[name]), name
+    with it.writes.there():
+        for name, tensor in it.writes.model.state_dict().items():
+            assert tensor.equal(whole[name]), name
     known = {name: [0.0] for name in ("old", "advantage", "reference")}
     samples = [Sample([i // 2 + 1, 3, 4], [False, False, True], known) for i in range(16)]
     batches = it._batches(samples)
