@@ -276,7 +276,9 @@ def task(rank: int, groups: Groups, lesson: Lesson) -> Outcome:
 
 def differs(found: Outcome, expected: Outcome, close: float = 1e-7) -> list[str]:
     """What is not the same to within rounding; answers and rewards are the same to the bit."""
-    wrong = [name for name in ("rewards", "shown", "twice") if getattr(found, name) != getattr(expected, name)]
+    wrong = [
+        name for name in ("rewards", "shown", "twice") if getattr(found, name) != getattr(expected, name)
+    ]
     for number, (mine, theirs) in enumerate(zip(found.told, expected.told, strict=True)):
         if mine.keys() != theirs.keys():
             wrong.append(f"told {sorted(mine.keys() ^ theirs.keys())}")
