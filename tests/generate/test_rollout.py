@@ -119,7 +119,7 @@ def test_blocks_are_at_most_a_tenth_more_than_tokens() -> None:
     assert max(shares) <= 1.1
 
 
-def test_blocks_move_down_when_few_are_left() -> None:
+def test_a_step_reads_no_blocks_but_those_of_its_rows() -> None:
     """One long text after many short ones: a step reads the blocks of the one, not the places of all."""
     decoder = model()
     config = SamplingConfig(max_new_tokens=30, batch=8)
@@ -128,12 +128,12 @@ def test_blocks_move_down_when_few_are_left() -> None:
         engine.submit([3 + n] * 8, stream=n + 1, max_new_tokens=2)
     engine.submit([2, 3], stream=0)
     read = []
-    while engine.waiting or engine.running:
-        engine.step()
-        read.append(1 + max((max(blocks) for blocks in engine.cache.rows), default=-1))
-    assert read[0] >= 30
-    assert max(read[3:]) <= 16
-    assert engine.finished[-1].ids == generate(decoder, [[2, 3]], config, seed=2)[0].ids
+    through = engine.stepper.read
+    engine.stepper.read = lambda turn: read.append(turn.reads) or through(turn)  # type: ignore
+    done = engine.run()
+    assert read[1] >= 60
+    assert max(read[3:]) <= 32
+    assert done[-1].ids == generate(decoder, [[2, 3]], config, seed=2)[0].ids
 
 
 def test_new_weights_are_never_mixed_with_old_keys() -> None:
@@ -185,14 +185,14 @@ def test_another_engine_goes_on_with_what_one_has_begun() -> None:
 
 def test_equal_prompts_are_read_once() -> None:
     decoder = model()
-    seen = []
-    forward = decoder.forward
-    decoder.forward = lambda tokens, **more: seen.append(tokens.shape) or forward(tokens, **more)  # type: ignore
     engine = RolloutEngine(decoder, SamplingConfig(max_new_tokens=6, batch=8))
+    seen = []
+    read = engine.stepper.read
+    engine.stepper.read = lambda turn: seen.append(len(turn.tokens)) or read(turn)  # type: ignore
     for _ in range(4):
         engine.submit([5, 6, 7])
     done = engine.run()
-    assert seen == [(1, 3)]
+    assert seen == [3, 4, 4, 4, 4, 4]
     assert len({tuple(one.ids) for one in done}) > 1, "each has a stream of its own"
 
 
