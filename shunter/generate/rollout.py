@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -105,10 +106,10 @@ class _Request:
 class RolloutEngine:
     """Writes after prompts with one model, many at a time.
 
-    Prompts may be submitted at any moment; each `step` writes one token of every request that runs or joins. When
-    no block is free, the request that came last is put aside and later read anew: what it has written stays,
-    and what it writes next is the same, but for rounding. The same holds when the weights change: keys and
-    values of older ones are never used with newer ones.
+    Prompts may be submitted at any moment; each `step` writes one token of every request that runs or joins.
+    When no block is free, the request that came last is put aside and later read anew: what it has written
+    stays, and what it writes next is the same, but for rounding. The same holds when the weights change: keys
+    and values of older ones are never used with newer ones.
 
     Each request draws from the stream (seed, stream), so what it writes depends neither on its neighbours nor
     on when it was submitted; with the same streams it is what `generate` writes.
@@ -145,7 +146,6 @@ class RolloutEngine:
         size = size or 16
         tokens = tokens or config.batch * model.spec.max_positions
         self.cache = PagedCache(model.spec, -(-tokens // size), size, weight.dtype, weight.device)
-        self.stepper = PagedStepper(model)
         self.waiting: deque[_Request] = deque()
         self.running: list[_Request] = []  # in the order of the cache's rows
         self.finished: list[Rollout] = []
@@ -216,23 +216,28 @@ class RolloutEngine:
         for row in range(len(self.running) - 1, -1, -1):
             self._put_aside(row)
         self.version = version
-        self.stepper = PagedStepper(self.model)
+        self.__dict__.pop("stepper", None)
         self.trace.append((self.steps, "weights", version))
+
+    @cached_property
+    def stepper(self) -> PagedStepper:
+        """Of the weights as they are when the next step begins."""
+        return PagedStepper(self.model)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Write a token of each that runs, and of those waiting that there is room for, in one forward pass."""
+        """Write a token of each that runs, and of those waiting that there is room for, in one pass."""
         self.steps += 1
         self._make_room()
         steps = {row: request.rollout.ids[-1] for row, request in enumerate(self.running)}
         texts = self._join()
         if self.running:
-            turn = Pass(self.cache, texts, steps)
+            turn = Pass(self.cache, texts, steps, self.stepper.even)
             self._write(turn.order, self.stepper.read(turn))
 
     def _join(self) -> dict[tuple[int, ...], list[int]]:
-        """Let as many waiting texts join as there is room for. Returns them, each with its rows: equal texts are
-        read once."""
+        """Let as many waiting texts join as there is room for. Returns them, each with its rows: equal texts
+        are read once."""
         joined: dict[tuple[int, ...], list[int]] = {}
         tokens = 0
         while self.waiting and len(self.running) < self.config.batch:

@@ -15,7 +15,7 @@ from torch import Tensor
 from shunter.models.cache import KVCache, Places
 from shunter.models.decoder import Block, Decoder, RMSNorm
 from shunter.models.moe import MoE
-from shunter.models.weights import Gated, Weight, gated, head, linear
+from shunter.models.weights import MOST, Gated, Weight, gated, head, linear, ordered
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,17 @@ class _Layer:
 
 
 class Stepper:
-    """Steps of one model without gradients, each row [D] a token. Its weights must stay as they are while this
-    is used. copy: weights may be copied into an order in which they are faster."""
+    """Steps of one model without gradients, each row [D] a token. Its weights must stay as they are while
+    this is used. copy: they may be copied into an order in which they are faster for several rows."""
 
     def __init__(self, model: Decoder, copy: bool = False) -> None:
         self.model, self.spec = model, model.spec
+        weight = model.head_weight
+        # By size alone, not by what memory is free: a run that is resumed computes the same bits.
+        copy = copy and ordered(weight) and model.spec.num_parameters * weight.itemsize <= MOST
+        self.copies = copy
         self.layers = [_look_up(layer, copy) for layer in model.layers if isinstance(layer, Block)]
-        self.norm, self.head = _scaled(model.norm), head(model.head_weight, copy)
+        self.norm, self.head = _scaled(model.norm), head(weight, copy)
         self.offset = model.spec.norm_eps * model.spec.dim
 
     def __call__(self, tokens: Tensor, cache: Places) -> Tensor:

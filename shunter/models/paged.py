@@ -1,8 +1,8 @@
 """Keys and values in blocks of a few tokens, so that texts of any length come and go.
 
-After arXiv 2309.06180 (PagedAttention), in plain torch. A layer reads the blocks of rows of like length in one
-copy, in the order of their tokens, and attends to the copy: on a CPU, whose caches hold it, that is faster
-than products with thousands of blocks where they lie. What is copied is gone after the layer.
+After arXiv 2309.06180 (PagedAttention), in plain torch. A layer reads the blocks of rows of like length in
+one copy, in the order of their tokens, and attends to the copy: on a CPU, whose caches hold it, that is
+faster than products with thousands of blocks where they lie. What is copied is gone after the layer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class OutOfBlocks(Exception):
 
 
 class PagedCache:
-    """[layers, blocks, size, 2 num_kv_heads, head_dim]: keys, then values of each token, and whose each block is.
+    """[layers, blocks, size, 2 num_kv_heads, head_dim]: keys, then values of each token; and whose each is.
 
     A row is a text that is being written; `rows[i]` lists its blocks, `lengths[i]` counts its tokens.
     """
@@ -47,13 +47,16 @@ class PagedCache:
         device: torch.device | str = "cpu",
     ) -> None:
         # Zeros: what a block held before it was written is multiplied by a share of 0, and must be finite.
-        self.store = zeros((spec.num_layers, blocks, size, 2 * spec.num_kv_heads, spec.head_dim), dtype, device)
+        self.store = zeros(
+            (spec.num_layers, blocks, size, 2 * spec.num_kv_heads, spec.head_dim), dtype, device
+        )
         self.layers = [layer.view(blocks * size, -1) for layer in self.store]
         self.spec, self.blocks, self.size, self.device = spec, blocks, size, torch.device(device)
         self.free = list(range(blocks))  # a heap: low numbers first, so that those in use lie together
         self.rows: list[list[int]] = []
         self.lengths: list[int] = []
         self._rope: tuple[Tensor, Tensor] | None = None
+        self._read = torch.empty(0, dtype=dtype, device=device)
 
     @property
     def live(self) -> int:
@@ -91,6 +94,17 @@ class PagedCache:
                 heapq.heappush(self.free, block)
             del self.lengths[row]
 
+    def read(self, layer: int, blocks: Tensor) -> Tensor:
+        """A copy [len(blocks) size, 2 K d] of these blocks, good until the next one: memory that is new would
+        be cleared by the system first, which takes several times as long as the copy."""
+        held = self.layers[layer].view(self.blocks, -1)
+        numbers = len(blocks) * held.shape[1]
+        if len(self._read) < numbers:
+            self._read = held.new_empty(numbers + numbers // 4)
+        found = self._read[:numbers].view(len(blocks), -1)
+        torch.index_select(held, 0, blocks, out=found)
+        return found
+
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin [B, 1, T, d / 2] from a table of all positions, which is made once."""
         if self._rope is None or self._rope[0].dtype != dtype:
@@ -123,7 +137,7 @@ class _Group:
 
 
 class Pass:
-    """What one forward pass computes: texts that are new, whole, then the next token of other rows. No padding.
+    """What one forward pass computes: texts that are new, whole, then the next token of other rows.
 
     order: rows of the cache as their logits come; a text that begins several rows is computed once.
     reads: tokens of the cache that a layer reads, those included that only make rows of a group equally long.
@@ -134,9 +148,10 @@ class Pass:
         cache: PagedCache,
         texts: Mapping[tuple[int, ...], Sequence[int]],
         steps: Mapping[int, int],
+        even: bool = False,
     ) -> None:
-        """texts: with the rows that begin with each. steps: of the other rows, the tokens that follow; there is
-        room for them."""
+        """texts: with the rows that begin with each. steps: of the other rows, the tokens that follow; there
+        is room for them. even: tokens that are nobody's make their number one of few (`even_number`)."""
         self.cache, self.reads = cache, 0
         self.order: list[int] = []
         ids: list[int] = []
@@ -166,11 +181,15 @@ class Pass:
         last += range(begin, len(ids))
         source += range(begin, len(ids))
         self.order += self.steps
+        self.count = len(ids)
+        self.idle = even_number(len(ids)) - len(ids) if even else 0
+        ids += [0] * self.idle
+        positions += [0] * self.idle
         device = cache.device
         self.tokens = torch.tensor(ids, device=device)
         self._positions = torch.tensor(positions, device=device)[:, None]
         self.slots = torch.tensor(slots, device=device)
-        copied = len(slots) > len(ids)
+        copied = len(slots) > self.count
         self.source = torch.tensor(source, device=device) if copied else None
         self.last = torch.tensor(last, device=device) if self.whole else None
         self.groups = [self._group(begin, first, end) for first, end in self._cut()]
@@ -200,7 +219,9 @@ class Pass:
         open_ = [(0, len(blocks))]
         while open_:
             first, end = open_.pop()
-            saved, cut = max(((at - first) * (blocks[end - 1] - blocks[at - 1]), at) for at in range(first + 1, end + 1))
+            saved, cut = max(
+                ((at - first) * (blocks[end - 1] - blocks[at - 1]), at) for at in range(first + 1, end + 1)
+            )
             if saved > apart:
                 open_ += [(cut, end), (first, cut)]
             else:
@@ -246,21 +267,22 @@ class Pass:
     def see(self, layer: int, heads: Tensor) -> Tensor:
         """Attention [N, H d] of queries, keys and values [N, H + 2 K, d]; the latter two are stored first."""
         spec, cache = self.cache.spec, self.cache
-        new = heads[:, spec.num_heads :].flatten(1).to(cache.store.dtype)
+        new = heads[: self.count, spec.num_heads :].flatten(1).to(cache.store.dtype)
         held = cache.layers[layer]
         held.index_copy_(0, self.slots, new if self.source is None else new.index_select(0, self.source))
         parts = [self._read_whole(one, heads) for one in self.whole]
-        blocks = held.view(cache.blocks, -1)
         for group in self.groups:
-            read = blocks.index_select(0, group.blocks).view(
-                group.count, -1, 2, spec.num_kv_heads, spec.head_dim
-            )
+            read = cache.read(layer, group.blocks).view(group.count, -1, 2, spec.num_kv_heads, spec.head_dim)
             k, v = read[:, : group.length].to(heads.dtype).permute(2, 0, 3, 1, 4)
             # The query heads of a group stand as queries side by side; nothing is repeated.
             q = heads[group.begin : group.begin + group.count, : spec.num_heads].view(
                 group.count, spec.num_kv_heads, -1, spec.head_dim
             )
-            parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=group.bias).reshape(group.count, -1))
+            parts.append(
+                F.scaled_dot_product_attention(q, k, v, attn_mask=group.bias).reshape(group.count, -1)
+            )
+        if self.idle:
+            parts.append(heads.new_zeros(self.idle, parts[0].shape[1]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _read_whole(self, one: _Whole, heads: Tensor) -> Tensor:
@@ -281,15 +303,25 @@ class PagedStepper(Stepper):
 
     def __init__(self, model: Decoder) -> None:
         super().__init__(model, copy=True)
+        # Experts count what they get, so there they get no tokens that are nobody's.
+        self.even = self.copies and model.spec.experts is None
 
     def read(self, turn: Pass) -> Tensor:
         """Logits [rows, V] of a pass, in its order."""
         x = self.hidden(turn.tokens, turn)
-        return self.logits(x if turn.last is None else x.index_select(0, turn.last))
+        found = self.logits(x if turn.last is None else x.index_select(0, turn.last))
+        return found[: len(turn.order)]
 
     def _see(self, number: int, heads: Tensor, mask: Tensor | None, cache: Places) -> Tensor:
         assert isinstance(cache, Pass)
         return cache.see(number, heads)
+
+
+def even_number(count: int) -> int:
+    """The next of eight numbers an octave: oneDNN makes a program for each number of rows that a product has,
+    which takes longer than the product of a small model."""
+    step = 1 << max(0, count.bit_length() - 4)
+    return -(-count // step) * step
 
 
 def block_size(tokens: float) -> int:

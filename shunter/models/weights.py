@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from shunter.models.adapter import AdaptedLinear
 
+MOST = 2 * 2**30  # bytes of weights of a model that are copied: of a larger one memory may be short
+
 
 class Weight(Protocol):
     """A weight [N, K], and a bias if there is one. Rows are [B, K]."""
@@ -110,10 +112,9 @@ class OrderedGate:
 
 
 def ordered(weight: Tensor) -> bool:
-    """Whether products with this weight are faster with a copy of it in oneDNN's order."""
-    return (
-        weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    )
+    """Whether products of several rows with this weight are faster with a copy of it in oneDNN's order."""
+    fits = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return fits and torch.backends.mkldnn.is_available()
 
 
 @torch.no_grad()
