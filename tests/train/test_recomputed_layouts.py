@@ -58,6 +58,8 @@ def case(
     degrees = dict.fromkeys(layouts.ALL, 1) | grid
     if degrees["pp"] == 1:
         schedule = "1f1b"
+    if experts is None:
+        degrees["ep"] = 1
     stages = degrees["pp"] * (2 if schedule in ("zbv", "interleaved-1f1b") else 1)
     if schedule == "zbv":
         microbatches, tied = max(microbatches, 4), False  # whose two ends would be gathered as one
