@@ -165,6 +165,15 @@ def test_what_numpy_looks_at_keeps_its_memory() -> None:
     assert seen[3, 1] == 7
 
 
+def test_padding_behind_a_part_is_zeros_again() -> None:
+    """As `fully_shard` left it, whatever has had the memory meanwhile."""
+    padded = torch.zeros(64)
+    part, whole = padded[:48].fill_(1.0), torch.empty(48)
+    with _alone({"a": part}, {"a": whole}).there():
+        torch.full((64,), torch.nan)  # most likely in the memory that was given back
+    assert padded.tolist() == [1.0] * 48 + [0.0] * 16
+
+
 def test_an_error_in_between_leaves_the_parts() -> None:
     whole, part = {"a": torch.empty(4, 2)}, torch.arange(8.0).view(4, 2)
     with pytest.raises(KeyError), _alone({"a": part}, whole).there():
