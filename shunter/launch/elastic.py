@@ -1,4 +1,4 @@
-"""Several processes of one job on this machine, through torch's elastic launch."""
+"""Several processes of one job on this machine, forked from one that `forked` describes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,32 +20,33 @@ from shunter.config.errors import ShunterError
 from shunter.launch.recur import RankDied
 
 EVERY = 0.1  # seconds between two looks at the processes
-_FAILED = re.compile(r"rank +: (\d+) [^\n]*\n +exitcode +: (-?\d+)")  # of torch's report, for each rank
+ENDED = "ended.json"  # in a launch's folder: process and exit code of those that ended badly, in that order
 PARTING = 40.0  # seconds that processes get to end after they were told to
+# What gloo and NCCL say of a peer that is gone, to whoever is in the middle of a message.
+_GONE = (
+    "connection closed by peer", "connection reset by peer", "peer closed connection", "broken pipe",
+    "timed out waiting", "remote process exited",
+)  # fmt: skip
 
 
 def launch(
     module: str, request: dict[str, Any], count: int, folder: Path, *, threads: int, poll: Callable[[], None]
 ) -> dict[str, Any]:
-    """Run `python -m module FILE` on `count` ranks; `request` stands in FILE. Returns what rank 0 answered.
+    """Run the `work` of a module on `count` ranks, by `serve`. Returns what rank 0 answered.
 
-    Its `ranks`, if there: the number of the process, and so of the device, that has each rank.
-    poll: called many times a second meanwhile. folder: for the request, answers and the processes' output.
+    request: what they are told. Its `ranks`, if there: the number of the process, and so of the device, that
+    has each rank. poll: called many times a second meanwhile. folder: for the request, answers and the
+    processes' output.
 
     One rank that ends badly ends all. Raises what the first of them told: its ShunterError, or a
     RuntimeError with its traceback. If this process dies, so do they.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in [*folder.glob("answer*.json"), *folder.glob("failed-*.json"), *folder.glob("rendezvous*")]:
-        left.unlink()
+    for left in [*folder.glob("answer*.json"), *folder.glob("failed-*.json"), folder / ENDED]:
+        left.unlink(missing_ok=True)
     path = folder / "request.json"
     path.write_text(json.dumps({**request, "folder": str(folder)}), encoding="utf-8")
-    (folder / "rendezvous").touch()
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={count}",
-        "--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder / 'rendezvous'}",
-        "--max-restarts=0", f"--log-dir={folder / 'torch'}", "-m", module, str(path),
-    ]  # fmt: skip
+    command = [sys.executable, "-u", "-m", "shunter.launch.forked", module, str(path), str(count)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nothing listens beyond this machine
     output = folder / "output.txt"
@@ -71,8 +71,10 @@ def launch(
     if process.returncode == 0 and answer.exists():
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return found
-    codes = _FAILED.findall(output.read_text(encoding="utf-8", errors="replace"))
-    ended = [(place_of(request, int(rank)), int(number)) for rank, number in codes]
+    ended: list[tuple[int, int]] = []
+    if (folder / ENDED).exists():
+        told = json.loads((folder / ENDED).read_text(encoding="utf-8"))
+        ended = [(place_of(request, process), code) for process, code in told]
     raise cause(failures, ended, f"the launch of the ranks ended with code {process.returncode}", output)
 
 
@@ -99,11 +101,13 @@ def cause(
         if rank not in told and (not failures or number != -signal.SIGTERM)
     ]
     if not silent:
+        # Not by when alone: clocks of machines differ by more than ranks take to notice.
         for failure in failures:
-            if failure["user"] and not failure["lost"]:
+            if failure["lost"]:
+                continue
+            if failure["user"]:
                 return ShunterError(failure["what"], where=failure["where"], mend=failure["mend"])
-            if not failure["user"]:
-                return RuntimeError(f"rank {failure['rank']} failed:\n{failure['traceback']}")
+            return RuntimeError(f"rank {failure['rank']} failed:\n{failure['traceback']}")
     if silent:
         rank, number = min(silent, key=lambda each: each[1] == -signal.SIGTERM)
         how = f"by {signal.Signals(-number).name}" if number < 0 else f"with exit code {number}"
@@ -160,17 +164,28 @@ def serve(work: Callable[[dict[str, Any], int, int], dict[str, Any] | None]) -> 
     try:
         answer = work(request, rank, size)
     except BaseException as error:
-        user = isinstance(error, ShunterError)
+        user, lost = isinstance(error, ShunterError), _of_another(error)
+        said = getattr(error, "what", str(error))
+        if lost and not user:
+            said = f"rank {rank} lost another rank ({str(error).strip().splitlines()[0][:200]})"
         failure = {
             "time": time.time(), "rank": rank, "user": user, "traceback": traceback.format_exc(),
-            "what": getattr(error, "what", str(error)), "where": getattr(error, "where", None),
-            "mend": getattr(error, "mend", None), "lost": getattr(error, "lost", False),
+            "what": said, "where": getattr(error, "where", None),
+            "mend": getattr(error, "mend", None), "lost": lost,
         }  # fmt: skip
         _write(folder / f"failed-{process}.json", failure)
         return 2 if user else 1
     if rank == 0:
         _write(folder / "answer.json", answer or {})
     return 0
+
+
+def _of_another(error: BaseException) -> bool:
+    """Whether it tells of another rank's end: an error that says so (`PeerLost`), or what torch raises where
+    ranks meet within a layer."""
+    if getattr(error, "lost", False):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _GONE)
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

@@ -31,7 +31,9 @@ STEPS, ROWS = 16, 12
 
 
 @pytest.mark.parametrize("bound", [1, pytest.param(0, marks=pytest.mark.long)])
-def test_another_process_writes_the_same_bits(work: Work, model: Path, talks: Path, bound: int) -> None:
+def test_another_process_writes_the_same_bits(
+    work: Work, model: Path, talks: Path, bound: int, cold: None
+) -> None:
     more: dict[str, Any] = {"staleness": bound, "train": {"steps": 4, "lr": 1e-3}}
     here, _ = reinforce(work, model, talks, name="here", how=EXACT, **more)
     out, metrics = reinforce(work, model, talks, name="apart", how={**EXACT, "writer": "process"}, **more)
