@@ -75,7 +75,7 @@ def case(
     return Case(spec, parallel, rows, 8, 0.01, True, seed)
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "interleaved-1f1b", "zbv"])
+@pytest.mark.parametrize("schedule", ["1f1b", "zbv"])
 def test_selective_recomputation_of_experts_that_are_sharded_within_a_stage(
     pool: Pool, schedule: str
 ) -> None:
@@ -100,7 +100,7 @@ DRAWN = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(case=DRAWN)
 def test_kinds_of_recomputation_under_schedules(pool: Pool, case: Case) -> None:
     check(pool, case)
