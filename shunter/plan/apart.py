@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from shunter.plan.space import Fixed
 from shunter.plan.strategies import AGAIN, ASIDE, KEEP
 from shunter.plan.turning import turn
 
-MOST = 6  # grids that one programme chooses from
+MOST = 6  # grids that one programme chooses from; where devices differ, of all stages twice as many
 BOUNDS, STEP = 8, 1 / 128  # on what is there for one layer at a time, that are tried; in shares of the room
 TRIES = 4  # with less room, where what is there for one layer at a time was underrated
 
@@ -141,13 +141,13 @@ class Programme(Frame):
             for number, way in chosen.items():
                 grid[number], inside[number] = way.grid, way.inside
         base, most = self.choice, 0
-        if self.pp == 1 and grid.count(most := max(set(grid), key=grid.count)) > grid.count(0):
+        mine = max(set(grid), key=grid.count)
+        if self.pp == 1 and grid.count(mine) > grid.count(0) and "microbatch" not in self.fixed:
             # Between stages nothing is sent: the layout is that of most layers, and what was its own is
-            # embedding's and head's.
+            # embedding's and head's. But a fixed micro-batch is the layout's.
+            most = mine
             ends = self.choice if ends is None else ends
             base = self.many.take([most])
-        else:
-            most = 0
         if ends is not None:
             one = np.ones_like(ends.ep)
             ends = replace(ends, ep=one, etp=one)
@@ -259,8 +259,9 @@ class Programme(Frame):
         Left out is what another is no slower and no larger than, that changes ranks at least as little: one
         with the same tokens on the same ranks, or with the base's.
         """
-        found = [number for rank in self.sorts for number in self._quick_or_lean(rank, self.every)]
-        return list(dict.fromkeys(found))
+        each = [self._quick_or_lean(rank, self.every) for rank in self.sorts]
+        found = (number for some in zip_longest(*each) for number in some if number is not None)
+        return list(dict.fromkeys(found))[: MOST if len(each) == 1 else 2 * MOST]
 
     def _quick_or_lean(self, rank: int, many: Choices) -> list[int]:
         question, device = self.asked[rank], self.devices[rank]

@@ -47,9 +47,9 @@ class Frame:
         room: float = float("inf"),
     ) -> None:
         """fixed: what each layer must have; embedding and head are free. room: as `solve` has it."""
-        fixed = fixed or {}
+        self.fixed: Fixed = fixed or {}
         name = SCHEDULES[base.choice.schedule[0]]
-        self.free = question.practice.offers and name not in HALVES and fixed.get("recompute") != "none"
+        self.free = question.practice.offers and name not in HALVES and self.fixed.get("recompute") != "none"
         kind = "layer" if self.free else "none"
         self.question, self.base, self.bounds, self.m = question, base, base.bounds, base.microbatches
         self.choice = replace(base.choice, recompute=np.array([RECOMPUTE.index(kind)]))
@@ -63,7 +63,7 @@ class Frame:
         self.devices = [
             it.fabric.kind(rank * ranks, (rank + 1) * ranks) for rank, it in enumerate(self.asked)
         ]
-        self.every = choices_of(question, self.choice, fixed)
+        self.every = choices_of(question, self.choice, self.fixed)
         self.ends = ends_of(question, self.choice)
         # A rank of each sort: where devices do not differ there is one.
         self.sorts = sorted({id(it): rank for rank, it in reversed(list(enumerate(self.asked)))}.values())

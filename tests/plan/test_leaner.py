@@ -15,6 +15,7 @@ from shunter.cluster import files
 from shunter.config.errors import ShunterError
 from shunter.jobs.foretold import foretell
 from shunter.jobs.questions import Trained
+from shunter.plan import placing
 from shunter.plan.choices import Question
 from shunter.plan.fabric import Fabric
 from shunter.plan.frame import Frame
@@ -80,6 +81,8 @@ def test_what_is_fixed_is_the_layers(asked: Question) -> None:
             assert all(getattr(each, name)[0] == value for name, value in fixed.items() if value != "none")
         assert not any(found.recomputed) or "recompute" not in fixed
         assert found.seconds < best(search(asked, fixed={**fixed, **ALIKE}, room=30e9)).seconds
+    few = best(search(asked, fixed={"pp": 1, "microbatch": 2}, room=7e9))
+    assert few.choice.rows[0] == 2
     whole: dict[str, int | str] = {"pp": 1, "dp": 1, "fsdp": 8, "cp": 1, "tp": 1}
     assert best(search(asked, fixed=whole, room=30e9)).ends is None
 
@@ -94,6 +97,9 @@ def test_devices_that_differ_have_them_too() -> None:
     assert own.fits(8e9)
     assert sorted(own.placed.order) == list(range(8))
     assert not np.isnan(own.placed.naive)
+    same = placing.again(it, own, 8e9)
+    assert same is not None
+    assert same.seconds == pytest.approx(own.seconds)
     # As a run by this plan is held against: the same devices, cut and degrees.
     plan = Plan.of(it, MIXED, own)
     made = TrainConfig(steps=1, batch_rows=32, optimizer="adamw", precision="bf16")
