@@ -54,7 +54,9 @@ def _held(context: JobContext[Any], spec: DecoderSpec, phases: Phases) -> dict[s
         "preparation": phases.prepared / steps / (asked.batch * asked.row) * _ahead(policy),
         "learning": updates.steps / steps * policy.seconds,
     }
-    memory = policy.fullest + question.practice.weights * spec.num_parameters  # and the reference's weights
+    memory = policy.fullest
+    if config.policy.kl or config.how.divergence:  # and the reference's weights
+        memory += question.practice.weights * spec.num_parameters
     if phases.taught:
         _, critic = predicted(asked, cluster, here=True, scored=0.0)
         seconds["learning"] += phases.taught / steps * critic.seconds
@@ -75,6 +77,8 @@ def _held(context: JobContext[Any], spec: DecoderSpec, phases: Phases) -> dict[s
 
 
 def _unknown(config: Any) -> str | None:
+    if config.how.parallel is not None:
+        return "writing and learning by the ranks of a layout"
     if config.adapter is not None:
         return "adapters"
     if config.apart or config.staleness:
