@@ -103,8 +103,8 @@ def _must_be_known(parallel: Parallel, schedules: tuple[str, ...]) -> None:
         what = "a program of one's own"
     elif parallel.vocabulary is not None:
         what = "embedding and head over all ranks"
-    elif parallel.others and parallel.recompute not in (False, None):
-        what = "degrees of their own beside recomputation"
+    elif parallel.own_grids() and parallel.recompute not in (False, None):
+        what = "layers with degrees of their own beside recomputation"
     elif parallel.cut == "measured":
         what = "a cut that is measured when the run begins"
     elif parallel.cp > 1 and parallel.attention != "ring":

@@ -93,7 +93,8 @@ def strategies_of(plan: Plan) -> list[int] | None:
     """Of its layers, where they are chosen one by one."""
     if plan.layout["recompute"] != "layer" or "again" not in plan.layout:
         apart = plan.layout.get("layers") or plan.layout.get("ends")
-        return [KEEP] * int(plan.model["num_layers"]) if apart else None
+        every = KEEP if plan.layout["recompute"] == "none" else AGAIN
+        return [every] * int(plan.model["num_layers"]) if apart else None
     again, aside = set(plan.layout["again"]), set(plan.layout["offload"])
     count = int(plan.model["num_layers"])
     return [AGAIN if n in again else ASIDE if n in aside else KEEP for n in range(count)]

@@ -92,7 +92,7 @@ def links_of(question: Question, choice: Choices) -> Links:
 @lru_cache(maxsize=64)
 def held_at_most(name: str, pp: int, m: int, chunks: int, counts: tuple[int, ...]) -> tuple[float, ...]:
     """Micro-batches of a whole rank that each holds at most, where its stages have unequal layers."""
-    order = schedule(name).build(pp, m, chunks=chunks if name != "zbv" else None)
+    order = _order(name, pp, m, chunks)
     found = []
     for rank, actions in enumerate(order.actions):
         layers = sum(counts[stage] for stage, holder in enumerate(order.placement) if holder == rank)
@@ -108,16 +108,22 @@ def held_at_most(name: str, pp: int, m: int, chunks: int, counts: tuple[int, ...
 
 
 @lru_cache(maxsize=64)
+def _order(name: str, pp: int, m: int, chunks: int, redo: bool = False) -> Order:
+    if redo:
+        return recomputed(_order(name, pp, m, chunks))
+    return schedule(name).build(pp, m, chunks=chunks if name != "zbv" else None)
+
+
+@lru_cache(maxsize=64)
 def _program(name: str, pp: int, m: int, chunks: int, redo: bool = False) -> Program:
-    order: Order = schedule(name).build(pp, m, chunks=chunks if name != "zbv" else None)
-    return assemble(recomputed(order) if redo else order)
+    return assemble(_order(name, pp, m, chunks, redo))
 
 
 @lru_cache(maxsize=64)
 def times_again(name: str, pp: int, m: int, chunks: int) -> tuple[float, ...]:
     """Of each stage, the share of its micro-batches for which it is computed again."""
     few = m if m <= 4 * pp else 3 * pp + m % pp
-    order = recomputed(schedule(name).build(pp, few, chunks=chunks if name != "zbv" else None))
+    order = _order(name, pp, few, chunks, redo=True)
     found = [0.0] * len(order.placement)
     for actions in order.actions:
         for action in actions:

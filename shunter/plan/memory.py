@@ -163,7 +163,7 @@ def _parts(question: Question, choices: Choices, stage: Stage) -> tuple[dict[str
     per = layers * (kept_whole * full + stage.recomputed * again) + kept_whole * copies
     held_whole = layers * full + copies
     by_entry = entry * choices.chunks + (1 - stage.recomputed) * held_whole
-    per = np.where(by_stage, by_entry, per)
+    per = np.where(by_stage, np.where(layers > 0, by_entry, 0.0), per)
     # A rank holds `flight` whole micro-batches; the layer that is computed again is there besides, or those
     # that are on their way to the host's memory and back.
     travelling = TRAVEL * (full + copies / np.maximum(layers, 1.0))

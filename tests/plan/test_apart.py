@@ -9,7 +9,6 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from shunter.cluster import files
@@ -51,7 +50,6 @@ def test_it_equals_trying_everything() -> None:
     programme = Programme(it, predict(it, Choices.one(Grid(tp=4), 4, recompute="layer")))
     mine = [0, 1, 4]
     programme.many, programme.insides = programme.many.take(mine), (KEEP, AGAIN)
-    programme.turns = programme.turns[np.ix_(mine, mine)]
     grids = [programme.many.take([number]) for number in range(len(mine))]
     every = []
     for ways in product(product(range(len(grids)), programme.insides), repeat=3):
@@ -82,7 +80,6 @@ def test_embedding_and_head_equal_trying_everything() -> None:
     assert len(ends) == 3
     mine = [0, 1]
     programme.many, programme.insides = programme.many.take(mine), (KEEP, AGAIN)
-    programme.turns = programme.turns[np.ix_(mine, mine)]
     grids = [programme.many.take([number]) for number in range(len(mine))]
     every = []
     for at in ends:
