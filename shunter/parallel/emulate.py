@@ -29,9 +29,10 @@ class Case:
     """A layout on nodes, each of which is one process.
 
     grid: node of each place, row after row; a row is a pipeline of `pp` stages, a column a ring. forward,
-    backward: seconds of a micro-batch, by stage. message: bytes of an activation, and of a gradient.
-    gradients: bytes that each stage's ring reduces, in `buckets` parts; with `overlap` each part begins as
-    soon as its share of the last backward is done."""
+    backward: seconds of a micro-batch, by stage, at speed 1. message: bytes of an activation, and of a
+    gradient. gradients: bytes that each stage's ring reduces, in `buckets` parts; with `overlap` each part
+    begins as soon as its share of the last backward is done. link: seconds and bytes a second of every link,
+    whatever joins two nodes. speeds: of all nodes; 1 by default."""
 
     grid: tuple[int, ...]
     pp: int
@@ -42,6 +43,8 @@ class Case:
     gradients: tuple[float, ...]
     buckets: int = 1
     overlap: bool = False
+    link: tuple[float, float] | None = None
+    speeds: tuple[float, ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Case:
@@ -110,19 +113,21 @@ def _work(case: Case, wires: Wires) -> None:
     after = case.grid[row * case.pp + stage + 1] if stage + 1 < case.pp else None
     ring = Ring([case.grid[at] for at in range(stage, len(case.grid), case.pp)], row, wires)
     part = case.gradients[stage] / case.buckets
+    speed = case.speeds[wires.me] if case.speeds else 1.0
     done = 0
     for action in schedule("1f1b").build(case.pp, case.microbatches).actions[stage]:
         if action.op == FORWARD:
             if before is not None:
                 wires.receive(before, ACTIVATION)
-            wait_until(time.perf_counter() + case.forward[stage])
+            wait_until(time.perf_counter() + case.forward[stage] / speed)
             if after is not None:
                 wires.send(after, case.message, ACTIVATION)
         elif action.op == BACKWARD:
             if after is not None:
                 wires.receive(after, GRADIENT)
             done += 1
-            _backward(case, stage, ring if done == case.microbatches else None, part)
+            buckets = case.buckets if case.overlap and done == case.microbatches else 0
+            _backward(case.backward[stage] / speed, buckets, ring, part)
             if before is not None:
                 wires.send(before, case.message, GRADIENT)
     if not case.overlap:
@@ -131,14 +136,12 @@ def _work(case: Case, wires: Wires) -> None:
     ring.join()
 
 
-def _backward(case: Case, stage: int, ring: Ring | None, part: float) -> None:
-    """ring: of the last one, whose gradients are ready bucket by bucket."""
-    end = time.perf_counter() + case.backward[stage]
-    if ring is not None and case.overlap:
-        for bucket in range(case.buckets):
-            share = (case.buckets - 1 - bucket) / case.buckets
-            wait_until(end - share * case.backward[stage])
-            ring.begin(part)
+def _backward(seconds: float, buckets: int, ring: Ring, part: float) -> None:
+    """buckets: parts whose gradients are ready, one after the other, while it goes on."""
+    end = time.perf_counter() + seconds
+    for bucket in range(buckets):
+        wait_until(end - (buckets - 1 - bucket) / buckets * seconds)
+        ring.begin(part)
     wait_until(end)
 
 
@@ -183,7 +186,8 @@ def measure(
     found: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(repeats + 1):
         for name, case in cases.items():
-            took = torch.tensor([step(case, Wires(between, rank))], dtype=torch.float64)
+            links = dict.fromkeys(between, case.link) if case.link else between
+            took = torch.tensor([step(case, Wires(links, rank))], dtype=torch.float64)
             dist.all_reduce(took, dist.ReduceOp.MAX)
             if turn:
                 found[name].append(float(took))

@@ -17,6 +17,7 @@ from shunter.plan.truth import simulated_step
 from tests.parallel.pool import Pool
 
 SLOW, FAST, WAIT = 4e6, 40e6, 0.002
+SPEEDS = (1.0, 1.0, 1.0, 0.5)
 RATES = [[FAST if a // 2 == b // 2 else SLOW for b in range(4)] for a in range(4)]
 
 
@@ -36,11 +37,15 @@ def test_emulated_steps_are_what_the_simulation_says(pool: Pool) -> None:
         "within": within,
         "across": replace(within, grid=(0, 2, 1, 3)),
         "overlapped": replace(within, overlap=True, buckets=4),
+        "slower": replace(within, grid=(0, 2, 1, 3), link=(WAIT, SLOW), speeds=SPEEDS),
     }
     found = {name: min(took) for name, took in pool.run(task, 4, cases)[0].items()}
     for name in ("within", "across"):
         expected = simulated_step(shape, nodes, choice, cases[name].grid)
         assert expected <= found[name] < 1.15 * expected + 0.01, (name, expected, found[name])
+    slow = Nodes([[SLOW] * 4 for _ in range(4)], nodes.latency, devices=1)
+    expected = simulated_step(shape, slow, choice, cases["slower"].grid, SPEEDS)
+    assert expected <= found["slower"] < 1.15 * expected + 0.01, (expected, found["slower"])
     assert found["across"] < found["within"] - 0.02  # gradients are 360 kB here, messages 33 kB each
     # How much is gained is for the experiment to say: on a busy machine a few milliseconds are noise.
     assert found["overlapped"] < 1.1 * found["within"]
