@@ -55,6 +55,12 @@ class EmulateConfig(JobConfig):
     cases: dict[str, CaseConfig] = Field(min_length=1, description="Layouts by name; they take turns.")
     speeds: dict[str, float] = Field({}, description="Speed of a group's nodes, where it is not 1.")
     repeats: int = Field(5, ge=1, description="Steps that are measured, after one to get warm.")
+    within: float = Field(
+        0.0,
+        ge=0,
+        description="Share within which a case's two least steps must agree, or it gets more, four times "
+        "as many at most; 0: no case does.",
+    )
     how: EmulateHow = Field(default_factory=EmulateHow, description="How to measure.")
 
 
@@ -110,6 +116,7 @@ class EmulateJob:
         request = {
             "cases": cases,
             "repeats": config.repeats,
+            "within": config.within,
             "timeout": config.how.timeout,
             "links": [
                 [a, b, cluster.latency(a, b), cluster.bandwidth(a, b)]
@@ -138,7 +145,7 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
     dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=size, timeout=wait)
     between = {(a, b): (latency, rate) for a, b, latency, rate in request["links"]}
     cases = {name: Case.from_json(case) for name, case in request["cases"].items()}
-    return dict(measure(cases, between, rank, request["repeats"]))
+    return dict(measure(cases, between, rank, request["repeats"], request["within"]))
 
 
 JOB = EmulateJob()

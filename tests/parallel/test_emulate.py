@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from shunter.parallel import emulate
 from shunter.parallel.emulate import Case, measure
 from shunter.parallel.mesh import Groups
 from shunter.plan.pipette import Choice, Nodes, gradient_bytes, message_bytes
@@ -49,3 +52,22 @@ def test_emulated_steps_are_what_the_simulation_says(pool: Pool) -> None:
     assert found["across"] < found["within"] - 0.02  # gradients are 360 kB here, messages 33 kB each
     # How much is gained is for the experiment to say: on a busy machine a few milliseconds are noise.
     assert found["overlapped"] < 1.1 * found["within"]
+
+
+def test_unsteady_cases_take_more_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until their two least steps agree; steady ones take no more than were asked for."""
+    seconds = {
+        "steady": iter([9.0, 1.0, 1.005, 2.0]),
+        "unsteady": iter([9.0, 1.2, 2.0, 3.0, 1.1, 1.0, 1.005]),
+    }
+    never = iter(float(n) for n in range(1, 99))
+    cases = {
+        name: Case((0,), 1, n, (), (), 0.0, ()) for n, name in enumerate(("steady", "unsteady", "never"))
+    }
+    steps = {0: seconds["steady"], 1: seconds["unsteady"], 2: never}
+    monkeypatch.setattr(emulate, "step", lambda case, wires: next(steps[case.microbatches]))
+    monkeypatch.setattr(emulate.dist, "all_reduce", lambda *rest: None)
+    found = measure(cases, {}, 0, 3, 0.01)
+    assert found["steady"] == [1.0, 1.005, 2.0]
+    assert found["unsteady"] == [1.2, 2.0, 3.0, 1.1, 1.0, 1.005]
+    assert len(found["never"]) == emulate.MOST * 3
