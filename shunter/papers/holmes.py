@@ -52,10 +52,10 @@ def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
         for name, case in it.cases().items():
             way, _, share = name.partition(", ")
             if share:
-                aware, blind = f"aware, {share}", f"blind, {share}"
+                one, other = f"blind, {share}", f"aware, {share}"
                 found[f"emulated {it.name}: {share}"] = {
-                    "gain": step[blind] / step[aware],
-                    "sim_gain": simulated[blind] / simulated[aware],
+                    "gain": step[one] / step[other],
+                    "sim_gain": simulated[one] / simulated[other],
                 }
                 continue
             row = found[f"emulated {it.name}: {way}"] = {"step": step[name]}
