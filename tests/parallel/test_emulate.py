@@ -26,7 +26,7 @@ RATES = [[FAST if a // 2 == b // 2 else SLOW for b in range(4)] for a in range(4
 
 def task(rank: int, groups: Groups, cases: dict[str, Case]) -> Any:
     between = {(a, b): (WAIT, RATES[a][b]) for a in range(4) for b in range(4) if a != b}
-    return measure(cases, between, rank, 2)
+    return measure(cases, between, rank, 2, 0.02)
 
 
 def test_emulated_steps_are_what_the_simulation_says(pool: Pool) -> None:
