@@ -111,6 +111,8 @@ class RolloutEngine:
     stays, and what it writes next is the same, but for rounding. The same holds when the weights change: keys
     and values of older ones are never used with newer ones.
 
+    A prompt is read once while a text that begins with it runs.
+
     Each request draws from the stream (seed, stream), so what it writes depends neither on its neighbours nor
     on when it was submitted; with the same streams it is what `generate` writes.
 
@@ -230,28 +232,34 @@ class RolloutEngine:
         self.steps += 1
         self._make_room()
         steps = {row: request.rollout.ids[-1] for row, request in enumerate(self.running)}
-        texts = self._join()
+        texts = self._join(steps)
         if self.running:
             turn = Pass(self.cache, texts, steps, self.stepper.even)
             self._write(turn.order, self.stepper.read(turn))
 
-    def _join(self) -> dict[tuple[int, ...], list[int]]:
-        """Let as many waiting texts join as there is room for. Returns them, each with its rows: equal texts
-        are read once."""
+    def _join(self, steps: dict[int, int]) -> dict[tuple[int, ...], list[int]]:
+        """Let as many waiting texts join as there is room for. Returns those to read, each with its rows:
+        equal texts are read once. A prompt that a running text begins with is not read again: what is stored
+        of it is copied, and its last token is added to `steps`."""
         joined: dict[tuple[int, ...], list[int]] = {}
+        held = {tuple(self.running[row].rollout.prompt): row for row in steps} if self.waiting else {}
         tokens = 0
         while self.waiting and len(self.running) < self.config.batch:
             request = self.waiting[0]
             text = tuple(request.text)
-            if text not in joined and joined and tokens + len(text) > FILL_TOKENS:
+            known = text in joined or text in held
+            if not known and joined and tokens + len(text) > FILL_TOKENS:
                 break
             # One more for each that runs: else what joins now would be put aside at once.
             spare = 0 if not self.running else len(self.running) + 1
             if self.cache.needed(len(text) + 1) + spare > len(self.cache.free) and self.running:
                 break
             self.waiting.popleft()
-            tokens += 0 if text in joined else len(text)
-            joined.setdefault(text, []).append(self.cache.add(len(text)))
+            tokens += 0 if known else len(text)
+            if text in held:
+                steps[self.cache.fork(held[text], len(text))] = text[-1]
+            else:
+                joined.setdefault(text, []).append(self.cache.add(len(text)))
             self.running.append(request)
             resumed = bool(request.rollout.ids)
             self.trace.append((self.steps, "resume" if resumed else "join", request.rollout.number))

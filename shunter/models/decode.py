@@ -24,8 +24,7 @@ class _Layer:
 
     attention_norm: Tensor
     qkv: Weight
-    q_norm: RMSNorm | None
-    k_norm: RMSNorm | None
+    heads_norm: Tensor | None  # [H + K, d]: of queries, then of keys
     out: Weight
     ffn_norm: Tensor
     ffn: tuple[Gated, Weight] | MoE  # gate and up, down
@@ -43,7 +42,6 @@ class Stepper:
         self.copies = copy
         self.layers = [_look_up(layer, copy) for layer in model.layers if isinstance(layer, Block)]
         self.norm, self.head = _scaled(model.norm), head(weight, copy)
-        self.offset = model.spec.norm_eps * model.spec.dim
 
     def __call__(self, tokens: Tensor, cache: Places) -> Tensor:
         """Logits [B, V] after tokens [B], which follow those in the cache."""
@@ -88,11 +86,7 @@ class Stepper:
         spec = self.spec
         heads = layer.qkv(x).view(len(x), -1, spec.head_dim)
         qk = heads.narrow(1, 0, spec.num_heads + spec.num_kv_heads)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = qk.split([spec.num_heads, spec.num_kv_heads], dim=1)
-            turned = torch.cat((layer.q_norm(q), layer.k_norm(k)), dim=1)
-        else:
-            turned = qk
+        turned = qk if layer.heads_norm is None else self._normed(qk, layer.heads_norm)
         # In place, so that keys and values still lie side by side.
         torch.addcmul(turned * rope[0], turned.roll(spec.head_dim // 2, dims=-1), rope[1], out=qk)
         return self._see(number, heads, mask, cache)
@@ -113,18 +107,20 @@ class Stepper:
         """x / rms(x) * weight, with as few operations as it takes."""
         wide = x if x.dtype == weight.dtype else x.to(weight.dtype)
         # sqrt(dim) is in the weight, so the sum of squares serves for their mean.
-        scale = (wide * wide).sum(dim=-1, keepdim=True).add_(self.offset).rsqrt_()
+        offset = self.spec.norm_eps * x.shape[-1]
+        scale = (wide * wide).sum(dim=-1, keepdim=True).add_(offset).rsqrt_()
         normed = (wide * scale).mul_(weight)
         return normed if x.dtype == weight.dtype else normed.to(x.dtype)
 
 
 def _look_up(layer: Block, copy: bool) -> _Layer:
     attention, ffn = layer.attention, layer.ffn
+    norms = (attention.q_norm, attention.num_heads), (attention.k_norm, attention.num_kv_heads)
+    each = [_scaled(norm).expand(count, -1) for norm, count in norms if norm is not None]
     return _Layer(
         attention_norm=_scaled(layer.attention_norm),
         qkv=linear(attention.qkv, copy),
-        q_norm=attention.q_norm,
-        k_norm=attention.k_norm,
+        heads_norm=torch.cat(each) if each else None,
         out=linear(attention.out, copy),
         ffn_norm=_scaled(layer.ffn_norm),
         ffn=ffn if isinstance(ffn, MoE) else (gated(ffn.gate_up, copy), linear(ffn.down, copy)),

@@ -80,6 +80,17 @@ class PagedCache:
         self.lengths.append(tokens)
         return len(self.rows) - 1
 
+    def fork(self, row: int, tokens: int) -> int:
+        """A new row with room for so many tokens, with which this one begins too. All of them but the last
+        are copied, by whole blocks; the last is to be computed. Returns its number."""
+        new = self.add(tokens)
+        self.lengths[new] = tokens - 1
+        count = self.needed(tokens - 1)
+        at = [self.rows[each][:count] for each in (row, new)]
+        here, there = (torch.tensor(blocks, dtype=torch.int64, device=self.device) for blocks in at)
+        self.store.index_copy_(1, there, self.store.index_select(1, here))
+        return new
+
     def grow(self, row: int) -> None:
         """Room for one more token of a row."""
         if self.lengths[row] == len(self.rows[row]) * self.size:

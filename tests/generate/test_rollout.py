@@ -50,19 +50,21 @@ def test_it_writes_what_generate_writes(name: str, settings: dict[str, float]) -
 
 @settings(max_examples=15, deadline=None)
 @given(
-    st.lists(st.integers(1, 12), min_size=1, max_size=7),
+    st.lists(st.integers(1, 12), min_size=1, max_size=4),
     st.integers(1, 4),
     st.integers(1, 5),
     st.integers(0, 40),
+    st.integers(1, 3),
     st.integers(0, 99),
 )
 def test_no_amount_of_memory_changes_what_is_written(
-    lengths: list[int], batch: int, size: int, spare: int, seed: int
+    lengths: list[int], batch: int, size: int, spare: int, copies: int, seed: int
 ) -> None:
-    """Any number of blocks that holds the longest text: the less, the more is put aside and read anew."""
+    """Any number of blocks that holds the longest text: the less, the more is put aside and read anew. Equal
+    prompts too, of which those that come later copy what was read."""
     decoder = model("grouped")
     draw = torch.Generator().manual_seed(seed)
-    prompts = [torch.randint(1, 61, (n,), generator=draw).tolist() for n in lengths]
+    prompts = [torch.randint(1, 61, (n,), generator=draw).tolist() for n in lengths for _ in range(copies)]
     config = SamplingConfig(max_new_tokens=9, batch=batch)
     engine = RolloutEngine(decoder, config, STOPS, seed, tokens=max(lengths) + 9 + spare, size=size)
     for prompt in prompts:
@@ -262,6 +264,38 @@ def test_equal_prompts_are_read_once() -> None:
     done = engine.run()
     assert seen == [3, 4, 4, 4, 4, 4]
     assert len({tuple(one.ids) for one in done}) > 1, "each has a stream of its own"
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_prompt_is_read_once_while_a_text_that_begins_with_it_runs(length: int) -> None:
+    """Three at a time of ten; what was stored with weights of before is not copied."""
+    decoder, texts = model(), list[int]()
+    engine = RolloutEngine(decoder, SamplingConfig(max_new_tokens=6, batch=3), STOPS, seed=2, size=2)
+
+    def run() -> list[Rollout]:
+        read = engine.stepper.read
+
+        def noted(turn: Pass) -> torch.Tensor:
+            texts.append(sum(one.count for one in turn.whole))
+            return read(turn)
+
+        engine.stepper.read = noted  # type: ignore
+        return engine.run()
+
+    prompt = [5, 6, 7][:length]
+    for _ in range(10):
+        engine.submit(prompt)
+    done = run()
+    assert sum(texts) == 1
+    expected = generate(decoder, [prompt] * 10, engine.config, STOPS, seed=2)
+    assert [one.ids for one in done] == [one.ids for one in expected]
+    assert len({len(one.ids) for one in done}) > 1, "they do not all join at once"
+    engine.submit(prompt, stream=3)
+    engine.step()
+    engine.new_weights(1)
+    engine.submit(prompt, stream=4)
+    run()
+    assert sum(texts) == 1 + 2 + 1
 
 
 def test_tempered_log_probabilities_are_those_drawn_from() -> None:
