@@ -28,7 +28,7 @@ from shunter.models.hf import load_model, save_model
 from shunter.post.journal import Journal
 from shunter.post.roles import wire
 from shunter.post.roles.host import describe
-from shunter.post.writers import BLOCK, KEEP, submit
+from shunter.post.writers import KEEP, cache_tokens, submit
 from shunter.train.device import choose_device, prepare_determinism, set_determinism
 
 EVERY = 5.0  # seconds after which it says that it is alive
@@ -56,9 +56,10 @@ class Writing:
         self.ordered = self.exact or request["server"] is not None
         self.engine: Engine
         if request["server"] is None:
-            tokens = sampling.batch * (request["room"] + BLOCK)
+            room, block = int(request["room"]), int(request["block"])
+            tokens = cache_tokens(sampling.batch, room, block, int(request["cache"]))
             self.engine = RolloutEngine(
-                self.decoder, sampling, stops, size=BLOCK, tokens=tokens, tempered=True, reply=self.tools
+                self.decoder, sampling, stops, size=block, tokens=tokens, tempered=True, reply=self.tools
             )
         else:
             self.engine = self._served(request["server"], sampling, stops, folder)
