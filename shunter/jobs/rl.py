@@ -92,6 +92,8 @@ class RlConfig(JobConfig):
             raise ValueError("another process writes with whole models so far: leave adapter out")
         if self.how.writer != "auto" and self.how.placement is not None:
             raise ValueError("how.writer says nothing where roles are placed; leave one of the two out")
+        if self.how.swap != "tokens" and not self.apart:
+            raise ValueError("how.swap is of processes beside this one: set how.writer to process")
         if self.how.writers is not None and not self.apart:
             raise ValueError("how.writers are processes beside this one: set how.writer to process")
         if len(self.how.writers or ()) > 1 and (served or self.how.deterministic):
@@ -232,12 +234,13 @@ class RlJob:
         kind: Any = Reinforcement
         if config.apart:
             devices = config.how.writers or [str(course.device)]
-            threads = config.how.threads or max(1, course.threads // (len(devices) + 1))
-            course.threads = config.how.threads or max(1, course.threads - threads * len(devices))
-            beside = partial(_beside, folder, devices, threads, server)
-            kind = partial(Delayed, staleness=config.staleness, beside=beside)
+            here = sum(each == "cpu" for each in devices)  # what writes elsewhere takes no core
+            threads = config.how.threads or max(1, course.threads // (here + 1))
+            course.threads = config.how.threads or max(1, course.threads - threads * here)
+            beside = partial(_beside, folder, devices, threads, server, config.how.swap == "steps")
+            kind = partial(Delayed, staleness=config.staleness, beside=beside, early=config.how.early)
         elif config.staleness:
-            kind = partial(Delayed, staleness=config.staleness)
+            kind = partial(Delayed, staleness=config.staleness, early=config.how.early)
         lessons: Reinforcement = kind(
             course,
             policy,
@@ -245,7 +248,13 @@ class RlJob:
             critic,
             prompts,
             tokenizer,
-            taught.grader(config.rewards, context, device, unfinished=config.unfinished),
+            taught.grader(
+                config.rewards,
+                context,
+                device,
+                unfinished=config.unfinished,
+                beside=kind is not Reinforcement,
+            ),
             config.policy,
             sampling,
             group=config.group,
@@ -279,7 +288,12 @@ class RlJob:
 
 
 def _beside(
-    folder: Path, devices: Sequence[str], threads: int, server: dict[str, Any] | None, lessons: Delayed
+    folder: Path,
+    devices: Sequence[str],
+    threads: int,
+    server: dict[str, Any] | None,
+    whole: bool,
+    lessons: Delayed,
 ) -> Writer:
     """Processes that write, one on each of the devices."""
     from shunter.post.beside import SILENT, Beside, Several
@@ -298,6 +312,7 @@ def _beside(
                 room=lessons.room,
                 threads=threads,
                 exact=lessons.exact,
+                whole=whole,
                 device=device,
                 tools=lessons.tools,
                 server=server,

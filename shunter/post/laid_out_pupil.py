@@ -19,7 +19,7 @@ from shunter.post.course import Guard, Pupil
 from shunter.post.laid_out import VALUE, LaidOutScorer, laid_out_step
 from shunter.post.layout import must_fit, row_multiple, row_width, settled
 from shunter.post.objective import ScoreObjective
-from shunter.post.step import ScoredResult
+from shunter.post.step import Gradient, ScoredResult
 from shunter.train.checkpoint.lifecycle import Checkpointer, State
 from shunter.train.checkpoint.shared import SharedCheckpointer
 from shunter.train.config import Parallel
@@ -74,8 +74,14 @@ class LaidOutPupil(Pupil):
         return [lay_out([sample for unit in part for sample in unit]) for part in mine]
 
     def learn(
-        self, objective: ScoreObjective, batches: Sequence[Batch], step: int, guard: Guard | None = None
+        self,
+        objective: ScoreObjective,
+        batches: Sequence[Batch],
+        step: int,
+        guard: Guard | None = None,
+        begun: Gradient | None = None,
     ) -> ScoredResult:
+        assert begun is None, "ranks begin a step together"
         return laid_out_step(
             self.laid_out,
             self.optimizers,

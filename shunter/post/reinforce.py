@@ -31,7 +31,7 @@ from shunter.post.policy import Policy, Value
 from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grader
-from shunter.post.step import Scorer
+from shunter.post.step import Gradient, Scorer
 from shunter.post.writers import BLOCK, submit, written
 
 SHOWN = 3  # answers of a step that are kept for people to read
@@ -88,6 +88,8 @@ class Reinforcement:
         self.room = min(longest + sampling.max_new_tokens + told, policy.decoder.spec.max_positions)
         self.journal = Journal(course.place.work / "rollouts")
         self.updates = 0  # of the policy: the version of its weights
+        self.early: Gradient | None = None  # of answers of the step at hand, by their place: those in `had`
+        self.had: set[int] = set()
         self.rewards: list[float] = []
         self.samples: list[dict[str, Any]] = []
         self.most_gap = 0.0
@@ -141,6 +143,7 @@ class Reinforcement:
         done = self._write(number, chosen)
         prompts = [chosen[at // self.group] for at in range(len(done))]
         graded = self._grade(prompts, done)
+        self._complain(graded)
         far = self._refer(done) if self._asks_reference(number) else None
         return done, graded, far
 
@@ -170,7 +173,7 @@ class Reinforcement:
         if self.tools is None:
             return {}
         calls = sum(one.turns - 1 for one in done)
-        failed, self.tools.failed, self.tools.calls = self.tools.failed, 0, 0
+        _, failed = self.tools.taken()
         return {"rl/tool_calls": calls / len(done), "rl/tool_failures": failed / max(1, calls)}
 
     def _text(self, one: Rollout) -> str:
@@ -257,11 +260,13 @@ class Reinforcement:
             text = self._text(one)
             whole = [*one.prompt, *one.ids]
             items.append(prompt.item(text, one.stop_reason == "stop", whole))
-        graded = self.grader.grade(items)
+        return self.grader.grade(items)
+
+    def _complain(self, graded: Sequence[Graded]) -> None:
+        """Write down which answers could not be graded."""
         for each in graded:
             for failure in each.failed[:1]:
                 self.course.place.events.write("problem", problem=f"an answer was not graded: {failure}")
-        return graded
 
     def _learn(self, number: int, samples: Sequence[Sample]) -> dict[str, float]:
         config, told = self.config, dict[str, float]()
@@ -274,13 +279,13 @@ class Reinforcement:
             draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "cut", number, epoch)))
             order = draw.permutation(len(samples)) if config.updates > 1 else np.arange(len(samples))
             for part in np.array_split(order, config.updates):
-                batches = self._batches([samples[i] for i in part])
+                batches = self._batches([samples[i] for i in part if idle or i not in self.had])
                 first = not told
                 if idle:  # the optimizer's momentum would move weights without a reason
                     told |= self._compare(batches) | {"rl/idle": 1.0}
                 else:
                     guard = self._guard if first else None
-                    result = self.policy.learn(self.objective, batches, number, guard)
+                    result = self.policy.learn(self.objective, batches, number, guard, self.early)
                     self.course.learnt(result, number)
                     self.updates += 1
                     self._renew()
