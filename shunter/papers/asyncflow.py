@@ -18,15 +18,12 @@ from shunter.record import events
 PAPERS = Path(__file__).parents[2] / "recipes" / "papers"
 RECIPE = PAPERS / "asyncflow.yaml"
 MODES = ("sequential", "queue", "delayed")
+TURNS = ("jobs.tuned.staleness=0", "jobs.tuned.how.writer=here", "jobs.tuned.how.swap=tokens")
 RL: Mapping[str, Sequence[str]] = {  # delayed first: others take from its store what comes before `rl`
     "rl delayed": [],
-    "rl in turns": ["jobs.tuned.staleness=0", "jobs.tuned.how.writer=here"],
-    "rl queue": ["jobs.tuned.staleness=0", "jobs.tuned.how.writer=process"],
-    "rl in turns, both cores": [
-        "jobs.tuned.staleness=0",
-        "jobs.tuned.how.writer=here",
-        "jobs.tuned.how.threads=2",
-    ],
+    "rl in turns": [*TURNS],
+    "rl queue": ["jobs.tuned.staleness=0"],
+    "rl in turns, both cores": [*TURNS, "jobs.tuned.how.threads=2"],
 }
 FIRST = 5  # steps until all is warm, which are not timed
 LAST = 10  # steps whose reward is the last
@@ -35,9 +32,8 @@ LAST = 10  # steps whose reward is the last
 def _arms(seed: int, short: bool) -> Mapping[str, Sequence[str]]:
     size = ["jobs.stream.steps=3", "jobs.stream.rows=8"] if short else []
     quick = [
-        "jobs.start.train.steps=60", "jobs.start.train.warmup=2", "jobs.pairs.sampled.count=60",
-        "jobs.judge.train.steps=2", "jobs.judge.train.warmup=0", f"jobs.tuned.train.steps={FIRST + 2}",
-        "jobs.tuned.prompts_per_step=2",
+        "jobs.pairs.sampled.count=20", "jobs.judge.train.steps=1", "jobs.judge.train.warmup=0",
+        f"jobs.tuned.train.steps={FIRST + 2}", "jobs.tuned.prompts_per_step=2",
     ]  # fmt: skip
     arms = {mode: [f"jobs.stream.mode={mode}", f"jobs.stream.seed={seed}", *size] for mode in MODES}
     return arms | {name: [*more, *(quick if short else [])] for name, more in RL.items()}
@@ -81,8 +77,9 @@ def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     return [
         "sequential, queue, delayed: tasks sleep: the gain is one of scheduling, on threads of one process.",
         "Four writers, one worker for each other task; rows take log-normal times, the same in all arms.",
-        "rl ...: a model of 0.3M parameters on CPU cores, one for each process, whose writer has as much to "
-        "do as learner, reference and judge together; after the first steps.",
+        "rl ...: a model of 3.4M parameters on CPU cores, one for each process; after the first steps.",
+        "rl ...: gradients begin when a step is complete (how.early: false), to tell streaming from older "
+        "weights.",
         "The paper's planner is not here, and no GPU was measured.",
     ]
 

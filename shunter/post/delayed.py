@@ -33,7 +33,7 @@ from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt
 from shunter.post.reinforce import Reinforcement
 from shunter.post.rewards import Graded
-from shunter.post.samplers import by_step
+from shunter.post.samplers import Sampler, by_step
 from shunter.post.step import Gradient, Scorer
 from shunter.post.store import SampleStore
 from shunter.post.writers import HELD, Here, Weights, Writer, load, snapshot, trained
@@ -96,7 +96,8 @@ class Delayed(Reinforcement):
             else:
                 self.writer = self._beside(self)
             self._advance(number, number)
-            self.meanwhile.begin(self._reward_some)
+            if not self.grader.computes:
+                self.meanwhile.begin(self._reward_next)
             if self.writer.beside:
                 self.meanwhile.begin(lambda: self._written().listen(wait=True))
         told = super().step(number)
@@ -223,8 +224,10 @@ class Delayed(Reinforcement):
                 break  # before anything is done for later steps: who writes may wait for what is learnt
             if (
                 self._refer_some(lambda step: step == number)
+                or self._reward_some(lambda step: step == number)
                 or self._learn_some(number, columns)
-                or self._refer_some(lambda step: step > number, one=not self.exact)
+                or self._refer_some(lambda step: step > number, one=True)
+                or self._reward_some(lambda step: step > number, one=True)
             ):
                 continue
             begin = time.perf_counter()
@@ -252,11 +255,23 @@ class Delayed(Reinforcement):
             raise RuntimeError("all that was asked for is written and graded, and something is waited for")
         self.store.await_change(seen)
 
-    def _reward_some(self) -> None:
+    def _reward_next(self) -> None:
         """Grade the whole groups that are ready, of the first step that has any; waits for some. On a thread
         of its own: what it takes is lent to it, so a crash has it graded again, and counted once."""
         ready = by_step(self.group, whole=self.exact)
-        taken = self.store.take("reward", ROW, self.count, ready, timeout=NEVER)
+        self._reward(self.store.take("reward", ROW, self.count, ready, timeout=NEVER))
+
+    def _reward_some(self, fits: Callable[[int], bool], *, one: bool = False) -> bool:
+        """The same where a rule computes as the learner does, and on the same device: side by side, both
+        would be slower, and the writer too. fits, one: as of `_refer_some`."""
+        if not self.grader.computes:
+            return False
+        taken = self.store.poll("reward", ROW, self.count, self._groups(fits, one))
+        if taken:
+            self._reward(taken)
+        return bool(taken)
+
+    def _reward(self, taken: Mapping[int, Mapping[str, Any]]) -> None:
         rows = list(taken.values())
         prompts = [self._chosen[row["step"]][row["number"] // self.group] for row in rows]
         graded = self._grade(prompts, [row["answer"] for row in rows])
@@ -264,18 +279,19 @@ class Delayed(Reinforcement):
 
     def _refer_some(self, fits: Callable[[int], bool], *, one: bool = False) -> bool:
         """What the reference says of whole groups that are ready, of steps that fit; whether there were any.
-        one: of one group alone, as the learner may be waited for. Where bits must be the same, of a step as a
-        whole."""
-        ready = by_step(self.group, lambda step: fits(step) and self._asks_reference(step), whole=self.exact)
-
-        def some(rows: Mapping[int, Mapping[str, Any]], count: int) -> Sequence[int]:
-            return ready(rows, count)[: self.group if one else None]
-
-        taken = self.store.poll("reference", ROW, self.count, some)
+        one: of one group alone, as the learner may be waited for."""
+        mine = self._groups(lambda step: fits(step) and self._asks_reference(step), one)
+        taken = self.store.poll("reference", ROW, self.count, mine)
         if taken:
             far = self._refer([row["answer"] for row in taken.values()])
             self.store.done("reference", {row: {"reference": f} for row, f in zip(taken, far, strict=True)})
         return bool(taken)
+
+    def _groups(self, fits: Callable[[int], bool], one: bool) -> Sampler:
+        """Whole groups of the first step that has any, or one of them. Where bits must be the same, a step as
+        a whole."""
+        ready = by_step(self.group, fits, whole=self.exact)
+        return lambda rows, count: ready(rows, count)[: self.group if one and not self.exact else None]
 
     def _learn_some(self, number: int, columns: Sequence[str]) -> bool:
         """Take the gradient of whole groups of step `number` that have all cells; whether there were any. It

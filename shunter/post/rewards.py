@@ -182,6 +182,11 @@ class Grader:
             if callable(close := getattr(rule, "close", None)):
                 close()
 
+    @property
+    def computes(self) -> bool:
+        """Whether a rule computes with a model, as who learns does (`computes`)."""
+        return any(getattr(rule, "computes", False) for rule, _ in self.rules)
+
     def ends(self) -> dict[str, int]:
         """How answers ended since the last call, by rule and end, of rules that tell (`told`)."""
         now = {

@@ -163,6 +163,29 @@ def test_each_failure_is_counted_once_over_kills_amid_grading(
     assert MAIN.name not in calls
 
 
+def test_a_rule_that_computes_as_the_learner_does_is_not_beside_it(
+    work: Work, model: Path, talks: Path, dribble: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It grades the groups that are there while others are written, on the learner's thread; the curve is
+    that of a thread beside it."""
+    calls: list[tuple[str, int]] = []
+    grade = Grader.grade
+
+    def noted(self: Grader, items: Sequence[Item]) -> list[Graded]:
+        calls.append((threading.current_thread().name, len(items)))
+        return grade(self, items)
+
+    more: dict[str, Any] = {"staleness": 1, "how": {**HOW, "writer": "process"}}
+    beside, _ = reinforce(work, model, talks, name="beside", **more)
+    monkeypatch.setattr(Grader, "grade", noted)
+    monkeypatch.setattr(rewards.Matches, "computes", True, raising=False)
+    out, _ = reinforce(work, model, talks, **more)
+    assert {name for name, _ in calls} == {MAIN.name}
+    assert min(count for _, count in calls) < 12, "a part of a step, before the others were there"
+    mine, theirs = (json.loads((folder / "rewards.json").read_text()) for folder in (out, beside))
+    assert mine == pytest.approx(theirs, abs=1e-6)
+
+
 def test_a_grader_that_was_tampered_with_ends_the_run_in_its_own_words(
     work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
