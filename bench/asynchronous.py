@@ -25,17 +25,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.grpo import Still, artefact, make
+from bench.grpo import GROUP, PROMPTS, make, practise
 from bench.measure import alternate, interval, machine, rounded, save
-from shunter.jobs import rl
-from shunter.recipe.job import JobContext
-from shunter.record import events
-from shunter.record.events import EventLog
 
 GOALS = {"queue over turns": 1.3, "delayed over queue": 1.1}  # of the paper's card
 PAIRS = (("queue", "turns"), ("delayed", "queue"), ("delayed", "turns"))
 TRIALS = 3  # of each number of threads
-GROUP, PROMPTS, NEW = 8, 16, 40
+NEW = 40  # tokens of an answer at most
 FIRST = 5  # steps until all is warm
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "turns": {"staleness": 0, "writer": "here"},
@@ -49,24 +45,12 @@ def train(
 ) -> dict[str, float]:
     """The job; samples a second, and what it tells of ages and waiting, after the first steps."""
     asked = WAYS[way]
-    with tempfile.TemporaryDirectory() as place:
-        out, log, work = (Path(place) / name for name in ("out", "log", "work"))
-        for path in (out, log, work):
-            path.mkdir()
-        config = rl.RlConfig.model_validate(
-            {
-                "kind": "rl", "model": "m", "prompts": "t", "group": GROUP, "prompts_per_step": PROMPTS,
-                "rewards": [{"kind": "format", "pattern": r".*\d.*"}], "max_new_tokens": new,
-                "policy": {"kl": 0.001}, "train": {"steps": steps, "lr": 5e-4},
-                "staleness": asked["staleness"], "seed": seed,
-                "how": {"writer": asked["writer"], "threads": threads, "track": [], "log_every": 1},
-            }
-        )  # fmt: skip
-        log_of = EventLog(log / "events.jsonl")
-        inputs: dict[str, Any] = {"model": artefact(folder / "model"), "prompts": artefact(folder / "talks")}
-        rl.JOB.run(JobContext("rl", config, inputs, out, log, work, folder, log_of, Still()))
-        log_of.close()
-        lines = [line for line in events.read(log / "events.jsonl") if line["event"] == "metrics"]
+    how = {"writer": asked["writer"], "threads": threads, "log_every": 1}
+    train = {"steps": steps, "lr": 5e-4}
+    told = practise(
+        folder, new, how, policy={"kl": 0.001}, train=train, staleness=asked["staleness"], seed=seed
+    )
+    lines = [line for line in told if line["event"] == "metrics"]
     seconds = lines[-1]["t"] - lines[FIRST - 1]["t"]
     rows = [line["values"] for line in lines[FIRST:]]
     last = [line["values"]["rl/reward"] for line in lines[-max(1, steps // 10) :]]

@@ -9,6 +9,7 @@ growth of the peak by the growth of the text.
     python -m bench.curate_memory            # 1 and 4 GB, keeps the result
     python -m bench.curate_memory 0.02 0.08  # for trying; keeps nothing
     python -m bench.curate_memory --chain others   # what the first chain has not: stretches, sentences, ...
+    python -m bench.curate_memory --shared 0.9     # so many documents have one paragraph in common
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bench.measure import ROOT, machine, save
 
 GOAL = 0.1  # MB a MB
 SENTENCES, PARAGRAPHS, EACH = 50_000, 6, 8  # of the vocabulary; of a document, of a paragraph
+SHARED = "This site keeps small files on your machine to know that it is you. Read more, or go on."
 RECIPE = """
 version: 1
 name: memory
@@ -56,8 +58,11 @@ OTHERS = """    deduplicate: false
 """
 
 
-def write(folder: Path, size: float, seed: int) -> tuple[int, int]:
-    """Files of JSON lines of together `size` bytes of text. Returns documents and characters."""
+def write(folder: Path, size: float, seed: int, shared: float = 0.0) -> tuple[int, int]:
+    """Files of JSON lines of together `size` bytes of text. Returns documents and characters.
+
+    shared: share of the documents that begin with one and the same paragraph.
+    """
     draw = np.random.default_rng(seed)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
     words = ["the", "of", "and", "to", "that", "with"]
@@ -88,6 +93,8 @@ def write(folder: Path, size: float, seed: int) -> tuple[int, int]:
             recent.append(parts)
         else:
             recent[documents % 500] = parts
+        if shared and draw.random() < shared:
+            parts = [SHARED, *parts]
         text = "\n\n".join(parts)
         assert file is not None
         file.write(json.dumps({"text": text}) + "\n")
@@ -119,9 +126,9 @@ def held(root: int) -> tuple[int, int]:
     return whole, anonymous
 
 
-def measured(folder: Path, size: float, workers: int, unit: str, chain: str) -> dict[str, Any]:
+def measured(folder: Path, size: float, workers: int, unit: str, chain: str, shared: float) -> dict[str, Any]:
     """One corpus curated."""
-    documents, characters = write(folder / "web", size, 0)
+    documents, characters = write(folder / "web", size, 0, shared)
     (folder / "recipe.yaml").write_text(
         RECIPE.replace(CHAIN, CHAIN if chain == "first" else OTHERS)
         .replace("WORKERS", str(workers))
@@ -164,6 +171,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--unit", choices=["paragraph", "line"], default="paragraph")
     parser.add_argument("--chain", choices=["first", "others"], default="first")
+    parser.add_argument("--shared", type=float, default=0.0, help="share of documents with one paragraph")
     parser.add_argument(
         "--folder", help="where there is room for six times the text; default: a temporary one"
     )
@@ -171,7 +179,8 @@ def main() -> int:
     cases = []
     for size in chosen.gigabytes or [1.0, 4.0]:
         with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-            cases.append(measured(Path(folder), size * 1e9, chosen.workers, chosen.unit, chosen.chain))
+            how = (chosen.workers, chosen.unit, chosen.chain, chosen.shared)
+            cases.append(measured(Path(folder), size * 1e9, *how))
     first, last = cases[0], cases[-1]
     grown = {
         name: (last[name] - first[name]) / max(last["text_mb"] - first["text_mb"], 1e-9)
@@ -183,7 +192,7 @@ def main() -> int:
     )
     if not chosen.gigabytes:
         save(
-            "curate_memory" if chosen.chain == "first" else "curate_memory_others",
+            "curate_memory" + "_others" * (chosen.chain != "first") + "_shared" * bool(chosen.shared),
             {
                 "what": "peak memory of a curate job that finds "
                 + (
@@ -195,6 +204,7 @@ def main() -> int:
                 "goal": {"MB a MB": GOAL},
                 "workers": chosen.workers,
                 "unit": chosen.unit,
+                "documents with one paragraph in common": chosen.shared,
                 "cases": cases,
                 "growth": grown,
                 "machine": machine(),

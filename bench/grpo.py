@@ -30,6 +30,7 @@ from shunter.models.init import init_weights
 from shunter.models.spec import DecoderSpec
 from shunter.recipe.artefact import Artefact, Manifest
 from shunter.recipe.job import JobContext
+from shunter.record import events
 from shunter.record.events import EventLog
 
 GOAL = 1.5
@@ -90,8 +91,8 @@ def digits(completions: list[Any], **more: Any) -> list[float]:
     return [float(bool(DIGIT.search(each[0]["content"]))) for each in completions]
 
 
-def ours(folder: Path, steps: int, new: int) -> None:
-    """The job `rl`."""
+def practise(folder: Path, new: int, how: dict[str, Any], **asked: Any) -> list[dict[str, Any]]:
+    """The job `rl`, rewarded for a digit, in a place of its own; the lines of its event log."""
     with tempfile.TemporaryDirectory() as place:
         out, log, work = (Path(place) / name for name in ("out", "log", "work"))
         for path in (out, log, work):
@@ -100,17 +101,19 @@ def ours(folder: Path, steps: int, new: int) -> None:
             {
                 "kind": "rl", "model": "m", "prompts": "t", "group": GROUP, "prompts_per_step": PROMPTS,
                 "rewards": [{"kind": "format", "pattern": r".*\d.*"}], "max_new_tokens": new,
-                "train": {"steps": steps, "lr": RATE},
-                "how": {"threads": torch.get_num_threads(), "track": []},
+                "how": {"track": []} | how, **asked,
             }
         )  # fmt: skip
-        events = EventLog(log / "events.jsonl")
-        inputs: dict[str, Any] = {
-            "model": artefact(folder / "model"),
-            "prompts": artefact(folder / "talks"),
-        }
-        rl.JOB.run(JobContext("rl", config, inputs, out, log, work, folder, events, Still()))
-        events.close()
+        told = EventLog(log / "events.jsonl")
+        inputs: dict[str, Any] = {"model": artefact(folder / "model"), "prompts": artefact(folder / "talks")}
+        rl.JOB.run(JobContext("rl", config, inputs, out, log, work, folder, told, Still()))
+        told.close()
+        return list(events.read(log / "events.jsonl"))
+
+
+def ours(folder: Path, steps: int, new: int) -> None:
+    """The job `rl`."""
+    practise(folder, new, {"threads": torch.get_num_threads()}, train={"steps": steps, "lr": RATE})
 
 
 def theirs(folder: Path, steps: int, new: int) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shunter.config.errors import ShunterError
+from shunter.data.meter import Meter
 
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("row", pa.int64()), ("text", pa.string())])
 BATCH_BYTES = 16 << 20  # text held before it is written as one row group
@@ -74,12 +75,18 @@ def batches(folder: Path, rows: int = 1024) -> Iterator[list[Text]]:
                 yield [Text(**fields) for fields in batch.to_pylist()]
 
 
-def rows(folder: Path) -> Iterator[dict[str, object]]:
-    """The documents of one split, in order, with all their columns."""
+def rows(folder: Path, meter: Meter | None = None) -> Iterator[dict[str, object]]:
+    """The documents of one split, in order, with all their columns. meter: is told how far it is."""
     for path in sorted(folder.glob("*.parquet")):
         with pq.ParquetFile(path) as file:
+            seen = 0
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
+                seen += len(batch)
+                if meter is not None:
+                    meter.passed(path, seen / file.metadata.num_rows)
+        if meter is not None:
+            meter.finished(path)
 
 
 def facts(folder: Path) -> dict[str, pa.DataType]:

@@ -69,7 +69,7 @@ class AcceptedJob:
         order = sorted(read.items, key=lambda one: derive_seed(config.seed, "asked", one.id))
         chosen = order[: config.count or None]
         asked = _messages(path)
-        answers = kept = 0
+        answers = passed = kept = 0
         grader = taught.grader(config.rewards, context, device, patient=True)
         try:
             with (context.out / "train.jsonl").open("w", encoding="utf-8") as out:
@@ -82,11 +82,10 @@ class AcceptedJob:
                     for i, (item, graded) in enumerate(zip(items, grader.grade(items), strict=True)):
                         answers += 1
                         talk = asked[part[i // config.per_prompt].id]
-                        if (
-                            graded.total < config.least
-                            or not item.finished
-                            or (talk["id"], item.answer) in seen
-                        ):
+                        if graded.total < config.least or not item.finished:
+                            continue
+                        passed += 1
+                        if (talk["id"], item.answer) in seen:
                             continue
                         seen.add((talk["id"], item.answer))
                         kept += 1
@@ -107,7 +106,7 @@ class AcceptedJob:
                 mend="Ask for more answers, or lower `least`.",
             )
         (context.out / "heldout.jsonl").touch()
-        found = {"answers": answers, "kept": kept, "too_long": read.too_long}
+        found = {"answers": answers, "passed": passed, "kept": kept, "too_long": read.too_long}
         (context.out / "summary.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shunter.config.errors import ShunterError
@@ -60,16 +61,19 @@ def became(store: Store, document: str, artefact: Artefact | None = None) -> lis
         raise ShunterError(
             "no corpus has been made", where=str(store.path), mend="Run a recipe with a `curate` job."
         )
+    seen: set[Path] = set()  # what an earlier start has passed knows nothing of it
     for each in corpora:
-        if found := list(_along(store, document, each)):
+        if each.path not in seen and (found := list(_along(store, document, each, seen))):
             return found
     raise unknown(document, store.artefacts)
 
 
-def _along(store: Store, document: str, artefact: Artefact) -> Iterator[Told]:
-    """Breadth first against the stream of documents."""
+def _along(store: Store, document: str, artefact: Artefact, seen: set[Path] | None = None) -> Iterator[Told]:
+    """Breadth first against the stream of documents. seen: what need not be asked; what is asked is added."""
     lineage = Lineage(store, artefact)
-    queue, seen = [artefact], {artefact.path}
+    seen = set() if seen is None else seen
+    queue = [artefact]
+    seen.add(artefact.path)
     while queue:
         each = queue.pop(0)
         if each.type == "corpus" and (told := asked(each.path, document)) is not None:

@@ -82,10 +82,10 @@ def _run(
         if other != folder:
             shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
-    watch = _Watch(context, _bytes(context))
+    corpora = Corpora(context.many("corpora") if config.corpora else [])
+    watch = _Watch(context, _bytes(context, corpora))
     memory = config.how.memory_mb
     runner = Runner(folder, operators, workers, watch, config.excluded, watch.begins, memory, hands)
-    corpora = Corpora(context.many("corpora") if config.corpora else [])
     has_url = (
         any(places.has_urls(source, context.base) for source in config.sources) or "url" in corpora.facts
     )
@@ -179,12 +179,12 @@ def bound(context: JobContext[CurateConfig]) -> tuple[list[Operator], Earlier | 
     return operators, earlier
 
 
-def _bytes(context: JobContext[CurateConfig]) -> int:
-    """Of the files that are read to their end; 0 where that is not all that is read."""
-    if context.config.corpora or context.config.limit:
+def _bytes(context: JobContext[CurateConfig], corpora: Corpora) -> int:
+    """Of the files that are read; 0 where they are not read to their end."""
+    if context.config.limit and context.config.sources:
         return 0
     paths = (path for source in context.config.sources for path in places.files(source, context.base))
-    return sum(path.stat().st_size for path in paths)
+    return sum(path.stat().st_size for path in paths) + corpora.bytes()
 
 
 def _texts(source: SourceConfig, context: JobContext[CurateConfig]) -> Iterator[tuple[str, str]]:
@@ -295,6 +295,7 @@ class _Reading:
             yield self._chunk(numbers, texts, told)
         self._names.flush()
         self._dropped.flush()
+        self.output.seen.forget()  # 75 MB, and barriers are still to come
         if self.corpora.artefacts:
             self._no_id_twice()
 
@@ -306,7 +307,7 @@ class _Reading:
         """Documents with what is known of them."""
         for document in read(self.context, self.output, self.meter):
             yield Given(document)
-        for where, given in self.corpora.documents(self.made):
+        for where, given in self.corpora.documents(self.made, self.meter):
             if self._begins[-1][1] != where:
                 self._begins.append((self._names.count, where))
             yield given
@@ -334,7 +335,7 @@ class _Watch:
     first stage, which finds them, by the bytes of the sources that are read: a little short at its end, as
     reading is some chunks ahead. Chunks of an earlier attempt cost no time, so they count for nothing.
 
-    total: bytes of the sources; 0: something else is read too, so nobody knows.
+    total: bytes of all that is read; 0: nobody knows.
     """
 
     def __init__(self, context: JobContext[CurateConfig], total: int = 0) -> None:

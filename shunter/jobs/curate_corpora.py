@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from shunter.config.errors import ShunterError
 from shunter.data import corpus
+from shunter.data.meter import Meter
 from shunter.data.sources import Document, Problem
 from shunter.jobs.curate_names import NAMES, id_of
 from shunter.recipe.artefact import Artefact
@@ -73,17 +74,22 @@ class Corpora:
             for label, told in known.get("sources", {}).items():
                 yield label, told.get("licence"), artefact.manifest.name
 
-    def documents(self, without: set[str]) -> Iterator[tuple[str, Given]]:
+    def bytes(self) -> int:
+        """Of the files that `documents` reads."""
+        places = (each.path / split for each in self.artefacts for split in SPLITS)
+        return sum(path.stat().st_size for place in places for path in place.glob("*.parquet"))
+
+    def documents(self, without: set[str], meter: Meter | None = None) -> Iterator[tuple[str, Given]]:
         """The name of the corpus and a document: train part before held-out part.
 
         They stay in the part that they are in; of a corpus that holds nothing out they are parted anew.
-        without: columns that the job makes itself.
+        without: columns that the job makes itself. meter: is told how far the files are read.
         """
         carried = [name for name in self.facts if name not in without and name != "url"]
         for artefact in self.artefacts:
             parted = any(True for _ in corpus.rows(artefact.path / "heldout"))
             for place, split in enumerate(SPLITS):
-                for row in corpus.rows(artefact.path / split):
+                for row in corpus.rows(artefact.path / split, meter):
                     facts = {name: row[name] for name in carried if row.get(name) is not None}
                     told = json.dumps(facts, ensure_ascii=False) if facts else ""
                     number, part = _place(row, artefact)

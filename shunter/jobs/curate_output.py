@@ -33,6 +33,7 @@ class Output:
         shutil.rmtree(seen, ignore_errors=True)  # documents are read anew in every attempt
         self.seen = Firsts(seen)
         self.dropped: Counter[str] = Counter()
+        self.reading: Counter[str] = Counter()  # those of them that no operator saw
         self.problems = self.read = 0
         self.sources: dict[str, Counter[str]] = {}
 
@@ -55,8 +56,9 @@ class Output:
         self._problems.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
 
     def drop(self, source: str, record: Mapping[str, Any]) -> None:
-        """Record that a document leaves: `id`, `reason` and what decided."""
+        """Record that a document leaves: `id`, `operator`, `reason` and what decided."""
         self.dropped[record["reason"]] += 1
+        self.reading[record["reason"]] += record["operator"] == "reading"
         self.sources.setdefault(source, Counter())[f"dropped: {record['reason']}"] += 1
         self._dropped.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -104,6 +106,7 @@ class Output:
             "read": self.read,
             **total,
             "dropped": dict(sorted(self.dropped.items())),
+            "dropped_by_reading": dict(sorted((+self.reading).items())),
             "problems": self.problems,
             "sources": {
                 name: {"licence": licences.get(name), **dict(sorted(self.sources.get(name, {}).items()))}

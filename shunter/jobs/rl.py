@@ -79,7 +79,7 @@ class RlConfig(JobConfig):
 
     @model_validator(mode="after")
     def _comparable(self) -> RlConfig:
-        if self.group < 2 and self.policy.algorithm not in ("ppo", "reinforce++"):
+        if self.group < 2 and self.policy.compares:
             raise ValueError(
                 f"{self.policy.algorithm} compares answers to one prompt: group must be 2 or more"
             )
@@ -104,6 +104,11 @@ class RlConfig(JobConfig):
         answers = self.group * self.prompts_per_step
         if self.policy.updates > answers:
             raise ValueError(f"a step's {answers} answers cannot be cut into {self.policy.updates} updates")
+        if self.policy.least_groups > 1 and (self.staleness or self.how.placement is not None):
+            raise ValueError(
+                "policy.least_groups lets answers wait, which goes with neither staleness nor how.placement "
+                "so far"
+            )
         return self
 
     @property

@@ -1,6 +1,6 @@
 """Edit programs by a small model (arXiv 2507.03253), on made-up pages of which it is known what is noise.
 
-An expert who errs and sometimes rewrites is distilled to programs; a model of 0.4 million weights learns
+An expert who errs and sometimes rewrites is distilled to programs; a model of 2.4 million weights learns
 them, and another of its size learns to write the refined texts themselves. Over a web of other pages, what
 either makes of it is held against the planted noise, and a small model reads it for as many tokens: the web
 as it is, with lines deleted by patterns, with its worse half dropped, written anew, edited by programs, or

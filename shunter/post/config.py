@@ -19,7 +19,7 @@ TAKEN = frozenset(
     {
         "reward", "length", "finished", "flat_groups", "staleness", "idle", "gap", "max_gap", "kl", "entropy",
         "ratio", "max_ratio", "clipped", "tool_calls", "tool_failures", "value_error", "policy_loss",
-        "value_loss", "kl_loss", "entropy_loss", "not_graded", "moved_mb", "answers",
+        "value_loss", "kl_loss", "entropy_loss", "not_graded", "moved_mb", "answers", "gathered",
     }
 )  # fmt: skip
 
@@ -274,8 +274,28 @@ class PolicyConfig(Config):
     entropy: float = Field(0.0, ge=0, description="Weight of the entropy, which is rewarded.")
     updates: int = Field(1, ge=1, description="Parts into which a step's answers are cut, one update each.")
     epochs: int = Field(1, ge=1, description="Times that a step's answers are learnt from.")
+    least_groups: int = Field(
+        1,
+        ge=1,
+        exclude_if=lambda value: value == 1,  # jobs without are what they were before there was a choice
+        description="Groups whose answers are not all worth the same that an update needs; fewer wait for "
+        "those of later steps, and the policy stays as it is until then.",
+    )
     gamma: float = Field(1.0, gt=0, le=1, description="ppo: discount a token.")
     lam: float = Field(0.95, ge=0, le=1, description="ppo: lambda of the advantages' estimate.")
     value_clip: float = Field(0.2, gt=0, description="ppo: how far a value may move to count.")
     value_weight: float = Field(0.5, gt=0, description="ppo: weight of the value model's loss.")
     value_lr: float | None = Field(None, gt=0, description="ppo: the value model's rate; default: the same.")
+
+    @property
+    def compares(self) -> bool:
+        """Whether an answer is worth what it is beside others to the same prompt."""
+        return self.algorithm not in ("ppo", "reinforce++")
+
+    @model_validator(mode="after")
+    def _gathers_groups(self) -> PolicyConfig:
+        if self.least_groups > 1 and not self.compares:
+            raise ValueError(
+                f"{self.algorithm} learns from groups of equal rewards too: leave least_groups out"
+            )
+        return self

@@ -114,10 +114,12 @@ class Delayed(Reinforcement):
             super().close()
 
     def _in_parts(self) -> bool:
-        """Whether a step's gradient is the sum of its groups', each known by itself: one update; advantages
-        that need the group alone; terms that are means over answers; no share of a step's tokens."""
+        """Whether a step's gradient is the sum of its groups', each known by itself: one update, in which no
+        groups wait for others; advantages that need the group alone; terms that are means over answers; no
+        share of a step's tokens."""
         config, alone = self.config, self.config.algorithm in ("grpo", "dr_grpo", "rloo", "gspo")
-        once = config.updates == config.epochs == 1 and self.policy.decoder.spec.experts is None
+        once = config.updates == config.epochs == config.least_groups == 1
+        once = once and self.policy.decoder.spec.experts is None
         return alone and once and self.objective.settings.by_sequences
 
     def _fits(self) -> None:

@@ -25,6 +25,7 @@ from shunter.post.advantages import Array
 from shunter.post.batch import Answers, Sample, grouped, micro_batches
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
+from shunter.post.gathering import Flat, Gathering
 from shunter.post.journal import Journal
 from shunter.post.judged import flat_groups, judge, settings
 from shunter.post.policy import Policy, Value
@@ -93,6 +94,8 @@ class Reinforcement:
         self.rewards: list[float] = []
         self.samples: list[dict[str, Any]] = []
         self.most_gap = 0.0
+        self.gathering = Gathering()  # where an update needs more than one group
+        self.flat = Flat()
 
     @cached_property
     def engine(self) -> Engine:
@@ -122,7 +125,10 @@ class Reinforcement:
         self.most_gap = max(self.most_gap, told.get("rl/max_gap", 0.0))
         self.rewards.append(float(np.mean(rewards)))
         self._keep(number, chosen, done, graded)
-        ends = self.grader.ends()
+        ends, flat = self.grader.ends(), flat_groups(rewards, groups)
+        said = self.flat.step(flat, self.rewards)
+        if said is not None and self.config.compares:
+            self.course.place.events.write("problem", problem=said)
         parts = {f"rl/{name}": _mean([g.parts[name] for g in graded]) for name in graded[0].parts}
         return {
             "rl/reward": self.rewards[-1],
@@ -130,7 +136,7 @@ class Reinforcement:
             "rl/length": _mean([one.count for one in done]),
             **self._asked(done),
             "rl/finished": _mean([one.stop_reason == "stop" for one in done]),
-            "rl/flat_groups": flat_groups(rewards, groups),
+            "rl/flat_groups": flat,
             "rl/staleness": stale,
             **{f"rl/{name}": float(count) for name, count in ends.items()},
             **told,
@@ -191,6 +197,8 @@ class Reinforcement:
             "failures": self.grader.failures,
             "canaries": self.grader.canaries,
             "most_gap": self.most_gap,
+            "flat": self.flat.state(),
+            "gathering": self.gathering.state(),
         }
 
     def close(self) -> None:
@@ -207,6 +215,9 @@ class Reinforcement:
         self._renew()
         self.grader.failures, self.grader.canaries = dict(state["failures"]), int(state["canaries"])
         self.most_gap = float(state["most_gap"])
+        if "gathering" in state:  # of a checkpoint from before there was one
+            self.flat.restore(state["flat"])
+            self.gathering.restore(state["gathering"])
 
     def _renew(self) -> None:
         """The policy's weights have changed."""
@@ -269,21 +280,33 @@ class Reinforcement:
                 self.course.place.events.write("problem", problem=f"an answer was not graded: {failure}")
 
     def _learn(self, number: int, samples: Sequence[Sample]) -> dict[str, float]:
-        config, told = self.config, dict[str, float]()
-        learnable = any(np.any(np.asarray(s.known["advantage"]) != 0) for s in samples)
-        idle = not (learnable or self.objective.settings.kl or config.entropy)
+        if self.config.least_groups == 1:
+            return self._update(number, samples)
+        self.gathering.add(samples, self.group)
+        groups, last = self.gathering.groups, number + 1 == self.course.train.steps
+        if groups and (groups >= self.config.least_groups or last):
+            told = self._update(number, self.gathering.take())
+        else:
+            told = self._compare(self._batches(samples)) | {"rl/idle": 1.0}
+        return told | {"rl/gathered": float(self.gathering.groups)}
+
+    def _update(self, number: int, samples: Sequence[Sample]) -> dict[str, float]:
+        """Learn from samples that the weights as they are now have written."""
+        config, told, told_of_values = self.config, dict[str, float](), dict[str, float]()
+        compared: dict[str, float] | None = None
         # All answers are compared before any is learnt from, not the first part's alone.
         if config.updates > 1 and self.newest:
-            self._compare(self._batches(samples))
+            compared = self._compare(self._batches(samples))
         for epoch in range(config.epochs):
             draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "cut", number, epoch)))
             order = draw.permutation(len(samples)) if config.updates > 1 else np.arange(len(samples))
             for part in np.array_split(order, config.updates):
-                batches = self._batches([samples[i] for i in part if idle or i not in self.had])
+                some = [samples[i] for i in part]
+                batches = self._batches([samples[i] for i in part if i not in self.had])
                 first = not told
-                if idle:  # the optimizer's momentum would move weights without a reason
-                    told |= self._compare(batches) | {"rl/idle": 1.0}
-                else:
+                # A part from which nothing is learnt: the optimizer's momentum would move weights without a
+                # reason.
+                if self._teaches(some):
                     guard = self._guard if first else None
                     result = self.policy.learn(self.objective, batches, number, guard, self.early)
                     self.course.learnt(result, number)
@@ -297,8 +320,16 @@ class Reinforcement:
                 if self.critic is not None:
                     taught = self.critic.learn(self.value, batches, number)
                     self.course.learnt(taught, number)
-                    told |= {f"rl/{name}": value for name, value in taught.told.items()}
-        return told
+                    told_of_values |= {f"rl/{name}": value for name, value in taught.told.items()}
+        if not told:
+            told = (compared or self._compare(self._batches(samples))) | {"rl/idle": 1.0}
+        return told | told_of_values
+
+    def _teaches(self, samples: Sequence[Sample]) -> bool:
+        """Whether the policy has something to learn from these."""
+        if samples and (self.objective.settings.kl or self.config.entropy):
+            return True
+        return any(np.any(np.asarray(each.known["advantage"]) != 0) for each in samples)
 
     def _batches(self, samples: Sequence[Sample]) -> list[Answers]:
         """Micro-batches. Answers to one prompt share a row, so that the prompt is computed once.

@@ -71,7 +71,7 @@ class Here:
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors as they are now, in the host's memory; not those that nobody trains, which are those
     that the run began with."""
-    return {name: value.detach().cpu().clone() for name, value in trained(module).items()}
+    return {name: value.detach().to("cpu", copy=True) for name, value in trained(module).items()}
 
 
 def load(module: nn.Module, weights: Weights) -> None:

@@ -56,21 +56,26 @@ def describe_data(facts: Facts) -> list[DataSection]:
 
 
 def _corpus(job: JobFacts, path: Path, section: DataSection, problems: list[str]) -> None:
+    summary = read_json(path / "summary.json", problems) if (path / "summary.json").is_file() else None
     splits = []
     for split in ("train", "heldout"):
-        documents, size = _parquet(path / split, problems)
+        told = summary.get(split) if isinstance(summary, Mapping) else None
+        documents, size = _parquet(path / split, told if isinstance(told, Mapping) else {}, problems)
         if documents is not None:
             splits.append([split, numbers.count(documents), numbers.size(size)])
     if splits:
         section.tables.append(Table("Documents", splits, ["Split", "Documents", "Text (UTF-8)"], "num"))
-    summary = read_json(path / "summary.json", problems) if (path / "summary.json").is_file() else None
     if isinstance(summary, Mapping):
         section.tables += [*_sources(summary), *funnel(path, summary, problems)]
         chart = _left_after(summary.get("operators", []))
         section.charts += [chart] if chart is not None else []
     if isinstance(summary, Mapping) and not job.metrics:
         section.tables.append(Table("Summary", _flat_rows(summary), align="num"))
-    reasons = _count(path / "dropped.jsonl", "reason", problems)
+    told = summary.get("dropped") if isinstance(summary, Mapping) else None
+    # All that left is one of the largest files: it is read only where nobody has counted it.
+    reasons = (
+        Counter(told) if isinstance(told, Mapping) else _count(path / "dropped.jsonl", "reason", problems)
+    )
     if reasons:
         section.tables.append(_counted("Dropped documents by reason", "Reason", reasons))
     if samples := _samples(path / "samples.jsonl", problems):
@@ -115,9 +120,11 @@ def funnel(path: Path, summary: Mapping[str, Any], problems: list[str]) -> list[
 
 def _read(path: Path, summary: Mapping[str, Any], problems: list[str]) -> list[str]:
     """The row of the funnel for what reading did before the first operator."""
-    reasons = Counter(
-        str(line.get("reason")) for line in _lines(path, problems) if line.get("operator") == "reading"
-    )
+    if (known := summary.get("dropped_by_reading")) is not None:
+        reasons = Counter(known)
+    else:  # the corpus is older than that
+        lines = _lines(path, problems)
+        reasons = Counter(str(each.get("reason")) for each in lines if each.get("operator") == "reading")
     first = (summary.get("operators") or [{}])[0]
     told = [f"{reason} {numbers.count(count)}" for reason, count in reasons.most_common(4)]
     out, before = int(first.get("documents", 0)), int(summary.get("read", 0))
@@ -231,8 +238,12 @@ def _conversations(path: Path, section: DataSection, problems: list[str]) -> Non
         section.tables.append(Table("Conversations by task", rows, ["Task", "train", "heldout"], "num"))
 
 
-def _parquet(folder: Path, problems: list[str]) -> tuple[int | None, int | None]:
-    """Documents and bytes of text of a split; bytes are read one row group at a time."""
+def _parquet(folder: Path, told: Mapping[str, Any], problems: list[str]) -> tuple[int | None, int | None]:
+    """Documents and bytes of text of a split.
+
+    told: the same by whoever made it. Where its documents are not those that are there, all text is read, one
+    row group at a time.
+    """
     files = sorted(folder.glob("*.parquet"))
     if not files:
         return None, None
@@ -240,13 +251,20 @@ def _parquet(folder: Path, problems: list[str]) -> tuple[int | None, int | None]
     import pyarrow.parquet as pq
 
     documents = size = 0
+    readable = []
     for file in files:
         try:
-            parquet = pq.ParquetFile(file)
-            documents += parquet.metadata.num_rows
-            for batch in parquet.iter_batches(columns=["text"]):
-                size += pc.sum(pc.binary_length(batch.column(0))).as_py() or 0
+            documents += pq.ParquetFile(file).metadata.num_rows
+            readable.append(file)
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors derive from these
+            problems.append(f"{folder.parent.name}/{folder.name}/{file.name} cannot be read: {error}")
+    if told.get("documents") == documents and isinstance(told.get("bytes"), int):
+        return documents, told["bytes"]
+    for file in readable:
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
+                size += pc.sum(pc.binary_length(batch.column(0))).as_py() or 0
+        except (OSError, ValueError, KeyError) as error:
             problems.append(f"{folder.parent.name}/{folder.name}/{file.name} cannot be read: {error}")
     return documents, size
 

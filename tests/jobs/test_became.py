@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from shunter.data.curation import why
 from shunter.data.show import origin
 from shunter.data.tokenizer import Tokenizer
 from shunter.data.tokens import TokenRows
+from shunter.jobs import became as ways
 from shunter.jobs.became import became, token, within
 from shunter.jobs.sites import BETWEEN
 from shunter.recipe.store import Store
@@ -126,6 +128,19 @@ def test_on_the_command_line(store: Store, capsys: pytest.CaptureFixture[str]) -
     ):
         assert cli.main(["corpus", *wrong, *place]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_every_corpus_is_asked_once_where_nobody_knows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is the start of a walk and stands on the way of others."""
+    asked: list[str] = []
+
+    def nobody(folder: Path, document: str) -> None:
+        asked.append(folder.name.partition("-")[0])
+
+    monkeypatch.setattr(ways, "asked", nobody)
+    with pytest.raises(ShunterError, match=r"no document 'web:60'"):
+        became(store, "web:60")
+    assert sorted(asked) == ["clean", "mixture", "raw"]
 
 
 def test_of_other_texts_nothing_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

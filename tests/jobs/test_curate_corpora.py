@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ import pytest
 from shunter.config.errors import ShunterError
 from shunter.data import corpus
 from shunter.data.curation.why import why
+from shunter.data.meter import Meter
 from shunter.jobs import curate
+from shunter.jobs.curate_corpora import Corpora
 from tests.jobs.conftest import Work
 
 PASS = {"kind": "mask-personal"}  # changes nothing of what is written here
@@ -37,6 +41,14 @@ def made(folder: Path, rows: list[dict[str, Any]], licence: str | None = "mine",
     sources = {row["id"].partition(":")[0]: {"licence": licence} for row in rows}
     (folder / "summary.json").write_text(json.dumps({"sources": sources}))
     return folder
+
+
+@dataclass
+class Made:
+    """What `Corpora` asks of an artefact without problems."""
+
+    path: Path
+    manifest: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(name="c"))
 
 
 def read(work: Work, inputs: list[Path], name: str = "read", **config: Any) -> Path:
@@ -101,6 +113,16 @@ def test_what_is_held_out_stays_so(tmp_path: Path, work: Work) -> None:
     assert all("email@example.com" in each.text for each in corpus.texts(out / "heldout"))
     parted = read(work, [made(tmp_path / "whole", rows)], "anew", heldout=0.5)
     assert 15 < len(list(corpus.texts(parted / "heldout"))) < 45, "one that holds nothing out is parted"
+
+
+def test_how_far_reading_is_grows_to_all_there_is(tmp_path: Path) -> None:
+    """Within a file too: a job writes one."""
+    rows = [{"id": f"web:{n}", "text": f"{n} some words"} for n in range(5000)]
+    corpora, meter = Corpora([Made(made(tmp_path / "c", rows, held=1000))]), Meter()  # type: ignore[list-item]
+    told = [meter.read for _ in corpora.documents(set(), meter)]
+    assert told == sorted(told)
+    assert meter.read == corpora.bytes() > told[-1] > 0
+    assert abs(told[2500] / corpora.bytes() - 0.5) < 0.2
 
 
 def test_parts_of_documents_keep_their_names(tmp_path: Path, work: Work) -> None:

@@ -91,7 +91,7 @@ def test_barriers_that_spill_leave_the_same_corpus(
     assert metrics["documents"] > 5
     names = spilt(monkeypatch)
     found, _ = work(curate.JOB, config(ROOM), name="spilt")
-    assert {"equal", "beginnings", "edges", "sentences", "windows"} <= set(names)
+    assert {"equal", "beginnings", "edges", "sentences", "windows", "paragraphs", "bucket"} <= set(names)
     assert made(found) == made(expected)
 
 

@@ -63,25 +63,27 @@ def test_a_step_that_is_complete_is_learnt_from_before_the_reference_speaks_on_l
     work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rewards of a step come while the reference speaks on a group of the next one: no other follows."""
-    later: list[int] = []
-    learn, grade, refer = delayed.Delayed._learn, Grader.grade, delayed.Delayed._refer
+    later, amid = list[int](), set[int]()
+    learn, reward, refer = delayed.Delayed._learn, delayed.Delayed._reward, delayed.Delayed._refer
 
     def noted(self: delayed.Delayed, number: int, samples: Any) -> dict[str, float]:
         later.append(sum("reference" in cells for cells in self.store.rows()))
         return learn(self, number, samples)
 
-    def slow(self: Grader, items: Sequence[Item]) -> list[Graded]:
-        time.sleep(0.2)
-        return grade(self, items)
+    def late(self: delayed.Delayed, taken: Any) -> None:
+        (step,) = {row["step"] for row in taken.values()}
+        until(lambda: step in amid or step == 4)
+        reward(self, taken)
 
     def speaks(self: delayed.Delayed, done: Any) -> Any:
         if len(done) == 4:  # a group alone is one of a later step
+            amid.add(self.now)
             until(lambda: rewarded(self, self.now))
         return refer(self, done)
 
     monkeypatch.setattr(delayed.Delayed, "_learn", noted)
     monkeypatch.setattr(delayed.Delayed, "_refer", speaks)
-    monkeypatch.setattr(Grader, "grade", slow)
+    monkeypatch.setattr(delayed.Delayed, "_reward", late)
     reinforce(work, model, talks, staleness=1, policy={"kl": 0.05}, how=HOW)
     assert later == [4, 4, 4, 4, 0]
 

@@ -13,6 +13,7 @@ from shunter.config.errors import MissingExtra, ShunterError
 from shunter.jobs import rl
 from shunter.launch import ray_cluster
 from shunter.models.hf import load_model
+from shunter.post import gathering
 from shunter.recipe.job import Stopped
 from shunter.record import events
 from tests.jobs.conftest import Still, Work
@@ -52,8 +53,13 @@ def rewards(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("policy", [{"kl": 0.02, "updates": 2}, {"algorithm": "ppo", "epochs": 2}], ids=str)
-def test_placed_is_as_without_a_placement(work: Work, model: Path, policy: dict[str, Any]) -> None:
-    """The same answers and rewards; weights within rounding, since other answers are computed together."""
+def test_placed_is_as_without_a_placement(
+    work: Work, model: Path, policy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answers and rewards; weights within rounding, since other answers are computed together. And
+    people are told the same."""
+    monkeypatch.setattr(gathering, "WATCHED", 3)
+    monkeypatch.setattr(gathering, "MOST", 0.0)
     plain, _ = reinforce(work, model, "plain", None, policy=policy)
     placed, metrics = reinforce(work, model, "placed", INLINE, policy=policy)
     assert rewards(placed) == rewards(plain)
@@ -66,6 +72,12 @@ def test_placed_is_as_without_a_placement(work: Work, model: Path, policy: dict[
     for mine, theirs in zip(*samples, strict=True):
         assert {**mine, "model": ""} == {**theirs, "model": ""}
     rows = events.read_metrics(placed.parent / "log" / "events.jsonl")
+    said = [
+        [row["problem"] for row in events.read(folder.parent / "log" / "events.jsonl") if "problem" in row]
+        for folder in (plain, placed)
+    ]
+    assert said[0] == said[1]
+    assert len(said[0]) == int("algorithm" not in policy)  # a critic learns from equal rewards too
     needed = {"rl/kl", "rl/gap", "rl/max_gap", "rl/length", "rl/flat_groups", "train/grad_norm"}
     assert needed <= rows[-1].keys()
     assert 0 < metrics["max_gap"] < 1e-4

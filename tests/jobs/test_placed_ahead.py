@@ -51,13 +51,18 @@ def test_a_writer_behind_is_as_in_one_process(
     assert rows[-1]["rl/off_policy"] > metrics["max_gap"]
 
 
-def test_stopped_and_continued_it_is_the_same_bits(work: Work, model: Path) -> None:
+def _same_bits_when_stopped(work: Work, model: Path, placement: dict[str, Any]) -> None:
+    """Stopped after two steps and gone on with: as in one process at one go."""
     whole, _ = reinforce(work, model, "whole", INLINE, staleness=1)
     with pytest.raises(Stopped):
-        reinforce(work, model, "cut", INLINE, staleness=1, control=Still(stop_after=2))
-    out, _ = reinforce(work, model, "cut", INLINE, staleness=1)
+        reinforce(work, model, "cut", placement, staleness=1, control=Still(stop_after=2))
+    out, _ = reinforce(work, model, "cut", placement, staleness=1)
     assert weights(out) == weights(whole)
     assert rewards(out) == rewards(whole)
+
+
+def test_stopped_and_continued_it_is_the_same_bits(work: Work, model: Path) -> None:
+    _same_bits_when_stopped(work, model, INLINE)
 
 
 @pytest.mark.long
@@ -70,12 +75,7 @@ def test_stopped_and_continued_it_is_the_same_bits(work: Work, model: Path) -> N
     ids=["split", "pools"],
 )
 def test_on_processes_it_is_the_same_bits(work: Work, model: Path, placement: dict[str, Any]) -> None:
-    whole, _ = reinforce(work, model, "whole", INLINE, staleness=1)
-    with pytest.raises(Stopped):
-        reinforce(work, model, "cut", placement, staleness=1, control=Still(stop_after=2))
-    out, _ = reinforce(work, model, "cut", placement, staleness=1)
-    assert weights(out) == weights(whole)
-    assert rewards(out) == rewards(whole)
+    _same_bits_when_stopped(work, model, placement)
 
 
 def test_a_writer_with_older_weights_than_it_says_stops_the_run(

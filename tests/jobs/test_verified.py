@@ -161,7 +161,7 @@ def test_answers_that_are_worth_enough_become_conversations(work: Work, model: P
     out, metrics = work(accepted.JOB, config, inputs={"model": model, "prompts": talks})
     lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     assert metrics["answers"] == 12 * 6
-    assert 0 < metrics["kept"] == len(lines) < 12 * 6
+    assert 0 < metrics["kept"] == len(lines) <= metrics["passed"] < 12 * 6
     asked = {json.loads(line)["messages"][0]["content"] for line in (talks / "train.jsonl").open()}
     for line in lines:
         question, answer = line["messages"]

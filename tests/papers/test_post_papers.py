@@ -72,7 +72,7 @@ def test_agnostics_on_given_measurements(
         rewards.mkdir(parents=True)
         (rewards / "rewards.json").write_text("[0.1, 0.2]")
         tuned = SimpleNamespace(path=rewards)
-        (rewards / "summary.json").write_text('{"answers": 10, "kept": 1}')
+        (rewards / "summary.json").write_text('{"answers": 10, "passed": 1, "kept": 1}')
         told = scores(tmp_path / name, "scores", models)
         if name == "partial":  # more of its programs run
             found = json.loads((told.path / "scores.json").read_text())

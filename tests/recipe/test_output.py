@@ -47,16 +47,17 @@ def test_a_run_goes_on_when_nobody_reads_its_output(
 
 
 def test_a_closed_terminal_saves_and_stops(tmp_path: Path) -> None:
-    control = RunControl(tmp_path)
-    with control.listening():
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGHUP)  # the shell and the kernel may both send one
-        assert control.stop_requested()
-        assert control.code == 129
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     try:
+        control = RunControl(tmp_path)
+        with control.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)  # the shell and the kernel may both send one
+            assert control.stop_requested()
+            assert control.code == 129
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         control = RunControl(tmp_path)
         with control.listening():  # nohup
             os.kill(os.getpid(), signal.SIGHUP)

@@ -9,15 +9,26 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
+import pytest
 
 from shunter.jobs import curate
-from shunter.report.contents import describe_data
+from shunter.report.contents import DataSection, describe_data
 from shunter.report.facts import Facts, JobFacts
 from tests.data.curation.test_lingua import TEXTS, lingua  # noqa: F401
 from tests.jobs.conftest import Work, work  # noqa: F401
 
 
-def test_a_curated_corpus(tmp_path: Path, work: Work, lingua: None) -> None:  # noqa: F811
+def tables_of(section: DataSection) -> dict[str, list[list[str]]]:
+    return {table.title: table.rows for table in section.tables}
+
+
+def test_a_curated_corpus(
+    tmp_path: Path,
+    work: Work,  # noqa: F811
+    lingua: None,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     draw = np.random.default_rng(0)
     words = ["".join(draw.choice(list("abcdefghij"), 5)) for _ in range(300)]
     item = " ".join(draw.choice(words, 30))
@@ -42,7 +53,20 @@ def test_a_curated_corpus(tmp_path: Path, work: Work, lingua: None) -> None:  # 
     facts = Facts("title", jobs=[JobFacts("corpus", "curate", "corpus", path=out, metrics=metrics)])
     (section,) = describe_data(facts)
     assert not facts.problems
-    tables = {table.title: table.rows for table in section.tables}
+    records, summary = (out / "dropped.jsonl").read_text(), json.loads((out / "summary.json").read_text())
+    (out / "dropped.jsonl").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetFile, "iter_batches", None)
+        assert describe_data(facts) == [section], "what left and how much text stayed is counted already"
+    (out / "dropped.jsonl").write_text(records)
+    assert summary.pop("dropped_by_reading") == {"duplicate": 1}
+    (out / "summary.json").write_text(json.dumps(summary))
+    assert describe_data(facts) == [section], "older corpora have no such count"
+    documents = tables_of(section)["Documents"]
+    (out / "summary.json").write_text(json.dumps({**summary, "train": {}}))
+    assert tables_of(describe_data(facts)[0])["Documents"] == documents
+    (out / "summary.json").write_text(json.dumps(summary))
+    tables = tables_of(section)
     (source,) = tables["Sources"]
     assert source[:4] == ["web", "not given", "12", "0"]
     assert source[5:] == ["6", "near duplicate"]

@@ -24,7 +24,8 @@ from shunter.data.curation.pages import Pages, Prefix, lowered
 from shunter.data.curation.urls import entries
 
 UNSPACED = ("jpn", "ja", "tha", "th", "zho", "zh", "cmn", "lao", "lo", "khm", "km", "mya", "my")
-ALLOWED = ("sm", "グロ", "女の子", "性")
+_JAPANESE, _CHINESE = ("sm", "グロ", "女の子"), ("性",)  # mC4's, which stand in too many words
+ALLOWED = {"jpn": _JAPANESE, "ja": _JAPANESE, "zho": _CHINESE, "zh": _CHINESE, "cmn": _CHINESE}
 
 
 class BadWords(Operator):
@@ -47,10 +48,9 @@ class BadWords(Operator):
     anywhere: list[str] = Field(
         list(UNSPACED), description="Languages whose entries count inside words too: those without spaces."
     )
-    allow: list[str] = Field(
-        list(ALLOWED),
-        description="Entries of lists that do not count; mC4's: they stand in too many words of Chinese and "
-        "Japanese.",
+    allow: dict[str, list[str]] = Field(
+        {language: list(entries) for language, entries in ALLOWED.items()},
+        description="Language -> entries of its list that do not count; mC4's, of Chinese and Japanese.",
     )
     keep: float = Field(
         0.0, ge=0, le=1, description="Share of documents with such a word that stay, drawn by their text."
@@ -90,7 +90,7 @@ class BadWords(Operator):
         small = lowered(pages)
         for language in sorted(set(languages.tolist()) & self.lists.keys()):
             files, inside = tuple(map(_as_it_is, self.lists[language])), language in self.anywhere
-            words = _words(files, tuple(self.allow), inside)
+            words = _words(files, tuple(self.allow.get(language, ())), inside)
             for document, hits in _found(pages, small, words, languages == language, inside):
                 said = (_small(pages.texts[document][begin:end]) for begin, end in hits)
                 if word := next((word for word in said if word in words.entries), ""):  # no other of its hash

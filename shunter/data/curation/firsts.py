@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from shunter.data.curation.room import rest
+
 MOST = 200_000  # digests in the dictionary: about 40 MB
 FANOUT = 8  # files of one level that become one of the next
 BITS = 28  # of a place in the filter: 32 MB
@@ -19,8 +21,9 @@ BITS = 28  # of a place in the filter: 32 MB
 class Firsts:
     """Digests of 16 bytes with the number of the document that had each first.
 
-    Memory: about 75 MB at most, whatever the number of digests; on disk 24 bytes each, twice that while
-    files are merged. Two digests count as equal when all their 128 bits are.
+    Memory: about 75 MB at most, whatever the number of digests, and such pages of the files as were looked at
+    since the dictionary was last full; on disk 24 bytes each, twice that while files are merged. Two digests
+    count as equal when all their 128 bits are.
     """
 
     def __init__(self, folder: Path, most: int = MOST, bits: int = BITS) -> None:
@@ -43,6 +46,10 @@ class Firsts:
         if len(self._new) >= self._most:
             self._spill()
         return None
+
+    def forget(self) -> None:
+        """Hold nothing more: no digest will be asked."""
+        self._new, self._files, self._filter = {}, [], bytearray()
 
     def _may_have(self, digest: bytes) -> bool:
         first, second = (int.from_bytes(digest[at : at + 4], "little") >> 32 - self._bits for at in (8, 12))
@@ -73,6 +80,8 @@ class Firsts:
                 bits, places >> np.uint64(3), np.uint8(1) << (places & np.uint64(7)).astype(np.uint8)
             )
         self._new = {}
+        for file in (file for level in self._files for file in level):
+            rest(file)
         self._put(0, len(table), iter([table[np.argsort(table[:, 0])]]))
 
     def _put(self, level: int, count: int, parts: Iterator[np.ndarray]) -> None:
@@ -84,6 +93,7 @@ class Firsts:
         for part in parts:
             file[begin : begin + len(part)] = part
             begin += len(part)
+            rest(file)
         file.flush()
         if len(self._files) == level:
             self._files.append([])
@@ -104,5 +114,7 @@ class Firsts:
                 np.array(file[np.searchsorted(file[:, 0], low) : np.searchsorted(file[:, 0], high, "right")])
                 for file in files
             ]
+            for file in files:
+                rest(file)
             together = np.concatenate(rows)
             yield together[np.argsort(together[:, 0])]

@@ -153,10 +153,7 @@ class Language(Operator):
     """
 
     source: ClassVar[str] = "FineWeb2, arXiv 2506.20920, section 3.2"
-    ours: ClassVar[tuple[str, ...]] = (
-        "by",
-        "seen",
-    )
+    ours: ClassVar[tuple[str, ...]] = ("by", "seen")
 
     kind: Literal["language"] = Field("language", description="Labels documents with their language.")
     by: Literal["own", "lingua"] = Field(

@@ -87,10 +87,7 @@ class RepeatedSentences(Barrier):
     """
 
     source: ClassVar[str] = "MixtureVitae, arXiv 2509.25531, section on local deduplication"
-    ours: ClassVar[tuple[str, ...]] = (
-        "words",
-        "phrases",
-    )
+    ours: ClassVar[tuple[str, ...]] = ("words", "phrases")
 
     kind: Literal["repeated-sentences"] = Field("repeated-sentences", description="Sentences said before.")
     min_chars: int = Field(30, ge=1, description="Only longer sentences are compared.")

@@ -15,10 +15,11 @@ from pydantic import Field
 
 from shunter.data.curation.operators import Barrier, Keys, Verdicts
 from shunter.data.curation.pages import Pages, Words, mixed
-from shunter.data.curation.room import Room, blocks, inside, parts_of, room_of
+from shunter.data.curation.room import Room, blocks, only, parts_of, ranged, room_of
 
 EARLIER = -2  # number of the first document of earlier corpora; -1 stands for none
-EACH = 48  # bytes a document while one bucket is sorted
+EACH = 96  # bytes a document while one range of a bucket is sorted, what sorting takes among them
+MOST = 2**31 - 1  # documents whose numbers 32 bits hold
 TILE = 1024  # runs hashed at once: with 112 hashes 448 KiB, which a core's own cache holds
 
 
@@ -79,12 +80,13 @@ class NearDuplicates(Barrier):
         return least
 
     def settle(self, keys: Mapping[str, Any]) -> Keys:
-        """root: int64 per document, the number of the first of its cluster; size: int64, the cluster's."""
+        """root: int64 per document, the number of the first of its cluster; size: its cluster's."""
         room = room_of(keys)
         keys, before = self._after_earlier(keys)
         number = room.whole("number", keys["number"], np.int64)
         parent = clusters(keys["digests"], keys["signed"], self.buckets, room)
-        count, root, size = (room.array(name, len(parent), np.int64) for name in ("count", "root", "size"))
+        root = room.array("root", len(parent), np.int64)
+        count, size = (room.array(name, len(parent), parent.dtype) for name in ("count", "size"))
         for rows in blocks(len(parent)):
             np.add.at(count, parent[rows], 1)
         for rows in blocks(len(parent)):
@@ -118,44 +120,26 @@ class NearDuplicates(Barrier):
 
 
 def clusters(digests: Any, signed: Any, buckets: int, room: Room) -> np.ndarray:
-    """int64 per document: the least document that it hangs together with, over all buckets.
+    """Per document: the least document that it hangs together with, over all buckets.
 
     digests: uint64 [documents, buckets], signed: bool; arrays or columns of keys. Documents that are not
-    signed are alone. Memory: 8 bytes a document, and EACH for those of one bucket and one range of its
-    values; where that is more than there is room, the range is halved, and the 8 bytes lie in a file.
+    signed are alone. Memory: 4 bytes a document (8 from two thousand million on), in a file where that is
+    much, and EACH for those of one bucket and one range of its values, however many have one value.
     """
     count = sum(map(len, parts_of(signed)))
-    parent = room.array("parent", count, np.int64)
+    parent = room.array("parent", count, np.int32 if count <= MOST else np.int64)
     for rows in blocks(count):
         parent[rows] = np.arange(rows.start, rows.stop)
-    parts = room.parts(count, EACH)
     for bucket in range(buckets):
-        for part in range(parts):
-            values, places = _of_bucket(digests, signed, bucket, part, parts)
-            order = np.argsort(values, kind="stable")
-            values = values[order]
-            pairs = np.flatnonzero(values[1:] == values[:-1])
-            join(parent, places[order[pairs]], places[order[pairs + 1]])
+        for some in ranged(only(digests, bucket), room, EACH, "bucket", where=signed):
+            first = some.first()
+            later = np.flatnonzero(first != some.places)
+            for cut in blocks(len(later)):
+                join(parent, first[later[cut]], some.places[later[cut]])
     for rows in blocks(count):  # a parent stands before its child, so one pass brings all to their roots
         while not np.array_equal(shorter := parent[parent[rows]], parent[rows]):
             parent[rows] = shorter
     return parent
-
-
-def _of_bucket(
-    digests: Any, signed: Any, bucket: int, part: int, parts: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The digests of one bucket in one range of values, and which documents they are of, rising."""
-    values, places = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    begin = 0
-    for column, known in zip(parts_of(digests), parts_of(signed), strict=True):
-        mine = np.array(column[:, bucket])
-        chosen = inside(mine, part, parts)
-        chosen = chosen[known[chosen]]
-        values.append(mine[chosen])
-        places.append(chosen + begin)
-        begin += len(known)
-    return np.concatenate(values), np.concatenate(places)
 
 
 def join(parent: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +11,10 @@ from pydantic import Field
 
 from shunter.data.curation.operators import Barrier, Keys, Verdicts
 from shunter.data.curation.pages import Pages
-from shunter.data.curation.room import Room, blocks, inside, parts_of, room_of
+from shunter.data.curation.room import Room, blocks, ranged, room_of
 
-EACH = 64  # bytes a paragraph while one range of their digests is sorted
+EACH = 96  # bytes a paragraph while one range of their digests is sorted, or judged
+REPEAT = np.dtype([("place", "<i8"), ("document", "<i8"), ("size", "<u4"), ("kind", "<u4")])
 AGAIN, OTHERS, WHOLE = 1, 2, 4
 ROUNDS = 64  # even; after so many, documents whose fate still hangs on others' stay
 
@@ -67,15 +67,16 @@ class RepeatedParagraphs(Barrier):
         that is what stands if they do not come to rest.
         """
         room = room_of(keys)
-        rows = room.whole("rows", keys["rows"], np.int64)
-        chars = room.whole("chars", keys["chars"], np.int64)
+        rows = room.whole("rows", keys["rows"], np.int32)
+        chars = room.whole("chars", keys["chars"], np.uint32)
         repeats = self._repeats(keys, rows, room)
         going = room.array("going", len(rows), bool)
+        removed = room.array("removed", len(rows), np.uint32)
         for _ in range(ROUNDS):
-            removed = room.array("removed", len(rows), np.int64)
+            removed[:] = 0
             for part in repeats:
-                _, others = part.again(going, self.times)
-                np.add.at(removed, part.document[others], part.size[others])
+                for block, _, others in part.again(going, self.times):
+                    np.add.at(removed, block["document"][others], block["size"][others])
             changed = False
             for some in blocks(len(rows)):
                 now = (removed[some] > 0) & (_left(removed[some], chars[some]) < self.min_left)
@@ -85,30 +86,34 @@ class RepeatedParagraphs(Barrier):
                 break
         marks = room.array("marks", int(rows.sum()), np.uint8)
         for part in repeats:
-            again, others = part.again(going, self.times)
-            marks[part.place[again]] = AGAIN
-            marks[part.place[others]] = np.where(
-                going[part.document[others]], AGAIN | OTHERS | WHOLE, AGAIN | OTHERS
-            )
+            for block, again, others in part.again(going, self.times):
+                marks[block["place"][again]] = AGAIN
+                goes = going[block["document"][others]]
+                marks[block["place"][others]] = np.where(goes, AGAIN | OTHERS | WHOLE, AGAIN | OTHERS)
         return {"rows": rows, "marks": marks}
 
     def _repeats(self, keys: Mapping[str, Any], rows: np.ndarray, room: Room) -> list[Repeats]:
         """The paragraphs that stand more than `times` times, by ranges of their digests."""
-        parts = room.parts(int(rows.sum()), EACH)
-        found = []
-        for part in range(parts):
-            digest, *others = _in_range(keys, part, parts)
-            order = np.argsort(digest, kind="stable")
-            digest = digest[order]
-            first = np.ones(len(digest), bool)
-            first[1:] = digest[1:] != digest[:-1]
-            counts = _runs(first)
-            often = np.repeat(counts > self.times, counts)
-            kept = Repeats.empty(int(often.sum()), room, part, parts > 1)
-            for target, values in zip((kept.place, kept.document, kept.size), others, strict=True):
-                target[:] = values[order[often]]
-            kept.first[:] = first[often]
-            found.append(kept)
+        count = int(rows.sum())
+        sizes = room.whole("sizes", keys["sizes"], np.uint32)
+        ends = room.array("ends", len(rows), np.int64)  # of each document's paragraphs, among all
+        total = 0
+        for some in blocks(len(rows)):
+            ends[some] = total + np.cumsum(rows[some])
+            total = int(ends[some][-1])
+        away = room.parts(count, EACH) > 1
+        found: list[Repeats] = []
+        known = None
+        for number, part in enumerate(ranged(keys["digests"], room, EACH, "paragraphs")):
+            if part.known is None or part.known is not known:
+                found.append(Repeats(part.kinds))
+            known = part.known
+            order, kind = part.often(self.times + 1)
+            block = np.empty(len(order), REPEAT)
+            place = block["place"] = part.places[order]
+            block["document"] = np.searchsorted(ends, place, "right")
+            block["size"], block["kind"] = sizes[place], kind
+            found[-1].blocks.append(room.aside(f"repeats.{number}", block, away))
         return found
 
     def judge_settled(self, pages: Pages, settled: Keys) -> Verdicts:
@@ -143,53 +148,46 @@ class RepeatedParagraphs(Barrier):
         return ("\n\n" if self.unit == "paragraph" else "\n").join(kept)
 
 
-@dataclass(frozen=True)
 class Repeats:
-    """Paragraphs that stand often, those of one digest after another, in order. place: among all paragraphs;
-    document: among all documents; size: characters; first: of its digest."""
+    """Paragraphs that stand often, of one range of digests, in blocks that are looked at one by one.
 
-    place: np.ndarray
-    document: np.ndarray
-    size: np.ndarray
-    first: np.ndarray
+    Of each, as REPEAT: its place among all paragraphs, its document's among all documents, its characters,
+    and the number of its digest among those of the range, `kinds`. In a block those of one digest stand one
+    after another, in order; those of later blocks come after them.
+    """
 
-    @staticmethod
-    def empty(count: int, room: Room, part: int, away: bool) -> Repeats:
-        """Arrays to be filled."""
-        kinds = (("place", np.int64), ("document", np.int64), ("size", np.int64), ("first", np.bool_))
-        return Repeats(*(room.array(f"{name}.{part}", count, kind, away) for name, kind in kinds))
+    def __init__(self, kinds: int) -> None:
+        self.kinds = kinds
+        self.blocks: list[Callable[[], np.ndarray]] = []
 
-    def again(self, going: np.ndarray, times: int) -> tuple[np.ndarray, np.ndarray]:
-        """int64: which of these stand after `times` of their digest, their own document's included; and
-        which after as many of other documents. Those of other documents that go do not count."""
-        stays = ~going[self.document]
-        before = np.cumsum(stays) - stays
-        before -= np.repeat(before[self.first], _runs(self.first))
-        fresh = np.array(self.first)
-        fresh[1:] |= self.document[1:] != self.document[:-1]
-        own = np.arange(len(fresh)) - np.repeat(np.flatnonzero(fresh), _runs(fresh))
-        others = before - np.where(stays, own, 0)
-        return np.flatnonzero(others + own >= times), np.flatnonzero(others >= times)
-
-
-def _in_range(keys: Mapping[str, Any], part: int, parts: int) -> list[np.ndarray]:
-    """Digest, place, document and size of the paragraphs whose digests are in one range of values."""
-    columns = [keys[name] for name in ("digests", "sizes", "rows")]
-    found: list[list[np.ndarray]] = [[np.zeros(0, np.uint64)], *([np.zeros(0, np.int64)] for _ in range(3))]
-    place = document = 0
-    for digests, sizes, rows in zip(*map(parts_of, columns), strict=True):
-        mine = np.array(digests)
-        chosen = inside(mine, part, parts)
-        owner = np.searchsorted(np.cumsum(rows), chosen, "right") + document
-        for kept, values in zip(found, (mine[chosen], chosen + place, owner, sizes[chosen]), strict=True):
-            kept.append(values)
-        place, document = place + len(mine), document + len(rows)
-    return [np.concatenate(values) for values in found]
-
-
-def _runs(first: np.ndarray) -> np.ndarray:
-    """int64: lengths of the runs that begin where `first` is true; it is at the beginning."""
-    return np.diff(np.append(np.flatnonzero(first), len(first)))
+    def again(self, going: np.ndarray, times: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Each block, with int64: which of it stand after `times` of their digest, their own document's
+        included; and which after as many of other documents. Those of other documents that go do not count.
+        """
+        stay = np.zeros(self.kinds, np.int64)  # how many so far are of documents that stay
+        last = np.full(self.kinds, -1, np.int64)  # the document of the one before
+        run = np.zeros(self.kinds, np.int64)  # how many before are of that document, one after another
+        for block in (read() for read in self.blocks):
+            if not len(block):
+                continue
+            kind, document = block["kind"], block["document"]
+            heads = np.flatnonzero(np.append(True, kind[1:] != kind[:-1]))
+            first = np.append(True, document[1:] != document[:-1])  # of its document
+            first[heads] = True
+            here, sizes = kind[heads], np.diff(np.append(heads, len(block)))
+            stays = ~going[document]
+            before = np.cumsum(stays) - stays
+            before += np.repeat(stay[here] - before[heads], sizes)
+            starts = np.flatnonzero(first)
+            # Where each run of one document would have begun, were all of it in this block.
+            begins = starts.copy()
+            begins[np.searchsorted(starts, heads)] -= np.where(last[here] == document[heads], run[here], 0)
+            own = np.arange(len(block)) - np.repeat(begins, np.diff(np.append(starts, len(block))))
+            others = before - np.where(stays, own, 0)
+            yield block, np.flatnonzero(others + own >= times), np.flatnonzero(others >= times)
+            ends = heads + sizes - 1
+            stay[here] = before[ends] + stays[ends]
+            last[here], run[here] = document[ends], own[ends] + 1
 
 
 def _left(removed: np.ndarray, chars: np.ndarray) -> np.ndarray:

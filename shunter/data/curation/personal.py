@@ -34,10 +34,7 @@ class MaskPersonal(Operator):
     """
 
     source: ClassVar[str] = "FineWeb, arXiv 2406.17557, section 3.7"
-    ours: ClassVar[tuple[str, ...]] = (
-        "mail",
-        "address",
-    )
+    ours: ClassVar[tuple[str, ...]] = ("mail", "address")
 
     kind: Literal["mask-personal"] = Field("mask-personal", description="Masks mail and network addresses.")
     mail: str | None = Field("email@example.com", description="What stands for a mail address.")

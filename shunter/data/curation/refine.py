@@ -59,10 +59,7 @@ class Refine(Operator):
     """
 
     source: ClassVar[str] = "RefineX, arXiv 2507.03253, section 3; `max_new_tokens`: Prox-C's code"
-    ours: ClassVar[tuple[str, ...]] = (
-        "batch",
-        "whole_words",
-    )
+    ours: ClassVar[tuple[str, ...]] = ("batch", "whole_words")
 
     kind: Literal["refine"] = Field("refine", description="Edits by a model's programs.")
     model: str = Field(

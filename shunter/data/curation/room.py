@@ -7,8 +7,11 @@ document lie in files when they are greater than what is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import mmap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,13 +38,10 @@ class Room:
             return 1
         return 1 << (-(-count * each // half) - 1).bit_length()
 
-    def array(self, name: str, count: int, dtype: Any, away: bool = False) -> np.ndarray:
-        """Zeros, in memory or in a file of this name. A sixteenth of the room may be one array in memory.
-
-        away: it is one of many, so it goes to a file whatever its size.
-        """
+    def array(self, name: str, count: int, dtype: Any) -> np.ndarray:
+        """Zeros, in memory or in a file of this name. A sixteenth of the room may be one array in memory."""
         kind = np.dtype(dtype)
-        if self.size is None or not count or (count * kind.itemsize <= self.size // 16 and not away):
+        if self.size is None or not count or count * kind.itemsize <= self.size // 16:
             return np.zeros(count, kind)
         assert self.folder is not None
         path = self.folder / f"settled.{name}.bin"
@@ -57,19 +57,28 @@ class Room:
             begin += len(part)
         return whole
 
+    def aside(self, name: str, values: np.ndarray, away: bool) -> Callable[[], np.ndarray]:
+        """Put one of many arrays away, in a file of this name, or keep it; what is returned gives it back."""
+        if not away:
+            return lambda: values
+        assert self.folder is not None
+        path = self.folder / f"settled.{name}.bin"
+        values.tofile(path)
+        return partial(np.fromfile, path, values.dtype)
+
+
+def rest(array: np.ndarray) -> None:
+    """Let go of the pages of an array that lies in a file: they count as this process's until then, and stay
+    in the system's own memory as long as there is room."""
+    base: object = array.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
 
 def blocks(count: int) -> Iterator[slice]:
     """Rows, so many at once that an expression over them is no large array."""
     for begin in range(0, count, BLOCK):
         yield slice(begin, min(begin + BLOCK, count))
-
-
-def inside(values: np.ndarray, part: int, parts: int) -> np.ndarray:
-    """int64: the places of uint64 values in one of as many equal ranges (a power of two)."""
-    if parts == 1:
-        return np.arange(len(values))
-    shift = np.uint64(64 - (parts.bit_length() - 1))
-    return np.flatnonzero(values >> shift == np.uint64(part))
 
 
 class Range:
@@ -80,8 +89,7 @@ class Range:
     """
 
     def __init__(self, values: np.ndarray, places: np.ndarray, known: Known | None = None) -> None:
-        self.values, self.places = values, places
-        self._known = known
+        self.values, self.places, self.known = values, places, known
         self._order = np.argsort(values, kind="stable")
         ordered = values[self._order]
         changes = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
@@ -91,25 +99,38 @@ class Range:
 
     def first(self) -> np.ndarray:
         """int64 per row: the first place that has its value."""
-        if self._known is not None:
-            return self._spread(self._known.first[self._at])
+        if self.known is not None:
+            return self._spread(self.known.first[self._at])
         return self._spread(self.places[self._order[self._heads]])
 
     def counts(self) -> np.ndarray:
         """int64 per row: how often its value stands among all."""
-        return self._spread(self._sizes if self._known is None else self._known.count[self._at])
+        return self._spread(self._sizes if self.known is None else self.known.count[self._at])
 
     def before(self) -> np.ndarray:
         """int64 per row: how often its value stands at earlier places."""
-        begin = self._heads if self._known is None else self._heads - self._known.before[self._at]
+        begin = self._heads if self.known is None else self._heads - self.known.before[self._at]
         found = np.empty(len(self.values), np.int64)
         found[self._order] = np.arange(len(found)) - np.repeat(begin, self._sizes)
         return found
 
+    def often(self, least: int) -> tuple[np.ndarray, np.ndarray]:
+        """int64: rows whose value stands at least so often among all, those of one value after another; and
+        the number of each one's value among the `kinds` of the range, the same in all of its blocks."""
+        counts = self._sizes if self.known is None else self.known.count[self._at]
+        numbers = np.arange(len(self._heads)) if self._at is None else self._at
+        chosen = counts >= least
+        return self._order[np.repeat(chosen, self._sizes)], np.repeat(numbers[chosen], self._sizes[chosen])
+
+    @property
+    def kinds(self) -> int:
+        """How many distinct values the whole range has."""
+        return len(self._heads) if self.known is None else len(self.known.values)
+
     def pass_on(self) -> None:
         """Count this block's rows as before the next one's."""
-        if self._known is not None:
-            self._known.before[self._at] += self._sizes
+        if self.known is not None:
+            self.known.before[self._at] += self._sizes
 
     def _spread(self, heads: np.ndarray) -> np.ndarray:
         found = np.empty(len(self.values), np.int64)
@@ -138,7 +159,9 @@ class Known:
         self.before = np.zeros(len(self.values), np.int64)
 
 
-def ranged(column: Any, room: Room, each: int, name: str, *, zeros: bool = True) -> Iterator[Range]:
+def ranged(
+    column: Any, room: Room, each: int, name: str, *, zeros: bool = True, where: Any = None
+) -> Iterator[Range]:
     """The uint64 values of a column and their places among all, by ranges of the values.
 
     Equal values are in one range. each: bytes that the caller needs for one value while a range is worked on,
@@ -146,15 +169,16 @@ def ranged(column: Any, room: Room, each: int, name: str, *, zeros: bool = True)
     range is written to a file of its own (`settled.NAME...`), read back alone and removed. A range that has
     far more than its share, as many rows have one value, is read in blocks, and of its distinct values 32
     bytes each are held. Ranges without a value are left out; so are values of 0, which may stand for none,
-    without `zeros`.
+    without `zeros`, and those for which `where`, a column of bool, is false.
     """
     count = sum(map(len, parts_of(column)))
     parts = room.parts(count, each)
     if parts == 1:
         values = np.asarray(column).astype(np.uint64, copy=False)
-        places = np.arange(len(values)) if zeros else np.flatnonzero(values)
+        chosen = np.ones(len(values), bool) if where is None else np.asarray(where)
+        places = np.flatnonzero(chosen if zeros else chosen & (values != 0))
         if len(places):
-            yield Range(values if zeros else values[places], places)
+            yield Range(values if len(places) == len(values) else values[places], places)
         return
     assert room.folder is not None, "what does not fit must go somewhere"
     assert room.size is not None
@@ -162,7 +186,7 @@ def ranged(column: Any, room: Room, each: int, name: str, *, zeros: bool = True)
     for first in range(0, parts, FILES):
         numbers = range(first, min(first + FILES, parts))
         paths = [room.folder / f"settled.{name}.{number}.rows" for number in numbers]
-        _spread(column, paths, first, parts, zeros)
+        _spread(column, paths, first, parts, zeros, where)
         for path in paths:
             yield from _range(path, most)
             path.unlink()
@@ -189,18 +213,21 @@ def _rows(path: Path, begin: int, most: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(rows["value"]), np.ascontiguousarray(rows["place"])
 
 
-def _spread(column: Any, paths: list[Path], first: int, parts: int, zeros: bool) -> None:
+def _spread(column: Any, paths: list[Path], first: int, parts: int, zeros: bool, where: Any = None) -> None:
     """Write values and places of the ranges from `first` on, a file each."""
     shift = np.uint64(64 - (parts.bit_length() - 1))
     begin = 0
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in paths]
-        for part in parts_of(column):
+        masks: Iterator[np.ndarray | None] = repeat(None) if where is None else parts_of(where)
+        for part, mask in zip(parts_of(column), masks, strict=False):
             for cut in blocks(len(part)):
                 values = np.array(part[cut], np.uint64)
                 number = (values >> shift).astype(np.int64) - first
                 if not zeros:
                     number[values == 0] = -1
+                if mask is not None:
+                    number[~mask[cut]] = -1
                 order = np.argsort(number, kind="stable")
                 edges = np.searchsorted(number[order], np.arange(len(files) + 1))
                 rows = np.empty(len(values), SPREAD)

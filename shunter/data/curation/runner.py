@@ -108,12 +108,16 @@ class Runner:
 
         self._all(0, begin())
         for place in range(1, len(self.stages)):
-            settled = self._settle(place - 1)
-            tasks = (
-                (number, partial(go_on, self.folder, self.stages[place], place, number, part))
-                for number, part in enumerate(self._cut(place - 1, settled))
-            )
-            self._all(place, tasks)
+            self._further(place)  # what is settled goes before the next is
+
+    def _further(self, place: int) -> None:
+        """One stage after the first."""
+        settled = self._settle(place - 1)
+        tasks = (
+            (number, partial(go_on, self.folder, self.stages[place], place, number, part))
+            for number, part in enumerate(self._cut(place - 1, settled))
+        )
+        self._all(place, tasks)
 
     def done(self, stage: int) -> Iterator[Done]:
         """The records of a stage, chunk by chunk."""

@@ -18,6 +18,7 @@ from shunter.data.curation.addresses import hostname
 from shunter.data.curation.operators import Facts, Operator, Verdicts
 from shunter.data.curation.pages import Pages
 
+_REMARK = re.compile(r"(?:^|\s)#")
 _BETWEEN = re.compile(r"[^0-9a-z]+")
 REASONS = ["domain", "address", "word", "words", "part of a word", "no address"]
 
@@ -25,8 +26,8 @@ REASONS = ["domain", "address", "word", "words", "part of a word", "no address"]
 class UrlRules(Operator):
     """Drops documents by their address; those without one stay, unless `need_url`.
 
-    Each list is a file with an entry a line; empty lines and what follows `#` are nothing. Case does not
-    count.
+    Each list is a file with an entry a line; empty lines are nothing, nor what follows `#` at the beginning
+    or after a space. Case does not count.
     """
 
     source: ClassVar[str] = "FineWeb, arXiv 2406.17557, section 3.1; `soft`: its code (datatrove 0.10.1)"
@@ -121,9 +122,12 @@ def _lists(options: str) -> dict[str, frozenset[str]]:
 
 
 def entries(path: Path) -> list[str]:
-    """The entries of a list, in lower case. Raises ShunterError when the file is not there."""
+    """The entries of a list, in lower case. A remark begins with # at a line's beginning or after a space.
+
+    Raises ShunterError when the file is not there.
+    """
     try:
         lines = path.read_text(encoding="utf-8").lower().splitlines()
     except OSError as error:
         raise ShunterError(f"the list cannot be read: {error.strerror}", where=str(path)) from error
-    return [entry for line in lines if (entry := line.partition("#")[0].strip())]
+    return [entry for line in lines if (entry := _REMARK.split(line, maxsplit=1)[0].strip())]

@@ -15,6 +15,7 @@ from typing import Any
 
 from shunter.config.errors import ShunterError
 from shunter.post.config import RlHow
+from shunter.post.gathering import Flat
 from shunter.post.reinforce import MOMENTS, SHOWN
 from shunter.post.roles import scripts
 from shunter.post.roles.flow import Flow, Future
@@ -30,15 +31,16 @@ STATE = "placed.json"
 
 @dataclass
 class Told:
-    """What a run has to tell. done: steps. prompts: that there are, without the too_long. not_graded: answers
-    that a rule could not grade, of this attempt. moved: bytes from worker to worker, control: to and from the
-    controller, both of this attempt."""
+    """What a run has to tell. done: steps. prompts: that there are, without the too_long. flat: groups that
+    taught nothing (`Flat.state`). not_graded: answers that a rule could not grade, of this attempt. moved:
+    bytes from worker to worker, control: to and from the controller, both of this attempt."""
 
     done: int = 0
     rewards: list[float] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     most_gap: float = 0.0
     skipped: int = 0
+    flat: list[float] = field(default_factory=lambda: Flat().state())
     prompts: int = 0
     too_long: int = 0
     not_graded: int = 0
@@ -121,6 +123,12 @@ class _Run:
         self.told.prompts, self.told.too_long = int(asked["prompts"]), long
         self.told.not_graded = int(graded["not_graded"])
         self.told.rewards.append(graded["reward"])
+        flat = Flat()
+        flat.restore(self.told.flat)
+        said = flat.step(graded["flat_groups"], self.told.rewards)
+        if said is not None and self.play.policy.compares:
+            self.place.events.write("problem", problem=said)
+        self.told.flat = flat.state()
         self.told.most_gap = max(self.told.most_gap, actor.get("max_gap", 0.0))
         self.told.skipped += actor.get("updated") == 0.0
         found = {f"rl/{name}": value for name, value in {**graded, **actor}.items() if name != "grad_norm"}

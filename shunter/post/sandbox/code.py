@@ -19,6 +19,9 @@ class Passes:
     at the ends of lines and of the whole; else 0, also without a block. Form alone is worth nothing. partial:
     for a program that ran all cases without an error and printed something else; a model learns to print
     anything then, which is why it is 0 unless asked for.
+
+    Answers of a batch that hold the same program for the same inputs are graded by one run of it: a model
+    that is sure of itself writes most of its programs many times. Canaries are run by themselves.
     """
 
     name = "code"
@@ -37,8 +40,9 @@ class Passes:
 
     def grade(self, items: Sequence[Item]) -> list[float | str]:
         found: list[float | str] = [0.0] * len(items)
-        asked: list[tuple[int, list[tuple[str, str]]]] = []
-        programs = []
+        asked: list[tuple[int, list[tuple[str, str]], int]] = []
+        programs: list[Program] = []
+        places: dict[tuple[str, ...], int] = {}  # of a program with its inputs
         for i, item in enumerate(items):
             try:
                 tests = cases(item.target)
@@ -50,9 +54,16 @@ class Passes:
                 self._count(item, "no block")
                 continue
             language = LANGUAGES["python"] if item.prompt == CANARY else self.language
-            asked.append((i, tests))
-            programs.append(Program(language, code, [given for given, _ in tests], self.seconds))
-        for (i, tests), ended in zip(asked, self.box.run(programs), strict=True):
+            inputs = [given for given, _ in tests]
+            place = len(programs)
+            if item.prompt not in (CANARY, _SAMPLE):
+                place = places.setdefault((code, *inputs), place)
+            if place == len(programs):
+                programs.append(Program(language, code, inputs, self.seconds))
+            asked.append((i, tests, place))
+        ran = self.box.run(programs)
+        for i, tests, place in asked:
+            ended = ran[place]
             bad = next((case.status for case in ended if case.status != "ok"), None)
             if bad is None:
                 right = all(same(case.output, out) for case, (_, out) in zip(ended, tests, strict=True))

@@ -21,12 +21,12 @@ from tests.jobs.conftest import Work
 from tests.jobs.conftest import work as work
 from tests.jobs.test_curate_chain import lines, write
 
-ENTRIES = ["ab", "b", "a b", "é", "b-a", "aaa", "ß"]
+ENTRIES = ["ab", "b", "a b", "é", "b-a", "aaa", "ß", "a#b"]
 
 
 def listed(folder: Path, entries: list[str], name: str = "list") -> str:
     path = folder / name
-    path.write_text("\n".join(["# a remark", "", *entries]), encoding="utf-8")
+    path.write_text("\n".join(["# a remark", "", *(f"{each} # of it" for each in entries)]), encoding="utf-8")
     return str(path)
 
 
@@ -37,7 +37,7 @@ def expected(text: str, entries: list[str], anywhere: bool) -> bool:
 
 
 @given(
-    st.lists(st.text("abAB_ -\né9ß", max_size=12), min_size=1, max_size=6),
+    st.lists(st.text("abAB_ -#\né9ß", max_size=12), min_size=1, max_size=6),
     st.lists(st.sampled_from(ENTRIES), min_size=1, unique=True),
     st.booleans(),
 )
@@ -56,14 +56,17 @@ def test_what_a_pattern_for_each_entry_finds(
 
 
 def test_each_language_has_its_list(tmp_path: Path) -> None:
-    """Others stay and are counted; in a language without spaces an entry counts inside words."""
-    operator = BadWords(
-        lists={"eng": [listed(tmp_path, ["gift"], "e")], "jpn": [listed(tmp_path, ["悪い", "性"], "j")]}
-    )
-    texts = ["a gift", "a gift", "それは悪いこと", "男性だ", "gifts", "x"]
-    facts = {"language": np.array(["eng", "deu", "jpn", "jpn", "eng", ""], object)}
+    """Others stay and are counted; in a language without spaces an entry counts inside words. What mC4 allows
+    in one language is allowed in no other."""
+    lists = {
+        "eng": [listed(tmp_path, ["gift", "sm", "性"], "e")],
+        "jpn": [listed(tmp_path, ["悪い", "グロ", "sm"], "j")],
+    }
+    operator = BadWords(lists=lists)
+    texts = ["a gift", "a gift", "それは悪いこと", "グローブのsm", "gifts", "x", "it is sm", "a 性 b"]
+    facts = {"language": np.array(["eng", "deu", "jpn", "jpn", "eng", "", "eng", "eng"], object)}
     verdicts = operator.judge_with(Pages(texts), facts)
-    assert verdicts.kept.tolist() == [False, True, False, True, True, True]
+    assert verdicts.kept.tolist() == [False, True, False, True, True, True, False, False]
     assert verdicts.counts == {"in a language without a list": 2}
     assert operator.needs_labels
     assert not operator.model_copy(update={"default": "eng"}).needs_labels

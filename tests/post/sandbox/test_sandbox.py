@@ -180,6 +180,41 @@ def test_the_reward_of_programs(box: Sandbox) -> None:
     assert [one.total for one in graded] == [0.2, 0.0, 0.0]
 
 
+class Counted:
+    """A sandbox that notes what it runs."""
+
+    def __init__(self, box: Sandbox) -> None:
+        self.box, self.ran = box, list[Program]()
+
+    def run(self, programs: list[Program]) -> list[list[Case]]:
+        self.ran += programs
+        return self.box.run(programs)
+
+
+def test_a_program_that_many_answers_hold_is_run_once_for_the_same_inputs(box: Sandbox) -> None:
+    """And each answer is compared with its own target; a canary shares its run with no answer."""
+    counted = Counted(box)
+    rule = Passes(counted, LANGUAGES["prefix"])  # type: ignore[arg-type]
+    counted.ran.clear()
+    target, other, wrong = (
+        json.dumps([{"input": given, "output": out}])
+        for given, out in (("3 4", "7"), ("3 5", "8"), ("3 4", "8"))
+    )
+    plus, times, known = (f"```\n{each}\n```" for each in ("+ in in", "* in in", "+ in * in 2"))
+    asked = [(plus, target), (times, target), (plus, target), (plus, other), (plus, wrong), (known, target)]
+    items = [Item(f"q{n}", answer, given) for n, (answer, given) in enumerate(asked)]
+    assert rule.grade(items) == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    assert [(each.code.strip(), each.inputs) for each in counted.ran] == [
+        ("+ in in", ["3 4"]), ("* in in", ["3 4"]), ("+ in in", ["3 5"]), ("+ in * in 2", ["3 4"]),
+    ]  # fmt: skip
+    assert rule.told == {"pass": 3, "wrong output": 3}
+    counted.ran.clear()
+    first, second, *_ = rule.canaries(items[0])
+    same_as_first = Item("q", first[0].answer, first[0].target)
+    assert rule.grade([first[0], second[0], same_as_first, first[0]]) == [1.0] * 4
+    assert len(counted.ran) == 4
+
+
 def test_ends_are_told_since_the_last_step(box: Sandbox) -> None:
     grader = Grader([(Passes(box, LANGUAGES["stack"]), 1.0)])
     target = json.dumps([{"input": "2 5", "output": "7"}])
