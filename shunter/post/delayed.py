@@ -72,6 +72,7 @@ class Delayed(Reinforcement):
         self.store = SampleStore(COLUMNS, TASKS, capacity=self.count * (staleness + 1))
         # Parts of a step are graded, perhaps in vain; the whole is looked at, and counted, when it is learnt.
         self.grader.patient = self.grader.later = True
+        self.grader.every = self.count
         self.writer: Writer | None = None
         self.meanwhile = Meanwhile(self.store)
         # Between the threads: rows of the store and places in `missing` are one.
@@ -86,6 +87,7 @@ class Delayed(Reinforcement):
         self._chosen: dict[int, list[Prompt]] = {}
         self._taken: list[dict[str, Any]] = []
         self._oldest = self._waited = 0.0
+        self._fresh = False  # the weights as they are now wrote what is learnt from
 
     def step(self, number: int) -> Mapping[str, float]:
         """Learn from a step's rows, and let those be written that its weights allow."""
@@ -345,16 +347,28 @@ class Delayed(Reinforcement):
         return float(ages.mean())
 
     def _learn(self, number: int, samples: Sequence[Sample]) -> dict[str, float]:
-        """What the policy differs from `old` by is how far it has moved; the gap is looked for beside it."""
-        held = self._hold(number, samples)
+        """What the policy differs from `old` by is how far it has moved; the gap is looked for beside it, but
+        where the policy has not moved."""
+        self._fresh = self._by_newest()
+        held = {} if self._fresh else self._hold(number, samples)
         if self.parts:
             held["rl/early"] = len(self.had) / len(samples)
         told = super()._learn(number, samples)
-        told["rl/off_policy"] = told.pop("rl/gap")
-        told.pop("rl/max_gap")
-        return told | held
+        gap, most = told.pop("rl/gap"), told.pop("rl/max_gap")
+        if self._fresh:
+            held |= {"rl/gap": gap, "rl/max_gap": most}
+        return {**told, "rl/off_policy": gap, **held}
+
+    def _by_newest(self) -> bool:
+        """Whether the weights as they are now wrote all that is learnt from at once: then it is no distance
+        that the policy has moved, but the gap itself."""
+        mine = all(row["answer"].versions == [self.updates] * len(row["answer"].ids) for row in self._taken)
+        again = any(row["again"] for row in self._taken)  # of other weights by the same number, perhaps
+        return mine and self.config.updates == 1 and (self.exact or not again)
 
     def _guard(self, told: Mapping[str, float]) -> None:
+        if self._fresh:
+            super()._guard(told)
         self._finite(told["gap"])
 
     def _renew(self) -> None:

@@ -172,6 +172,8 @@ class Grader:
         self.rules, self.unfinished, self.seed = rules, unfinished, seed
         self.patient = patient
         self.later = False  # failures are counted by `check`, of what is learnt from
+        self.every = 0  # canaries ride once with so many answers, which come in parts; 0: with every batch
+        self._asked: dict[str, int] = {}  # answers so far, by rule
         self.failures: dict[str, int] = {}
         self.canaries = 0
         self._ends: dict[str, int] = {}
@@ -237,8 +239,18 @@ class Grader:
         graded = iter(self._with_canaries(rule, asked) if asked else ())
         return [0.0 if item is None else next(graded) for item in seen]
 
+    def _rides(self, rule: str, count: int) -> bool:
+        """Whether canaries ride with so many more answers of a rule: once in `every`, anywhere in these."""
+        begin = self._asked.get(rule, 0)
+        end = self._asked[rule] = begin + count
+        if not self.every:
+            return True
+        turns = range(begin // self.every, (end - 1) // self.every + 1)
+        places = (t * self.every + derive_seed(self.seed, "rides", rule, t) % self.every for t in turns)
+        return any(begin <= place < end for place in places)
+
     def _with_canaries(self, rule: Rule, items: Sequence[Item]) -> list[float | str]:
-        known = rule.canaries(items[0])
+        known = rule.canaries(items[0]) if self._rides(rule.name, len(items)) else []
         # Anywhere among the others, so that nothing tells them apart by their place.
         mixed: list[tuple[Item, float | None]] = [(item, None) for item in items]
         for canary in known:
