@@ -102,6 +102,14 @@ class _Request:
         return [*self.rollout.prompt, *self.rollout.ids]
 
 
+@dataclass
+class _Prompt:
+    """A prompt that was read: the logits [V] after it, and the requests that run and have it in the cache."""
+
+    logits: Tensor
+    holders: list[_Request] = field(default_factory=list)
+
+
 class RolloutEngine:
     """Writes after prompts with one model, many at a time.
 
@@ -109,6 +117,8 @@ class RolloutEngine:
     no block is free, the request that came last is put aside and later read anew: what it has written stays,
     and what it writes next is the same, but for rounding. The same holds when the weights change: keys and
     values of older ones are never used with newer ones.
+
+    A prompt is read once while a text that begins with it runs: others that join copy its keys and values.
 
     Each request draws from the stream (seed, stream), so what it writes depends neither on its neighbours nor
     on when it was submitted; with the same streams it is what `generate` writes.
@@ -148,6 +158,7 @@ class RolloutEngine:
         self.stepper = PagedStepper(model)
         self.waiting: deque[_Request] = deque()
         self.running: list[_Request] = []  # in the order of the cache's rows
+        self._prompts: dict[tuple[int, ...], _Prompt] = {}
         self.finished: list[Rollout] = []
         self.trace: list[tuple[int, Event, int]] = []
         self.steps = self.count = 0
@@ -234,13 +245,14 @@ class RolloutEngine:
 
     def _join(self) -> None:
         """Read as many waiting texts as there is room for, and write a token of each."""
-        joined: list[int] = []
+        joined: list[int] = []  # to read
+        copied: list[int] = []  # that begin with a prompt that was read
         widest = 0
         while self.waiting and len(self.running) < self.config.batch:
             request = self.waiting[0]
-            length = len(request.text)
-            widest = max(widest, length)
-            if joined and widest * (len(joined) + 1) > FILL_TOKENS:
+            known, length = self._known(request) is not None, len(request.text)
+            widest = max(widest, 0 if known else length)
+            if not known and joined and widest * (len(joined) + 1) > FILL_TOKENS:
                 break
             # One more for each that runs: else what joins now would be put aside at once.
             spare = 0 if not self.running else len(self.running) + 1
@@ -248,15 +260,41 @@ class RolloutEngine:
                 break
             self.waiting.popleft()
             self.cache.add(length)
+            (copied if known else joined).append(len(self.running))
             self.running.append(request)
-            joined.append(len(self.running) - 1)
             resumed = bool(request.rollout.ids)
             self.trace.append((self.steps, "resume" if resumed else "join", request.rollout.number))
+        # Those first that are copied from: who is read may end with its first token.
+        order, logits = [*copied, *joined], self._copy(copied)
         if joined:
-            self._read(joined)
+            logits = torch.cat([*([] if logits is None else [logits]), self._read(joined)])
+        if logits is not None:
+            self._write(order, logits)
 
-    def _read(self, rows: list[int]) -> None:
-        """One forward pass over the texts of new rows; equal texts are read once."""
+    def _known(self, request: _Request) -> _Prompt | None:
+        """What there is of its prompt, if that is all of its text."""
+        return None if request.rollout.ids else self._prompts.get(tuple(request.rollout.prompt))
+
+    def _hold(self, rows: Iterable[int]) -> None:
+        """These have their prompts in the cache now."""
+        for row in rows:
+            request = self.running[row]
+            if (known := self._known(request)) is not None:
+                known.holders.append(request)
+
+    def _copy(self, rows: list[int]) -> Tensor | None:
+        """Keys and values of their prompts, from rows that have them; the logits [len(rows), V] after."""
+        if not rows:
+            return None
+        at = {id(request): row for row, request in enumerate(self.running)}
+        found = [known for row in rows if (known := self._known(self.running[row])) is not None]
+        self.cache.copy([at[id(known.holders[0])] for known in found], rows)
+        self._hold(rows)
+        return torch.stack([known.logits for known in found])
+
+    def _read(self, rows: list[int]) -> Tensor:
+        """One forward pass over the texts of new rows; equal texts are read once. Returns the logits after
+        each [len(rows), V]."""
         copies: dict[tuple[int, ...], list[int]] = {}
         for row in rows:
             copies.setdefault(tuple(self.running[row].text), []).append(row)
@@ -267,9 +305,13 @@ class RolloutEngine:
         hidden = self.model(tokens, cache=Filling(self.cache, list(copies.values())))
         last = torch.tensor([len(text) - 1 for text in copies], device=self.cache.device)
         logits = self.model.logits(hidden[torch.arange(len(copies), device=last.device), last])
-        order = [row for group in copies.values() for row in group]
-        text = [i for i, group in enumerate(copies.values()) for _ in group]
-        self._write(order, logits[torch.tensor(text, device=last.device)])
+        text = {row: i for i, group in enumerate(copies.values()) for row in group}
+        for row in rows:
+            if not self.running[row].rollout.ids:
+                prompt = tuple(self.running[row].rollout.prompt)
+                self._prompts.setdefault(prompt, _Prompt(logits[text[row]]))
+        self._hold(rows)
+        return logits[torch.tensor([text[row] for row in rows], device=last.device)]
 
     def _write(self, rows: Iterable[int], logits: Tensor) -> None:
         """Choose a token for each of these rows; those that have ended leave."""
@@ -355,7 +397,16 @@ class RolloutEngine:
     def _leave(self, rows: Sequence[int]) -> None:
         self.cache.remove(rows)
         for row in sorted(rows, reverse=True):
-            del self.running[row]
+            self._let_go(self.running.pop(row))
+
+    def _let_go(self, request: _Request) -> None:
+        """Its row is no more: what nobody has is to be read anew."""
+        prompt = tuple(request.rollout.prompt)
+        known = self._prompts.get(prompt)
+        if known is not None:
+            known.holders = [each for each in known.holders if each is not request]
+            if not known.holders:
+                del self._prompts[prompt]
 
 
 def rollouts(

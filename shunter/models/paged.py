@@ -71,6 +71,15 @@ class PagedCache:
         self._changed = True
         return len(self.rows) - 1
 
+    def copy(self, rows: Sequence[int], into: Sequence[int]) -> None:
+        """What rows begin with, into new ones, as many tokens as these have. By whole blocks: a row begins
+        with one."""
+        pairs = zip(rows, into, strict=True)
+        blocks = [both for a, b in pairs for both in zip(self.rows[a], self.rows[b], strict=False)]
+        here, there = (torch.tensor(each, device=self.device) for each in zip(*blocks, strict=True))
+        for store in (self.keys, self.values):
+            store[:, there] = store[:, here]
+
     def grow(self, row: int) -> None:
         """Room for one more token of a row."""
         if self.lengths[row] == len(self.rows[row]) * self.size:

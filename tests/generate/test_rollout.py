@@ -52,15 +52,17 @@ def test_it_writes_what_generate_writes(name: str, settings: dict[str, float]) -
     st.integers(1, 4),
     st.integers(1, 5),
     st.integers(0, 40),
+    st.integers(1, 3),
     st.integers(0, 99),
 )
 def test_no_amount_of_memory_changes_what_is_written(
-    lengths: list[int], batch: int, size: int, spare: int, seed: int
+    lengths: list[int], batch: int, size: int, spare: int, copies: int, seed: int
 ) -> None:
-    """Any number of blocks that holds the longest text: the less, the more is put aside and read anew."""
+    """Any number of blocks that holds the longest text: the less, the more is put aside and read anew. Equal
+    prompts too, of which those that come later copy what was read."""
     decoder = model("grouped")
     draw = torch.Generator().manual_seed(seed)
-    prompts = [torch.randint(1, 61, (n,), generator=draw).tolist() for n in lengths]
+    prompts = [torch.randint(1, 61, (n,), generator=draw).tolist() for n in lengths for _ in range(copies)]
     config = SamplingConfig(max_new_tokens=9, batch=batch)
     engine = RolloutEngine(decoder, config, STOPS, seed, tokens=max(lengths) + 9 + spare, size=size)
     for prompt in prompts:
@@ -194,6 +196,28 @@ def test_equal_prompts_are_read_once() -> None:
     done = engine.run()
     assert seen == [(1, 3)]
     assert len({tuple(one.ids) for one in done}) > 1, "each has a stream of its own"
+
+
+def test_a_prompt_is_read_once_while_a_text_that_begins_with_it_runs() -> None:
+    """Three at a time of ten. Nothing is held when all have ended, or weights have changed."""
+    decoder = model()
+    seen: list[list[list[int]]] = []
+    forward = decoder.forward
+    decoder.forward = lambda tokens, **more: seen.append(tokens.tolist()) or forward(tokens, **more)  # type: ignore
+    engine = RolloutEngine(decoder, SamplingConfig(max_new_tokens=6, batch=3), [1, 2, 3, 4, 5], seed=2)
+    for _ in range(10):
+        engine.submit([5, 6, 7])
+    done = engine.run()
+    assert seen == [[[5, 6, 7]]]
+    expected = generate(decoder, [[5, 6, 7]] * 10, engine.config, [1, 2, 3, 4, 5], seed=2)
+    assert [one.ids for one in done] == [one.ids for one in expected]
+    assert len({len(one.ids) for one in done}) > 1, "they do not all join at once"
+    assert engine._prompts == {}
+    for _ in range(4):
+        engine.submit([5, 6, 7])
+    engine.step()
+    engine.new_weights(1)
+    assert engine._prompts == {}
 
 
 def test_tempered_log_probabilities_are_those_drawn_from() -> None:

@@ -59,13 +59,14 @@ def test_another_process_writes_the_same_bits(
     assert {len(versions) for versions in seen} == {1}, "no weights were taken in the midst of an answer"
 
 
+@pytest.mark.long
 def test_stopped_what_is_being_written_is_kept_to_its_last_token(
     work: Work, model: Path, talks: Path, seen: list[set[int]]
 ) -> None:
     """By a process that takes newer weights between two tokens, as `rl` does by itself; parts of answers are
     on disk, though ten seconds have not passed. Four answers at a time: it is always amid some."""
     how = {**HOW, "at_once": 4, "writer": "process"}
-    more: dict[str, Any] = {"staleness": 1, "prompts_per_step": 12, "max_new_tokens": 24, "how": how}
+    more: dict[str, Any] = {"staleness": 1, "prompts_per_step": 6, "max_new_tokens": 24, "how": how}
     with pytest.raises(Stopped):
         reinforce(work, model, talks, control=Still(stop_after=2), **more)
     assert max(row["rl/max_staleness"] for row in rows_of(talks.parents[1] / "made" / "rl" / "out")) == 1

@@ -43,18 +43,19 @@ def test_the_next_step_is_graded_while_this_one_is_learnt_from(
     """Learning waits for it: were answers graded by the one that learns, it would wait for ever. The curve is
     that of a run whose threads are left alone."""
     how = {**how, "early": False}  # its parts are as people are quick, and so is rounding
-    whole, _ = reinforce(work, model, talks, name="whole", staleness=1, how=how)
+    more: dict[str, Any] = {"staleness": 1, "how": how, "train": {"steps": 3, "lr": 1e-3}}
+    whole, _ = reinforce(work, model, talks, name="whole", **more)
     learn, late = plain.Reinforcement._learn, list[int]()
 
     def waits(self: Any, number: int, samples: Any) -> dict[str, float]:
-        if number < 4:
+        if number < 2:
             until(lambda: rewarded(self, number + 1))
             late.append(number)
         return learn(self, number, samples)
 
     monkeypatch.setattr(plain.Reinforcement, "_learn", waits)
-    out, _ = reinforce(work, model, talks, staleness=1, how=how)
-    assert late == [0, 1, 2, 3]
+    out, _ = reinforce(work, model, talks, **more)
+    assert late == [0, 1]
     assert (out / "rewards.json").read_text() == (whole / "rewards.json").read_text()
     assert weights(out) == weights(whole)
 
@@ -72,7 +73,7 @@ def test_a_step_that_is_complete_is_learnt_from_before_the_reference_speaks_on_l
 
     def late(self: delayed.Delayed, taken: Any) -> None:
         (step,) = {row["step"] for row in taken.values()}
-        until(lambda: step in amid or step == 4)
+        until(lambda: step in amid or step == 2)
         reward(self, taken)
 
     def speaks(self: delayed.Delayed, done: Any) -> Any:
@@ -84,8 +85,9 @@ def test_a_step_that_is_complete_is_learnt_from_before_the_reference_speaks_on_l
     monkeypatch.setattr(delayed.Delayed, "_learn", noted)
     monkeypatch.setattr(delayed.Delayed, "_refer", speaks)
     monkeypatch.setattr(delayed.Delayed, "_reward", late)
-    reinforce(work, model, talks, staleness=1, policy={"kl": 0.05}, how=HOW)
-    assert later == [4, 4, 4, 4, 0]
+    train = {"steps": 3, "lr": 1e-3}
+    reinforce(work, model, talks, staleness=1, policy={"kl": 0.05}, how=HOW, train=train)
+    assert later == [4, 4, 0]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_the_gradient_of_a_step_begins_before_it_is_written(
 ) -> None:
     """Of its three groups two at most, as answers come five at a time; of none where a step's tokens count,
     or where it has several updates. Weights and rewards are those of steps that begin when all is there."""
-    more: dict[str, Any] = {"staleness": 1, "policy": policy}
+    more: dict[str, Any] = {"staleness": 1, "policy": policy, "train": {"steps": 3, "lr": 1e-3}}
     how = {**HOW, "writer": "process"}
     early, _ = reinforce(work, model, talks, name="early", how=how, **more)
     late, _ = reinforce(work, model, talks, name="late", how={**how, "early": False}, **more)
@@ -121,7 +123,7 @@ def test_the_gradient_of_a_step_begins_before_it_is_written(
 def test_steps_from_which_nothing_is_learnt_leave_no_gradient(
     work: Work, model: Path, talks: Path, dribble: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grade, steps = Grader.grade, 3
+    grade, steps = Grader.grade, 2
 
     def equal(self: Grader, items: Sequence[Item]) -> list[Graded]:
         return [replace(one, total=1.0) for one in grade(self, items)]
@@ -146,22 +148,22 @@ def test_each_failure_is_counted_once_over_kills_amid_grading(
     for line in lines[::3]:
         line["messages"][-1]["content"] = "none"
     (talks / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    more: dict[str, Any] = {"staleness": 1, "how": HOW, "train": {"steps": 8, "lr": 1e-3}}
+    more: dict[str, Any] = {"staleness": 1, "how": HOW, "train": {"steps": 6, "lr": 1e-3}}
     more["rewards"] = [{"kind": "number"}, {"kind": "format", "pattern": ".*[a-m].*"}]
     grade, calls = Grader.grade, list[str]()
 
     def slow(self: Grader, items: Sequence[Item]) -> list[Graded]:
         calls.append(threading.current_thread().name)
         found = grade(self, items)
-        time.sleep(0.05)  # within which steps are learnt from, and saved
+        time.sleep(0.03)  # within which steps are learnt from, and saved
         return found
 
     monkeypatch.setattr(Grader, "grade", slow)
-    for at in (3, 5):
+    for at in (2, 4):
         with killed("train.step", at):
             reinforce(work, model, talks, **more)
     _, metrics = reinforce(work, model, talks, **more)
-    assert metrics["not_graded"] == 8 * 12 / 3
+    assert metrics["not_graded"] == 6 * 12 / 3
     assert MAIN.name not in calls
 
 
@@ -178,6 +180,7 @@ def test_a_rule_that_computes_as_the_learner_does_is_not_beside_it(
         return grade(self, items)
 
     more: dict[str, Any] = {"staleness": 1, "how": {**HOW, "writer": "process"}}
+    more["train"] = {"steps": 3, "lr": 1e-3}
     beside, _ = reinforce(work, model, talks, name="beside", **more)
     monkeypatch.setattr(Grader, "grade", noted)
     monkeypatch.setattr(rewards.Matches, "computes", True, raising=False)

@@ -13,11 +13,10 @@ from shunter.post.aside import Aside
 from shunter.post.config import RewardConfig
 from shunter.post.rewards import Grader, Item, rule
 
-KINDS = ("number", "boxed", "constraints")
-RULES = [rule(RewardConfig(kind=kind)) for kind in KINDS]  # type: ignore[arg-type]
-ASIDE = [Aside(RewardConfig(kind=made.name), made) for made in RULES]  # type: ignore[arg-type]
+RULE = rule(RewardConfig(kind="number"))
+ASIDE = Aside(RewardConfig(kind="number"), RULE)
 TEXTS = st.text(alphabet='a1./ {}\\"\n\ud800é', max_size=12) | st.sampled_from(
-    ["7", "so 7.0", r"\boxed{1/2}", '{"no_commas": ""}', "none", "1e5"]
+    ["7", "so 7.0", r"\boxed{1/2}", "none", "1e5", "2^3"]
 )
 
 SLOW = """
@@ -34,10 +33,10 @@ aside._serve(sys.argv[1])
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(range(len(KINDS))), st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4))
-def test_scores_are_those_of_the_rule_here(which: int, pairs: list[tuple[str, str]]) -> None:
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4))
+def test_scores_are_those_of_the_rule_here(pairs: list[tuple[str, str]]) -> None:
     items = [Item("q", answer, target) for answer, target in pairs]
-    assert ASIDE[which].grade(items) == RULES[which].grade(items)
+    assert ASIDE.grade(items) == RULE.grade(items)
 
 
 def test_a_rule_that_takes_for_ever_is_ended_also_where_a_thread_grades() -> None:
@@ -54,7 +53,7 @@ def test_a_rule_that_takes_for_ever_is_ended_also_where_a_thread_grades() -> Non
 
 
 def test_one_that_was_killed_is_replaced_and_one_that_is_silent_is_given_up() -> None:
-    made = ASIDE[0]
+    made = ASIDE
     assert made.grade([Item("q", "7", "7")]) == [1.0]
     process = made.answering.process
     assert process is not None
@@ -69,6 +68,6 @@ def test_one_that_was_killed_is_replaced_and_one_that_is_silent_is_given_up() ->
 
 
 def test_canaries_ride_with_it() -> None:
-    grader = Grader([(ASIDE[0], 1.0)])
+    grader = Grader([(ASIDE, 1.0)])
     assert [one.total for one in grader.grade([Item("q", a, "7") for a in ("7", "8")])] == [1.0, 0.0]
     assert grader.canaries == 2

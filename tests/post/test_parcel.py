@@ -45,7 +45,7 @@ def opened() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(ARRAYS)
 def test_what_is_sent_to_several_comes_to_each(arrays: dict[str, Any]) -> None:
     before = opened()
