@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,30 +18,42 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # others have the other cores
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import warm
+from tests.draws import ALL, SHORT
+
 ROOT = Path(__file__).parent
 
 # Two cores are shared by many tests: time limits per example would fail at random, and so would draws
-# that differ from run to run.
-settings.register_profile(
-    "shunter",
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("shunter")
+# that differ from run to run. `make test-all` draws more of everything that does not say how many itself.
+for name, count in (("short", SHORT), ("all", ALL)):
+    settings.register_profile(
+        name,
+        max_examples=count,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+settings.load_profile("short")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "not long":
+        settings.load_profile("all")
 
 
 # Files of few tests that take long. Side by side with others, they come first: one that begins when all
 # others have ended would keep one core alone. Within a file nothing moves.
 FIRST = (
-    "drills/test_short.py",
     "test_readme.py",
-    "jobs/test_rank_deaths.py",
+    "drills/test_faults.py",
+    "drills/test_kill.py",
     "train/test_layouts.py",
-    "surgery/test_layouts.py",
+    "drills/test_short.py",
+    "jobs/test_rank_deaths.py",
+    "jobs/test_together.py",
     "jobs/test_curate_trouble.py",
-    "post/roles/test_placements.py",
+    "surgery/test_layouts.py",
 )
 
 
@@ -50,10 +64,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
+_frozen = 0  # modules that were loaded when that was last done
+
+
 def pytest_collection_finish() -> None:
     """What is loaded now stays: the collections that each job ends with need not walk over it every time."""
+    global _frozen
+    _frozen = len(sys.modules)
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _loaded_stays() -> None:
+    """The same for what tests have loaded since."""
+    if len(sys.modules) > _frozen + 200:
+        pytest_collection_finish()
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +88,34 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
+
+
+# Modules that start processes of the package.
+STARTERS = ("shunter.launch.elastic", "shunter.post.beside", "shunter.post.roles.processes")
+
+
+@pytest.fixture
+def cold() -> None:
+    """Processes that this test starts begin as they do for a person, not as forks: see tests/warm.py."""
+
+
+def _begin(monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
+    for name in STARTERS:
+        if name in sys.modules:
+            monkeypatch.setattr(sys.modules[name], "subprocess", how)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _warm_for_fixtures() -> Iterator[None]:
+    """Those that modules share are made before what is for single tests."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _begin(monkeypatch, warm.Subprocess())
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _warm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    _begin(monkeypatch, subprocess if "cold" in request.fixturenames else warm.Subprocess())
 
 
 @pytest.fixture(scope="session")

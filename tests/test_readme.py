@@ -19,7 +19,6 @@ out in silence.
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import re
@@ -27,15 +26,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from shunter.cli import main as cli
+from tests import warm
 from tests.cli import elsewhere
 from tests.cli.documents import ROOT, Block, blocks, markdown
-from tests.cli.warm import Warm
 
 BLOCKS = [block for file in markdown() for block in blocks(file) if block.language == "sh"]
 # Lines that a person types and that need no test.
@@ -50,20 +48,12 @@ def commands(text: str) -> Iterator[str]:
             yield line
 
 
-@cache
-def warm() -> Path:
-    """The folder of a `shunter` whose imports are done."""
-    made = Warm()
-    atexit.register(made.close)
-    return made.folder
-
-
 def run(command: str, block: Block, folder: Path) -> None:
     environment = {
         **os.environ,
-        "PATH": f"{warm()}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{warm.server().folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "COLUMNS": "120",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
     }
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
@@ -91,7 +81,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         short.replace("name: quickstart-short", "name: quickstart"), encoding="utf-8"
     )
     subprocess.run(
-        [warm() / "shunter", "run", "recipes/quickstart.yaml"],
+        [warm.server().folder / "shunter", "run", "recipes/quickstart.yaml"],
         cwd=folder,
         check=True,
         capture_output=True,

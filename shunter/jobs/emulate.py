@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +17,8 @@ from shunter.config.base import Config
 from shunter.config.errors import ShunterError
 from shunter.launch import elastic
 from shunter.recipe.job import How, JobConfig, JobContext
+
+LOADS = ("shunter.parallel.emulate",)  # by the process that ranks are forked from
 
 
 class CaseConfig(Config):
@@ -118,9 +118,3 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
 
 
 JOB = EmulateJob()
-
-if __name__ == "__main__":
-    code = elastic.serve(work)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # process groups whose peers are gone would wait for them

@@ -26,6 +26,12 @@ from shunter.train.config import Parallel
 
 WAIT = 60  # seconds for processes of an earlier attempt to be gone
 
+# What ranks import when they work: loaded once, before they are forked.
+LOADS = (
+    "shunter.jobs.pretrain", "shunter.jobs.sft", "shunter.jobs.milestones", "shunter.jobs.pupils",
+    "shunter.models.hf", "shunter.train.loop", "shunter.train.task.run", "shunter.train.world",
+)  # fmt: skip
+
 
 def processes(parallel: Parallel) -> int:
     """How many processes a job with this layout takes."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +20,8 @@ from shunter.schedule.costs import Costs
 from shunter.schedule.order import Order
 from shunter.schedule.recompute import recomputed
 from shunter.schedule.simulate import simulate
+
+LOADS = ("shunter.parallel.rehearse",)  # by the process that ranks are forked from
 
 
 class RehearseHow(How):
@@ -124,9 +124,3 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
 
 
 JOB = RehearseJob()
-
-if __name__ == "__main__":
-    code = elastic.serve(work)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # process groups whose peers are gone would wait for them

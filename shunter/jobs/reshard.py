@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +17,8 @@ from shunter.models.spec import DecoderSpec
 from shunter.recipe.job import How, JobConfig, JobContext
 
 Style = Literal["hybridflow", "vanilla", "sharded"]
+
+LOADS = ("shunter.parallel.resharding",)  # by the process that ranks are forked from
 
 
 class ReshardHow(How):
@@ -174,9 +174,3 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
 
 
 JOB = ReshardJob()
-
-if __name__ == "__main__":
-    code = elastic.serve(work)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # process groups whose peers are gone would wait for them

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from math import prod
@@ -25,6 +23,7 @@ from shunter.recipe.job import How, JobConfig, JobContext
 
 RULES: dict[str, Rule] = {"anything": anything, "data": data_only, "tensor": tensor_only}
 ITEM = 8  # bytes of an element: the trial is in float64, so that every tensor can be compared
+LOADS = ("shunter.parallel.planned",)  # by the process that ranks are forked from
 
 
 class TrafficHow(How):
@@ -141,9 +140,3 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
 
 
 JOB = TrafficJob()
-
-if __name__ == "__main__":
-    code = elastic.serve(work)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # process groups whose peers are gone would wait for them

@@ -1,4 +1,4 @@
-"""Several processes of one job on this machine, through torch's elastic launch."""
+"""Several processes of one job on this machine, forked from one that `forked` describes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,32 +20,28 @@ from shunter.config.errors import ShunterError
 from shunter.launch.recur import RankDied
 
 EVERY = 0.1  # seconds between two looks at the processes
-_FAILED = re.compile(r"rank +: (\d+) [^\n]*\n +exitcode +: (-?\d+)")  # of torch's report, for each rank
+ENDED = "ended.json"  # in a launch's folder: process and exit code of those that ended badly, in that order
 PARTING = 40.0  # seconds that processes get to end after they were told to
 
 
 def launch(
     module: str, request: dict[str, Any], count: int, folder: Path, *, threads: int, poll: Callable[[], None]
 ) -> dict[str, Any]:
-    """Run `python -m module FILE` on `count` ranks; `request` stands in FILE. Returns what rank 0 answered.
+    """Run the `work` of a module on `count` ranks, by `serve`. Returns what rank 0 answered.
 
-    Its `ranks`, if there: the number of the process, and so of the device, that has each rank.
-    poll: called many times a second meanwhile. folder: for the request, answers and the processes' output.
+    request: what they are told. Its `ranks`, if there: the number of the process, and so of the device, that
+    has each rank. poll: called many times a second meanwhile. folder: for the request, answers and the
+    processes' output.
 
     One rank that ends badly ends all. Raises what the first of them told: its ShunterError, or a
     RuntimeError with its traceback. If this process dies, so do they.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in [*folder.glob("answer*.json"), *folder.glob("failed-*.json"), *folder.glob("rendezvous*")]:
-        left.unlink()
+    for left in [*folder.glob("answer*.json"), *folder.glob("failed-*.json"), folder / ENDED]:
+        left.unlink(missing_ok=True)
     path = folder / "request.json"
     path.write_text(json.dumps({**request, "folder": str(folder)}), encoding="utf-8")
-    (folder / "rendezvous").touch()
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={count}",
-        "--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder / 'rendezvous'}",
-        "--max-restarts=0", f"--log-dir={folder / 'torch'}", "-m", module, str(path),
-    ]  # fmt: skip
+    command = [sys.executable, "-u", "-m", "shunter.launch.forked", module, str(path), str(count)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nothing listens beyond this machine
     output = folder / "output.txt"
@@ -71,8 +66,10 @@ def launch(
     if process.returncode == 0 and answer.exists():
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return found
-    codes = _FAILED.findall(output.read_text(encoding="utf-8", errors="replace"))
-    ended = [(place_of(request, int(rank)), int(number)) for rank, number in codes]
+    ended: list[tuple[int, int]] = []
+    if (folder / ENDED).exists():
+        told = json.loads((folder / ENDED).read_text(encoding="utf-8"))
+        ended = [(place_of(request, process), code) for process, code in told]
     raise cause(failures, ended, f"the launch of the ranks ended with code {process.returncode}", output)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from shunter.config.errors import ShunterError
 
 FILE = "died.json"  # in the folder of a job's ranks: of the attempt before
-_LAUNCHER = re.compile(r"[EWI]\d{4} .*torch/distributed/")  # torch's own lines, when it has seen a rank end
+NOTICED = "shunter: a rank has ended"  # the launcher's own line, after what ranks said until then
 LONGEST = 300  # characters of a line that are shown
 
 
@@ -46,12 +45,12 @@ def forget(folder: Path) -> None:
 
 
 def last_words(output: Path) -> str | None:
-    """The last line that ranks wrote before torch's launcher noticed an end; None where there is none."""
+    """The last line that ranks wrote before the launcher noticed an end; None where there is none."""
     try:
         lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    noticed = next((number for number, line in enumerate(lines) if _LAUNCHER.match(line)), len(lines))
+    noticed = next((number for number, line in enumerate(lines) if line == NOTICED), len(lines))
     said = [line.strip() for line in lines[:noticed] if line.strip()]
     return said[-1][:LONGEST] if said else None
 

@@ -34,6 +34,7 @@ OPTIONS = (
 )
 UNREACHABLE = 255  # ssh's own exit code
 PARTING = 60.0  # seconds that the others get to end by themselves once one has ended badly
+LAST = 5.0  # seconds that an ssh gets to end once it was told to, and its output to come once it has
 EVERY = 0.1
 ERROR = "error: "  # begins the lines that a person must see
 _NAME = re.compile(r"(?:[A-Za-z0-9._-]+@)?[A-Za-z0-9\[:][A-Za-z0-9._:%\]-]*")
@@ -190,7 +191,7 @@ class _Remote:
         if code is None:
             return None
         for thread in self._threads:
-            thread.join(5)
+            thread.join(LAST)
         self.seconds = self.seconds or time.monotonic() - self.begin
         with self._lock:
             self._file.close()
@@ -233,7 +234,7 @@ def start(launch: Launch, logs: Path, tell: Callable[[str, bool], None]) -> list
                 if remote.process.poll() is None:
                     remote.say("kill")
                     with suppress(subprocess.TimeoutExpired):
-                        remote.process.wait(5)
+                        remote.process.wait(LAST)
                     remote.process.kill()
 
 
@@ -266,7 +267,7 @@ def _follow(remotes: Sequence[_Remote], heard: list[int]) -> list[Ended]:
             _tell_all(remotes, "kill")
             for remote in remotes:
                 with suppress(subprocess.TimeoutExpired):
-                    remote.process.wait(5)
+                    remote.process.wait(LAST)
                 remote.process.kill()
         time.sleep(EVERY)
     return [ended[remote.host.name] for remote in remotes]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from shunter.launch import elastic
 from shunter.recipe.attempt import environment_record
 from shunter.record.memory import available
 
+LOADS = ("shunter.parallel.wires", "shunter.plan.rates")  # by the process that ranks are forked from
 FORMAT = 1  # a new one measures anew
 ALIKE = 1.25  # links whose latency and bandwidth differ by no more than this, or their spreads, are one
 NAMES = {
@@ -265,10 +265,3 @@ def shipped(name: str) -> Description | None:
     """The shipped machine that has a GPU which its driver calls so."""
     machine = next((machine for part, machine in NAMES.items() if part in name), None)
     return None if machine is None else files.find(machine).description
-
-
-if __name__ == "__main__":
-    code = elastic.serve(work)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # process groups whose peers are gone would wait for them

@@ -22,6 +22,7 @@ import io
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from shunter.config.errors import ShunterError
@@ -161,7 +162,8 @@ def _written(
     count = counts[0]
     compute = {rank for rank, lane in lanes if lane == COMPUTE_LANE}
     visited = {visit.rank for route in routes.values() for visit in route}
-    for rank in (*placement, *sorted(visited), *(rank for rank, _ in lanes), *range(max(compute, default=0))):
+    # One after the other: a line may name any rank, and nobody waits for a list of all before it.
+    for rank in chain(placement, sorted(visited), (at for at, _ in lanes), range(max(compute, default=0))):
         if rank not in compute:
             raise ShunterError(
                 f"the program has no line `lane,{rank},{COMPUTE_LANE}`",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +17,8 @@ from shunter.models.spec import DecoderSpec
 from shunter.plan.probe import Told, cache, fingerprint
 from shunter.plan.profile import FORMAT, VERSION, Profile
 from shunter.recipe.attempt import environment_record
+
+LOADS = ("shunter.train.profiling",)  # by the process that ranks are forked from
 
 
 def profile(
@@ -122,10 +122,3 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
         say,
         ProcessGroups(),
     )
-
-
-if __name__ == "__main__":
-    code = elastic.serve(work)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # process groups whose peers are gone would wait for them

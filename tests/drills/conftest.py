@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 from shunter.recipe.artefact import Artefact
 from shunter.recipe.store import Store
 from shunter.record import events
+from tests import warm
 from tests.drills import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,19 +27,10 @@ Passage = tuple[str, str | None, int | None]  # point, job, step
 
 
 class Zygote:
-    """`shunter` commands in fresh children of one warm process."""
+    """`shunter` commands in processes that begin warm."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.output = folder, folder / "output.txt"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.drills.zygote"],
-            cwd=ROOT,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        )
-        self._answer()
 
     def shunter(
         self,
@@ -47,28 +39,18 @@ class Zygote:
         watch: dict[str, Any] | None = None,
     ) -> tuple[int, str]:
         """Exit code (-N: signal N) and what was printed."""
-        environment = {"SHUNTER_INJECT": json.dumps({"faults": list(faults)})} if faults else {}
-        request = {
-            "args": args,
-            "cwd": str(self.folder),
-            "environment": environment,
-            "output": str(self.output),
-            "watch": watch,
-        }
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self._answer(), self.output.read_text(encoding="utf-8", errors="replace")
-
-    def close(self) -> None:
-        """End the zygote; it has no children then."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        injected = {"SHUNTER_INJECT": json.dumps({"faults": list(faults)})} if faults else {}
+        command = [sys.executable, "-m", "tests.drills.zygote", json.dumps(args), json.dumps(watch)]
+        with self.output.open("wb") as output:
+            process = warm.popen(
+                command,
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **injected},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        return process.wait(), self.output.read_text(encoding="utf-8", errors="replace")
 
 
 @dataclass
@@ -175,10 +157,8 @@ def redone(artefact: Artefact, attempt: int) -> int:
 
 
 @pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    process = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield process
-    process.close()
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Zygote:
+    return Zygote(tmp_path_factory.mktemp("zygote"))
 
 
 def uninterrupted(zygote: Zygote, recipe: Path, folder: Path, overrides: Sequence[str] = ()) -> Stage:

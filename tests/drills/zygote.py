@@ -1,67 +1,30 @@
-"""A process that has loaded torch and forks a child for each `shunter` command: starting is then free.
+"""A `shunter` command with a hook at the points: `python -m tests.drills.zygote ARGS WATCH`, both in JSON.
 
-Run as `python -m tests.drills.zygote`. It reads one JSON request a line: `args` of the command line, `cwd`,
-`environment`, `output` (a file for what is printed) and `watch`, what a hook does at the points:
+ARGS: of the command line. WATCH: null, or what the hook does:
 
 {"record": FILE}                     append each passage to FILE, as [point, job, step]
 {"fill": FOLDER, "point": , "job": , "leave": BYTES}
                                      at this point write FOLDER/ballast until that much is free on its disk
-
-It answers with the child's exit code, -N for a signal N. The child runs the same `main` as the command.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 from shunter.record import points
 
-ROOT = Path(__file__).resolve().parents[2]
 
+def main(args: list[str], watch: dict[str, Any] | None) -> int:
+    """The command's exit code."""
+    from shunter.cli.main import main as shunter
 
-def main() -> None:
-    """Load what jobs load, then serve until the requests end. Nothing is computed here: a fork of a
-    process in which torch has started threads would hang."""
-    for room in ("recipe", "data", "models", "train", "generate", "evaluate", "report", "jobs", "launch"):
-        for module in sorted((ROOT / "shunter" / room).rglob("[a-z]*.py")):
-            if module.stem != "lm_eval":  # an extra
-                importlib.import_module(".".join(module.relative_to(ROOT).with_suffix("").parts))
-    for name in ("shunter.cli.run", "typer.main", "pyarrow.compute", "numpy.ctypeslib", "tokenizers"):
-        importlib.import_module(name)
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            os._exit(_child(json.loads(line)))
-        _, status = os.waitpid(child, 0)
-        print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
-
-
-def _child(request: dict[str, Any]) -> int:
-    with open(request["output"], "wb", buffering=0) as output, open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    os.chdir(request["cwd"])
-    os.environ.update(request["environment"])
-    if watch := request.get("watch"):
+    if watch:
         points.install(_Watch(watch))
-    try:
-        from shunter.cli.main import main as shunter
-
-        return shunter(request["args"])
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    return shunter(args)
 
 
 class _Watch:
@@ -93,4 +56,4 @@ def fill(folder: Path, leave: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(*map(json.loads, sys.argv[1:])))

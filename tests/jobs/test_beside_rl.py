@@ -48,7 +48,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
 
 @pytest.mark.parametrize("bound", [1, pytest.param(0, marks=pytest.mark.long)])
 def test_another_process_writes_the_same_bits(
-    work: Work, model: Path, talks: Path, bound: int, seen: list[set[int]]
+    work: Work, model: Path, talks: Path, bound: int, seen: list[set[int]], cold: None
 ) -> None:
     more: dict[str, Any] = {"staleness": bound, "train": {"steps": 4, "lr": 1e-3}}
     here, _ = reinforce(work, model, talks, name="here", how=EXACT, **more)
@@ -59,7 +59,6 @@ def test_another_process_writes_the_same_bits(
     assert {len(versions) for versions in seen} == {1}, "no weights were taken in the midst of an answer"
 
 
-@pytest.mark.long
 def test_stopped_what_is_being_written_is_kept_to_its_last_token(
     work: Work, model: Path, talks: Path, seen: list[set[int]]
 ) -> None:

@@ -73,7 +73,9 @@ def test_two_processes_make_the_model_of_one(rows: Path, work: Work, vocabulary:
     assert all(event["saved_bytes"])
 
 
-def test_an_error_of_a_rank_is_the_job_s(rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_a_rank_is_the_job_s(
+    rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch, cold: None
+) -> None:
     fault = {"kind": "exception", "point": "train.update", "step": 2, "rank": 0}
     monkeypatch.setenv(VARIABLE, json.dumps({"faults": [fault]}))
     with pytest.raises(RuntimeError, match=r"rank 0 failed:\n(.|\n)*injected at train.update"):

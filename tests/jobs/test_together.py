@@ -82,12 +82,14 @@ def environment(place: Path) -> dict[str, str]:
 
 
 class Nodes:
-    """Two of torchrun's agents, with one process and two."""
+    """Two of torchrun's agents, with so many processes each."""
 
-    def __init__(self, place: Path, words: Sequence[str], **variables: str) -> None:
+    def __init__(
+        self, place: Path, words: Sequence[str], counts: tuple[int, int] = (1, 2), **variables: str
+    ) -> None:
         number, self.outputs = port(), [place / f"node{node}.txt" for node in (0, 1)]
         self.processes = []
-        for node, (output, each) in enumerate(zip(self.outputs, (1, 2), strict=True)):
+        for node, (output, each) in enumerate(zip(self.outputs, counts, strict=True)):
             command = [
                 sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}",
                 f"--nproc-per-node={each}", "--master-addr=127.0.0.1", f"--master-port={number}",
@@ -128,7 +130,7 @@ def weights(store: Path) -> dict[str, torch.Tensor]:
 
 
 def test_under_torchrun_one_process_leads_and_the_model_is_that_of_one(place: Path) -> None:
-    nodes = Nodes(place, ["run", "recipe.yaml", PIPE, "--store", "store"])
+    nodes = Nodes(place, ["run", "recipe.yaml", PIPE, "--store", "store"], (1, 1))
     assert nodes.codes() == [0, 0], nodes.told()
     first, second = nodes.told()
     assert "[4/4] base       done" in first

@@ -32,7 +32,7 @@ AHEAD = 5.0  # seconds that the clock of the second node is ahead
 # Forked from a server without threads, in which torch is loaded once.
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["shunter.launch.crew"])
-SHORT = {"BEAT": 0.1, "SILENT": 6.0, "MUTE": 3.0, "GRACE": 0.3, "BUSY": 8.0}
+SHORT = {"BEAT": 0.1, "SILENT": 4.0, "MUTE": 2.0, "GRACE": 0.3, "BUSY": 5.0}
 
 
 def places() -> list[Place]:
@@ -225,9 +225,9 @@ def stay_away(place: Place) -> None:
 
 
 def test_one_that_does_not_come_is_named(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crews, "JOIN", 4.0)
+    monkeypatch.setattr(crews, "JOIN", 3.0)
     spots, _ = start(stay_away)
-    with pytest.raises(ShunterError, match="of 3 processes rank 1 did not come within 4 s"):
+    with pytest.raises(ShunterError, match="of 3 processes rank 1 did not come within 3 s"):
         Crew(spots[0])
 
 

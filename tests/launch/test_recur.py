@@ -11,18 +11,15 @@ from pathlib import Path
 import pytest
 
 from shunter.launch.elastic import cause
-from shunter.launch.recur import RankDied, forget, last_words, told_again
+from shunter.launch.recur import NOTICED, RankDied, forget, last_words, told_again
 
 ABORTED = """\
 a line of the training
 terminate called after throwing an instance of 'gloo::EnforceNotMet'
   what():  [enforce fail at pair.cc:456] op.preamble.length <= op.nbytes. 1200 vs 600
 
-W1126 14:36:28.000 123 torch/distributed/elastic/multiprocessing/api.py:900] Sending process 12 closing signal
-E1126 14:36:28.100 123 torch/distributed/elastic/multiprocessing/api.py:874] failed (exitcode: -6) 1
-Traceback (most recent call last):
-  File "<frozen runpy>", line 198, in _run_module_as_main
-torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+shunter: a rank has ended
+[E1126 14:36:28.100] Connection closed by peer
 """
 GLOO = "what():  [enforce fail at pair.cc:456] op.preamble.length <= op.nbytes. 1200 vs 600"
 
@@ -37,7 +34,7 @@ def test_the_last_line_before_the_launcher_s_own(tmp_path: Path) -> None:
     died(tmp_path)
     assert last_words(tmp_path / "output.txt") == GLOO
     assert last_words(tmp_path / "none.txt") is None
-    (tmp_path / "silent.txt").write_text(ABORTED[ABORTED.index("W1126") :])
+    (tmp_path / "silent.txt").write_text(ABORTED[ABORTED.index(NOTICED) :])
     assert last_words(tmp_path / "silent.txt") is None
 
 

@@ -1,8 +1,12 @@
-"""Long-lived gloo workers. Starting processes for each test would take most of its time."""
+"""Long-lived gloo workers. Starting processes for each test would take most of its time.
+
+`python -m tests.parallel.pool RANK SIZE STORE DESCRIPTOR KEY` is one of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -14,10 +18,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing  # how tensors pass between processes
 
 from shunter.layout.grid import Grid
 from shunter.parallel.mesh import Groups, ProcessGroups, make_groups
+from tests import warm
 
 WORLD = 4
 SECONDS = 120
@@ -27,6 +32,9 @@ Task = Callable[[int, Groups, Any], Any]
 
 # Of each worker: fresh groups for each test would leak threads and descriptors.
 GROUPS = ProcessGroups()
+
+
+_NAMES: dict[str, list[str]] = {}  # module -> its constants
 
 
 class WorkerFailed(Exception):
@@ -66,12 +74,14 @@ def _work(rank: int, size: int, place: str, pipe: Connection) -> None:
 def _constants() -> dict[str, Any]:
     """Numbers and words that the package's modules have as constants. Where one rank keeps another's value
     for good, ranks send different messages in some later test, and hang."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("shunter.") and name not in _NAMES:
+            found = [(at, value) for at, value in vars(module).items() if at.isupper()]
+            _NAMES[name] = [at for at, value in found if isinstance(value, (bool, int, float, str))]
     return {
-        f"{module.__name__}.{name}": value
-        for module in list(sys.modules.values())
-        if getattr(module, "__name__", "").startswith("shunter.")
-        for name, value in list(vars(module).items())
-        if name.isupper() and isinstance(value, (bool, int, float, str))
+        f"{module}.{name}": getattr(sys.modules[module], name, None)
+        for module, names in _NAMES.items()
+        for name in names
     }
 
 
@@ -83,19 +93,21 @@ class Pool:
         self._start(size)
 
     def _start(self, size: int) -> None:
-        context = mp.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory()
         self.pipes: list[Connection] = []
         self.processes = []
+        store, key = os.path.join(self.folder.name, "store"), multiprocessing.current_process().authkey.hex()
         for rank in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_work, args=(rank, size, os.path.join(self.folder.name, "store"), theirs), daemon=True
+            ours, theirs = multiprocessing.Pipe()
+            end = theirs.fileno()
+            words = [rank, size, store, end, key]
+            self.processes.append(
+                warm.popen(
+                    [sys.executable, "-m", "tests.parallel.pool", *words], cwd=warm.ROOT, pass_fds=[end]
+                )
             )
-            process.start()
             theirs.close()
             self.pipes.append(ours)
-            self.processes.append(process)
 
     def run(self, task: Task, world: int, argument: Any = None, *grids: Grid) -> list[Any]:
         """The task's result on ranks 0..world-1. Raises WorkerFailed if one of them raised.
@@ -127,8 +139,17 @@ class Pool:
     def close(self) -> None:
         for pipe in self.pipes:
             pipe.close()
+        # Not asked first: to leave hundreds of groups in good order takes them seconds.
         for process in self.processes:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
+            process.kill()
+        for process in self.processes:
+            process.wait()
         self.folder.cleanup()
+
+
+if __name__ == "__main__":
+    from tests.parallel import pool  # tasks know this module by its name
+
+    rank, size, place, end, key = sys.argv[1:]
+    multiprocessing.current_process().authkey = bytes.fromhex(key)  # files of tensors pass by it
+    pool._work(int(rank), int(size), place, Connection(int(end)))

@@ -131,7 +131,7 @@ def cases(draw: Any) -> tuple[dict[str, Any], int]:
     }, size  # fmt: skip
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(cases())
 def test_output_and_gradients_are_those_of_one_process(pool: Pool, drawn: Any) -> None:
     compare(pool, *drawn)

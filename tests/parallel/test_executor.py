@@ -20,6 +20,7 @@ from shunter.schedule.check import check
 from shunter.schedule.lower import lower
 from shunter.schedule.order import Order
 from shunter.schedule.program import Program
+from tests.draws import examples
 from tests.parallel.layers import batches, layers, reference, stages_of
 from tests.parallel.pool import Pool
 
@@ -115,7 +116,7 @@ def random_order(seed: int) -> Order:
     return Order(tuple(placement), tuple(map(tuple, actions)), microbatches)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(25, 200))
 @given(st.integers(0, 10_000))
 def test_any_valid_program_has_them_too(pool: Pool, seed: int) -> None:
     order = random_order(seed)

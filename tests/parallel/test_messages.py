@@ -25,6 +25,7 @@ from shunter.schedule.lower import lower
 from shunter.schedule.program import Edge, Program
 from shunter.schedule.recompute import recomputed
 from shunter.schedule.simulate import simulate
+from tests import warm
 from tests.parallel.pool import Pool, WorkerFailed
 
 CPU = torch.device("cpu")
@@ -144,55 +145,25 @@ def test_a_measured_timeline_has_the_simulated_one_s_spans(pool: Pool) -> None:
         assert begins[1, f"1F{microbatch}"] >= ends[0, f"0F{microbatch}"] - 0.005
 
 
-DYING = """
-import os, sys
-from datetime import timedelta
-import torch, torch.distributed as dist
-from torch import nn
-from shunter.parallel.executor import Executor
-from shunter.parallel.stage import Stage
-from shunter.parallel.mesh import Groups
-from shunter.schedule.assemble import assemble
-from shunter.schedule.catalogue import schedule
-from shunter.schedule.lower import lower
-rank, place, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-wait = timedelta(seconds=5)
-dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2, timeout=wait)
-groups = Groups.create(range(2), timeout=wait)
-module = nn.Linear(4, 4)
-def compute(inputs, microbatch):
-    if rank == 1 and microbatch == 2:
-        if how == "die":
-            os._exit(9)
-        import time
-        time.sleep(60)
-    y = module(inputs.get("x", torch.ones(2, 4)))
-    return {"loss": y.sum()} if rank else {"x": y}
-program = lower(assemble(schedule("1f1b").build(2, 6)))
-executor = Executor(program, rank, {rank: Stage(compute, module)}, groups, torch.device("cpu"))
-try:
-    executor.run()
-except Exception as error:
-    print(type(error).__name__, error, flush=True)
-    os._exit(2)
-"""
-
-
 @pytest.mark.parametrize("how", ["die", "hang"])
 def test_a_dead_or_silent_peer_ends_the_others(how: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", DYING, str(rank), str(tmp_path / "store"), how],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    ranks = []
+    for rank in range(2):
+        words = [str(rank), str(tmp_path / "store"), how]
+        with (tmp_path / f"{rank}.txt").open("wb") as output:
+            ranks.append(
+                warm.popen(
+                    [sys.executable, "-m", "tests.parallel.dying", *words],
+                    cwd=warm.ROOT, stdout=output, stderr=subprocess.DEVNULL,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                )
+            )  # fmt: skip
     try:
-        text, _ = ranks[0].communicate(timeout=45)
+        ranks[0].wait(45)
     finally:
         for process in ranks:
             process.kill()
+    text = (tmp_path / "0.txt").read_text()
     assert ranks[0].returncode == 2
     assert text.startswith("PeerLost rank 0 cannot do 0RECV_B")
     assert "rank 1 does not answer" in text

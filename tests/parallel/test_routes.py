@@ -29,6 +29,7 @@ from shunter.schedule.order import Order
 from shunter.schedule.program import Edge, Node, Program
 from shunter.schedule.recompute import recomputed
 from shunter.schedule.text import read_program, write_program
+from tests.draws import examples
 from tests.parallel.layers import DIM, Layer, batches, layers, loss_of
 from tests.parallel.pool import Pool
 
@@ -247,7 +248,7 @@ def random_routes(seed: int) -> tuple[Order, list[Route]]:
     return Order(tuple(held[0] for held in holders), tuple(map(tuple, actions)), microbatches), routes
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 100))
 @given(st.integers(0, 10_000))
 def test_any_ways_have_the_gradients_of_one_process(pool: Pool, seed: int) -> None:
     order, routes = random_routes(seed)

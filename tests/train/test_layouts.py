@@ -20,6 +20,7 @@ from shunter.models.spec import DecoderSpec
 from shunter.parallel.mesh import Groups
 from shunter.train.pipeline import LaidOutPasses
 from shunter.train.world import World
+from tests.draws import examples
 from tests.parallel.pool import GROUPS, Pool
 from tests.train import layouts
 from tests.train.layouts import ALL, Case, cases
@@ -33,7 +34,7 @@ def check(pool: Pool, case: Case) -> None:
     assert not wrong
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 60))
 @given(case=cases())
 def test_layouts_of_up_to_four_ranks(pool: Pool, case: Case) -> None:
     check(pool, case)

@@ -153,7 +153,7 @@ def test_a_worker_that_dies_is_named_at_once(tmp_path: Path) -> None:
         assert all(map(gone, pids))
 
 
-def test_a_role_that_refuses_says_its_own_sentence(tmp_path: Path) -> None:
+def test_a_role_that_refuses_says_its_own_sentence(tmp_path: Path, cold: None) -> None:
     with Flow({"one": 1}, tmp_path, timeout=60) as flow:
         stand = flow.cast("fish", STAND, "one")
         with pytest.raises(ShunterError, match=r"fish\.fail: the fish is not fresh. Buy another"):

@@ -1,0 +1,111 @@
+"""The ranks of a job on this machine: forks of one process that has loaded what they need.
+
+`python -u -m shunter.launch.forked MODULE REQUEST COUNT`. To load torch takes seconds of a core and hundreds
+of megabytes, here once for all ranks: first MODULE, then the modules that its LOADS names. Before the forks
+nothing is computed and no device is touched: a fork of a process with threads may hang, and CUDA does not
+live on in one. Elsewhere than on Linux, where libraries of the system do not bear a fork, each rank is a
+process that loads everything itself.
+
+Once a rank has ended badly, the others get GRACE seconds to tell what they waited for; then all are ended.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing import connection
+from multiprocessing.context import ForkProcess, SpawnProcess
+from pathlib import Path
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from shunter.launch import elastic
+from shunter.launch.recur import NOTICED
+
+GRACE = 2.0  # seconds in which ranks tell of a failure before all are ended
+STAY = 30.0  # seconds that ranks get to end once they were told to
+HOST = "127.0.0.1"  # nothing listens beyond this machine
+
+Process = ForkProcess | SpawnProcess
+
+
+def main(module: str, request: str, count: int) -> int:
+    """Start the ranks and wait for them. Returns 1 when one ended badly or all were told to end."""
+    asked = json.loads(Path(request).read_text(encoding="utf-8"))
+    for name in getattr(importlib.import_module(module), "LOADS", ()):
+        importlib.import_module(name)
+    listener = socket.create_server((HOST, 0))
+    port = listener.getsockname()[1]
+    os.register_at_fork(after_in_child=listener.close)
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    ranks = [_process(module, request, number, count, port) for number in range(count)]
+    for rank in ranks:
+        rank.start()
+    # Through which the ranks find each other. Made after the forks, since it has threads: who comes earlier
+    # waits for it at the socket.
+    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    ended = _wait(ranks, told)
+    del store
+    (Path(asked["folder"]) / elastic.ENDED).write_text(json.dumps(ended), encoding="utf-8")
+    return int(bool(ended or told))
+
+
+def _process(module: str, request: str, number: int, count: int, port: int) -> Process:
+    arguments = (module, request, number, count, port)
+    if sys.platform == "linux":
+        return multiprocessing.get_context("fork").Process(target=_rank, args=arguments)
+    return multiprocessing.get_context("spawn").Process(target=_rank, args=arguments)
+
+
+def _rank(module: str, request: str, number: int, count: int, port: int) -> None:
+    """In a rank: what torchrun would have told it, then its work."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ |= {
+        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": HOST, "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # which the parent holds
+    }  # fmt: skip
+    sys.argv = [module, request]
+    code = elastic.serve(importlib.import_module(module).work)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # process groups whose peers are gone would wait for them
+
+
+def _wait(ranks: Sequence[Process], told: list[int]) -> list[tuple[int, int]]:
+    """Until all have ended. told: is no longer empty once this process was told to end. Returns process and
+    exit code (minus the signal) of each that ended badly, in the order in which they did."""
+    living = dict(enumerate(ranks))
+    ended: list[tuple[int, int]] = []
+    first = ending = float("inf")  # when the first ended badly, and when the others were told to end
+    while living:
+        connection.wait([rank.sentinel for rank in living.values()], elastic.EVERY)
+        now = time.monotonic()
+        for number, rank in list(living.items()):
+            if (code := rank.exitcode) is not None:
+                del living[number]
+                if code and not ended:
+                    first = now
+                    print(NOTICED, flush=True)
+                if code:
+                    ended.append((number, code))
+        if ending == float("inf") and (told or now > first + GRACE):
+            ending = now
+            for rank in living.values():
+                rank.terminate()
+        elif now > ending + STAY:
+            for rank in living.values():
+                rank.kill()
+    return ended
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
