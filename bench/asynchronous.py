@@ -12,7 +12,8 @@ kept too.
 
 Answers are drawn, so no two ways write or learn the same: each round has another seed, and the mean reward
 of the last tenth of steps is told for both. `python -m bench.asynchronous` keeps the result, `--tiny` is a
-trial.
+trial. `--ranks` compares another way with turns instead, and keeps that:
+ranks    two processes of a layout (dp: 2), which share the answers to write and learn together
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "turns": {"staleness": 0, "writer": "here"},
     "queue": {"staleness": 0, "writer": "process"},
     "delayed": {"staleness": 1, "writer": "process"},
+    "ranks": {"staleness": 0, "writer": "here", "parallel": {"dp": 2}},
 }
 
 
@@ -45,7 +47,9 @@ def train(
 ) -> dict[str, float]:
     """The job; samples a second, and what it tells of ages and waiting, after the first steps."""
     asked = WAYS[way]
-    how = {"writer": asked["writer"], "threads": threads, "log_every": 1}
+    how = {
+        "writer": asked["writer"], "threads": threads, "log_every": 1, "parallel": asked.get("parallel"),
+    }  # fmt: skip
     train = {"steps": steps, "lr": 5e-4}
     told = practise(
         folder, new, how, policy={"kl": 0.001}, train=train, staleness=asked["staleness"], seed=seed
@@ -100,7 +104,8 @@ def compare(
 
 
 def main() -> None:
-    tiny = "--tiny" in sys.argv
+    tiny, ranks = "--tiny" in sys.argv, "--ranks" in sys.argv
+    asked = (("ranks", "turns"),) if ranks else PAIRS
     steps, rounds, limit, new = (FIRST + 2, 1, 0.0, 4) if tiny else (30, 4, 150.0, NEW)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -112,11 +117,12 @@ def main() -> None:
                 tried[threads].append(told["samples_per_second"])
         threads = max(tried, key=lambda count: statistics.median(tried[count]))
         print(f"turns: {tried} samples/s by threads; the baseline has {threads}", flush=True)
-        cases = {f"{a} over {b}": compare(folder, steps, rounds, limit, a, b, threads, new) for a, b in PAIRS}
+        cases = {f"{a} over {b}": compare(folder, steps, rounds, limit, a, b, threads, new) for a, b in asked}
     if not tiny:
-        result = {"goals": GOALS, "steps": steps, "threads": threads, "tried": tried, "cases": cases,
+        goals = {} if ranks else GOALS
+        result = {"goals": goals, "steps": steps, "threads": threads, "tried": tried, "cases": cases,
                   "machine": machine()}  # fmt: skip
-        print(save("asynchronous", result))
+        print(save("rl_ranks" if ranks else "asynchronous", result))
 
 
 if __name__ == "__main__":

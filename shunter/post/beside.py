@@ -23,7 +23,7 @@ from shunter.launch import elastic
 from shunter.post.parcel import Parcel
 from shunter.post.roles import wire
 from shunter.post.roles.overseer import RERUN
-from shunter.post.writers import Hear, Rollouts, Weights, arrays
+from shunter.post.writers import BLOCK, Hear, Rollouts, Weights, arrays
 
 COMMAND = (sys.executable, "-m", "shunter.post.writing")
 SILENT = 600.0  # seconds without a word after which it is given up; while it writes it speaks every 5 s
@@ -58,13 +58,15 @@ class Beside:
         server: Mapping[str, Any] | None = None,
         timeout: float = SILENT,
         said: Said | None = None,
+        block: int = BLOCK,
+        cache: int = 0,
     ) -> None:
         """model: a folder with its shape. journal: folder for answers, where it has files of its own. room:
         tokens of the longest text. exact: with the same bits each time. whole, and exact: all that was asked
         for is written before newer weights are taken. tools: whose configuration it asks; they count here.
         server: that writes in its place: `kind`, `config`, `folder`, and what `save_model` is told
         (`special`). timeout: seconds without a word, while it owes something. said: a queue that it shares.
-        """
+        block, cache: as in `Reinforcement`."""
         self.hear, self.tools, self.timeout = hear, tools, timeout
         mine, theirs = socket.socketpair()
         self._link, self._last = mine, b""
@@ -99,6 +101,8 @@ class Beside:
                 "seed": seed,
                 "stops": sorted(stops),
                 "room": room,
+                "block": block,
+                "cache": cache,
                 "threads": threads,
                 "exact": exact,
                 "whole": whole,

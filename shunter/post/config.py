@@ -12,7 +12,7 @@ from shunter.config.nearest import nearest
 from shunter.generate.config import ServerConfig
 from shunter.post.verifiers import CONSTRAINTS
 from shunter.recipe.job import How
-from shunter.train.config import TrainConfig
+from shunter.train.config import Parallel, TrainConfig
 
 # What metrics of a step are called besides (`rl/length`, ...): a reward of such a name would hide one.
 TAKEN = frozenset(
@@ -180,6 +180,14 @@ class PostHow(How):
     )
 
 
+class LaidOutHow(PostHow):
+    """Choices that do not change what is learnt."""
+
+    parallel: Parallel | None = Field(
+        None, description="Lay the model out over several processes; none: one process."
+    )
+
+
 class PoolConfig(Config):
     """Processes that some roles share."""
 
@@ -226,7 +234,7 @@ class PlacementConfig(Config):
         return self
 
 
-class RlHow(PostHow):
+class RlHow(LaidOutHow):
     """Choices that do not change what is learnt."""
 
     placement: PlacementConfig | None = Field(
@@ -255,6 +263,23 @@ class RlHow(PostHow):
     )
     server: ServerConfig | None = Field(
         None, description="Where the server is that writes, if `generator` names one."
+    )
+    block: int = Field(
+        8,
+        ge=1,
+        description="Tokens of a block of the cache with which answers are written: smaller ones leave less "
+        "of it unused, larger ones take fewer look-ups.",
+    )
+    cache: int = Field(
+        0,
+        ge=0,
+        description="Tokens that this cache holds; where it is full, answers wait, or are put aside and read "
+        "anew. 0: room for `at_once` answers of the greatest length.",
+    )
+    divergence: bool = Field(
+        False,
+        description="Show how far the policy is from the first model where `policy.kl` is 0, which takes a "
+        "second copy of the weights. With a `kl`, or adapters, it is shown anyway.",
     )
 
 

@@ -99,8 +99,8 @@ class Pupil:
         }
         return {"model": model, "optimizer": self.optimizers.state()}
 
-    def checkpointer(self, folder: Path, keep: int) -> Checkpointer:
-        """For a course that teaches this pupil alone, on all of its ranks."""
+    def checkpointer(self, folder: Path, keep: int, pupils: Mapping[str, Pupil]) -> Checkpointer:
+        """For a course that teaches these pupils, of which this is one, on all of its ranks."""
         return Checkpointer(folder, keep)
 
 
@@ -156,7 +156,10 @@ class Course:
         self.train, self.how, self.place, self.shown = train, how, place, shown
         self.world = world
         self.device = choose_device(how.device) if world is None else world.device
-        self.threads = how.threads or len(os.sched_getaffinity(0))
+        # Of ranks on one machine each has its share of the cores, which their launcher has told them.
+        self.threads = how.threads or (
+            len(os.sched_getaffinity(0)) if world is None else torch.get_num_threads()
+        )
         if how.deterministic:
             prepare_determinism(self.device)
         self.checkpointer = Checkpointer(
@@ -169,8 +172,9 @@ class Course:
     def run(self, lessons: Lessons) -> None:
         """Raises Stopped after saving on request."""
         if self.world is not None:
-            (pupil,) = lessons.pupils.values()
-            self.checkpointer = pupil.checkpointer(self.place.work / "checkpoints", self.how.keep)
+            one = next(iter(lessons.pupils.values()))
+            folder = self.place.work / "checkpoints"
+            self.checkpointer = one.checkpointer(folder, self.how.keep, lessons.pupils)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         set_determinism(self.how.deterministic)

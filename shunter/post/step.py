@@ -192,13 +192,8 @@ def scored_step(
 
 def segment_plan(batch: Batch, segments: Tensor) -> SegmentPlan:
     """Who sees whom in a batch; segments [B, T] on the device."""
-    return _sharing(segments) if isinstance(batch, Answers) and batch.shared else SegmentPlan.build(segments)
-
-
-def _sharing(segments: Tensor) -> SegmentPlan:
-    """Every token sees those before it in its own segment and in the row's first one."""
-    asks, seen = segments[:, None, :, None], segments[:, None, None, :]
-    return SegmentPlan((), mask=((asks == seen) | ((seen == 0) & (asks >= 0))).tril(), real=segments >= 0)
+    shared = isinstance(batch, Answers) and batch.shared
+    return SegmentPlan.sharing(segments) if shared else SegmentPlan.build(segments)
 
 
 def _trained(scorer: Scorer) -> list[Tensor]:

@@ -68,6 +68,13 @@ class Here:
         pass
 
 
+def cache_tokens(batch: int, room: int, block: int = BLOCK, most: int = 0) -> int:
+    """Tokens of the cache of who writes `batch` texts side by side, of `room` tokens at most: room for all of
+    them, or `most`; never less than for one."""
+    whole = batch * (room + block)
+    return max(min(whole, most), room + block) if most else whole
+
+
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors as they are now, in the host's memory; not those that nobody trains, which are those
     that the run began with."""

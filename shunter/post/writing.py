@@ -33,7 +33,7 @@ from shunter.post import parcel
 from shunter.post.journal import Journal
 from shunter.post.roles import wire
 from shunter.post.roles.host import describe
-from shunter.post.writers import BLOCK, KEEP, load, submit, tensors
+from shunter.post.writers import KEEP, cache_tokens, load, submit, tensors
 from shunter.train.device import choose_device, prepare_determinism, set_determinism
 
 EVERY = 5.0  # seconds after which it says that it is alive
@@ -62,9 +62,10 @@ class Writing:
         self.ordered = self.exact or request["whole"] or request["server"] is not None
         self.engine: Engine
         if request["server"] is None:
-            tokens = sampling.batch * (request["room"] + BLOCK)
+            room, block = int(request["room"]), int(request["block"])
+            tokens = cache_tokens(sampling.batch, room, block, int(request["cache"]))
             self.engine = RolloutEngine(
-                self.decoder, sampling, stops, size=BLOCK, tokens=tokens, tempered=True, reply=self.tools
+                self.decoder, sampling, stops, size=block, tokens=tokens, tempered=True, reply=self.tools
             )
         else:
             self.engine = self._served(request["server"], sampling, stops, folder)

@@ -19,7 +19,7 @@ import pytest
 
 from shunter.config.errors import ShunterError
 from shunter.generate.rollout import Rollout
-from shunter.jobs import rl
+from shunter.jobs import rl_parts
 from shunter.post import delayed, writers
 from shunter.post import reinforce as plain
 from shunter.post.journal import Journal
@@ -258,7 +258,7 @@ def test_what_weights_of_two_versions_wrote_is_kept_over_a_kill(
 ) -> None:
     """All that is finished and each part that is begun, up to the versions that the steps came to have; also
     where the next attempt makes fewer updates (`idle`), so that they are newer than its own."""
-    monkeypatch.setattr(rl, "_beside", lambda *given: Between(given[-1]))
+    monkeypatch.setattr(rl_parts, "beside", lambda *given: Between(given[-1]))
     more: dict[str, Any] = {"staleness": 1, "max_new_tokens": 20, "train": {"steps": 5, "lr": 1e-3}}
     more["how"] = {**HOW, "writer": "process", "checkpoint_every": 5}
     with killed("train.step", 2):
@@ -299,7 +299,7 @@ def test_what_weights_of_two_versions_wrote_is_kept_over_a_kill(
 
 @pytest.fixture
 def dribble(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rl, "_beside", lambda *given: Dribble(given[-1]))
+    monkeypatch.setattr(rl_parts, "beside", lambda *given: Dribble(given[-1]))
 
 
 def test_parts_of_steps_over_kills_change_no_bit(work: Work, model: Path, talks: Path, dribble: None) -> None:

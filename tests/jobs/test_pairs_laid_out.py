@@ -99,10 +99,10 @@ def test_a_killed_run_of_one_process_goes_on_in_two(
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "plan": ({"plan": "plan.yaml"}, "plans are made for rows of tokens"),
-    "vocabulary": ({"pp": 2, "vocabulary": 1}, "scores of pairs are made by one"),
+    "vocabulary": ({"pp": 2, "vocabulary": 1}, "scores of answers are made by one"),
     "layers": ({"dp": 2, "layers": [{"of": [0], "tp": 2}]}, "degrees of their own are not tried"),
     "timeline": ({"dp": 2, "timeline": 1}, "are not recorded"),
-    "zero": ({"dp": 2, "zero": 1}, "the reward head's is not shared"),
+    "zero": ({"dp": 2, "zero": 1}, "a value head's is not shared"),
     "few": ({"dp": 4, "pp": 2}, "4 pairs a step cannot be cut into 4 micro-batches on each of 4 data ranks"),
     "schedule": ({"pp": 2, "schedule": "forward-only"}, "trains nothing"),
     "gather": ({"fsdp": 2, "gather": "bf16"}, "takes weights whole"),

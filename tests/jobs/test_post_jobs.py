@@ -99,7 +99,7 @@ def weights(folder: Path) -> bytes:
 
 
 def test_rl_writes_a_model_with_its_rewards_and_samples(work: Work, model: Path, talks: Path) -> None:
-    out, metrics = reinforce(work, model, talks)
+    out, metrics = reinforce(work, model, talks, how={**HOW, "divergence": True})
     assert load_model(out).spec == load_model(model).spec
     assert weights(out) != weights(model)
     rewards = json.loads((out / "rewards.json").read_text())

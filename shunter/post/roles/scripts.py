@@ -35,6 +35,10 @@ class Cast:
         """By their names."""
         return cls(**{name: group for name, group in groups.items() if name in cls.__dataclass_fields__})
 
+    def far(self, written: Future) -> Future | None:
+        """What the reference says of answers; None where nobody asks it."""
+        return None if self.reference is None else self.reference.logprobs(written)
+
 
 @dataclass(frozen=True)
 class Updates:
@@ -142,7 +146,7 @@ def grpo(cast: Cast, steps: range, updates: Updates = ONCE, rows: Asked | None =
     """Group-relative advantages, and those of all algorithms without a value model (arXiv 2402.03300)."""
     for step in steps:
         asked, written = (rows or in_turns(cast))(step)
-        far = cast.reference.logprobs(written)
+        far = cast.far(written)
         graded = cast.reward.grade(asked, written)
         judged = cast.judge.advantages(written, graded, far)
         learnt = updates.of(cast.actor, judged, step)
@@ -153,7 +157,7 @@ def ppo(cast: Cast, steps: range, updates: Updates = ONCE, rows: Asked | None = 
     """Advantages from a value model (arXiv 1707.06347, with the penalty of 2203.02155 in the reward)."""
     for step in steps:
         asked, written = (rows or in_turns(cast))(step)
-        far = cast.reference.logprobs(written)
+        far = cast.far(written)
         values = cast.critic.values(written)
         graded = cast.reward.grade(asked, written)
         judged = cast.judge.advantages(written, graded, far, values)
@@ -168,7 +172,7 @@ def remax(cast: Cast, steps: range, updates: Updates = ONCE) -> Iterator[Step]:
         asked = cast.prompts.take(step=step)
         written = cast.actor.generate(asked, step=step)
         likeliest = cast.actor.generate(asked, step=step, greedy=True)
-        far = cast.reference.logprobs(written)
+        far = cast.far(written)
         base = cast.reward.grade(asked, likeliest)
         graded = cast.reward.grade(asked, written)
         judged = cast.judge.above_greedy(written, graded, base, far)
@@ -181,7 +185,7 @@ def safe(cast: Cast, steps: range, *, limit: float, rate: float, weight: float =
     for step in steps:
         asked = cast.prompts.take(step=step)
         written = cast.actor.generate(asked, step=step)
-        far = cast.reference.logprobs(written)
+        far = cast.far(written)
         values, costs = cast.critic.values(written), cast.cost_critic.values(written)
         graded, costly = cast.reward.grade(asked, written), cast.cost.grade(asked, written)
         judged = cast.judge.safe(written, graded, costly, far, values, costs, weight=weight)

@@ -47,11 +47,12 @@ class Play:
     objective: PolicySettings | None = None
     journal: bool = False
     staleness: int = 0
+    reference: bool = True  # whether the first model is asked; it must be where `policy.kl` is not 0
 
     @property
     def roles(self) -> list[str]:
         """Those that are needed, by kind."""
-        found = ["prompts", "actor", "reference", "reward", "judge"]
+        found = ["prompts", "actor", *(["reference"] if self.reference else []), "reward", "judge"]
         if self.policy.algorithm == "ppo":
             found.append("critic")
         if self.staleness:
