@@ -389,7 +389,8 @@ class Delayed(Reinforcement):
             versions[i] = np.asarray(one.versions)[np.asarray(one.wrote)]
         for version in sorted({int(v) for each in versions.values() for v in each} & self.kept.keys()):
             mine = [i for i in rows if version in versions[i]]
-            says = of_each(self._as_it_was(version), [samples[i] for i in mine], self.course.how.micro_tokens)
+            then, theirs = self._as_it_was(version), [samples[i] for i in mine]
+            says = of_each(then, theirs, self.course.how.micro_tokens, cut=self._batches)
             for i, each in zip(mine, says, strict=True):
                 apart.append(np.abs(each - samples[i].known["old"])[versions[i] == version])
         if not apart:

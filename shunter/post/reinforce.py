@@ -182,7 +182,7 @@ class Reinforcement:
         return bool(self.config.kl) or number == 0 or last or (number + 1) % self.course.how.log_every == 0
 
     def _refer(self, done: Sequence[Rollout]) -> list[Array]:
-        return of_each(self.reference, unknown(done), self.scored_tokens)
+        return of_each(self.reference, unknown(done), self.scored_tokens, cut=self._batches)
 
     def _stale(self, done: Sequence[Rollout]) -> float:
         """How many updates old the weights were that wrote, by our own count of updates. Here they are the

@@ -13,6 +13,7 @@ from shunter.post.batch import Answers, Sample, grouped, lay_out, micro_batches
 from shunter.post.objective import ScoreObjective, coefficients
 from shunter.post.policy import Policy, PolicySettings
 from shunter.post.preference import DPO
+from shunter.post.preferences import of_each
 from shunter.post.step import Gradient, ScoredResult, Scorer, scored_step
 from shunter.train.config import TrainConfig
 from shunter.train.optim import Optimizers
@@ -112,6 +113,24 @@ def test_answers_that_share_a_prompt_learn_the_same(name: str) -> None:
         assert other == pytest.approx(loss, rel=1e-9)
         for a, b in zip(grads, others, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+def test_what_is_said_of_each_answer_is_the_same_where_answers_share_prompts() -> None:
+    decoder, draw = model(), torch.Generator().manual_seed(0)
+    groups = []
+    for number, lengths in enumerate(([5, 1, 8], [3, 3], [2])):
+        prompt = [7 + number, 9, 11]
+        answers = [torch.randint(1, 30, (n,), generator=draw).tolist() for n in lengths]
+        groups.append([Sample(prompt + ids, [False] * 3 + [True] * len(ids)) for ids in answers])
+    everyone = [sample for group in groups for sample in group]
+
+    def cut(samples: Sequence[Sample]) -> list[Answers]:
+        return grouped([samples[0:3], samples[3:5], samples[5:]], 32)
+
+    alone, shared = (of_each(Scorer(decoder, CPU), everyone, 16, cut=how) for how in (None, cut))
+    for a, b, sample in zip(alone, shared, everyone, strict=True):
+        assert len(a) == sum(sample.wrote)
+        assert a == pytest.approx(b, rel=1e-9)
 
 
 BY_SEQUENCES = {
