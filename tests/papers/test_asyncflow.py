@@ -99,12 +99,15 @@ def test_arms_are_recipes_and_differ_where_they_should() -> None:
         == {*EXPERIMENT.apart, "rl delayed"}
     )
     how = {name: nodes[name]["tuned"].config for name in RL}
-    threads = {name: (it.staleness, it.apart, it.how.threads) for name, it in how.items()}  # type: ignore[attr-defined]
-    assert threads == {
-        "rl delayed": (1, True, 1),
-        "rl in turns": (0, False, 1),
-        "rl queue": (0, True, 1),
-        "rl in turns, both cores": (0, False, 2),
+    ways = {
+        name: (it.staleness, it.apart, it.how.threads, it.how.at_once)  # type: ignore[attr-defined]
+        for name, it in how.items()
+    }
+    assert ways == {
+        "rl delayed": (1, True, 1, 16),
+        "rl in turns": (0, False, 1, 16),
+        "rl queue": (0, True, 1, 16),
+        "rl in turns, both cores": (0, False, 2, 64),
     }
 
 
