@@ -15,6 +15,7 @@ growth of the peak by the growth of the text.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -126,6 +127,15 @@ def held(root: int) -> tuple[int, int]:
     return whole, anonymous
 
 
+def stored(folder: Path) -> int:
+    """Bytes of the files below a folder, from which others come and go."""
+    sizes = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes += path.lstat().st_size
+    return sizes
+
+
 def measured(folder: Path, size: float, workers: int, unit: str, chain: str, shared: float) -> dict[str, Any]:
     """One corpus curated."""
     documents, characters = write(folder / "web", size, 0, shared)
@@ -142,9 +152,12 @@ def measured(folder: Path, size: float, workers: int, unit: str, chain: str, sha
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
     )
-    peaks = [0, 0]
+    peaks, disk, looks = [0, 0], 0, 0
     while process.poll() is None:
         peaks = [max(pair) for pair in zip(peaks, held(process.pid), strict=True)]
+        if looks % 20 == 0:  # it looks at thousands of files
+            disk = max(disk, stored(folder / "store"))
+        looks += 1
         time.sleep(0.2)
     if process.returncode:
         raise SystemExit(process.returncode)
@@ -154,11 +167,12 @@ def measured(folder: Path, size: float, workers: int, unit: str, chain: str, sha
         "text_mb": characters / 1e6,
         "held_mb": peaks[0] / 1e6,
         "anonymous_mb": peaks[1] / 1e6,
+        "disk_mb": disk / 1e6,
         "seconds": round(seconds, 1),
     }
     print(
         f"{characters / 1e6:>10.0f} MB{documents:>11,} documents{peaks[0] / 1e6:>9.0f} MB held"
-        f"{peaks[1] / 1e6:>9.0f} MB anonymous{seconds:>8.0f} s",
+        f"{peaks[1] / 1e6:>9.0f} MB anonymous{disk / 1e6:>9.0f} MB on disk{seconds:>8.0f} s",
         flush=True,
     )
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -15,12 +16,12 @@ from shunter.generate.config import SamplingConfig
 from shunter.generate.engine import Completion, check_prompts
 from shunter.generate.sampling import choose, uniforms
 from shunter.models.decoder import Decoder
-from shunter.models.paged import Filling, OutOfBlocks, PagedCache, PagedStepper, block_size
+from shunter.models.paged import OutOfBlocks, PagedCache, PagedStepper, Pass, block_size
 
 Event = Literal["join", "resume", "preempt", "finish", "weights", "turn"]
 Reply = Callable[["Rollout"], "list[int] | None"]  # tokens to go on after, when a turn has ended
 TICK = 16  # steps between two calls of `tick`
-FILL_TOKENS = 2048  # of texts that are read together before others go on; padding included
+FILL_TOKENS = 2048  # of texts that are read in one pass, if there are several
 
 
 @dataclass
@@ -102,23 +103,13 @@ class _Request:
         return [*self.rollout.prompt, *self.rollout.ids]
 
 
-@dataclass
-class _Prompt:
-    """A prompt that was read: the logits [V] after it, and the requests that run and have it in the cache."""
-
-    logits: Tensor
-    holders: list[_Request] = field(default_factory=list)
-
-
 class RolloutEngine:
     """Writes after prompts with one model, many at a time.
 
-    Prompts may be submitted at any moment; each `step` writes one token of every request that runs. When
-    no block is free, the request that came last is put aside and later read anew: what it has written stays,
-    and what it writes next is the same, but for rounding. The same holds when the weights change: keys and
-    values of older ones are never used with newer ones.
-
-    A prompt is read once while a text that begins with it runs: others that join copy its keys and values.
+    Prompts may be submitted at any moment; each `step` writes one token of every request that runs or joins.
+    When no block is free, the request that came last is put aside and later read anew: what it has written
+    stays, and what it writes next is the same, but for rounding. The same holds when the weights change: keys
+    and values of older ones are never used with newer ones.
 
     Each request draws from the stream (seed, stream), so what it writes depends neither on its neighbours nor
     on when it was submitted; with the same streams it is what `generate` writes.
@@ -155,10 +146,8 @@ class RolloutEngine:
         size = size or 16
         tokens = tokens or config.batch * model.spec.max_positions
         self.cache = PagedCache(model.spec, -(-tokens // size), size, weight.dtype, weight.device)
-        self.stepper = PagedStepper(model)
         self.waiting: deque[_Request] = deque()
         self.running: list[_Request] = []  # in the order of the cache's rows
-        self._prompts: dict[tuple[int, ...], _Prompt] = {}
         self.finished: list[Rollout] = []
         self.trace: list[tuple[int, Event, int]] = []
         self.steps = self.count = 0
@@ -227,95 +216,49 @@ class RolloutEngine:
         for row in range(len(self.running) - 1, -1, -1):
             self._put_aside(row)
         self.version = version
-        self.stepper = PagedStepper(self.model)
+        self.__dict__.pop("stepper", None)
         self.trace.append((self.steps, "weights", version))
+
+    @cached_property
+    def stepper(self) -> PagedStepper:
+        """Of the weights as they are when the next step begins."""
+        return PagedStepper(self.model)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Let waiting requests join, which writes their next token, then write one of each that runs."""
+        """Write a token of each that runs, and of those waiting that there is room for, in one pass."""
         self.steps += 1
-        self._join()
+        self._make_room()
+        steps = {row: request.rollout.ids[-1] for row, request in enumerate(self.running)}
+        texts = self._join()
         if self.running:
-            self._make_room()
-        if self.running:
-            self.cache.begin()
-            last = torch.tensor([r.rollout.ids[-1] for r in self.running], device=self.cache.device)
-            logits = self.stepper(last, self.cache)
-            self._write(range(len(self.running)), logits)
+            turn = Pass(self.cache, texts, steps, self.stepper.even)
+            self._write(turn.order, self.stepper.read(turn))
 
-    def _join(self) -> None:
-        """Read as many waiting texts as there is room for, and write a token of each."""
-        joined: list[int] = []  # to read
-        copied: list[int] = []  # that begin with a prompt that was read
-        widest = 0
+    def _join(self) -> dict[tuple[int, ...], list[int]]:
+        """Let as many waiting texts join as there is room for. Returns them, each with its rows: equal texts
+        are read once."""
+        joined: dict[tuple[int, ...], list[int]] = {}
+        tokens = 0
         while self.waiting and len(self.running) < self.config.batch:
             request = self.waiting[0]
-            known, length = self._known(request) is not None, len(request.text)
-            widest = max(widest, 0 if known else length)
-            if not known and joined and widest * (len(joined) + 1) > FILL_TOKENS:
+            text = tuple(request.text)
+            if text not in joined and joined and tokens + len(text) > FILL_TOKENS:
                 break
             # One more for each that runs: else what joins now would be put aside at once.
             spare = 0 if not self.running else len(self.running) + 1
-            if self.cache.needed(length + 1) + spare > len(self.cache.free) and self.running:
+            if self.cache.needed(len(text) + 1) + spare > len(self.cache.free) and self.running:
                 break
             self.waiting.popleft()
-            self.cache.add(length)
-            (copied if known else joined).append(len(self.running))
+            tokens += 0 if text in joined else len(text)
+            joined.setdefault(text, []).append(self.cache.add(len(text)))
             self.running.append(request)
             resumed = bool(request.rollout.ids)
             self.trace.append((self.steps, "resume" if resumed else "join", request.rollout.number))
-        # Those first that are copied from: who is read may end with its first token.
-        order, logits = [*copied, *joined], self._copy(copied)
-        if joined:
-            logits = torch.cat([*([] if logits is None else [logits]), self._read(joined)])
-        if logits is not None:
-            self._write(order, logits)
+        return joined
 
-    def _known(self, request: _Request) -> _Prompt | None:
-        """What there is of its prompt, if that is all of its text."""
-        return None if request.rollout.ids else self._prompts.get(tuple(request.rollout.prompt))
-
-    def _hold(self, rows: Iterable[int]) -> None:
-        """These have their prompts in the cache now."""
-        for row in rows:
-            request = self.running[row]
-            if (known := self._known(request)) is not None:
-                known.holders.append(request)
-
-    def _copy(self, rows: list[int]) -> Tensor | None:
-        """Keys and values of their prompts, from rows that have them; the logits [len(rows), V] after."""
-        if not rows:
-            return None
-        at = {id(request): row for row, request in enumerate(self.running)}
-        found = [known for row in rows if (known := self._known(self.running[row])) is not None]
-        self.cache.copy([at[id(known.holders[0])] for known in found], rows)
-        self._hold(rows)
-        return torch.stack([known.logits for known in found])
-
-    def _read(self, rows: list[int]) -> Tensor:
-        """One forward pass over the texts of new rows; equal texts are read once. Returns the logits after
-        each [len(rows), V]."""
-        copies: dict[tuple[int, ...], list[int]] = {}
-        for row in rows:
-            copies.setdefault(tuple(self.running[row].text), []).append(row)
-        width = max(map(len, copies))
-        tokens = torch.tensor(
-            [[*text, *[0] * (width - len(text))] for text in copies], device=self.cache.device
-        )
-        hidden = self.model(tokens, cache=Filling(self.cache, list(copies.values())))
-        last = torch.tensor([len(text) - 1 for text in copies], device=self.cache.device)
-        logits = self.model.logits(hidden[torch.arange(len(copies), device=last.device), last])
-        text = {row: i for i, group in enumerate(copies.values()) for row in group}
-        for row in rows:
-            if not self.running[row].rollout.ids:
-                prompt = tuple(self.running[row].rollout.prompt)
-                self._prompts.setdefault(prompt, _Prompt(logits[text[row]]))
-        self._hold(rows)
-        return logits[torch.tensor([text[row] for row in rows], device=last.device)]
-
-    def _write(self, rows: Iterable[int], logits: Tensor) -> None:
+    def _write(self, rows: Sequence[int], logits: Tensor) -> None:
         """Choose a token for each of these rows; those that have ended leave."""
-        rows = list(rows)
         config = self.config
         if self.tempered and config.temperature not in (0, 1):
             logits = logits / config.temperature
@@ -397,16 +340,7 @@ class RolloutEngine:
     def _leave(self, rows: Sequence[int]) -> None:
         self.cache.remove(rows)
         for row in sorted(rows, reverse=True):
-            self._let_go(self.running.pop(row))
-
-    def _let_go(self, request: _Request) -> None:
-        """Its row is no more: what nobody has is to be read anew."""
-        prompt = tuple(request.rollout.prompt)
-        known = self._prompts.get(prompt)
-        if known is not None:
-            known.holders = [each for each in known.holders if each is not request]
-            if not known.holders:
-                del self._prompts[prompt]
+            del self.running[row]
 
 
 def rollouts(

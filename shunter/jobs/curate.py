@@ -80,6 +80,10 @@ class CurateHow(How):
         return self
 
 
+PACKED = (".gz", ".zst", ".parquet", ".zip")
+SWELLS = 4  # of such files about so many times their size is text
+
+
 class CurateConfig(JobConfig):
     """Reads sources, cleans them, drops what is too short, too long or there twice, and splits."""
 
@@ -274,10 +278,12 @@ class CurateJob:
         ]
 
     def disk_bytes(self, config: CurateConfig, base: Path) -> int:
-        # Archives of text hold about four times their size; Parquet makes it smaller again. A chain keeps
-        # what each of its stages left, uncompressed, until the corpus is published.
+        # A chain keeps what each of its stages left, uncompressed, until the corpus is published.
         copies = 1 + (len(stages(config.chain)) if config.chain else 0)
-        return 4 * copies * sum(path.stat().st_size for path in self.reads(config, base))
+        return copies * sum(
+            path.stat().st_size * (SWELLS if path.name.lower().endswith(PACKED) else 1)
+            for path in self.reads(config, base)
+        )
 
     def run(self, context: JobContext[CurateConfig]) -> dict[str, Any]:
         if context.config.chain or any(holds_pages(s, context.base) for s in context.config.sources):

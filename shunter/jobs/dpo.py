@@ -100,6 +100,7 @@ class DpoJob:
             "too_long": train.too_long + heldout.too_long,
             "skipped": len(course.skipped),
             "parameters": model.spec.num_parameters,
+            **model.account(lessons.shape),
         }
 
 

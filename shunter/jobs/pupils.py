@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shunter.jobs import adapters, taught, training
+from shunter.jobs import adapters, pairs_account, taught, training
 from shunter.recipe.job import JobContext
 from shunter.surgery.config import AdapterConfig
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shunter.post.course import Course, Pupil
     from shunter.post.layout import Unit
     from shunter.post.prompts import Read
+    from shunter.post.spent import Shape
 
 
 def course(context: JobContext[Any], shown: str = "pairs/accuracy") -> Course:
@@ -100,6 +101,16 @@ class Model:
             unit=unit,
         )
         return self._pupil
+
+    def account(self, shape: Shape, *, scores: bool = True) -> dict[str, Any]:
+        """What it took beside what was predicted; see `pairs_account`. Nothing on ranks other than the
+        first."""
+        if self.world is not None and self.world.rank:
+            return {}
+        from shunter.post.laid_out_pupil import LaidOutPupil
+
+        parallel = self._pupil.parallel if isinstance(self._pupil, LaidOutPupil) else None
+        return pairs_account.account(self.context, self.spec, shape, parallel, scores=scores)
 
     def whole(self) -> Decoder | None:
         """With what was learnt; the head has it too. None on ranks other than the first."""

@@ -79,6 +79,7 @@ class RewardModelJob:
             "too_long": train.too_long + heldout.too_long,
             "skipped": len(course.skipped),
             "parameters": model.spec.num_parameters,
+            **model.account(lessons.shape, scores=False),
         }
 
 

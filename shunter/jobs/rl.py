@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.generate.config import ToolConfig
-from shunter.jobs import models, placed, ranks, rl_parts, taught
+from shunter.jobs import models, placed, ranks, rl_account, rl_parts, taught
 from shunter.post.config import PolicyConfig, PostTrain, RewardConfig, RlHow
 from shunter.recipe.job import Input, JobConfig, JobContext
 from shunter.surgery.config import AdapterConfig
@@ -269,6 +269,7 @@ class RlJob:
             "not_graded": sum(lessons.grader.failures.values()),
             "skipped": len(course.skipped),
             "parameters": model.spec.num_parameters,
+            **rl_account.account(context, model.spec, lessons.phases),
         }
 
 

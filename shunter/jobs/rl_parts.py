@@ -47,6 +47,12 @@ def check_laid_out(config: RlConfig, base: Path) -> None:
     ):
         if given:
             raise ShunterError(why, where=where, mend=f"Leave out either how.parallel or {where}.")
+    if how.parallel.timeline is not None:
+        raise ShunterError(
+            "steps of rl are not recorded rank by rank",
+            where="how.parallel.timeline",
+            mend="Leave it out.",
+        )
     check_parallel(
         how,
         config.train,

@@ -77,8 +77,9 @@ class Together:
     @contextmanager
     def there(self) -> Iterator[None]:
         """Within it the whole tensors are there, and the parts are not. Every one of the peers calls it."""
+        # Where that fails a peer is gone, and this rank ends. Messages may still arrive: their memory stays.
+        self._bring()
         try:
-            self._bring()
             yield
         finally:
             self._back()
@@ -119,12 +120,14 @@ class Together:
         arriving: list[tuple[str, Handing, Tensor]] = []
         staged = 0
         for name in names:
+            packed: dict[tuple[Cell, ...], Tensor] = {}  # what several takers get is packed once
             for way in self.ways[name]:
                 if way.giver == me:
-                    flat = self._packed(name, way)
-                    if flat.untyped_storage().data_ptr() != self.parts[name].untyped_storage().data_ptr():
-                        staged += flat.nbytes
-                    messages.append(dist.P2POp(dist.isend, flat, ranks[way.taker], group))
+                    if way.cells not in packed:
+                        flat = packed[way.cells] = self._packed(name, way)
+                        own = flat.untyped_storage()._cdata == self.parts[name].untyped_storage()._cdata
+                        staged += 0 if own else flat.nbytes
+                    messages.append(dist.P2POp(dist.isend, packed[way.cells], ranks[way.taker], group))
                 elif way.taker == me:
                     block = self.whole[name][_slices(way.cells[0])]
                     if len(way.cells) > 1 or not block.is_contiguous():

@@ -1,17 +1,19 @@
-"""Layers of a stage with degrees of their own: Galvatron's programme over layers, grids and memory.
+"""Layers of a stage, embedding and head with degrees of their own: Galvatron's programme over layers, grids
+and memory.
 
 For each rank of the pipeline one programme (`plan.dynamic`; arXiv 2211.13878, section 4) chooses of every
 layer its grid over the stage's ranks, and whether it keeps its inside, is computed again or put aside. A
 layer's time is that of its micro-batches and what its gradients and its optimizer's state take at the end of
-a step; where grids change, hidden states change ranks (`plan.turning`). Embedding, head, and what is sent
-between stages have the grid that the programme is given: those of the best layouts with one grid for all.
+a step; where grids change, hidden states change ranks (`plan.turning`). What is sent between stages has the
+grid that the programme is given: those of the best layouts with one grid for all. So have embedding and head,
+or another over the same ranks: the programme is solved once for each that may be worth it, as Galvatron does.
 Imports without torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -30,10 +32,13 @@ MOST = 6  # grids that one programme chooses from
 BOUNDS, STEP = 8, 1 / 128  # on what is there for one layer at a time, that are tried; in shares of the room
 TRIES = 4  # with less room, where what is there for one layer at a time was underrated
 GAIN = 0.002  # a share of a step that is not worth layers that differ
+ENDS = 3  # grids of embedding and head, besides the layers', that one frame is solved with
+LEANER = 0.005  # a share of the room that is worth a slower one of these
 
 
 def best_apart(question: Question, scored: Sequence[Prediction], room: float, looks: int) -> list[Prediction]:
-    """Layouts whose layers differ, faster than the best of those that were scored (best first) by GAIN.
+    """Layouts whose layers, or ends, differ, faster than the best of those that were scored (best first) by
+    GAIN.
 
     looks: of these, with other stages, schedule or micro-batches each, how many lend their frame.
     """
@@ -47,15 +52,17 @@ def best_apart(question: Question, scored: Sequence[Prediction], room: float, lo
             continue
         seen.add(frame)
         better = apart(question, each, room)
-        if better is not None and better.own and better.seconds < limit:
+        if better is not None and (better.own or better.ends is not None) and better.seconds < limit:
             found.append(better)
     return found
 
 
 def apart(question: Question, base: Prediction, room: float) -> Prediction | None:
-    """The layout of `base` with the best degrees of each layer; None where there is one grid to choose from,
-    or nothing fits."""
-    return Programme(question, base).solve(room)
+    """The layout of `base` with the best degrees of each layer, and of embedding and head; None where there
+    is one grid to choose from, or nothing fits."""
+    programme = Programme(question, base)
+    found = [programme.solve(room, ends) for ends in (None, *programme.ends_worth_a_look(room))]
+    return min((each for each in found if each is not None), key=lambda it: it.seconds, default=None)
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Programme:
         self.pp = int(self.choice.pp[0])
         self.placement = placement_of(name, self.pp, int(self.choice.chunks[0]))
         self.device = question.fabric.kind(0, int(self.choice.stage_ranks[0]))
-        every = _choices(question, self.choice)
+        self.every = every = _choices(question, self.choice)
         self.insides: tuple[int, ...] = (KEEP,)
         if kind == "layer":
             aside = costs(question, every.take([0]), self.device).dense.aside is not None
@@ -91,13 +98,14 @@ class Programme:
         each = [self.many.take([number]) for number in range(count)]
         self.turns = np.array([[2 * self.m * turn(question, a, b) for b in each] for a in each])
 
-    def solve(self, room: float) -> Prediction | None:
-        """The best of what was found for `room` bytes, as the whole layout's prediction."""
-        if len(self.many) == 1:
+    def solve(self, room: float, ends: Choices | None = None) -> Prediction | None:
+        """The best of what was found for `room` bytes, as the whole layout's prediction. ends: of embedding
+        and head, where they are not the base's."""
+        if len(self.many) == 1 and ends is None:
             return None
         less = 0.0
         for _ in range(TRIES):
-            found = self._found(room - less)
+            found = self._found(room - less, ends)
             if found is None:
                 return None
             if found.fullest <= room:
@@ -105,19 +113,60 @@ class Programme:
             less += found.fullest - room
         return None
 
-    def _found(self, room: float) -> Prediction | None:
+    def ends_worth_a_look(self, room: float) -> list[Choices]:
+        """Grids of embedding and head that may be better than the base's: quicker, or leaner by LEANER. None
+        that another is as quick and as lean as; of many the quickest, the leanest and one between."""
+        many = _ends(self.every)
+        if SCHEDULES[self.choice.schedule[0]] == "zbv" and self.question.spec.tied:
+            many = many.take(many.fsdp == 1)  # as in `plan.space`
+        seconds, size = self._ends_costs(many)  # the base's own is the first
+        kept: list[int] = []
+        for number in sorted(range(1, len(many)), key=lambda n: (seconds[n], size[n])):
+            better = seconds[number] < seconds[0] or size[number] < size[0] - LEANER * room
+            if better and all(size[number] < size[other] for other in kept):
+                kept.append(number)
+        few = {round(n * (len(kept) - 1) / (ENDS - 1)) for n in range(ENDS)} if kept else set()
+        return [many.take([kept[number]]) for number in sorted(few)]
+
+    def _ends_costs(self, many: Choices) -> tuple[Floats, Floats]:
+        """Of embedding and head under each grid, seconds of a step, with turns from and to the base's, and
+        bytes of the fuller of their ranks without layers."""
+        it, one = self.question, np.ones(len(many))
+        found = costs(it, many, self.device)
+        seconds = (
+            found.embedding.forward + found.embedding.backward + found.head.forward + found.head.backward
+        )
+        seconds = seconds + 4 * found.messages.end + (1 if it.spec.tied else 2) * found.gather_end
+        seconds = self.m * seconds + ends_of_step(it, many, found, 0 * one, 0 * one, 0 * one, self.device)
+        each = [many.take([number]) for number in range(len(many))]
+        turned = [turn(it, self.choice, other) + turn(it, other, self.choice) for other in each]
+        ranks = {self.placement[0], self.placement[-1]}
+        bare = [self._bare_apart(rank, many) for rank in ranks]
+        return seconds + 2 * self.m * np.array(turned), np.maximum.reduce(bare)
+
+    def _found(self, room: float, ends: Choices | None) -> Prediction | None:
         layers = self.question.spec.num_layers
         grid, inside = [0] * layers, [KEEP] * layers
         for rank in range(self.pp):
-            chosen = self._rank(rank, room)
+            chosen = self._rank(rank, room, ends)
             if chosen is None:
                 return None
             for number, way in chosen.items():
                 grid[number], inside[number] = way.grid, way.inside
-        own = {number: self.many.take([it]) for number, it in enumerate(grid) if it}
-        return predict(self.question, self.choice, room, strategies=inside, own=own)
+        base, most = self.choice, 0
+        if self.pp == 1 and grid.count(most := max(set(grid), key=grid.count)) > grid.count(0):
+            # Between stages nothing is sent: the layout is that of most layers, and what was its own is
+            # embedding's and head's.
+            ends = self.choice if ends is None else ends
+            base = self.many.take([most])
+        else:
+            most = 0
+        if ends is not None:
+            ends = None if len(_ends(_both(base, ends))) == 1 else _ends(ends)
+        own = {number: self.many.take([it]) for number, it in enumerate(grid) if it != most}
+        return predict(self.question, base, room, strategies=inside, cut=self.bounds, own=own, ends=ends)
 
-    def _rank(self, rank: int, room: float) -> dict[int, Way] | None:
+    def _rank(self, rank: int, room: float, ends: Choices | None) -> dict[int, Way] | None:
         """Of each layer of a rank of the pipeline."""
         stages = [stage for stage, holder in enumerate(self.placement) if holder == rank]
         numbers = [n for stage in stages for n in range(self.bounds[stage], self.bounds[stage + 1])]
@@ -134,14 +183,23 @@ class Programme:
         straight = self.turns[np.ix_(at, at)]
         through = self.turns[at, 0][:, None] + self.turns[0, at][None, :]
         change = np.array([through if n in firsts else straight for n in numbers])
-        seconds[0] += self.turns[0, at]
-        seconds[-1] += self.turns[at, 0]
+        seconds[0] += self._turned(ends if 0 in stages else None, out=False)[at]
+        seconds[-1] += self._turned(ends if len(self.placement) - 1 in stages else None, out=True)[at]
         passing = np.max([[way.passing for way in found] for found in ways.values()], axis=0)
         may = self._aside(ways[sorts[0]], rank, device)
-        chosen = _least(size, seconds, change, passing, room - self._bare(rank), may)
+        chosen = _least(size, seconds, change, passing, room - self._bare(rank, ends), may)
         if not chosen:
             return None
         return {n: ways[sort][it] for n, sort, it in zip(numbers, sorts, chosen, strict=True)}
+
+    def _turned(self, ends: Choices | None, *, out: bool) -> Floats:
+        """Seconds of a step in which hidden states come from embedding, or a message, under each grid of a
+        layer, or go (`out`) to the head, or into one."""
+        if ends is None:
+            return self.turns[:, 0] if out else self.turns[0]
+        each = [self.many.take([number]) for number in range(len(self.many))]
+        pairs = [(it, ends) if out else (ends, it) for it in each]
+        return np.array([2 * self.m * turn(self.question, *pair) for pair in pairs])
 
     def _aside(self, ways: Sequence[Way], rank: int, device: DeviceKind) -> list[int]:
         """Numbers of the ways that a layer may have: none is put aside where the host lacks room for all."""
@@ -182,11 +240,16 @@ class Programme:
         )
         return memory.stage_bytes(self.question, self.many, stage, end=False)
 
-    def _bare(self, rank: int) -> float:
+    def _bare(self, rank: int, ends: Choices | None) -> float:
         """Bytes of a rank without its layers."""
-        stage = self._like(rank)
-        bare = replace(stage, dense=0 * stage.dense, mixtures=0 * stage.mixtures)
-        return float(self._still(memory.stage_bytes(self.question, self.choice, bare, end=False))[0])
+        return float(self._bare_apart(rank, self.choice if ends is None else ends)[0])
+
+    def _bare_apart(self, rank: int, ends: Choices) -> Floats:
+        """The same under each grid of embedding and head."""
+        stage, one = self._like(rank), np.ones(len(ends))
+        mine = memory.Stage(*(one * getattr(stage, each.name) for each in fields(memory.Stage)))
+        mine = memory.ends_alone(mine)
+        return self._still(memory.stage_bytes(self.question, ends, mine, end=False))
 
     def _still(self, parts: dict[str, Floats]) -> Floats:
         """All but what is there for a moment, which is one layer's, of whatever grid."""
@@ -231,6 +294,21 @@ class Programme:
             if not beaten and len(kept) < MOST:
                 kept.append(n)
         return kept
+
+
+def _ends(every: Choices) -> Choices:
+    """Each set of degrees that embedding and head may have once; the first one's first."""
+    dense = np.array([getattr(every, axis) for axis in ("dp", "fsdp", "cp", "tp")]).T
+    _, first = np.unique(dense, axis=0, return_index=True)
+    many = every.take(np.sort(first))
+    one = np.ones_like(many.ep)
+    return replace(many, ep=one, etp=one)
+
+
+def _both(one: Choices, other: Choices) -> Choices:
+    return Choices(
+        *(np.concatenate([getattr(each, part.name) for each in (one, other)]) for part in fields(Choices))
+    )
 
 
 def _choices(question: Question, choice: Choices) -> Choices:

@@ -258,7 +258,18 @@ def scored(question: Question, choice: Choices, room: float, *, lean: bool = Fal
 def again(question: Question, before: Prediction, room: float) -> Prediction | None:
     """The same layout with the same ranks for a question in which something else has changed."""
     if question.fabric.terrain is None or before.placed is None:
-        found = predict(question, before.choice, room)
+        if before.own or before.ends is not None:
+            found = predict(
+                question,
+                before.choice,
+                room,
+                strategies=before.strategies,
+                cut=before.bounds,
+                own=before.own,
+                ends=before.ends,
+            )
+        else:
+            found = predict(question, before.choice, room)
         return found if found.fits(room) else None
     return Grounds(question, before.choice, room).predict(before.placed.order, how=before.placed.how)
 

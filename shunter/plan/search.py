@@ -27,7 +27,7 @@ Objective = Literal["time", "cost", "memory"]
 
 FINALISTS = 32
 SIMULATED = 1_500_000  # nodes of all simulated programs together
-FRAMES = 3  # stages, schedules and micro-batches for which layers with degrees of their own are looked for
+FRAMES = 3  # stages, schedules and micro-batches for which degrees of layers' and ends' own are looked for
 FREE = {"dp", "fsdp", "cp", "tp", "ep", "etp", "recompute"}  # what they choose: not where one of it is fixed
 # Estimates beyond this times the best one are not looked at more closely. In six questions (4B to 47B, on 4
 # to 16 devices of four kinds) what was fastest by simulation had an estimate of at most 1.12 times the least.
@@ -163,7 +163,8 @@ def _different(scored: list[Prediction]) -> list[Prediction]:
     for each in scored:
         choice = each.choice
         own = tuple((number, each.own[number].grid(0)) for number in sorted(each.own))
-        key = choice.grid(0), int(choice.schedule[0]), int(choice.recompute[0]), own
+        ends = None if each.ends is None else each.ends.grid(0)
+        key = choice.grid(0), int(choice.schedule[0]), int(choice.recompute[0]), own, ends
         found.setdefault(key, each)
     return list(found.values())
 

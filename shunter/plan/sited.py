@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -182,10 +182,17 @@ class Grounds:
         )
 
     def predict(
-        self, order: Sequence[int], bounds: Sequence[int] | None = None, how: str = ""
+        self,
+        order: Sequence[int],
+        bounds: Sequence[int] | None = None,
+        how: str = "",
+        *,
+        strategies: Sequence[int] | None = None,
+        own: Mapping[int, Choices] | None = None,
+        ends: Choices | None = None,
     ) -> Prediction | None:
-        """By events, over the links of each pair. bounds: of the stages; default: by speed and memory. None
-        where no cut fits the devices."""
+        """By events, over the links of each pair. bounds: of the stages; default: by speed and memory.
+        strategies, own, ends: as `score.predict` has them. None where no cut fits the devices."""
         rooms = self.rooms(order)
         found = [self.stage(ranks) for ranks in self.stages(order)]
         asked, each = tuple(one for one, _ in found), tuple(cost for _, cost in found)
@@ -193,6 +200,8 @@ class Grounds:
         if cut is None:
             return None
         site = Site(asked, each, rooms, cut, self.links(order))
-        prediction = predict(self.question, self.choice, self.room, site)
+        prediction = predict(
+            self.question, self.choice, self.room, site, strategies=strategies, own=own, ends=ends
+        )
         placed = replace(prediction, placed=Placed(tuple(order), rooms, how))
         return placed if placed.fits(self.room) else None

@@ -20,6 +20,7 @@ TAKEN = frozenset(
         "reward", "length", "finished", "flat_groups", "staleness", "idle", "gap", "max_gap", "kl", "entropy",
         "ratio", "max_ratio", "clipped", "tool_calls", "tool_failures", "value_error", "policy_loss",
         "value_loss", "kl_loss", "entropy_loss", "not_graded", "moved_mb", "answers", "gathered",
+        "writing_seconds", "grading_seconds", "preparation_seconds", "learning_seconds",
     }
 )  # fmt: skip
 

@@ -40,7 +40,10 @@ Guard = Callable[[Mapping[str, float]], None]
 
 
 class Pupil:
-    """A model that learns: its weights, its optimizer, and what it says of batches."""
+    """A model that learns: its weights, its optimizer, and what it says of batches. place: where steps that
+    are watched are kept, if any are."""
+
+    place: Place | None = None
 
     def __init__(
         self,

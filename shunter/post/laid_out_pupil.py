@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from torch import nn
@@ -27,6 +29,7 @@ from shunter.train.config import Parallel
 from shunter.train.device import choose_precision
 from shunter.train.optim import Optimizers
 from shunter.train.pipeline import LaidOutPasses
+from shunter.train.recording import Peak, Recording, keep
 from shunter.train.schedule import rate
 from shunter.train.world import World
 
@@ -78,7 +81,8 @@ class LaidOutPupil(Pupil):
     def batches(self, units: Sequence[Sequence[Sample]], tokens: int) -> list[Answers]:
         """This rank's micro-batches of a step's units, which all ranks have."""
         mine = dealt(units, self.world.data, self.parallel.parts)
-        return [lay_out([sample for unit in part for sample in unit]) for part in mine]
+        found = [lay_out([sample for unit in part for sample in unit]) for part in mine]
+        return [cast(Answers, self.laid_out.fitted(each)) for each in found]
 
     def shared(self, groups: Sequence[Sequence[Sample]]) -> list[Answers]:
         """Likewise of samples with one prompt, which share a row; not where rows are spread (cp). Raises
@@ -99,16 +103,31 @@ class LaidOutPupil(Pupil):
         begun: Gradient | None = None,
     ) -> ScoredResult:
         assert begun is None, "ranks begin a step together"
-        return laid_out_step(
-            self.laid_out,
-            self.optimizers,
-            objective,
-            batches,
-            step=step,
-            rate=rate(self.config, step),
-            clip=self.config.clip,
-            guard=guard,
-        )
+        with self._watched(step):
+            return laid_out_step(
+                self.laid_out,
+                self.optimizers,
+                objective,
+                batches,
+                step=step,
+                rate=rate(self.config, step),
+                clip=self.config.clip,
+                guard=guard,
+            )
+
+    @contextmanager
+    def _watched(self, step: int) -> Iterator[None]:
+        """As `train.loop` watches: the step that `timeline` names, and the next one's peak of memory."""
+        watched, place = self.parallel.timeline, self.place
+        if watched is None or place is None or not 0 <= step - watched <= 1:
+            yield
+        elif step == watched:
+            recording = Recording(self.passes)
+            yield
+            keep(recording, self.optimizers, step, place.log, place.events)
+        else:
+            with Peak(self.passes, self.optimizers, step, place.events):
+                yield
 
     def state(self) -> State:
         before = "" if self.value is None else "decoder."

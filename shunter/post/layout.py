@@ -20,8 +20,8 @@ REFUSED = {
     "plan": "plans are made for rows of tokens, and here are answers",
     "replan": "plans are made for rows of tokens, and here are answers",
     "layers": "layers with degrees of their own are not tried with answers",
+    "ends": "degrees of their own for embedding and head are not tried with answers",
     "vocabulary": "vocabulary splits the head over stages, and scores of answers are made by one",
-    "timeline": "steps on answers are not recorded",
 }
 
 

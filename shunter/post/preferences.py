@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from shunter.post.batch import Answers, Sample, micro_batches
 from shunter.post.course import Course, Pupil
 from shunter.post.objective import ScoreObjective
 from shunter.post.prompts import Pair, Read
+from shunter.post.spent import Shape, padded
 from shunter.post.step import Scorer
 
 Unit = tuple[Sample, Sample]
 
 
 class Preferences:
-    """The lessons of `dpo` and `reward_model`."""
+    """The lessons of `dpo` and `reward_model`. shape: of the steps that were made."""
 
     def __init__(
         self,
@@ -48,22 +50,31 @@ class Preferences:
         self.pupils: Mapping[str, Pupil] = {"model": pupil}
         self.loader = Loader(train, derive_seed(seed, "order"))
         self.units, self.heldout = _units(train.items), _units(heldout.items)
+        self.shape = Shape()
+        pupil.place = course.place
         if reference:
+            begin, known = time.perf_counter(), (course.place.work / "reference.safetensors").exists()
             work, scorer = course.place.work, pupil.scorer
             tokens = course.how.micro_tokens
             keep = course.world is None or course.world.rank == 0
             self.units = with_reference(self.units, scorer, work / "reference.safetensors", tokens, keep)
             self.heldout = with_reference(self.heldout, scorer, work / "heldout.safetensors", tokens, keep)
+            if not known:
+                samples = [sample for unit in (*self.units, *self.heldout) for sample in unit]
+                self.shape.reference = time.perf_counter() - begin, padded(samples)
         self.final: dict[str, float] = {}
 
     def step(self, number: int) -> Mapping[str, float]:
         """Learn from the next pairs; validate where it is time to."""
+        begin = time.perf_counter()
         chosen = [self.units[int(i)] for i in self.loader.take(self.batch_pairs)]
         batches = self.pupil.batches(chosen, self.course.how.micro_tokens)
         result = self.pupil.learn(self.objective, batches, number)
         self.course.learnt(result, number)
+        self.shape.add(batches)
         values = {f"pairs/{name}": value for name, value in result.told.items()}
         values |= {"pairs/loss": result.loss, "train/grad_norm": result.grad_norm}
+        values["train/step_seconds"] = time.perf_counter() - begin
         last = number + 1 == self.course.train.steps
         if self.heldout and (last or (self.validate_every and (number + 1) % self.validate_every == 0)):
             self.final = {f"heldout/{name}": value for name, value in self.validate().items()}

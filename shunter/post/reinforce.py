@@ -7,6 +7,7 @@ Everything is drawn from (seed, step), so a run that was killed writes the same 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -34,6 +35,7 @@ from shunter.post.policy import Policy, Value
 from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grader
+from shunter.post.spent import Phases
 from shunter.post.step import Gradient, Scorer
 from shunter.post.writers import BLOCK, cache_tokens, submit, written
 
@@ -97,6 +99,7 @@ class Reinforcement:
         self.updates = 0  # of the policy: the version of its weights
         self.early: Gradient | None = None  # of answers of the step at hand, by their place: those in `had`
         self.had: set[int] = set()
+        self.phases = Phases()
         self.rewards: list[float] = []
         self.samples: list[dict[str, Any]] = []
         self.most_gap = 0.0
@@ -133,16 +136,22 @@ class Reinforcement:
 
     def step(self, number: int) -> Mapping[str, float]:
         """Write, grade, learn."""
+        begin = time.perf_counter()
+        self.phases.last = {}
         chosen = [self.prompts.items[int(i)] for i in self.loader.take(self.per_step)]
         done, graded, far = self._rows(number, chosen)
+        self.phases.wrote(done)
         groups = [i // self.group for i in range(len(done))]
         rewards = [one.total for one in graded]
         values = None
         if self.critic is not None:
-            values = of_each(self.critic.scorer, unknown(done), self.scored_tokens, "value")
+            with self.phases.timed("preparation"):
+                values = of_each(self.critic.scorer, unknown(done), self.scored_tokens, "value")
+            self.phases.passed(unknown(done))
         samples = judge(self.config, done, rewards, groups, far, values)
         stale = self._stale(done)
-        told = self._learn(number, samples)
+        with self.phases.timed("learning"):
+            told = self._learn(number, samples)
         self.most_gap = max(self.most_gap, told.get("rl/max_gap", 0.0))
         self.rewards.append(float(np.mean(rewards)))
         self._keep(number, chosen, done, graded)
@@ -161,18 +170,24 @@ class Reinforcement:
             "rl/staleness": stale,
             **{f"rl/{name}": float(count) for name, count in ends.items()},
             **told,
+            **{f"rl/{name}_seconds": seconds for name, seconds in self.phases.last.items()},
+            "train/step_seconds": time.perf_counter() - begin,
         }
 
     def _rows(
         self, number: int, chosen: Sequence[Prompt]
     ) -> tuple[list[Rollout], list[Graded], list[Array] | None]:
         """A step's answers in order, what they are worth, and where it is asked, what the reference says."""
-        done = self._write(number, chosen)
+        with self.phases.timed("writing"):
+            done = self._write(number, chosen)
         prompts = [chosen[at // self.group] for at in range(len(done))]
-        graded = self._grade(prompts, done)
+        with self.phases.timed("grading"):
+            graded = self._grade(prompts, done)
         self._complain(graded)
-        far = self._refer(done) if self._asks_reference(number) else None
-        return done, graded, far
+        if not self._asks_reference(number):
+            return done, graded, None
+        with self.phases.timed("preparation"):
+            return done, graded, self._refer(done)
 
     def _asks_reference(self, number: int) -> bool:
         """Without a weight it is only shown: a forward pass for each line of the log is enough."""
@@ -182,7 +197,14 @@ class Reinforcement:
         return bool(self.config.kl) or number == 0 or last or (number + 1) % self.course.how.log_every == 0
 
     def _refer(self, done: Sequence[Rollout]) -> list[Array]:
-        return of_each(self.reference, unknown(done), self.scored_tokens, cut=self._batches)
+        """Of each token written, what the reference says."""
+
+        def cut(samples: Sequence[Sample]) -> list[Answers]:
+            batches = self._batches(samples)
+            self.phases.prepared += sum(batch.tokens.size for batch in batches)
+            return batches
+
+        return of_each(self.reference, unknown(done), self.scored_tokens, cut=cut)
 
     def _stale(self, done: Sequence[Rollout]) -> float:
         """How many updates old the weights were that wrote, by our own count of updates. Here they are the
@@ -335,6 +357,7 @@ class Reinforcement:
                 if self._teaches(some):
                     guard = self._guard if first else None
                     result = self.policy.learn(self.objective, batches, number, guard, self.early)
+                    self.phases.updates.add(batches)
                     self.course.learnt(result, number)
                     self.updates += 1
                     self._renew()
@@ -345,6 +368,7 @@ class Reinforcement:
                 # Equal rewards are what a critic has to learn too.
                 if self.critic is not None:
                     taught = self.critic.learn(self.value, batches, number)
+                    self.phases.taught += 1
                     self.course.learnt(taught, number)
                     told_of_values |= {f"rl/{name}": value for name, value in taught.told.items()}
         if not told:

@@ -118,6 +118,7 @@ class LaidOutPasses:
             zero=(muon_takes if optimizer == "muon" else _by_rows) if parallel.zero else None,
             pad=parallel.pad_experts,
             layers=parallel.own_grids(),
+            ends=parallel.ends_grid,
             fill=fill,
         )
         self.pads = parallel.pad_experts
@@ -206,8 +207,8 @@ class LaidOutPasses:
         train: then backward, and gradients are added up as `gradients` does; else without gradients, of any
         number of batches, but the same on all ranks.
         """
-        if self.vocabulary is not None:
-            raise ValueError("the head is split over all ranks, and there is no other")
+        if self.vocabulary is not None or self.part.ends is not None:
+            raise ValueError("the head has a layout of its own, and there is no other for it")
         if train and len(batches) != self.order.microbatches:
             raise ValueError(f"{len(batches)} micro-batches, the program is of {self.order.microbatches}")
         self._load(batches, [torch.zeros(batch.targets.shape) for batch in batches], 0.0)
@@ -270,7 +271,7 @@ class LaidOutPasses:
 
     def _sum_losses(self, sums: Tensor) -> Tensor:
         """Tensor ranks all have the loss of their tokens; other ranks have those of others."""
-        if self.world.mesh.place["tp"]:
+        if self.world.mesh.at(self.part.ends).place["tp"]:
             sums.zero_()
         return self.world.sum(sums)
 
@@ -385,7 +386,7 @@ class LaidOutPasses:
             for number, (batch, factors) in enumerate(zip(batches, coefficients, strict=True))
         ]
         if self.views is not None:
-            self.views.add(self.rows, batches, dropping, self.spreads, self._documents)
+            self.views.add(self.rows, batches, coefficients, dropping, self.spreads, self._documents)
 
     def _documents(
         self, grid: Grid | None, segments: Tensor, masks: Masks | None, *, shared: bool = False

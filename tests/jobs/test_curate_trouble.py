@@ -23,6 +23,7 @@ import pytest
 from shunter.config.errors import MissingExtra, ShunterError
 from shunter.data import corpus, readers
 from shunter.data.curation import runner
+from shunter.data.curation.chain import stages
 from shunter.data.sources import Problem, SourceConfig, documents
 from shunter.jobs import curate
 from shunter.recipe import disk
@@ -276,3 +277,21 @@ def test_killed_at_random_points_nothing_is_doubled_or_lost(tmp_path: Path, kill
     told = kept + [record["id"] for record in lines(made[1].path / "dropped.jsonl")]
     assert sorted(told) == sorted(f"web:{n}" for n in range(len(texts)))
     assert kept
+
+
+def test_what_a_corpus_takes_of_the_disk_goes_with_its_text_and_stages(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "a.jsonl", tmp_path / "b.jsonl.GZ"
+    for path in (plain, packed):
+        path.write_bytes(b"x" * 1000)
+
+    def needed(path: Path, **more: Any) -> int:
+        return curate.JOB.disk_bytes(
+            curate.CurateConfig(kind="curate", sources=[{"path": str(path), "licence": "x"}], **more),
+            tmp_path,
+        )
+
+    assert (needed(plain), needed(packed)) == (1000, 4000)
+    chain = curate.CurateConfig(
+        kind="curate", sources=[{"path": str(plain), "licence": "x"}], preset="fineweb2"
+    ).chain
+    assert needed(plain, preset="fineweb2") == (1 + len(stages(chain))) * 1000

@@ -115,6 +115,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "updates": ({"policy": {"updates": 8}, "how": {"parallel": {"dp": 2}}}, "1 answers a step cannot be cut"),
     "critic": ({"policy": {"algorithm": "ppo"}, "how": {"parallel": {"dp": 2, "zero": 1}}}, "a value head's"),
+    "timeline": ({"how": {"parallel": {"dp": 2, "timeline": 1}}}, "are not recorded rank by rank"),
     "groups": ({"policy": {"least_groups": 2}, "how": {"parallel": {"dp": 2}}}, "too few answers for a"),
     "staleness": ({"staleness": 1, "how": {"parallel": {"dp": 2}}}, "always with the newest weights"),
     "writer": ({"how": {"parallel": {"dp": 2}, "writer": "process"}}, "always with the newest weights"),
