@@ -101,7 +101,7 @@ class Delayed(Reinforcement):
             if not self.grader.computes:
                 self.meanwhile.begin(self._reward_next)
             if self.writer.beside:
-                self.meanwhile.begin(lambda: self._written().listen(wait=True))
+                self.meanwhile.begin(lambda: self._begun_writer().listen(wait=True))
         told = super().step(number)
         self._advance(number + 1, number + 1 + self.staleness)
         return {**told, "rl/max_staleness": self._oldest, "rl/waited": self._waited}
@@ -135,7 +135,7 @@ class Delayed(Reinforcement):
                 mend="Lower staleness.",
             )
 
-    def _written(self) -> Writer:
+    def _begun_writer(self) -> Writer:
         assert self.writer is not None
         return self.writer
 
@@ -222,8 +222,8 @@ class Delayed(Reinforcement):
         while True:
             seen = self.store.changes
             self.meanwhile.look()
-            if not self._written().beside:
-                self._written().listen(wait=False)
+            if not self._begun_writer().beside:
+                self._begun_writer().listen(wait=False)
             if taken := self.store.poll("learner", columns, self.count, mine):
                 break  # before anything is done for later steps: who writes may wait for what is learnt
             if (
@@ -250,8 +250,8 @@ class Delayed(Reinforcement):
 
     def _wait(self, seen: int) -> None:
         """Until something has changed in the store since it was `seen`: more is written, or graded."""
-        if self.missing and not self._written().beside:
-            self._written().listen(wait=True)
+        if self.missing and not self._begun_writer().beside:
+            self._begun_writer().listen(wait=True)
             return
         with self._lock:
             idle = not self.missing and all("reward" in cells for cells in self.store.rows())
