@@ -88,6 +88,8 @@ class RlConfig(JobConfig):
             raise ValueError("another process writes with whole models so far: leave adapter out")
         if self.how.writer != "auto" and self.how.placement is not None:
             raise ValueError("how.writer says nothing where roles are placed; leave one of the two out")
+        if self.how.swap != "tokens" and not self.apart:
+            raise ValueError("how.swap is of processes beside this one: set how.writer to process")
         if (self.how.block, self.how.cache) != (8, 0) and (served or self.how.placement is not None):
             raise ValueError("how.block and how.cache are of our own writer: roles and servers have theirs")
         if self.how.writers is not None and not self.apart:
@@ -213,14 +215,13 @@ class RlJob:
         kind: Any = Reinforcement
         if config.apart:
             devices = config.how.writers or [str(device)]
-            threads = config.how.threads or max(1, course.threads // (len(devices) + 1))
-            course.threads = config.how.threads or max(1, course.threads - threads * len(devices))
-            writer = partial(
-                rl_parts.beside, folder, devices, threads, rl_parts.server(config, folder, context.work)
-            )
-            kind = partial(Delayed, staleness=config.staleness, beside=writer)
+            here = sum(each == "cpu" for each in devices)  # what writes elsewhere takes no core
+            threads = config.how.threads or max(1, course.threads // (here + 1))
+            course.threads = config.how.threads or max(1, course.threads - threads * here)
+            writer = partial(rl_parts.beside, config, folder, context.work, devices, threads)
+            kind = partial(Delayed, staleness=config.staleness, beside=writer, early=config.how.early)
         elif config.staleness:
-            kind = partial(Delayed, staleness=config.staleness)
+            kind = partial(Delayed, staleness=config.staleness, early=config.how.early)
         if config.generator != "own" and not config.apart:
             ends = {*tokenizer.stop_ids, *stops(folder)}
             engine = rl_parts.served(config, folder, context.work, model.decoder, sampling, ends, tools)

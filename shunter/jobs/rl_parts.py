@@ -92,7 +92,10 @@ def grader(config: RlConfig, context: JobContext[RlConfig], course: Course) -> G
         from shunter.post.laid_out_rl import Elsewhere
 
         return Elsewhere()
-    return taught.grader(config.rewards, context, course.device, unfinished=config.unfinished)
+    meanwhile = config.apart or config.staleness > 0
+    return taught.grader(
+        config.rewards, context, course.device, unfinished=config.unfinished, beside=meanwhile
+    )
 
 
 def server(config: RlConfig, folder: Path, work: Path) -> dict[str, Any] | None:
@@ -147,11 +150,12 @@ def _aside(config: RlConfig, work: Path) -> Path:
 
 
 def beside(
-    folder: Path, devices: Sequence[str], threads: int, server: dict[str, Any] | None, lessons: Delayed
+    config: RlConfig, folder: Path, work: Path, devices: Sequence[str], threads: int, lessons: Delayed
 ) -> Writer:
-    """Processes that write, one on each of the devices."""
+    """Processes that write, one on each of the devices, with so many threads each."""
     from shunter.post.beside import SILENT, Beside, Several
 
+    spoken = server(config, folder, work)
     sampling = lessons.sampling.model_copy(update={"batch": -(-lessons.sampling.batch // len(devices))})
     found: list[Beside] = []
     try:
@@ -166,11 +170,12 @@ def beside(
                 room=lessons.room,
                 threads=threads,
                 exact=lessons.exact,
+                whole=config.how.swap == "steps",
                 device=device,
                 tools=lessons.tools,
-                server=server,
+                server=spoken,
                 # A server may be silent for as long as one request may take.
-                timeout=SILENT + (0.0 if server is None else float(server["config"]["timeout"])),
+                timeout=SILENT + (0.0 if spoken is None else float(spoken["config"]["timeout"])),
                 said=found[0].said if found else None,
                 block=lessons.block,
                 cache=lessons.cache,

@@ -171,7 +171,7 @@ class PostHow(How):
     micro_tokens: int = Field(4096, ge=1, description="Tokens in one forward and backward pass, about.")
     at_once: int = Field(256, ge=1, description="Answers that are written side by side.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
-    threads: int = Field(0, ge=0, description="CPU threads; 0: one a core.")
+    threads: int = Field(0, ge=0, description="CPU threads of a process; 0: one a core, shared out.")
     deterministic: bool = Field(False, description="Refuse kernels whose result varies between runs.")
     checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints to keep.")
@@ -250,6 +250,17 @@ class RlHow(LaidOutHow):
         None,
         min_length=1,
         description="Devices of the processes that write, one each; default: one process, on `device`.",
+    )
+    early: bool = Field(
+        True,
+        description="Where answers come meanwhile: take the gradient of those to a prompt as soon as they "
+        "are graded, and move the weights when the step is complete; with one update a step, of grpo, "
+        "dr_grpo, rloo and gspo, and not with deterministic. false: begin when the step is complete.",
+    )
+    swap: Literal["tokens", "steps"] = Field(
+        "tokens",
+        description="When a process that writes takes newer weights. tokens: between two tokens of answers, "
+        "which go on with them; steps: when all answers are written that it was asked for.",
     )
     server: ServerConfig | None = Field(
         None, description="Where the server is that writes, if `generator` names one."

@@ -18,7 +18,7 @@ from shunter.models.decoder import Decoder
 from shunter.post.batch import Answers, Sample, micro_batches
 from shunter.post.config import PostHow, PostTrain
 from shunter.post.objective import ScoreObjective
-from shunter.post.step import ScoredResult, Scorer, scored_step
+from shunter.post.step import Gradient, ScoredResult, Scorer, scored_step
 from shunter.recipe.job import Stopped
 from shunter.record.track import open_trackers
 from shunter.train.checkpoint.lifecycle import Checkpointer, State
@@ -73,9 +73,14 @@ class Pupil:
         return micro_batches(units, tokens)
 
     def learn(
-        self, objective: ScoreObjective, batches: Sequence[Batch], step: int, guard: Guard | None = None
+        self,
+        objective: ScoreObjective,
+        batches: Sequence[Batch],
+        step: int,
+        guard: Guard | None = None,
+        begun: Gradient | None = None,
     ) -> ScoredResult:
-        """One update."""
+        """One update. begun: with the gradient of what is learnt from already."""
         return scored_step(
             self.scorer,
             self.optimizers,
@@ -85,6 +90,7 @@ class Pupil:
             rate=rate(self.config, step),
             clip=self.config.clip,
             guard=guard,
+            begun=begun,
         )
 
     def state(self) -> State:

@@ -22,7 +22,7 @@ from shunter.post.course import Guard, Pupil
 from shunter.post.laid_out import VALUE, LaidOutScorer, laid_out_step
 from shunter.post.layout import PAIR, Unit, must_fit, row_multiple, row_width, settled
 from shunter.post.objective import ScoreObjective
-from shunter.post.step import ScoredResult
+from shunter.post.step import Gradient, ScoredResult
 from shunter.train.checkpoint.lifecycle import Checkpointer, State
 from shunter.train.checkpoint.shared import SharedCheckpointer, found_in
 from shunter.train.config import Parallel
@@ -95,8 +95,14 @@ class LaidOutPupil(Pupil):
         return [grouped(part, sys.maxsize)[0] for part in mine]
 
     def learn(
-        self, objective: ScoreObjective, batches: Sequence[Batch], step: int, guard: Guard | None = None
+        self,
+        objective: ScoreObjective,
+        batches: Sequence[Batch],
+        step: int,
+        guard: Guard | None = None,
+        begun: Gradient | None = None,
     ) -> ScoredResult:
+        assert begun is None, "ranks begin a step together"
         with self._watched(step):
             return laid_out_step(
                 self.laid_out,

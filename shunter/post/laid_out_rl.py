@@ -91,6 +91,7 @@ class LaidOutReinforcement(Reinforcement):
 
     def _refer(self, done: Sequence[Rollout]) -> list[Array]:
         assert isinstance(self.reference, LaidOutBefore)
+        self.phases.passed(unknown(done))
         with self.reference.then() as scorer:
             return of_each(scorer, unknown(done), self.scored_tokens)
 

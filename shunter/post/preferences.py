@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from shunter.config.seed import derive_seed
 from shunter.data.loader import Loader
 from shunter.data.tokens import IGNORE
 from shunter.post.advantages import Array
-from shunter.post.batch import Sample, micro_batches
+from shunter.post.batch import Answers, Sample, micro_batches
 from shunter.post.course import Course, Pupil
 from shunter.post.objective import ScoreObjective
 from shunter.post.prompts import Pair, Read
@@ -141,14 +141,19 @@ def with_reference(
     return [(known[i], known[i + 1]) for i in range(0, len(known), 2)]
 
 
-def of_each(scorer: Scorer, samples: Sequence[Sample], tokens: int, what: str = "logprob") -> list[Array]:
-    """Log-probability or value of each learnt token of each sample, without gradients."""
+def of_each(
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    tokens: int,
+    what: str = "logprob",
+    cut: Callable[[Sequence[Sample]], Sequence[Answers]] | None = None,
+) -> list[Array]:
+    """Log-probability or value of each learnt token of each sample, without gradients. cut: into
+    micro-batches; default: of about `tokens` tokens, a row for each sample."""
     # A sample's number goes with it through the cutting.
-    marked = [
-        [Sample(s.ids, s.wrote, {"at": np.full(sum(s.wrote), float(i))})] for i, s in enumerate(samples)
-    ]
+    marked = [Sample(s.ids, s.wrote, {"at": np.full(sum(s.wrote), float(i))}) for i, s in enumerate(samples)]
     found: list[Array] = [np.zeros(0)] * len(samples)
-    for batch in micro_batches(marked, tokens):
+    for batch in micro_batches([[each] for each in marked], tokens) if cut is None else cut(marked):
         with torch.no_grad():
             scores = scorer(batch, frozenset({what}))
         values = scores.logprob if what == "logprob" else scores.value
@@ -156,6 +161,7 @@ def of_each(scorer: Scorer, samples: Sequence[Sample], tokens: int, what: str = 
         numbers = values.double().cpu().numpy()
         for row in range(len(numbers)):
             mine = batch.targets[row] != IGNORE
-            if mine.any():
-                found[int(batch.known["at"][row][mine][0])] = numbers[row][mine]
+            at, says = batch.known["at"][row][mine], numbers[row][mine]
+            for number in np.unique(at):
+                found[int(number)] = says[at == number]
     return found

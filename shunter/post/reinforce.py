@@ -36,7 +36,7 @@ from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grader
 from shunter.post.spent import Phases
-from shunter.post.step import Scorer
+from shunter.post.step import Gradient, Scorer
 from shunter.post.writers import BLOCK, cache_tokens, submit, written
 
 SHOWN = 3  # answers of a step that are kept for people to read
@@ -97,6 +97,8 @@ class Reinforcement:
         self.room = room_of(prompts, sampling, policy.decoder.spec, tools)
         self.journal = Journal(course.place.work / "rollouts")
         self.updates = 0  # of the policy: the version of its weights
+        self.early: Gradient | None = None  # of answers of the step at hand, by their place: those in `had`
+        self.had: set[int] = set()
         self.phases = Phases()
         self.rewards: list[float] = []
         self.samples: list[dict[str, Any]] = []
@@ -181,12 +183,11 @@ class Reinforcement:
         prompts = [chosen[at // self.group] for at in range(len(done))]
         with self.phases.timed("grading"):
             graded = self._grade(prompts, done)
+        self._complain(graded)
         if not self._asks_reference(number):
             return done, graded, None
         with self.phases.timed("preparation"):
-            far = self._refer(done)
-        self.phases.passed(unknown(done))
-        return done, graded, far
+            return done, graded, self._refer(done)
 
     def _asks_reference(self, number: int) -> bool:
         """Without a weight it is only shown: a forward pass for each line of the log is enough."""
@@ -196,7 +197,14 @@ class Reinforcement:
         return bool(self.config.kl) or number == 0 or last or (number + 1) % self.course.how.log_every == 0
 
     def _refer(self, done: Sequence[Rollout]) -> list[Array]:
-        return of_each(self.reference, unknown(done), self.scored_tokens)
+        """Of each token written, what the reference says."""
+
+        def cut(samples: Sequence[Sample]) -> list[Answers]:
+            batches = self._batches(samples)
+            self.phases.prepared += sum(batch.tokens.size for batch in batches)
+            return batches
+
+        return of_each(self.reference, unknown(done), self.scored_tokens, cut=cut)
 
     def _stale(self, done: Sequence[Rollout]) -> float:
         """How many updates old the weights were that wrote, by our own count of updates. Here they are the
@@ -216,7 +224,7 @@ class Reinforcement:
         if self.tools is None:
             return {}
         calls = sum(one.turns - 1 for one in done)
-        failed, self.tools.failed, self.tools.calls = self.tools.failed, 0, 0
+        _, failed = self.tools.taken()
         return {"rl/tool_calls": calls / len(done), "rl/tool_failures": failed / max(1, calls)}
 
     def _text(self, one: Rollout) -> str:
@@ -311,11 +319,13 @@ class Reinforcement:
             text = self._text(one)
             whole = [*one.prompt, *one.ids]
             items.append(prompt.item(text, one.stop_reason == "stop", whole))
-        graded = self.grader.grade(items)
+        return self.grader.grade(items)
+
+    def _complain(self, graded: Sequence[Graded]) -> None:
+        """Write down which answers could not be graded."""
         for each in graded:
             for failure in each.failed[:1]:
                 self.course.place.events.write("problem", problem=f"an answer was not graded: {failure}")
-        return graded
 
     def _learn(self, number: int, samples: Sequence[Sample]) -> dict[str, float]:
         if self.config.least_groups == 1:
@@ -340,13 +350,13 @@ class Reinforcement:
             order = draw.permutation(len(samples)) if config.updates > 1 else np.arange(len(samples))
             for part in np.array_split(order, config.updates):
                 some = [samples[i] for i in part]
-                batches = self._batches(some)
+                batches = self._batches([samples[i] for i in part if i not in self.had])
                 first = not told
                 # A part from which nothing is learnt: the optimizer's momentum would move weights without a
                 # reason.
                 if self._teaches(some):
                     guard = self._guard if first else None
-                    result = self.policy.learn(self.objective, batches, number, guard)
+                    result = self.policy.learn(self.objective, batches, number, guard, self.early)
                     self.phases.updates.add(batches)
                     self.course.learnt(result, number)
                     self.updates += 1

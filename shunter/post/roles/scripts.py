@@ -6,8 +6,9 @@ calls returns at once, so roles on different pools work side by side as far as t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shunter.post.roles.flow import Future, Group
@@ -71,13 +72,39 @@ def in_turns(cast: Cast) -> Asked:
     return rows
 
 
+class Soon:
+    """A role that is asked about answers as soon as the writer is, not when the script comes to them: then
+    it works while the actor learns from those before. The script, which asks once a step, gets what was
+    called for."""
+
+    def __init__(self, role: Any, operation: str) -> None:
+        self._role, self._operation = role, operation
+        self._called: deque[Future] = deque()
+
+    def ask(self, *given: Future) -> None:
+        """Of the next step's answers."""
+        self._called.append(getattr(self._role, self._operation)(*given))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._operation:
+            return lambda *given: self._called.popleft()
+        return getattr(self._role, name)
+
+
 class Ahead:
     """The writer writes while the actor learns: answers of step k with the weights of step k - staleness
-    (arXiv 2507.01663, section 4). Calls reach it in order, so it loads weights between two steps."""
+    (arXiv 2507.01663, section 4). Calls reach it in order, so it loads weights between two steps.
+
+    cast: for the script. Rewards and reference are asked as soon as the writer is, unless they are with the
+    actor: its processes carry calls out in order, and would wait for the writer before they learn."""
 
     def __init__(self, cast: Cast, staleness: int, steps: int) -> None:
-        self.cast, self.staleness, self.steps = cast, staleness, steps
+        self.staleness, self.steps = staleness, steps
         self._asked: dict[int, tuple[Future, Future]] = {}
+        apart = [n for n in ("reward", "reference") if getattr(cast, n).pool != cast.actor.pool]
+        operations = {"reward": "grade", "reference": "logprobs"}
+        self._soon = {name: Soon(getattr(cast, name), operations[name]) for name in apart}
+        self.cast = replace(cast, **self._soon)
 
     def begin(self, number: int) -> None:
         """With the weights of step `number`."""
@@ -107,7 +134,12 @@ class Ahead:
 
     def _ask(self, step: int) -> None:
         asked = self.cast.prompts.take(step=step)
-        self._asked[step] = asked, self.cast.writer.generate(asked, step=step)
+        written = self.cast.writer.generate(asked, step=step)
+        self._asked[step] = asked, written
+        if "reference" in self._soon:
+            self._soon["reference"].ask(written)
+        if "reward" in self._soon:
+            self._soon["reward"].ask(asked, written)
 
 
 def grpo(cast: Cast, steps: range, updates: Updates = ONCE, rows: Asked | None = None) -> Iterator[Step]:

@@ -116,5 +116,5 @@ def _settings(role: str, play: Play) -> Mapping[str, Any]:
     objective = play.objective or settings(play.policy, play.sampling.max_new_tokens)
     return {
         **model, **train, "policy": asdict(objective), **writes, "max_gap": play.max_gap,
-        "journal": play.journal and not play.staleness, "staleness": age,
+        "journal": play.journal and not play.staleness, "staleness": age, "behind": play.staleness,
     }  # fmt: skip
