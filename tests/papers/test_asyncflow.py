@@ -104,9 +104,9 @@ def test_arms_are_recipes_and_differ_where_they_should() -> None:
         for name, it in how.items()
     }
     assert ways == {
-        "rl delayed": (1, True, 1, 16),
-        "rl in turns": (0, False, 1, 16),
-        "rl queue": (0, True, 1, 16),
+        "rl delayed": (1, True, 1, 8),
+        "rl in turns": (0, False, 1, 8),
+        "rl queue": (0, True, 1, 8),
         "rl in turns, both cores": (0, False, 2, 64),
     }
 
