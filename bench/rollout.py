@@ -38,7 +38,6 @@ from shunter.models.hf import save_model
 from shunter.models.paged import block_size
 
 MOST = 256  # tokens of an answer
-ROOM = 256  # tokens of the cache for each text of a batch: more than they come to
 PAGE = 32  # tokens of a page of transformers' cache
 ASKED = itertools.count()
 ROUNDS, WIDTH, LIMIT = 4, 0.05, 60.0
@@ -49,12 +48,14 @@ Ids = list[list[int]]
 
 @dataclass(frozen=True)
 class Shape:
-    """How many prompts, and at once; their least and most tokens; the median of the answers' tokens."""
+    """How many prompts, and at once; their least and most tokens; the median of the answers' tokens. room:
+    tokens of the cache for each text of a batch, more than they come to."""
 
     count: int = 48
     batch: int = 16
     prompt: tuple[int, int] = (4, 96)
     answer: int = 49
+    room: int = 256
 
 
 SHAPES = {
@@ -62,15 +63,15 @@ SHAPES = {
     "few": Shape(count=16, batch=4),
     "many": Shape(count=96, batch=48),
     "short": Shape(answer=10),
-    "prompts": Shape(prompt=(96, 240)),
+    "prompts": Shape(prompt=(96, 240), room=384),
 }
 
 
-def ours(model: Decoder, prompts: Ids, limits: list[int], batch: int) -> Ids:
+def ours(model: Decoder, prompts: Ids, limits: list[int], batch: int, room: int) -> Ids:
     """By the rollout engine."""
     mean = statistics.mean(len(p) + n for p, n in zip(prompts, limits, strict=True))
     config = SamplingConfig(temperature=0.0, max_new_tokens=MOST, batch=batch)
-    engine = RolloutEngine(model, config, size=block_size(mean), tokens=batch * ROOM)
+    engine = RolloutEngine(model, config, size=block_size(mean), tokens=room)
     for prompt, limit in zip(prompts, limits, strict=True):
         engine.submit(prompt, max_new_tokens=limit)
     return [done.ids for done in engine.run()]
@@ -161,7 +162,7 @@ def measure(size: str, name: str, tiny: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder))
         paged = load(Path(folder))  # its attention is set to another kind
-    room = batch * ROOM
+    room = batch * shape.room
     sizes = ContinuousBatchingConfig(
         page_size=PAGE, num_blocks=room // PAGE, max_batch_tokens=room, max_requests_per_batch=batch
     )
@@ -177,7 +178,7 @@ def measure(size: str, name: str, tiny: bool) -> dict[str, Any]:
                 "transformers.generate": lambda: theirs(other, prompts, limits, batch),
                 "generate": lambda: in_batches(model, prompts, limits, batch),
             }
-        mine = lambda: ours(model, prompts, limits, batch)  # noqa: E731
+        mine = lambda: ours(model, prompts, limits, batch, room)  # noqa: E731
         return _measured(f"{size} {name}", mine, limits, sides, tiny) | {"prompts": count, "batch": batch}
 
 
