@@ -9,7 +9,7 @@ from pathlib import Path
 from shunter.recipe.graph import Graph, Node
 from shunter.train.config import AUTO, TrainHow
 
-LONG = ("cut", "layers", "recompute", "offload")  # lists of layers are not for one line
+LONG = ("cut", "layers", "ends", "recompute", "offload")  # lists of layers are not for one line
 
 
 def to_plan(graph: Graph) -> list[Node]:

@@ -72,7 +72,7 @@ def predicted(
     layers, kept = asked.spec.num_layers, "none"
     again, aside = set(parallel.again(layers)), set(parallel.aside(layers))
     if parallel.recompute is True:
-        kept = "stage"
+        kept, again = "stage", set(range(layers))
     elif parallel.recompute == "selective" and not aside:
         kept = "selective"
     elif again or aside:

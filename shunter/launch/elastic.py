@@ -173,6 +173,8 @@ def serve(work: Callable[[dict[str, Any], int, int], dict[str, Any] | None]) -> 
             "what": said, "where": getattr(error, "where", None),
             "mend": getattr(error, "mend", None), "lost": lost,
         }  # fmt: skip
+        if not user:
+            traceback.print_exc()  # into the rank's output, which is kept
         _write(folder / f"failed-{process}.json", failure)
         return 2 if user else 1
     if rank == 0:

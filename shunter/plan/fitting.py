@@ -37,6 +37,7 @@ class FitsNowhere(ShunterError):
             most = f"the largest has {room / 1e9:.1f} GB"
             needs = f"in no order do the devices have memory for every stage; {most}"
         elif apart and question.fabric.terrain is None:
+            needs = needs.replace("the smallest of all layouts", "with one layout for all its parts it")
             needs += "; with degrees of their own embedding and head do not spare enough"
         super().__init__(f"the model fits nowhere: {needs}")
 

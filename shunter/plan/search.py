@@ -104,10 +104,10 @@ def search_all(
     looks = FRAMES if finalists == FINALISTS else 1
     if not scored and differ:
         scored = rescued(question, choices, found, room, fixed)
-    elif differ and lean:
-        scored += leanest(question, choices, found, scored, room, fixed)
-    elif differ:
+    elif differ and not lean:
         scored += best_apart(question, scored, room, looks, fixed)
+    if scored and differ and lean:
+        scored += leanest(question, choices, found, scored, room, fixed)
     if not scored:
         raise FitsNowhere(question, fixed, room, float(found.bytes.min()), apart=differ)
     scored.sort(key=lambda each: _worth(each, objective))

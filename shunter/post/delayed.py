@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -272,7 +273,8 @@ class Delayed(Reinforcement):
             return False
         taken = self.store.poll("reward", ROW, self.count, self._groups(fits, one))
         if taken:
-            self._reward(taken)
+            with self.phases.timed("grading"):
+                self._reward(taken)
         return bool(taken)
 
     def _reward(self, taken: Mapping[int, Mapping[str, Any]]) -> None:
@@ -287,7 +289,8 @@ class Delayed(Reinforcement):
         mine = self._groups(lambda step: fits(step) and self._asks_reference(step), one)
         taken = self.store.poll("reference", ROW, self.count, mine)
         if taken:
-            far = self._refer([row["answer"] for row in taken.values()])
+            with self.phases.timed("preparation"):
+                far = self._refer([row["answer"] for row in taken.values()])
             self.store.done("reference", {row: {"reference": f} for row, f in zip(taken, far, strict=True)})
         return bool(taken)
 
@@ -311,8 +314,9 @@ class Delayed(Reinforcement):
             samples = judge(self.config, done, rewards, [row["group"] for row in rows], far)
             if self.early is None:
                 self.early = Gradient.early(self.policy.scorer, self.objective, self.count)
-            for batch in self._batches(samples):
-                self.early.add(batch)
+            with self.phases.timed("learning"):
+                for batch in self._batches(samples):
+                    self.early.add(batch)
             self.had |= {row["number"] for row in rows}
             self.store.done("gradient", list(taken))
         return bool(taken)
@@ -448,9 +452,24 @@ class Delayed(Reinforcement):
         super().restore(state)
         if "store" not in state:  # of a training in turns, which with a staleness of 0 is the same
             return
-        store = state["store"]
+        store = whole_steps(state["store"], self.count) if self.exact else state["store"]
         self.store.restore({**store, "cells": [[row, _made(cells)] for row, cells in store["cells"]]})
         self.floors = {int(step): int(updates) for step, updates in state["floors"]}
+
+
+def whole_steps(store: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The state of a sample store in which reward and reference have had each step of `count` rows as a
+    whole, or not at all: of a step that an attempt without `deterministic` left in between, what they said
+    is taken out, since who takes whole steps alone would wait for the rest."""
+    cells = [[row, dict(each)] for row, each in store["cells"]]
+    done = {task: set(rows) for task, rows in store["done"].items()}
+    for task in ("reward", "reference"):
+        had = Counter(each["step"] for _, each in cells if task in each)
+        for row, each in cells:
+            if 0 < had[each["step"]] < count:
+                each.pop(task, None)
+                done.get(task, set()).discard(row)
+    return {**store, "cells": cells, "done": {task: sorted(rows) for task, rows in done.items()}}
 
 
 def _plain(cells: Mapping[str, Any]) -> dict[str, Any]:

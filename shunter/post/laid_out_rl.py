@@ -69,7 +69,10 @@ class LaidOutReinforcement(Reinforcement):
         count = len(chosen) * self.group
         with self.writes.there():
             self.engine.new_weights(self.updates)
-            mine = self._written(number, chosen, self._mine(count))
+            try:
+                mine = self._written(number, chosen, self._mine(count))
+            finally:
+                del self.engine  # whose cache, and copy of weights in its own order, learning has no room for
         if not self._told and not self.writes.own:
             self._told = True
             told = {f"{name}_bytes": size for name, size in vars(self.writes.bill).items()}

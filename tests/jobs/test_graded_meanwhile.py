@@ -21,8 +21,11 @@ from safetensors.torch import load_file
 from shunter.config.errors import ShunterError
 from shunter.post import delayed, rewards
 from shunter.post import reinforce as plain
+from shunter.post.delayed import COLUMNS, ROW, TASKS, whole_steps
 from shunter.post.meanwhile import NAME
 from shunter.post.rewards import Graded, Grader, Item
+from shunter.post.samplers import by_step
+from shunter.post.store import SampleStore
 from tests.jobs.conftest import Work
 from tests.jobs.test_delayed_rl import EXACT, HOW, dribble, killed, rows_of, until
 from tests.jobs.test_post_jobs import model, reinforce, talks, weights
@@ -215,3 +218,21 @@ def test_memory_for_the_weights_of_so_many_steps_is_asked_for_first(
     monkeypatch.setattr(delayed, "available", lambda: 1 << 16)
     with pytest.raises(ShunterError, match=r"weights of 3 moments take .* and 65\.5 kB are free"):
         reinforce(work, model, talks, staleness=1, how=HOW)
+
+
+def test_a_step_that_was_graded_in_part_is_graded_whole_by_who_takes_whole_steps() -> None:
+    """As where `deterministic` is given to a training that goes on: of step 0 a group is graded, of step 1
+    all rows are, of step 2 a row is not written yet."""
+    store = SampleStore(COLUMNS, TASKS, capacity=12)
+    rows = [{"step": at // 4, "number": at % 4, "group": at // 2, "again": False} for at in range(11)]
+    store.insert([{**row, "answer": None} for row in rows])
+    lent = store.poll("reward", ROW, 8, lambda ready, count: [0, 1, 4, 5, 6, 7, 8, 9])
+    store.done("reward", {row: {"reward": 1.0} for row in lent})
+    for whole, left in ((False, {}), (True, {0, 1, 2, 3})):
+        other = SampleStore(COLUMNS, TASKS, capacity=12)
+        other.restore(whole_steps(store.state(), 4) if whole else store.state())
+        assert set(other.poll("reward", ROW, 4, by_step(2, whole=True))) == set(left)
+        other.close()
+    state = whole_steps(store.state(), 4)
+    assert state["done"]["reward"] == [4, 5, 6, 7]
+    assert [row for row, cells in state["cells"] if "reward" in cells] == [4, 5, 6, 7]

@@ -33,7 +33,7 @@ __all__ = ["model"]  # a fixture
 
 @pytest.mark.parametrize(
     ("bound", "policy"),
-    [(1, {"kl": 0.02, "updates": 2}), pytest.param(2, {"algorithm": "ppo"}, marks=pytest.mark.long)],
+    [(1, {"kl": 0.02, "updates": 2}), (1, {}), pytest.param(2, {"algorithm": "ppo"}, marks=pytest.mark.long)],
 )
 def test_a_writer_behind_is_as_in_one_process(
     work: Work, model: Path, bound: int, policy: dict[str, Any]
@@ -43,7 +43,9 @@ def test_a_writer_behind_is_as_in_one_process(
     placed, metrics = reinforce(work, model, "placed", INLINE, **more)
     assert rewards(placed) == rewards(plain)
     a, b = (load_model(folder).state_dict() for folder in (plain, placed))
-    assert all(np.allclose(a[name], b[name], atol=1e-5) for name in a)
+    apart = max(float((a[name] - b[name]).abs().max()) for name in a)
+    # By the early gradient's order of sums; steps divide by its size, however small.
+    assert apart < (1e-5 if policy else 2e-4)
     rows = events.read_metrics(placed.parent / "log" / "events.jsonl")
     updates = policy.get("updates", 1)
     assert [row["rl/staleness"] for row in rows] == [min(step, bound) * updates for step in range(4)]

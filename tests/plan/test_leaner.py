@@ -73,6 +73,26 @@ def test_the_leanest_is_as_lean_as_any_ends_make_its_frame(asked: Question, tmp_
     saved_and_run(asked, own, tmp_path)
 
 
+def test_the_leanest_takes_no_more_where_less_is_allowed(asked: Question) -> None:
+    rooms = 6e9, 4e9, 3.6e9
+    first, *rest = (best(search(asked, objective="memory", room=room)).fullest for room in rooms)
+    assert all(least <= 1.01 * first for least in rest)
+
+
+def test_ends_of_their_own_do_not_change_what_is_computed_again() -> None:
+    made = TrainConfig(steps=1, batch_rows=32, optimizer="adamw", precision="bf16")
+    for recompute in (True, "full", "selective"):
+        layouts = ({"fsdp": 8}, {"fsdp": 8, "ends": {"tp": 8}})
+        seconds = [
+            foretell(
+                Trained(WORDS, 2048, made, TrainHow(parallel=Parallel(recompute=recompute, **layout))),
+                files.find("8xa100-80"),
+            ).compute_seconds
+            for layout in layouts
+        ]
+        assert seconds[1] == pytest.approx(seconds[0], rel=0.05), recompute
+
+
 def test_what_is_fixed_is_the_layers(asked: Question) -> None:
     for fixed in ({"fsdp": 8}, {"dp": 2, "tp": 1, "recompute": "none"}):
         found = best(search(asked, fixed=fixed, room=30e9))

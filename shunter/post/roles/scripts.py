@@ -101,9 +101,11 @@ class Ahead:
     def __init__(self, cast: Cast, staleness: int, steps: int) -> None:
         self.staleness, self.steps = staleness, steps
         self._asked: dict[int, tuple[Future, Future]] = {}
-        apart = [n for n in ("reward", "reference") if getattr(cast, n).pool != cast.actor.pool]
-        operations = {"reward": "grade", "reference": "logprobs"}
-        self._soon = {name: Soon(getattr(cast, name), operations[name]) for name in apart}
+        asked = {"reward": "grade", "reference": "logprobs"}
+        there = {name: role for name in asked if (role := getattr(cast, name)) is not None}
+        self._soon = {
+            name: Soon(role, asked[name]) for name, role in there.items() if role.pool != cast.actor.pool
+        }
         self.cast = replace(cast, **self._soon)
 
     def begin(self, number: int) -> None:
