@@ -6,12 +6,14 @@ turns    one process, which writes, then learns, on two threads
 queue    another process writes, and answers are graded as they come; writing waits for every update
 delayed  and goes on meanwhile with weights that are a step old
 Each process has a thread where there are two, and all cores where there is one; as `turns` may be faster with
-one thread, both are tried first, and the faster one is the baseline. Rates are of the steps after the first
-`FIRST`, by the event log's clock, so that the beginning of a process is in none; whole seconds are kept too.
+one thread, both are tried first, by turns, and the faster one is the baseline. Rates are of the steps after
+the first `FIRST`, by the event log's clock, so that the beginning of a process is in none; whole seconds are
+kept too.
 
 Answers are drawn, so no two ways write or learn the same: each round has another seed, and the mean reward
 of the last tenth of steps is told for both. `python -m bench.asynchronous` keeps the result, `--tiny` is a
-trial.
+trial. `--ranks` compares another way with turns instead, and keeps that:
+ranks    two processes of a layout (dp: 2), which share the answers to write and learn together
 """
 
 from __future__ import annotations
@@ -28,12 +30,15 @@ from bench.grpo import GROUP, PROMPTS, make, practise
 from bench.measure import alternate, interval, machine, rounded, save
 
 GOALS = {"queue over turns": 1.3, "delayed over queue": 1.1}  # of the paper's card
+PAIRS = (("queue", "turns"), ("delayed", "queue"), ("delayed", "turns"))
+TRIALS = 3  # of each number of threads
 NEW = 40  # tokens of an answer at most
 FIRST = 5  # steps until all is warm
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "turns": {"staleness": 0, "writer": "here"},
     "queue": {"staleness": 0, "writer": "process"},
     "delayed": {"staleness": 1, "writer": "process"},
+    "ranks": {"staleness": 0, "writer": "here", "parallel": {"dp": 2}},
 }
 
 
@@ -42,7 +47,9 @@ def train(
 ) -> dict[str, float]:
     """The job; samples a second, and what it tells of ages and waiting, after the first steps."""
     asked = WAYS[way]
-    how = {"writer": asked["writer"], "threads": threads, "log_every": 1}
+    how = {
+        "writer": asked["writer"], "threads": threads, "log_every": 1, "parallel": asked.get("parallel"),
+    }  # fmt: skip
     train = {"steps": steps, "lr": 5e-4}
     told = practise(
         folder, new, how, policy={"kl": 0.001}, train=train, staleness=asked["staleness"], seed=seed
@@ -97,24 +104,25 @@ def compare(
 
 
 def main() -> None:
-    tiny = "--tiny" in sys.argv
+    tiny, ranks = "--tiny" in sys.argv, "--ranks" in sys.argv
+    asked = (("ranks", "turns"),) if ranks else PAIRS
     steps, rounds, limit, new = (FIRST + 2, 1, 0.0, 4) if tiny else (30, 4, 150.0, NEW)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(folder)
-        tried = {
-            threads: train(folder, steps, "turns", threads, new=new)["samples_per_second"]
-            for threads in {1, len(os.sched_getaffinity(0))}
-        }
-        threads = max(tried, key=lambda count: tried[count])
+        tried: dict[int, list[float]] = {1: [], len(os.sched_getaffinity(0)): []}
+        for trial in range(1 if tiny else TRIALS):
+            for threads in list(tried)[:: 1 if trial % 2 == 0 else -1]:
+                told = train(folder, steps, "turns", threads, trial, new)
+                tried[threads].append(told["samples_per_second"])
+        threads = max(tried, key=lambda count: statistics.median(tried[count]))
         print(f"turns: {tried} samples/s by threads; the baseline has {threads}", flush=True)
-        cases = {
-            f"{a} over {b}": compare(folder, steps, rounds, limit, a, b, threads, new)
-            for a, b in (("queue", "turns"), ("delayed", "queue"))
-        }
+        cases = {f"{a} over {b}": compare(folder, steps, rounds, limit, a, b, threads, new) for a, b in asked}
     if not tiny:
-        result = {"goals": GOALS, "steps": steps, "threads": threads, "cases": cases, "machine": machine()}
-        print(save("asynchronous", result))
+        goals = {} if ranks else GOALS
+        result = {"goals": goals, "steps": steps, "threads": threads, "tried": tried, "cases": cases,
+                  "machine": machine()}  # fmt: skip
+        print(save("rl_ranks" if ranks else "asynchronous", result))
 
 
 if __name__ == "__main__":

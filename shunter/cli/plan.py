@@ -69,6 +69,10 @@ def plan(
     profile: Annotated[
         Path | None, typer.Option(help="A file of `shunter probe --model`: what this model takes there.")
     ] = None,
+    extrapolate: Annotated[
+        bool,
+        typer.Option("--extrapolate", help="Answer far beyond any step that was ever measured, too."),
+    ] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best plan here.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -91,14 +95,14 @@ def plan(
                 ladder, job, planning.parse_tokens(ladder_tokens), ladder_folder,
                 lambda line: typer.echo(line, err=True),
             )  # fmt: skip
-        _afford(cluster, time, data, seq, practice, calibration, json_, climbed)
+        _afford(cluster, time, data, seq, practice, calibration, json_, climbed, extrapolate)
         return
     _must_apply(context, WITH_MODEL, "--model")
     assert model is not None
     fixed = explain.parse(fix) if fix else {}
     asked = planning.ask(
         model, cluster, global_batch, seq, practice_name=practice, calibration=calibration, profile=profile,
-        job=job,
+        job=job, extrapolate=extrapolate,
     )  # fmt: skip
     room = None
     if budget_memory is not None:
@@ -135,7 +139,7 @@ def plan(
         typer.echo(f"written: {out}")
 
 
-COMMON = {"cluster", "seq", "practice", "calibration", "json_", "context"}
+COMMON = {"cluster", "seq", "practice", "calibration", "extrapolate", "json_", "context"}
 WITH_TIME = COMMON | {"time", "data"}
 WITH_LADDER = {"ladder", "ladder_tokens", "ladder_folder", "job"}
 WITH_MODEL = COMMON | {
@@ -162,6 +166,7 @@ def _afford(
     calibration: Path | None,
     json_: bool,
     climbed: Ladder | None,
+    extrapolate: bool,
 ) -> None:
     from dataclasses import asdict
 
@@ -174,7 +179,10 @@ def _afford(
     model, row, job = "llama-2-7b", seq or 2048, None
     if climbed is not None:  # its vocabulary and rows: losses of other tokens are other losses
         model, row, job = climbed.recipe, seq or climbed.row, climbed.job
-    asked = planning.ask(model, cluster, 1, row, practice_name=practice, calibration=calibration, job=job)
+    asked = planning.ask(
+        model, cluster, 1, row, practice_name=practice, calibration=calibration, job=job,
+        extrapolate=extrapolate,
+    )  # fmt: skip
     found = afford(asked.question, seconds, tokens, None if climbed is None else climbed.own)
     if json_:
         rows = [{**asdict(each), "spec": each.spec.model_dump(mode="json")} for each in found]

@@ -71,6 +71,8 @@ def show(found: Found, asked: Asked, tokens: float | None = None) -> None:
         print("first layer of each stage but the first: " + ", ".join(map(str, best.layout["cut"])))
     for own in best.layout.get("layers") or ():
         print(f"layers {_numbers(own['of'])}: {_degrees({'pp': 1, **own})}")
+    if ends := best.layout.get("ends"):
+        print(f"embedding and head: {_degrees({'pp': 1, 'ep': 1, 'etp': 1, **ends})}")
     _placed(best)
     if tokens is not None:
         told = budget(found, tokens)
@@ -92,9 +94,10 @@ def _degrees(layout: Mapping[str, Any]) -> str:
 
 
 def _otherwise(plan: Plan) -> str:
-    """How many layers have degrees of their own."""
+    """How many layers have degrees of their own, and whether embedding and head have."""
     count = sum(len(each["of"]) for each in plan.layout.get("layers") or ())
-    return f"; {count} layers otherwise" if count else ""
+    told = f"; {count} layers otherwise" if count else ""
+    return told + ("; embedding and head otherwise" if plan.layout.get("ends") else "")
 
 
 def _numbers(found: Sequence[int]) -> str:

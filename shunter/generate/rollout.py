@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -15,12 +16,12 @@ from shunter.generate.config import SamplingConfig
 from shunter.generate.engine import Completion, check_prompts
 from shunter.generate.sampling import choose, uniforms
 from shunter.models.decoder import Decoder
-from shunter.models.paged import Filling, OutOfBlocks, PagedCache, PagedStepper, block_size
+from shunter.models.paged import OutOfBlocks, PagedCache, PagedStepper, Pass, block_size
 
 Event = Literal["join", "resume", "preempt", "finish", "weights", "turn"]
 Reply = Callable[["Rollout"], "list[int] | None"]  # tokens to go on after, when a turn has ended
 TICK = 16  # steps between two calls of `tick`
-FILL_TOKENS = 2048  # of texts that are read together before others go on; padding included
+FILL_TOKENS = 2048  # of texts that are read in one pass, if there are several
 
 
 @dataclass
@@ -105,10 +106,12 @@ class _Request:
 class RolloutEngine:
     """Writes after prompts with one model, many at a time.
 
-    Prompts may be submitted at any moment; each `step` writes one token of every request that runs. When
-    no block is free, the request that came last is put aside and later read anew: what it has written stays,
-    and what it writes next is the same, but for rounding. The same holds when the weights change: keys and
-    values of older ones are never used with newer ones.
+    Prompts may be submitted at any moment; each `step` writes one token of every request that runs or joins.
+    When no block is free, the request that came last is put aside and later read anew: what it has written
+    stays, and what it writes next is the same, but for rounding. The same holds when the weights change: keys
+    and values of older ones are never used with newer ones.
+
+    A prompt is read once while a text that begins with it runs.
 
     Each request draws from the stream (seed, stream), so what it writes depends neither on its neighbours nor
     on when it was submitted; with the same streams it is what `generate` writes.
@@ -145,7 +148,6 @@ class RolloutEngine:
         size = size or 16
         tokens = tokens or config.batch * model.spec.max_positions
         self.cache = PagedCache(model.spec, -(-tokens // size), size, weight.dtype, weight.device)
-        self.stepper = PagedStepper(model)
         self.waiting: deque[_Request] = deque()
         self.running: list[_Request] = []  # in the order of the cache's rows
         self.finished: list[Rollout] = []
@@ -216,64 +218,55 @@ class RolloutEngine:
         for row in range(len(self.running) - 1, -1, -1):
             self._put_aside(row)
         self.version = version
-        self.stepper = PagedStepper(self.model)
+        self.__dict__.pop("stepper", None)
         self.trace.append((self.steps, "weights", version))
+
+    @cached_property
+    def stepper(self) -> PagedStepper:
+        """Of the weights as they are when the next step begins."""
+        return PagedStepper(self.model)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Let waiting requests join, which writes their next token, then write one of each that runs."""
+        """Write a token of each that runs, and of those waiting that there is room for, in one pass."""
         self.steps += 1
-        self._join()
+        self._make_room()
+        steps = {row: request.rollout.ids[-1] for row, request in enumerate(self.running)}
+        texts = self._join(steps)
         if self.running:
-            self._make_room()
-        if self.running:
-            self.cache.begin()
-            last = torch.tensor([r.rollout.ids[-1] for r in self.running], device=self.cache.device)
-            logits = self.stepper(last, self.cache)
-            self._write(range(len(self.running)), logits)
+            turn = Pass(self.cache, texts, steps, self.stepper.even)
+            self._write(turn.order, self.stepper.read(turn))
 
-    def _join(self) -> None:
-        """Read as many waiting texts as there is room for, and write a token of each."""
-        joined: list[int] = []
-        widest = 0
+    def _join(self, steps: dict[int, int]) -> dict[tuple[int, ...], list[int]]:
+        """Let as many waiting texts join as there is room for. Returns those to read, each with its rows:
+        equal texts are read once. A prompt that a running text begins with is not read again: what is stored
+        of it is copied, and its last token is added to `steps`."""
+        joined: dict[tuple[int, ...], list[int]] = {}
+        held = {tuple(self.running[row].rollout.prompt): row for row in steps} if self.waiting else {}
+        tokens = 0
         while self.waiting and len(self.running) < self.config.batch:
             request = self.waiting[0]
-            length = len(request.text)
-            widest = max(widest, length)
-            if joined and widest * (len(joined) + 1) > FILL_TOKENS:
+            text = tuple(request.text)
+            known = text in joined or text in held
+            if not known and joined and tokens + len(text) > FILL_TOKENS:
                 break
             # One more for each that runs: else what joins now would be put aside at once.
             spare = 0 if not self.running else len(self.running) + 1
-            if self.cache.needed(length + 1) + spare > len(self.cache.free) and self.running:
+            if self.cache.needed(len(text) + 1) + spare > len(self.cache.free) and self.running:
                 break
             self.waiting.popleft()
-            self.cache.add(length)
+            tokens += 0 if known else len(text)
+            if text in held:
+                steps[self.cache.fork(held[text], len(text))] = text[-1]
+            else:
+                joined.setdefault(text, []).append(self.cache.add(len(text)))
             self.running.append(request)
-            joined.append(len(self.running) - 1)
             resumed = bool(request.rollout.ids)
             self.trace.append((self.steps, "resume" if resumed else "join", request.rollout.number))
-        if joined:
-            self._read(joined)
+        return joined
 
-    def _read(self, rows: list[int]) -> None:
-        """One forward pass over the texts of new rows; equal texts are read once."""
-        copies: dict[tuple[int, ...], list[int]] = {}
-        for row in rows:
-            copies.setdefault(tuple(self.running[row].text), []).append(row)
-        width = max(map(len, copies))
-        tokens = torch.tensor(
-            [[*text, *[0] * (width - len(text))] for text in copies], device=self.cache.device
-        )
-        hidden = self.model(tokens, cache=Filling(self.cache, list(copies.values())))
-        last = torch.tensor([len(text) - 1 for text in copies], device=self.cache.device)
-        logits = self.model.logits(hidden[torch.arange(len(copies), device=last.device), last])
-        order = [row for group in copies.values() for row in group]
-        text = [i for i, group in enumerate(copies.values()) for _ in group]
-        self._write(order, logits[torch.tensor(text, device=last.device)])
-
-    def _write(self, rows: Iterable[int], logits: Tensor) -> None:
+    def _write(self, rows: Sequence[int], logits: Tensor) -> None:
         """Choose a token for each of these rows; those that have ended leave."""
-        rows = list(rows)
         config = self.config
         if self.tempered and config.temperature not in (0, 1):
             logits = logits / config.temperature

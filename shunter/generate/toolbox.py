@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
@@ -97,7 +98,7 @@ TOOLS: Mapping[str, Tool] = {"calculator": calculator}
 class Toolbox:
     """What an engine asks when a model's turn has ended (`RolloutEngine(reply=...)`).
 
-    calls, failed: how many there were since the beginning, and those that a tool could not answer.
+    calls, failed: how many there were since they were last taken, and those that a tool could not answer.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Toolbox:
         )
         self.closing = ids[max(i for i, each in enumerate(wrote) if each)]
         self.calls = self.failed = 0
+        self._counting = threading.Lock()
         self._said([{"role": "tool", "content": "1"}])
 
     def __call__(self, done: Rollout) -> list[int] | None:
@@ -123,8 +125,20 @@ class Toolbox:
         asked = self.asked(self.last(done))
         if asked is None:
             return None
-        self.calls += 1
+        self.count(1, 0)
         return self._said([{"role": "tool", "content": self._answer(*asked)}])
+
+    def count(self, calls: int, failed: int) -> None:
+        """So many more, from any thread."""
+        with self._counting:
+            self.calls += calls
+            self.failed += failed
+
+    def taken(self) -> tuple[int, int]:
+        """Calls and failures since this was last asked."""
+        with self._counting:
+            found, self.calls, self.failed = (self.calls, self.failed), 0, 0
+            return found
 
     def last(self, done: Rollout) -> str:
         """The text of the model's last turn, without the token that ended it."""
@@ -159,7 +173,7 @@ class Toolbox:
                 raise ValueError(what if not name else f"there is no tool {name[:40]!r}")
             return self.tools[name](what)
         except ValueError as error:  # the model is told, and may ask again
-            self.failed += 1
+            self.count(0, 1)
             return f"error: {error}"
 
     def _said(self, messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -16,7 +16,7 @@ from shunter.cluster.cluster import Cluster
 from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderSpec
 from shunter.plan import calibration
-from shunter.plan.anew import asked, cluster_of, cut_of, own_of, strategies_of
+from shunter.plan.anew import asked, cluster_of, cut_of, ends_of, own_of, strategies_of
 from shunter.plan.calibrate import Run, coefficients_of, fit
 from shunter.plan.plan import Plan
 from shunter.plan.practice import kernels, practice
@@ -173,4 +173,5 @@ def _run(name: str, plan: Plan, told: Mapping[str, Any], cluster: Cluster) -> Ru
     plan.must_be_for(cluster=cluster)
     question, choice = asked(plan, cluster, coefficients_of(cluster, practised=plan.practice))
     seconds, chosen = float(told["step_seconds"]), strategies_of(plan)
-    return Run(name, question, choice, seconds, tuple(plan.ranks), chosen, cut_of(plan), own_of(plan))
+    laid = tuple(plan.ranks), chosen, cut_of(plan), own_of(plan), ends_of(plan)
+    return Run(name, question, choice, seconds, *laid)

@@ -9,7 +9,7 @@ from pathlib import Path
 from shunter.recipe.graph import Graph, Node
 from shunter.train.config import AUTO, TrainHow
 
-LONG = ("cut", "layers", "recompute", "offload")  # lists of layers are not for one line
+LONG = ("cut", "layers", "ends", "recompute", "offload")  # lists of layers are not for one line
 
 
 def to_plan(graph: Graph) -> list[Node]:
@@ -39,6 +39,7 @@ def planned(
     from shunter.jobs.questions import cited, question, trained
     from shunter.plan.plan import Plan
     from shunter.plan.probe import probe
+    from shunter.plan.reach import must_reach
     from shunter.plan.search import search
 
     if cluster_file is None:
@@ -48,7 +49,9 @@ def planned(
     changes: dict[str, None] = {}
     for node in nodes:
         found = trained(graph, node)
-        asked = question(found.spec, cluster, found.batch, found.row, found.practice(cluster))
+        asked = question(
+            found.spec, cluster, found.batch, found.row, found.practice(cluster), extrapolate=True
+        )
         if cluster_file is None and cluster.world > 1 and found.spec.experts is None:
             from shunter.train.profiler import profile
 
@@ -58,6 +61,7 @@ def planned(
                 quick=True, say=say,
             )  # fmt: skip
             asked = asked.measured(measured)
+        must_reach(asked)
         best = search(asked, top=1)
         plan = Plan.of(best.question, cluster, best.plans[0].prediction)
         path = (folder / f"{graph.name}-{node.stem}.yaml").absolute()

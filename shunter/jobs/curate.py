@@ -278,8 +278,9 @@ class CurateJob:
         ]
 
     def disk_bytes(self, config: CurateConfig, base: Path) -> int:
-        # A chain keeps what each of its stages left, uncompressed, until the corpus is published.
-        copies = 1 + (len(stages(config.chain)) if config.chain else 0)
+        # A chain keeps what each of its stages left, uncompressed, until the corpus is published, and what
+        # finds duplicates has keys on disk, which for stretches of words are several times the text.
+        copies = 1 + (2 * len(stages(config.chain)) if config.chain else 0)
         return copies * sum(
             path.stat().st_size * (SWELLS if path.name.lower().endswith(PACKED) else 1)
             for path in self.reads(config, base)

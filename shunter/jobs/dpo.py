@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from shunter.jobs import ranks, taught
-from shunter.post.config import PostTrain
-from shunter.post.layout import LaidOutHow, check_parallel
+from shunter.post.config import LaidOutHow, PostTrain
+from shunter.post.layout import check_parallel
 from shunter.recipe.job import Input, JobConfig, JobContext
 from shunter.surgery.config import AdapterConfig
 
@@ -100,6 +100,7 @@ class DpoJob:
             "too_long": train.too_long + heldout.too_long,
             "skipped": len(course.skipped),
             "parameters": model.spec.num_parameters,
+            **model.account(lessons.shape),
         }
 
 

@@ -29,12 +29,15 @@ class CaseConfig(Config):
     )
     pp: int = Field(ge=1, description="Stages of a pipeline.")
     microbatches: int = Field(ge=1, description="Micro-batches of a pipeline in a step.")
-    forward: list[float] = Field(description="Seconds of a micro-batch's forward, by stage.")
-    backward: list[float] = Field(description="Seconds of its backward, by stage.")
+    forward: list[float] = Field(description="Seconds of a micro-batch's forward, by stage, at speed 1.")
+    backward: list[float] = Field(description="Seconds of its backward, by stage, at speed 1.")
     message: float = Field(ge=0, description="Bytes that pass between two stages for a micro-batch.")
     gradients: list[float] = Field(description="Bytes that the replicas of a stage reduce, by stage.")
     buckets: int = Field(1, ge=1, description="Parts in which they are reduced.")
     overlap: bool = Field(False, description="Whether a part begins as soon as its backward is done.")
+    by: str | None = Field(
+        None, description="Name of the link that all messages take, whatever joins two nodes."
+    )
 
 
 class EmulateHow(How):
@@ -50,7 +53,14 @@ class EmulateConfig(JobConfig):
         description="Devices and links, as in a cluster's file; each device is a process."
     )
     cases: dict[str, CaseConfig] = Field(min_length=1, description="Layouts by name; they take turns.")
+    speeds: dict[str, float] = Field({}, description="Speed of a group's nodes, where it is not 1.")
     repeats: int = Field(5, ge=1, description="Steps that are measured, after one to get warm.")
+    within: float = Field(
+        0.0,
+        ge=0,
+        description="Share within which a case's two least steps must agree, or it gets more, four times "
+        "as many at most; 0: no case does.",
+    )
     how: EmulateHow = Field(default_factory=EmulateHow, description="How to measure.")
 
 
@@ -65,6 +75,12 @@ class EmulateJob:
 
     def check(self, config: EmulateConfig, base: Path) -> Sequence[str]:
         cluster = Cluster.of(config.cluster)
+        for group, speed in config.speeds.items():
+            if group not in config.cluster.nodes or not speed > 0:
+                raise ShunterError(
+                    f"{speed:g} is no speed of nodes of this cluster", where=f"speeds.{group}",
+                    mend=f"Give one above 0 for {', '.join(config.cluster.nodes)}.",
+                )  # fmt: skip
         for name, case in config.cases.items():
             where = f"cases.{name}"
             if len(set(case.grid)) < len(case.grid) or not set(case.grid) <= set(range(cluster.world)):
@@ -78,14 +94,29 @@ class EmulateJob:
             for key in ("forward", "backward", "gradients"):
                 if len(getattr(case, key)) != case.pp:
                     raise ShunterError(f"give one for each of {case.pp} stages", where=f"{where}.{key}")
+            if case.by is not None and case.by not in config.cluster.links:
+                raise ShunterError(
+                    f"{case.by!r} is no link of this cluster", where=f"{where}.by",
+                    mend=f"Its links are {', '.join(config.cluster.links)}.",
+                )  # fmt: skip
         return []
 
     def run(self, context: JobContext[EmulateConfig]) -> dict[str, Any]:
         config = context.config
         cluster = Cluster.of(config.cluster)
+        speeds = [config.speeds.get(cluster.node(rank).group, 1.0) for rank in range(cluster.world)]
+        cases = {}
+        for name, case in config.cases.items():
+            link = config.cluster.links[case.by] if case.by else None
+            cases[name] = {
+                **case.model_dump(mode="json", exclude={"by"}),
+                "link": [link.latency, link.bandwidth] if link else None,
+                "speeds": speeds,
+            }
         request = {
-            "cases": {name: case.model_dump(mode="json") for name, case in config.cases.items()},
+            "cases": cases,
             "repeats": config.repeats,
+            "within": config.within,
             "timeout": config.how.timeout,
             "links": [
                 [a, b, cluster.latency(a, b), cluster.bandwidth(a, b)]
@@ -114,7 +145,7 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
     dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=size, timeout=wait)
     between = {(a, b): (latency, rate) for a, b, latency, rate in request["links"]}
     cases = {name: Case.from_json(case) for name, case in request["cases"].items()}
-    return dict(measure(cases, between, rank, request["repeats"]))
+    return dict(measure(cases, between, rank, request["repeats"], request["within"]))
 
 
 JOB = EmulateJob()

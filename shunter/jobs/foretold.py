@@ -6,7 +6,7 @@ without torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,16 @@ from shunter.jobs.questions import Trained, question
 from shunter.layout.grid import Grid
 from shunter.models.families import from_config
 from shunter.models.spec import DecoderShape, DecoderSpec
+from shunter.post.config import PostTrain
 from shunter.recipe import disk
 from shunter.recipe.job import JobContext
 from shunter.train.config import Parallel, TrainConfig, TrainHow
 
 if TYPE_CHECKING:
     from shunter.cluster.cluster import Cluster
+    from shunter.plan.choices import Question
     from shunter.plan.plan import Plan
+    from shunter.plan.score import Prediction
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,18 @@ class Foretold:
 def foretell(asked: Trained, cluster: Cluster, *, here: bool = False) -> Plan:
     """The job's own layout as a plan. Raises ShunterError for what the cost model does not know, such as a
     schedule of one's own, and for what cannot be."""
+    from shunter.plan.plan import Plan
+
+    it, found = predicted(asked, cluster, here=here)
+    return Plan.of(it, cluster, found)
+
+
+def predicted(
+    asked: Trained, cluster: Cluster, *, here: bool = False, scored: float = 1.0
+) -> tuple[Question, Prediction]:
+    """The same with all of its parts. scored: see `Question`."""
     from shunter.plan.calibrate import Run
     from shunter.plan.choices import SCHEDULES, Choices
-    from shunter.plan.plan import Plan
     from shunter.plan.practice import practice
     from shunter.plan.score import predict
     from shunter.plan.strategies import AGAIN, ASIDE, KEEP
@@ -51,7 +63,7 @@ def foretell(asked: Trained, cluster: Cluster, *, here: bool = False) -> Plan:
     name = asked.practice(cluster, here=here)
     name += "" if parallel.zero else "+unshared"
     name += "+thin" if parallel.gather == "bf16" else ""
-    it = question(asked.spec, cluster, asked.batch, asked.row, name)
+    it = replace(question(asked.spec, cluster, asked.batch, asked.row, name), scored=scored)
     if it.fabric.world != parallel.grid.size:
         raise ShunterError(
             f"the layout is of {parallel.grid.size} ranks, {cluster.name} of {it.fabric.world}"
@@ -60,7 +72,7 @@ def foretell(asked: Trained, cluster: Cluster, *, here: bool = False) -> Plan:
     layers, kept = asked.spec.num_layers, "none"
     again, aside = set(parallel.again(layers)), set(parallel.aside(layers))
     if parallel.recompute is True:
-        kept = "stage"
+        kept, again = "stage", set(range(layers))
     elif parallel.recompute == "selective" and not aside:
         kept = "selective"
     elif again or aside:
@@ -74,13 +86,15 @@ def foretell(asked: Trained, cluster: Cluster, *, here: bool = False) -> Plan:
     choice = laid_out(parallel.grid)
     own = {number: laid_out(grid) for number, grid in parallel.own_grids().items()}
     chosen = [AGAIN if n in again else ASIDE if n in aside else KEEP for n in range(layers)]
-    strategies = chosen if kept == "layer" or own else None
+    ends = None if parallel.ends_grid is None else laid_out(parallel.ends_grid)
+    strategies = chosen if kept == "layer" or own or ends is not None else None
     if it.fabric.terrain is not None:
         order = tuple(parallel.ranks or range(parallel.grid.size))
-        found = Run(cluster.name, it, choice, 1.0, order, strategies, own=own).prediction(it.coefficients)
+        run = Run(cluster.name, it, choice, 1.0, order, strategies, laid.bounds, own, ends)
+        found = run.prediction(it.coefficients)
     else:
-        found = predict(it, choice, strategies=strategies, cut=laid.bounds, own=own)
-    return Plan.of(it, cluster, found)
+        found = predict(it, choice, strategies=strategies, cut=laid.bounds, own=own, ends=ends)
+    return it, found
 
 
 def _must_be_known(parallel: Parallel, schedules: tuple[str, ...]) -> None:
@@ -89,7 +103,7 @@ def _must_be_known(parallel: Parallel, schedules: tuple[str, ...]) -> None:
         what = "a program of one's own"
     elif parallel.vocabulary is not None:
         what = "embedding and head over all ranks"
-    elif parallel.layers and parallel.recompute not in (False, None):
+    elif parallel.own_grids() and parallel.recompute not in (False, None):
         what = "layers with degrees of their own beside recomputation"
     elif parallel.cut == "measured":
         what = "a cut that is measured when the run begins"
@@ -101,12 +115,15 @@ def _must_be_known(parallel: Parallel, schedules: tuple[str, ...]) -> None:
         raise ShunterError(f"the cost model does not know {what}")
 
 
-def of_run(context: JobContext[Any]) -> Foretold:
-    """Of a training that is about to begin. Of one by a plan's file there is none: the plan tells.
+def of_run(context: JobContext[Any]) -> Foretold | None:
+    """Of a training that is about to begin. Of one by a plan's file there is none: the plan tells. None of
+    jobs that know their rows when they are done alone (`pairs_account`).
 
     Its why tells where there is no prediction, which is no reason not to train.
     """
     config = context.config
+    if isinstance(getattr(config, "train", None), PostTrain):
+        return None
     train, how = getattr(config, "train", None), getattr(config, "how", None)
     if not isinstance(train, TrainConfig) or not isinstance(how, TrainHow):
         return Foretold(None, why="the job does not train on rows")

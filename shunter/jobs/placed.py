@@ -117,6 +117,7 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
         base=context.base,
         journal=True,
         staleness=config.staleness,
+        reference=_refers(config),
     )
     if any((context.work / "checkpoints").glob("step-*")):
         raise ShunterError(
@@ -154,7 +155,7 @@ def _placement(config: RlConfig, spec: DecoderSpec | None) -> Placement:
 
     how = config.how.placement
     assert how is not None
-    roles = ["prompts", "actor", "reference", "reward", "judge"]
+    roles = ["prompts", "actor", *(["reference"] if _refers(config) else []), "reward", "judge"]
     roles += ["critic"] if config.policy.algorithm == "ppo" else []
     roles += ["writer"] if config.staleness else []
     if how.pools is not None:
@@ -166,6 +167,13 @@ def _placement(config: RlConfig, spec: DecoderSpec | None) -> Placement:
     if spec is None:
         return arranged("colocate", roles, how.processes)
     return mapped(config, spec, roles, how.processes)
+
+
+def _refers(config: RlConfig) -> bool:
+    """Whether a role holds the first model: where it counts, or is to be shown, or has a pool by name."""
+    how = config.how.placement
+    named = how is not None and any("reference" in pool.roles for pool in how.pools or ())
+    return config.policy.kl > 0 or config.how.divergence or named
 
 
 def mapped(config: RlConfig, spec: DecoderSpec, roles: list[str], processes: int) -> Placement:

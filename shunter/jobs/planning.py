@@ -91,8 +91,10 @@ def ask(
     calibration: Path | None = None,
     profile: Path | None = None,
     job: str | None = None,
+    extrapolate: bool = False,
 ) -> Asked:
-    """The question. practice_name: by default what a recipe's job does, else `shunter`.
+    """The question. practice_name: by default what a recipe's job does, else `shunter`. extrapolate: see
+    `plan.reach`; a profile has bounds of its own.
 
     Raises ShunterError for what is not there, and where batch or sequence are not told.
     """
@@ -113,7 +115,8 @@ def ask(
         if all(device.spec.type == "cpu" for device in where.devices):
             practice_name = "shunter-fp32"
             notes.append("on a CPU, counted as fp32")
-    asked = question(found.spec, where, rows, row, practice_name, calibration)
+    free = extrapolate or profile is not None
+    asked = question(found.spec, where, rows, row, practice_name, calibration, extrapolate=free)
     if profile is not None:
         asked = asked.measured(Profile.load(profile), str(profile))
         notes.append(f"parts and messages as measured: {profile}")

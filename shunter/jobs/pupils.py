@@ -1,4 +1,4 @@
-"""What `dpo` and `reward_model` share: the model that learns from pairs, in one process or laid out."""
+"""What `dpo`, `reward_model` and `rl` share: the model that learns, in one process or laid out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shunter.jobs import adapters, taught, training
+from shunter.jobs import adapters, pairs_account, taught, training
 from shunter.recipe.job import JobContext
 from shunter.surgery.config import AdapterConfig
 
@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from shunter.models.decoder import Decoder
     from shunter.parallel.part import Fill
     from shunter.post.course import Course, Pupil
+    from shunter.post.layout import Unit
     from shunter.post.prompts import Read
+    from shunter.post.spent import Shape
 
 
-def course(context: JobContext[Any]) -> Course:
-    """Of this job, on its ranks where it has several."""
+def course(context: JobContext[Any], shown: str = "pairs/accuracy") -> Course:
+    """Of this job, on its ranks where it has several. shown: as in `Course`."""
     from shunter.post.course import Course
     from shunter.train.world import World
 
     world, config = context.world, context.config
     assert world is None or isinstance(world, World)
-    return Course(config.train, config.how, taught.place(context), "pairs/accuracy", world)
+    return Course(config.train, config.how, taught.place(context), shown, world)
 
 
 class Model:
@@ -56,26 +58,59 @@ class Model:
 
     def pupil(self, course: Course, units: int, read: Sequence[Read], head: nn.Linear | None = None) -> Pupil:
         """The one that learns from so many pairs a step, out of these. head: a value head beside it."""
+        from shunter.post.layout import PAIR
+
+        pairs = [pair for each in read for pair in each.items]
+        longest = max(max(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in pairs)
+        return self.learner(course, units, longest, PAIR, head)
+
+    def learner(
+        self,
+        course: Course,
+        units: int,
+        longest: int,
+        unit: Unit,
+        head: nn.Linear | None = None,
+        *,
+        temperature: float = 1.0,
+        lr: float | None = None,
+    ) -> Pupil:
+        """The one that learns from so many units a step, of samples of at most `longest` tokens. temperature,
+        lr: as in `Pupil`."""
         from shunter.post.course import Pupil
         from shunter.post.laid_out_pupil import LaidOutPupil
 
         config, self.head = self.context.config, head
         if self.world is None:
-            self._pupil = Pupil(self.decoder, config.train, course.device, value=head)
+            self._pupil = Pupil(
+                self.decoder, config.train, course.device, value=head, temperature=temperature, lr=lr
+            )
             return self._pupil
-        pairs = [pair for each in read for pair in each.items]
         self._pupil = LaidOutPupil(
             self.decoder,
             config.train,
             self.world,
             config.how.parallel,
             units=units,
-            longest=max(max(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in pairs),
+            longest=longest,
             micro_tokens=config.how.micro_tokens,
             fill=self.fill,
             value=head,
+            temperature=temperature,
+            lr=lr,
+            unit=unit,
         )
         return self._pupil
+
+    def account(self, shape: Shape, *, scores: bool = True) -> dict[str, Any]:
+        """What it took beside what was predicted; see `pairs_account`. Nothing on ranks other than the
+        first."""
+        if self.world is not None and self.world.rank:
+            return {}
+        from shunter.post.laid_out_pupil import LaidOutPupil
+
+        parallel = self._pupil.parallel if isinstance(self._pupil, LaidOutPupil) else None
+        return pairs_account.account(self.context, self.spec, shape, parallel, scores=scores)
 
     def whole(self) -> Decoder | None:
         """With what was learnt; the head has it too. None on ranks other than the first."""

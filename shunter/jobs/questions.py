@@ -96,17 +96,26 @@ def question(
     row: int,
     practised: str,
     calibration: Path | None = None,
+    *,
+    extrapolate: bool = False,
 ) -> Question:
     """With the coefficients of the cluster's devices. calibration: a file, by default the one that is kept
-    for a measured cluster and the practice. Raises ShunterError."""
+    for a measured cluster and the practice. extrapolate: however far it goes beyond what was measured.
+
+    Raises ShunterError.
+    """
     from shunter.plan.calibrate import coefficients_of
     from shunter.plan.choices import Question as Made
     from shunter.plan.fabric import Fabric
     from shunter.plan.practice import practice
+    from shunter.plan.reach import must_reach
 
     path = calibration or kept(cluster, practised)
     coefficients = coefficients_of(cluster, path, practised)
-    return Made(spec, Fabric.of(cluster), batch, row, practice(practised), coefficients)
+    found = Made(spec, Fabric.of(cluster), batch, row, practice(practised), coefficients)
+    if not extrapolate:
+        must_reach(found)
+    return found
 
 
 def kept(cluster: Cluster, practised: str) -> Path | None:

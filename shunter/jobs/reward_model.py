@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from shunter.jobs import ranks, taught
-from shunter.post.config import PostTrain
-from shunter.post.layout import LaidOutHow, check_parallel
+from shunter.post.config import LaidOutHow, PostTrain
+from shunter.post.layout import check_parallel
 from shunter.recipe.job import Input, JobConfig, JobContext
 
 
@@ -79,6 +79,7 @@ class RewardModelJob:
             "too_long": train.too_long + heldout.too_long,
             "skipped": len(course.skipped),
             "parameters": model.spec.num_parameters,
+            **model.account(lessons.shape, scores=False),
         }
 
 

@@ -6,20 +6,16 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.generate.config import ToolConfig
-from shunter.jobs import adapters, models, placed, taught
+from shunter.jobs import models, placed, ranks, rl_account, rl_parts, taught
 from shunter.post.config import PolicyConfig, PostTrain, RewardConfig, RlHow
 from shunter.recipe.job import Input, JobConfig, JobContext
 from shunter.surgery.config import AdapterConfig
-
-if TYPE_CHECKING:
-    from shunter.post.delayed import Delayed
-    from shunter.post.writers import Writer
 
 
 class RlConfig(JobConfig):
@@ -92,6 +88,10 @@ class RlConfig(JobConfig):
             raise ValueError("another process writes with whole models so far: leave adapter out")
         if self.how.writer != "auto" and self.how.placement is not None:
             raise ValueError("how.writer says nothing where roles are placed; leave one of the two out")
+        if self.how.swap != "tokens" and not self.apart:
+            raise ValueError("how.swap is of processes beside this one: set how.writer to process")
+        if (self.how.block, self.how.cache) != (8, 0) and (served or self.how.placement is not None):
+            raise ValueError("how.block and how.cache are of our own writer: roles and servers have theirs")
         if self.how.writers is not None and not self.apart:
             raise ValueError("how.writers are processes beside this one: set how.writer to process")
         if len(self.how.writers or ()) > 1 and (served or self.how.deterministic):
@@ -99,15 +99,21 @@ class RlConfig(JobConfig):
                 "several writers go with neither a server, which is one, nor deterministic: what is written "
                 "side by side rounds otherwise"
             )
-        answers = self.group * self.prompts_per_step
-        if self.policy.updates > answers:
-            raise ValueError(f"a step's {answers} answers cannot be cut into {self.policy.updates} updates")
+        if self.policy.updates > self.answers:
+            raise ValueError(
+                f"a step's {self.answers} answers cannot be cut into {self.policy.updates} updates"
+            )
         if self.policy.least_groups > 1 and (self.staleness or self.how.placement is not None):
             raise ValueError(
                 "policy.least_groups lets answers wait, which goes with neither staleness nor how.placement "
                 "so far"
             )
         return self
+
+    @property
+    def answers(self) -> int:
+        """Of a step."""
+        return self.group * self.prompts_per_step
 
     @property
     def apart(self) -> bool:
@@ -138,6 +144,7 @@ class RlJob:
     def check(self, config: RlConfig, base: Path) -> Sequence[str]:
         taught.check_how(config.how)
         taught.check_rewards(config.rewards, config.reward_model, base)
+        rl_parts.check_laid_out(config, base)
         if config.how.placement is not None:
             placed.check(config)
         return []
@@ -146,21 +153,6 @@ class RlJob:
         return taught.reads(config.rewards, base)
 
     def run(self, context: JobContext[RlConfig]) -> dict[str, Any]:
-        from shunter.data.tokenizer import Tokenizer
-        from shunter.generate.config import SamplingConfig
-        from shunter.generate.served import ServedEngine
-        from shunter.generate.toolbox import Toolbox
-        from shunter.models.hf import load_model, save_model
-        from shunter.post.before import Before
-        from shunter.post.course import Course, Pupil
-        from shunter.post.delayed import Delayed
-        from shunter.post.prompts import read_prompts
-        from shunter.post.reinforce import Reinforcement
-        from shunter.post.reward_model import new_head
-        from shunter.post.step import Scorer
-        from shunter.surgery.lora import merged
-        from shunter.train.device import choose_precision
-
         config = context.config
         if config.how.placement is not None:
             return placed.run(context)
@@ -170,13 +162,26 @@ class RlJob:
                 where="how.placement",
                 mend="Give it again, or begin anew with --redo.",
             )
+        if config.how.parallel is not None and context.world is None:
+            return ranks.spread(context, config.how.parallel.located(context.base))
+        from shunter.data.tokenizer import Tokenizer
+        from shunter.generate.config import SamplingConfig
+        from shunter.generate.toolbox import Toolbox
+        from shunter.jobs import pupils
+        from shunter.post.delayed import Delayed
+        from shunter.post.layout import ANSWER
+        from shunter.post.prompts import read_prompts
+        from shunter.post.reinforce import Reinforcement, room_of
+        from shunter.post.reward_model import new_head
+        from shunter.train.device import choose_precision
+
         folder = context.one("model").path
         tokenizer: Tokenizer = taught.opened(folder)
-        decoder, _ = adapters.load(folder, config.adapter, config.seed)
-        room = decoder.spec.max_positions - config.max_new_tokens
+        model = pupils.Model.open(folder, context, config.adapter)
+        room = model.spec.max_positions - config.max_new_tokens
         if room < 1:
             raise ShunterError(
-                f"{config.max_new_tokens} new tokens fill the context of {decoder.spec.max_positions}",
+                f"{config.max_new_tokens} new tokens fill the context of {model.spec.max_positions}",
                 where=context.name,
                 mend="Lower max_new_tokens.",
             )
@@ -187,62 +192,43 @@ class RlJob:
             context.events.write("problem", problem=f"{prompts.too_long} prompts are too long and left out")
         for told in prompts.told:
             context.events.write("problem", problem=told)
-        course = Course(config.train, config.how, taught.place(context), "rl/reward")
+        course = pupils.course(context, "rl/reward")
         device = course.device
-        policy = Pupil(decoder, config.train, device, temperature=config.temperature)
+        tools = None if config.tools is None else Toolbox(config.tools, tokenizer)
+        sampling = SamplingConfig(
+            temperature=config.temperature,
+            max_new_tokens=config.max_new_tokens,
+            batch=min(config.answers, config.how.at_once),
+        )
+        longest = room_of(prompts, sampling, model.spec, tools)
+        units = config.answers // config.policy.updates
+        policy = model.learner(course, units, longest, ANSWER, temperature=config.temperature)
         # In the policy's precision: the divergence begins at 0, not at what rounding makes of it.
         precision = choose_precision(config.train.precision, device)
-        if config.adapter is None:
-            first = load_model(folder).to(device)
-            before = Scorer(first, device, precision, temperature=config.temperature)
-        else:
-            before = Before(decoder, device, precision, temperature=config.temperature)
+        before = rl_parts.reference(config, folder, policy, precision)
         critic = None
         if config.policy.algorithm == "ppo":
-            body, _ = adapters.load(folder, config.adapter, config.seed)
-            rate = config.policy.value_lr
-            critic = Pupil(body, config.train, device, value=new_head(body.spec.dim), lr=rate)
-        tools = None if config.tools is None else Toolbox(config.tools, tokenizer)
-        at_once = min(config.group * config.prompts_per_step, config.how.at_once)
-        sampling = SamplingConfig(
-            temperature=config.temperature, max_new_tokens=config.max_new_tokens, batch=at_once
-        )
+            beside = pupils.Model.open(folder, context, config.adapter)
+            head, rate = new_head(model.spec.dim), config.policy.value_lr
+            critic = beside.learner(course, units, longest, ANSWER, head, lr=rate)
         engine = None
-        server: dict[str, Any] | None = None
-        if config.generator != "own":
-            assert config.how.server is not None
-            place = config.how.server.folder
-            aside = context.work / "served" if place is None else Path(place)
-            special = models.special(folder)
-            if config.apart:
-                spoken = config.how.server.model_dump(mode="json")
-                server = {"kind": config.generator, "config": spoken, "folder": str(aside.absolute())}
-                server["special"] = special
-            else:
-                engine = ServedEngine(
-                    config.generator,
-                    config.how.server,
-                    sampling,
-                    {*tokenizer.stop_ids, *stops(folder)},
-                    save=lambda out: save_model(
-                        decoder if config.adapter is None else merged(decoder),
-                        out,
-                        tokenizer_folder=folder,
-                        **special,
-                    ),
-                    folder=aside,
-                    context=decoder.spec.max_positions,
-                    reply=tools,
-                )
         kind: Any = Reinforcement
         if config.apart:
-            devices = config.how.writers or [str(course.device)]
-            threads = config.how.threads or max(1, course.threads // (len(devices) + 1))
-            course.threads = config.how.threads or max(1, course.threads - threads * len(devices))
-            beside = partial(_beside, folder, devices, threads, server)
-            kind = partial(Delayed, staleness=config.staleness, beside=beside)
+            devices = config.how.writers or [str(device)]
+            here = sum(each == "cpu" for each in devices)  # what writes elsewhere takes no core
+            threads = config.how.threads or max(1, course.threads // (here + 1))
+            course.threads = config.how.threads or max(1, course.threads - threads * here)
+            writer = partial(rl_parts.beside, config, folder, context.work, devices, threads)
+            kind = partial(Delayed, staleness=config.staleness, beside=writer, early=config.how.early)
         elif config.staleness:
-            kind = partial(Delayed, staleness=config.staleness)
+            kind = partial(Delayed, staleness=config.staleness, early=config.how.early)
+        if config.generator != "own" and not config.apart:
+            ends = {*tokenizer.stop_ids, *stops(folder)}
+            engine = rl_parts.served(config, folder, context.work, model.decoder, sampling, ends, tools)
+        if course.world is not None:
+            from shunter.post.laid_out_rl import LaidOutReinforcement
+
+            kind = LaidOutReinforcement
         lessons: Reinforcement = kind(
             course,
             policy,
@@ -250,7 +236,7 @@ class RlJob:
             critic,
             prompts,
             tokenizer,
-            taught.grader(config.rewards, context, device, unfinished=config.unfinished),
+            rl_parts.grader(config, context, course),
             config.policy,
             sampling,
             group=config.group,
@@ -260,17 +246,20 @@ class RlJob:
             stop_ids=stops(folder),
             tools=tools,
             engine=engine,
+            block=config.how.block,
+            cache=config.how.cache,
         )
         try:
             course.run(lessons)
         finally:
             lessons.close()
-        taught.save(decoder, folder, context.out, config.adapter)
         rewards = lessons.rewards
+        if (whole := model.whole()) is not None:
+            taught.save(whole, folder, context.out, config.adapter)
+            lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in lessons.samples]
+            (context.out / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+            (context.out / "rewards.json").write_text(json.dumps(rewards) + "\n", encoding="utf-8")
         share = max(1, len(rewards) // 10)
-        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in lessons.samples]
-        (context.out / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
-        (context.out / "rewards.json").write_text(json.dumps(rewards) + "\n", encoding="utf-8")
         return {
             "reward_first": sum(rewards[:share]) / share,
             "reward_last": sum(rewards[-share:]) / share,
@@ -279,43 +268,9 @@ class RlJob:
             "too_long": prompts.too_long,
             "not_graded": sum(lessons.grader.failures.values()),
             "skipped": len(course.skipped),
-            "parameters": decoder.spec.num_parameters,
+            "parameters": model.spec.num_parameters,
+            **rl_account.account(context, model.spec, lessons.phases),
         }
-
-
-def _beside(
-    folder: Path, devices: Sequence[str], threads: int, server: dict[str, Any] | None, lessons: Delayed
-) -> Writer:
-    """Processes that write, one on each of the devices."""
-    from shunter.post.beside import SILENT, Beside, Several
-
-    sampling = lessons.sampling.model_copy(update={"batch": -(-lessons.sampling.batch // len(devices))})
-    found: list[Beside] = []
-    try:
-        for device in devices:
-            made = Beside(
-                folder,
-                lessons.journal.folder,
-                sampling,
-                lessons.hear,
-                seed=lessons.seed,
-                stops=sorted(lessons.stops),
-                room=lessons.room,
-                threads=threads,
-                exact=lessons.exact,
-                device=device,
-                tools=lessons.tools,
-                server=server,
-                # A server may be silent for as long as one request may take.
-                timeout=SILENT + (0.0 if server is None else float(server["config"]["timeout"])),
-                said=found[0].said if found else None,
-            )
-            found.append(made)
-    except BaseException:
-        for each in found:
-            each.close()
-        raise
-    return found[0] if len(found) == 1 else Several(found, lessons.group)
 
 
 def stops(folder: Path) -> list[int]:

@@ -105,9 +105,12 @@ def grader(
     *,
     unfinished: float | None = None,
     patient: bool = False,
+    beside: bool = False,
 ) -> Grader:
-    """All rules with their weights. A reward model is the artefact of the field `reward_model`."""
-    from shunter.post.rewards import Grader, Rule, named, rule
+    """All rules with their weights. A reward model is the artefact of the field `reward_model`. beside: for
+    a thread beside the main one."""
+    from shunter.post.aside import Aside
+    from shunter.post.rewards import Grader, Rule, Verified, named, rule
 
     rules: list[tuple[Rule, float]] = []
     for config in rewards:
@@ -122,5 +125,7 @@ def grader(
             context.events.write("sandbox", limits=made.box.limits)
         else:
             made = rule(config)
+            if beside and isinstance(made, Verified):
+                made = Aside(config, made)
         rules.append((named(made, config), config.weight))
     return Grader(rules, unfinished=unfinished, seed=context.config.seed, patient=patient)

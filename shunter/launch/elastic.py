@@ -22,6 +22,11 @@ from shunter.launch.recur import RankDied
 EVERY = 0.1  # seconds between two looks at the processes
 ENDED = "ended.json"  # in a launch's folder: process and exit code of those that ended badly, in that order
 PARTING = 40.0  # seconds that processes get to end after they were told to
+# What gloo and NCCL say of a peer that is gone, to whoever is in the middle of a message.
+_GONE = (
+    "connection closed by peer", "connection reset by peer", "peer closed connection", "broken pipe",
+    "timed out waiting", "remote process exited",
+)  # fmt: skip
 
 
 def launch(
@@ -96,11 +101,13 @@ def cause(
         if rank not in told and (not failures or number != -signal.SIGTERM)
     ]
     if not silent:
+        # Not by when alone: clocks of machines differ by more than ranks take to notice.
         for failure in failures:
-            if failure["user"] and not failure["lost"]:
+            if failure["lost"]:
+                continue
+            if failure["user"]:
                 return ShunterError(failure["what"], where=failure["where"], mend=failure["mend"])
-            if not failure["user"]:
-                return RuntimeError(f"rank {failure['rank']} failed:\n{failure['traceback']}")
+            return RuntimeError(f"rank {failure['rank']} failed:\n{failure['traceback']}")
     if silent:
         rank, number = min(silent, key=lambda each: each[1] == -signal.SIGTERM)
         how = f"by {signal.Signals(-number).name}" if number < 0 else f"with exit code {number}"
@@ -157,17 +164,30 @@ def serve(work: Callable[[dict[str, Any], int, int], dict[str, Any] | None]) -> 
     try:
         answer = work(request, rank, size)
     except BaseException as error:
-        user = isinstance(error, ShunterError)
+        user, lost = isinstance(error, ShunterError), _of_another(error)
+        said = getattr(error, "what", str(error))
+        if lost and not user:
+            said = f"rank {rank} lost another rank ({str(error).strip().splitlines()[0][:200]})"
         failure = {
             "time": time.time(), "rank": rank, "user": user, "traceback": traceback.format_exc(),
-            "what": getattr(error, "what", str(error)), "where": getattr(error, "where", None),
-            "mend": getattr(error, "mend", None), "lost": getattr(error, "lost", False),
+            "what": said, "where": getattr(error, "where", None),
+            "mend": getattr(error, "mend", None), "lost": lost,
         }  # fmt: skip
+        if not user:
+            traceback.print_exc()  # into the rank's output, which is kept
         _write(folder / f"failed-{process}.json", failure)
         return 2 if user else 1
     if rank == 0:
         _write(folder / "answer.json", answer or {})
     return 0
+
+
+def _of_another(error: BaseException) -> bool:
+    """Whether it tells of another rank's end: an error that says so (`PeerLost`), or what torch raises where
+    ranks meet within a layer."""
+    if getattr(error, "lost", False):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _GONE)
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess, SpawnProcess
 from pathlib import Path
@@ -31,6 +32,7 @@ from shunter.launch.recur import NOTICED
 
 GRACE = 2.0  # seconds in which ranks tell of a failure before all are ended
 STAY = 30.0  # seconds that ranks get to end once they were told to
+FORKS = sys.platform == "linux"
 HOST = "127.0.0.1"  # nothing listens beyond this machine
 
 Process = ForkProcess | SpawnProcess
@@ -39,28 +41,36 @@ Process = ForkProcess | SpawnProcess
 def main(module: str, request: str, count: int) -> int:
     """Start the ranks and wait for them. Returns 1 when one ended badly or all were told to end."""
     asked = json.loads(Path(request).read_text(encoding="utf-8"))
-    for name in getattr(importlib.import_module(module), "LOADS", ()):
-        importlib.import_module(name)
+    if FORKS:
+        for name in getattr(importlib.import_module(module), "LOADS", ()):
+            importlib.import_module(name)
     listener = socket.create_server((HOST, 0))
     port = listener.getsockname()[1]
     os.register_at_fork(after_in_child=listener.close)
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     ranks = [_process(module, request, number, count, port) for number in range(count)]
-    for rank in ranks:
-        rank.start()
-    # Through which the ranks find each other. Made after the forks, since it has threads: who comes earlier
-    # waits for it at the socket.
-    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-    ended = _wait(ranks, told)
-    del store
-    (Path(asked["folder"]) / elastic.ENDED).write_text(json.dumps(ended), encoding="utf-8")
+    try:
+        for rank in ranks:
+            rank.start()
+        # Through which the ranks find each other. Made after the forks, since it has threads: who comes
+        # earlier waits for it at the socket.
+        end = listener.detach()
+        store = TCPStore(HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=end)
+        ended = _wait(ranks, told)
+        del store
+    finally:  # whatever failed here, no rank outlives it: at its end Python would wait for them
+        for rank in ranks:
+            if rank.pid is not None and rank.is_alive():
+                rank.kill()
+    with suppress(OSError):  # a full disk: what the ranks said is the cause then
+        (Path(asked["folder"]) / elastic.ENDED).write_text(json.dumps(ended), encoding="utf-8")
     return int(bool(ended or told))
 
 
 def _process(module: str, request: str, number: int, count: int, port: int) -> Process:
     arguments = (module, request, number, count, port)
-    if sys.platform == "linux":
+    if FORKS:
         return multiprocessing.get_context("fork").Process(target=_rank, args=arguments)
     return multiprocessing.get_context("spawn").Process(target=_rank, args=arguments)
 
@@ -94,7 +104,8 @@ def _wait(ranks: Sequence[Process], told: list[int]) -> list[tuple[int, int]]:
                 del living[number]
                 if code and not ended:
                     first = now
-                    print(NOTICED, flush=True)
+                    with suppress(OSError):  # a full disk, which the rank may have died of
+                        print(NOTICED, flush=True)
                 if code:
                     ended.append((number, code))
         if ending == float("inf") and (told or now > first + GRACE):

@@ -86,6 +86,24 @@ class Piece:
             at += size
         return self.take(dim, *taken)
 
+    def has(self, block: Sequence[Range]) -> bool:
+        """Whether a block of the whole, by its range along each dim, lies in this part without gaps."""
+        return self.find(block) is not None
+
+    def find(self, block: Sequence[Range]) -> tuple[slice, ...] | None:
+        """Where a block of the whole stands in this part; None where it does not lie in it without gaps."""
+        found = []
+        for held, (begin, end) in zip(self.ranges, block, strict=True):
+            at = 0
+            for low, high in held:
+                if low <= begin and end <= high:
+                    found.append(slice(at + begin - low, at + end - low))
+                    break
+                at += high - low
+            else:
+                return None
+        return tuple(found)
+
     def boxes(self) -> Iterator[Box]:
         """Blocks without gaps that together are the part; none where it is empty."""
         placed = []

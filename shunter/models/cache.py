@@ -123,15 +123,26 @@ class KVCache:
 _LARGE = 4 * 2**20
 
 
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros; as `_room`, whose memory is only taken where it is written."""
+    found = _room(shape, dtype, device)
+    return found if _mapped(shape, dtype, device) else found.zero_()
+
+
 def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """An uninitialised tensor; a large one on a Linux CPU lies in huge pages.
 
     Every step reads the whole cache. In pages of 4 KiB the address translation costs a third of that.
     """
-    size = math.prod(shape) * dtype.itemsize
-    if torch.device(device).type != "cpu" or size < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if not _mapped(shape, dtype, device):
         return torch.empty(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
     with suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def _mapped(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> bool:
+    """Whether it is mapped, and so begins as zeros."""
+    large = math.prod(shape) * dtype.itemsize >= _LARGE
+    return large and torch.device(device).type == "cpu" and hasattr(mmap, "MADV_HUGEPAGE")

@@ -1,23 +1,31 @@
-"""Keys and values in blocks of a few tokens, so that texts of any length come and go without copying.
+"""Keys and values in blocks of a few tokens, so that texts of any length come and go.
 
-After arXiv 2309.06180 (PagedAttention), in plain torch. A step reads every block where it lies: scores of all
-blocks with their owners' queries in one batched product, then only the scores, which are small, are gathered
-into rows for the softmax, and spread back over the blocks for the product with the values.
+After arXiv 2309.06180 (PagedAttention), in plain torch. A layer reads the blocks of rows of like length in
+one copy, in the order of their tokens, and attends to the copy: on a CPU, whose caches hold it, that is
+faster than products with thousands of blocks where they lie. What is copied is gone after the layer.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from shunter.models.cache import Places
+from shunter.models.cache import Places, zeros
 from shunter.models.decode import Stepper
+from shunter.models.decoder import Decoder
 from shunter.models.rope import tables
 from shunter.models.spec import DecoderSpec
+
+# Bytes of keys and values that are copied and read in the time that another group of rows takes besides.
+APART = {"cpu": 600_000}
+APART_ELSEWHERE = 20_000_000
 
 
 class OutOfBlocks(Exception):
@@ -25,7 +33,7 @@ class OutOfBlocks(Exception):
 
 
 class PagedCache:
-    """[layers, blocks, num_kv_heads, size, head_dim] each for keys and values, and whose each block is.
+    """[layers, blocks, size, 2 num_kv_heads, head_dim]: keys, then values of each token; and whose each is.
 
     A row is a text that is being written; `rows[i]` lists its blocks, `lengths[i]` counts its tokens.
     """
@@ -38,15 +46,17 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (spec.num_layers, blocks, spec.num_kv_heads, size, spec.head_dim)
         # Zeros: what a block held before it was written is multiplied by a share of 0, and must be finite.
-        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self.store = zeros(
+            (spec.num_layers, blocks, size, 2 * spec.num_kv_heads, spec.head_dim), dtype, device
+        )
+        self.layers = [layer.view(blocks * size, -1) for layer in self.store]
         self.spec, self.blocks, self.size, self.device = spec, blocks, size, torch.device(device)
         self.free = list(range(blocks))  # a heap: low numbers first, so that those in use lie together
         self.rows: list[list[int]] = []
         self.lengths: list[int] = []
         self._rope: tuple[Tensor, Tensor] | None = None
-        self._changed = True
+        self._read = torch.empty(0, dtype=dtype, device=device)
 
     @property
     def live(self) -> int:
@@ -63,13 +73,23 @@ class PagedCache:
         return -(-tokens // self.size)
 
     def add(self, tokens: int) -> int:
-        """A new row with room for its first tokens, which `Filling` writes; returns its number."""
+        """A new row with room for its first tokens, which a `Pass` writes; returns its number."""
         if self.needed(tokens) > len(self.free):
             raise OutOfBlocks
         self.rows.append([heapq.heappop(self.free) for _ in range(self.needed(tokens))])
         self.lengths.append(tokens)
-        self._changed = True
         return len(self.rows) - 1
+
+    def fork(self, row: int, tokens: int) -> int:
+        """A new row with room for so many tokens, with which this one begins too. All of them but the last
+        are copied, by whole blocks; the last is to be computed. Returns its number."""
+        new = self.add(tokens)
+        self.lengths[new] = tokens - 1
+        count = self.needed(tokens - 1)
+        at = [self.rows[each][:count] for each in (row, new)]
+        here, there = (torch.tensor(blocks, dtype=torch.int64, device=self.device) for blocks in at)
+        self.store.index_copy_(1, there, self.store.index_select(1, here))
+        return new
 
     def grow(self, row: int) -> None:
         """Room for one more token of a row."""
@@ -77,7 +97,6 @@ class PagedCache:
             if not self.free:
                 raise OutOfBlocks
             self.rows[row].append(heapq.heappop(self.free))
-            self._changed = True
 
     def remove(self, rows: Sequence[int]) -> None:
         """These rows give their blocks back; those after them move up."""
@@ -85,31 +104,17 @@ class PagedCache:
             for block in self.rows.pop(row):
                 heapq.heappush(self.free, block)
             del self.lengths[row]
-        self._changed = True
 
-    # What a step asks for.
-
-    def begin(self) -> None:
-        """Look up what all layers of the next step share. Every row has room for one more token."""
-        if self._changed:
-            if self.used * 2 < self._top():
-                self._move_down()
-            self._look()
-            self._changed = False
-        lengths = torch.tensor(self.lengths, device=self.device)
-        self._lengths = lengths
-        here = (lengths // self.size)[:, None]
-        self._block = self._table.gather(1, here).squeeze(1)
-        self._offset = lengths % self.size
-        seen = self._places <= lengths[:, None]
-        if self.spec.sliding_window is not None:
-            seen &= self._places > lengths[:, None] - self.spec.sliding_window
-        self._bias = torch.zeros(seen.shape, device=self.device).masked_fill_(~seen, -torch.inf)
-
-    def positions(self, count: int) -> Tensor:
-        """[B, 1]: of the next token of each row."""
-        assert count == 1
-        return self._lengths[:, None]
+    def read(self, layer: int, blocks: Tensor) -> Tensor:
+        """A copy [len(blocks) size, 2 K d] of these blocks, good until the next one: memory that is new would
+        be cleared by the system first, which takes several times as long as the copy."""
+        held = self.layers[layer].view(self.blocks, -1)
+        numbers = len(blocks) * held.shape[1]
+        if len(self._read) < numbers:
+            self._read = held.new_empty(numbers + numbers // 4)
+        found = self._read[:numbers].view(len(blocks), -1)
+        torch.index_select(held, 0, blocks, out=found)
+        return found
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin [B, 1, T, d / 2] from a table of all positions, which is made once."""
@@ -120,125 +125,214 @@ class PagedCache:
         cos, sin = self._rope
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
 
-    def mask(self, count: int) -> None:
-        """None: who sees what is in `see`."""
 
-    def advance(self, count: int) -> None:
-        """The next token of each row is written in every layer."""
-        self.lengths = [length + count for length in self.lengths]
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """Texts of one length that are read whole: their tokens from `begin` on."""
 
-    def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store the next k, v [B, K, d]; returns attention [B, K, G, d] of q, likewise."""
-        keys, values = self.keys[layer], self.values[layer]
-        keys[self._block, :, self._offset] = k.to(keys.dtype)
-        values[self._block, :, self._offset] = v.to(values.dtype)
-        top, (rows, heads, group, width) = len(self._owner), q.shape
-        size = self.size
-        keys, values = keys[:top], values[:top]
-        if keys.dtype != q.dtype:
-            keys, values = keys.to(q.dtype), values.to(q.dtype)
-        asked = (q * width**-0.5)[self._owner.clamp_max(rows - 1)].view(top * heads, group, width)
-        scores = torch.bmm(asked, keys.view(top * heads, size, width).transpose(1, 2))
-        lined = scores.view(top, heads, group, size)[self._table]  # [B, M, K, G, size]
-        count = lined.shape[1]
-        lined = lined.permute(0, 2, 3, 1, 4).reshape(rows, heads, group, count * size)
-        shares = (lined + self._bias[:, None, None].to(lined.dtype)).softmax(dim=-1)
-        spread = shares.view(rows, heads, group, count, size).permute(0, 3, 1, 2, 4)
-        spread = spread.reshape(rows * count, heads, group, size)[self._place]
-        parts = torch.bmm(spread.view(top * heads, group, size), values.view(top * heads, size, width))
-        summed = q.new_zeros(rows + 1, heads * group * width)
-        summed.index_add_(0, self._owner, parts.view(top, -1))
-        return summed[:rows].view(rows, heads, group, width)
-
-    def _top(self) -> int:
-        return 1 + max((max(blocks) for blocks in self.rows), default=-1)
-
-    def _look(self) -> None:
-        """Whose each block is, and which blocks each row has, as tensors."""
-        top, rows = self._top(), len(self.rows)
-        most = max(map(len, self.rows))
-        table = [blocks + [0] * (most - len(blocks)) for blocks in self.rows]
-        owner, place = [rows] * top, [0] * top
-        for row, blocks in enumerate(self.rows):
-            for number, block in enumerate(blocks):
-                owner[block], place[block] = row, row * most + number
-        # What a block that is nobody's gets goes to a row that is thrown away.
-        self._owner = torch.tensor(owner, device=self.device)
-        self._place = torch.tensor(place, device=self.device)
-        self._table = torch.tensor(table, device=self.device)
-        self._places = torch.arange(most * self.size, device=self.device)[None]
-
-    def _move_down(self) -> None:
-        """Blocks move to the lowest free places: a step reads all up to the highest."""
-        count = self.used
-        holes = [block for block in sorted(self.free) if block < count]
-        moved = {b: holes.pop() for blocks in self.rows for b in blocks if b >= count}
-        if moved:
-            old = torch.tensor(list(moved), device=self.device)
-            new = torch.tensor(list(moved.values()), device=self.device)
-            for store in (self.keys, self.values):
-                store[:, new] = store[:, old]
-        self.rows = [[moved.get(block, block) for block in blocks] for blocks in self.rows]
-        self.free = list(range(count, self.blocks))
+    begin: int
+    count: int
+    length: int
+    mask: Tensor | None
 
 
-class Filling:
-    """The cache of a forward pass over whole texts [B, T], padded on the right, that are new rows.
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Rows of like length that go on by a token each: tokens from `begin` on."""
 
-    copies: for each text, the rows of `cache` that begin with it.
+    begin: int
+    count: int
+    length: int  # of the longest, the new token included
+    blocks: Tensor  # [count * blocks of the longest]
+    bias: Tensor | None  # [count, 1, 1, length]: 0 where a row looks, else -inf
+
+
+class Pass:
+    """What one forward pass computes: texts that are new, whole, then the next token of other rows.
+
+    order: rows of the cache as their logits come; a text that begins several rows is computed once.
+    reads: tokens of the cache that a layer reads, those included that only make rows of a group equally long.
     """
 
-    def __init__(self, cache: PagedCache, copies: Sequence[Sequence[int]]) -> None:
-        self.cache, size = cache, cache.size
-        places, texts, numbers = [], [], []
-        for text, rows in enumerate(copies):
-            for row in rows:
-                steps = torch.arange(cache.lengths[row])
-                places.append(torch.tensor(cache.rows[row])[steps // size] * size + steps % size)
-                texts.append(torch.full_like(steps, text))
-                numbers.append(steps)
-        place = torch.cat(places).to(cache.device)
-        self.block, self.offset = place // size, place % size
-        self.text, self.step = (torch.cat(x).to(cache.device) for x in (texts, numbers))
+    def __init__(
+        self,
+        cache: PagedCache,
+        texts: Mapping[tuple[int, ...], Sequence[int]],
+        steps: Mapping[int, int],
+        even: bool = False,
+    ) -> None:
+        """texts: with the rows that begin with each. steps: of the other rows, the tokens that follow; there
+        is room for them. even: tokens that are nobody's make their number one of few (`even_number`)."""
+        self.cache, self.reads = cache, 0
+        self.order: list[int] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        source: list[int] = []  # of what goes into each slot
+        last: list[int] = []
+        self.whole: list[_Whole] = []
+        for length, alike in groupby(sorted(texts.items(), key=lambda one: len(one[0])), lambda o: len(o[0])):
+            some = list(alike)
+            self.whole.append(_Whole(len(ids), len(some), length, self._causal(length)))
+            for text, rows in some:
+                for row in rows:
+                    slots += self._slots(row, length)
+                    source += range(len(ids), len(ids) + length)
+                    last.append(len(ids) + length - 1)
+                self.order += rows
+                ids += text
+                positions += range(length)
+        self.steps = sorted(steps, key=lambda row: cache.lengths[row])
+        begin = len(ids)
+        for row in self.steps:
+            length = cache.lengths[row]
+            slots.append(cache.rows[row][length // cache.size] * cache.size + length % cache.size)
+            positions.append(length)
+            ids.append(steps[row])
+        last += range(begin, len(ids))
+        source += range(begin, len(ids))
+        self.order += self.steps
+        self.count = len(ids)
+        self.idle = even_number(len(ids)) - len(ids) if even else 0
+        ids += [0] * self.idle
+        positions += [0] * self.idle
+        device = cache.device
+        self.tokens = torch.tensor(ids, device=device)
+        self._positions = torch.tensor(positions, device=device)[:, None]
+        self.slots = torch.tensor(slots, device=device)
+        copied = len(slots) > self.count
+        self.source = torch.tensor(source, device=device) if copied else None
+        self.last = torch.tensor(last, device=device) if self.whole else None
+        self.groups = [self._group(begin, first, end) for first, end in self._cut()]
+
+    def _slots(self, row: int, length: int) -> list[int]:
+        size = self.cache.size
+        return [block * size + at for block in self.cache.rows[row] for at in range(size)][:length]
+
+    def _causal(self, length: int) -> Tensor | None:
+        """None: each token looks at all before it."""
+        window = self.cache.spec.sliding_window
+        if window is None or length <= window:
+            return None
+        steps = torch.arange(length, device=self.cache.device)
+        gap = steps[:, None] - steps
+        return (gap >= 0) & (gap < window)
+
+    def _cut(self) -> list[tuple[int, int]]:
+        """Where rows in the order of their lengths are parted, so that little is read that is nobody's."""
+        cache = self.cache
+        if not self.steps:
+            return []
+        blocks = [len(cache.rows[row]) for row in self.steps]
+        each = cache.layers[0][0].nbytes * cache.size
+        apart = APART.get(cache.device.type, APART_ELSEWHERE) / each
+        found: list[tuple[int, int]] = []
+        open_ = [(0, len(blocks))]
+        while open_:
+            first, end = open_.pop()
+            saved, cut = max(
+                ((at - first) * (blocks[end - 1] - blocks[at - 1]), at) for at in range(first + 1, end + 1)
+            )
+            if saved > apart:
+                open_ += [(cut, end), (first, cut)]
+            else:
+                found.append((first, end))
+        return found
+
+    def _group(self, begin: int, first: int, end: int) -> _Group:
+        cache, rows = self.cache, self.steps[first:end]
+        lengths = [cache.lengths[row] + 1 for row in rows]
+        longest, most = lengths[-1], len(cache.rows[rows[-1]])
+        # What a shorter row lacks is read from its own first block, and hidden.
+        table = [cache.rows[row] + cache.rows[row][:1] * (most - len(cache.rows[row])) for row in rows]
+        self.reads += len(rows) * most * cache.size
+        bias, window = None, cache.spec.sliding_window
+        if lengths[0] < longest or (window is not None and longest > window):
+            steps, ends = torch.arange(longest), torch.tensor(lengths)[:, None]
+            seen = steps < ends
+            if window is not None:
+                seen &= steps >= ends - window
+            bias = torch.zeros(seen.shape, dtype=cache.store.dtype).masked_fill_(~seen, -torch.inf)
+            bias = bias[:, None, None].to(cache.device)
+        blocks = torch.tensor(table, device=cache.device).flatten()
+        return _Group(begin + first, len(rows), longest, blocks, bias)
+
+    # As a cache is asked.
 
     def positions(self, count: int) -> Tensor:
-        return torch.arange(count, device=self.cache.device)[None]
+        """[N, 1]: of all tokens."""
+        assert count == 1
+        return self._positions
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return self.cache.rope(positions, dtype)
 
-    def mask(self, count: int) -> Tensor | None:
-        """Padding stands where no token looks: plain causal, unless the window is narrower."""
-        window = self.cache.spec.sliding_window
-        if window is None or count <= window:
-            return None
-        steps = torch.arange(count, device=self.cache.device)
-        gap = steps[:, None] - steps
-        return ((gap >= 0) & (gap < window))[None, None]
-
-    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        for store, given in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
-            store[self.block, :, self.offset] = given[self.text, :, self.step].to(store.dtype)
-        return keys, values
+    def mask(self, count: int) -> None:
+        """None: who sees what is in `see`."""
 
     def advance(self, count: int) -> None:
-        """Nothing: the rows' lengths were counted when they were added."""
+        """All is written in every layer. The lengths of new texts were counted when they were added."""
+        for row in self.steps:
+            self.cache.lengths[row] += count
+
+    def see(self, layer: int, heads: Tensor) -> Tensor:
+        """Attention [N, H d] of queries, keys and values [N, H + 2 K, d]; the latter two are stored first."""
+        spec, cache = self.cache.spec, self.cache
+        new = heads[: self.count, spec.num_heads :].flatten(1).to(cache.store.dtype)
+        held = cache.layers[layer]
+        held.index_copy_(0, self.slots, new if self.source is None else new.index_select(0, self.source))
+        parts = [self._read_whole(one, heads) for one in self.whole]
+        for group in self.groups:
+            read = cache.read(layer, group.blocks).view(group.count, -1, 2, spec.num_kv_heads, spec.head_dim)
+            k, v = read[:, : group.length].to(heads.dtype).permute(2, 0, 3, 1, 4)
+            # The query heads of a group stand as queries side by side; nothing is repeated.
+            q = heads[group.begin : group.begin + group.count, : spec.num_heads].view(
+                group.count, spec.num_kv_heads, -1, spec.head_dim
+            )
+            parts.append(
+                F.scaled_dot_product_attention(q, k, v, attn_mask=group.bias).reshape(group.count, -1)
+            )
+        if self.idle:
+            parts.append(heads.new_zeros(self.idle, parts[0].shape[1]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _read_whole(self, one: _Whole, heads: Tensor) -> Tensor:
+        """Attention of texts of one length, each in itself."""
+        spec = self.cache.spec
+        tokens = one.count * one.length
+        mine = heads[one.begin : one.begin + tokens].view(one.count, one.length, -1, spec.head_dim)
+        q, k, v = mine.transpose(1, 2).split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
+        group = spec.num_heads // spec.num_kv_heads
+        if group > 1:
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=one.mask, is_causal=one.mask is None)
+        return y.transpose(1, 2).reshape(tokens, -1)
 
 
 class PagedStepper(Stepper):
-    """Steps of one model on a `PagedCache`."""
+    """Passes of one model over a `PagedCache`."""
 
-    def _see(
-        self,
-        number: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        cache: Places,
-    ) -> Tensor:
-        assert isinstance(cache, PagedCache)
-        return cache.see(number, q, k, v)
+    def __init__(self, model: Decoder) -> None:
+        super().__init__(model, copy=True)
+        # Experts count what they get, so there they get no tokens that are nobody's.
+        self.even = self.copies and model.spec.experts is None
+
+    def read(self, turn: Pass) -> Tensor:
+        """Logits [rows, V] of a pass, in its order."""
+        x = self.hidden(turn.tokens, turn)
+        found = self.logits(x if turn.last is None else x.index_select(0, turn.last))
+        return found[: len(turn.order)]
+
+    def _see(self, number: int, heads: Tensor, mask: Tensor | None, cache: Places) -> Tensor:
+        assert isinstance(cache, Pass)
+        return cache.see(number, heads)
+
+
+def even_number(count: int) -> int:
+    """The next of eight numbers an octave: oneDNN makes a program for each number of rows that a product has,
+    which takes longer than the product of a small model."""
+    step = 1 << max(0, count.bit_length() - 4)
+    return -(-count // step) * step
 
 
 def block_size(tokens: float) -> int:

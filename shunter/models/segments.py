@@ -92,6 +92,12 @@ class SegmentPlan:
         take, outside, back, padding = (part.to(segments.device) for part in parts)
         return cls(tuple(shapes), take, outside, back, padding, real=filled, edges=edges)
 
+    @classmethod
+    def sharing(cls, segments: Tensor) -> SegmentPlan:
+        """Every token sees those before it in its own segment and in the row's first one, which all share."""
+        asks, seen = segments[:, None, :, None], segments[:, None, None, :]
+        return cls((), mask=((asks == seen) | ((seen == 0) & (asks >= 0))).tril(), real=segments >= 0)
+
 
 def beginnings(segments: Tensor) -> Tensor:
     """[n]: the flat tokens of segments [B, T] where another segment, row or padding begins."""

@@ -18,6 +18,7 @@ from shunter.layout.piece import Piece, Range
 from shunter.models.spec import DecoderSpec, ExpertsSpec
 
 DATA = ("dp", "fsdp", "cp")  # their ranks see other tokens with the same weights
+ENDS = ("embed.weight", "norm.weight", "head.weight")  # what is no layer's
 
 
 def shapes(spec: DecoderSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -86,6 +87,19 @@ def holdings(
     return found
 
 
+def end_holdings(
+    spec: DecoderSpec, grid: Grid, place: Mapping[str, int], *, sequence: bool = True
+) -> dict[str, Holding]:
+    """The same of embedding, last norm and head alone, which no number of heads keeps from being cut."""
+    check_vocabulary(spec, grid)
+    found = {}
+    for name, shape in shapes(spec):
+        if name in ENDS:
+            whole = Holding(Piece.full(shape), DATA)
+            found[name] = _tensor(spec, name, whole, place["tp"], grid.tp, sequence) if grid.tp > 1 else whole
+    return found
+
+
 def expert_holding(
     experts: ExpertsSpec, columns: bool, whole: Holding, grid: Grid, place: Mapping[str, int]
 ) -> Holding:
@@ -114,9 +128,20 @@ def check(spec: DecoderSpec, grid: Grid, sequence: bool = True) -> None:
             mend=f"Use tp={nearest}.",
         )
     _check_experts(spec, grid, sequence)
-    for what, size in (("vocabulary", spec.vocab_size), ("ffn_dim", spec.ffn_dim)):
-        if size < tp:
-            raise ShunterError(f"a {what} of {size} cannot be cut into tp={tp} parts", mend=f"Use tp={size}.")
+    check_vocabulary(spec, grid)
+    if spec.ffn_dim < tp:
+        raise ShunterError(
+            f"a ffn_dim of {spec.ffn_dim} cannot be cut into tp={tp} parts", mend=f"Use tp={spec.ffn_dim}."
+        )
+
+
+def check_vocabulary(spec: DecoderSpec, grid: Grid) -> None:
+    """Raise ShunterError for more tensor ranks than the vocabulary has words."""
+    if spec.vocab_size < grid.tp:
+        raise ShunterError(
+            f"a vocabulary of {spec.vocab_size} cannot be cut into tp={grid.tp} parts",
+            mend=f"Use tp={spec.vocab_size}.",
+        )
 
 
 def _check_experts(spec: DecoderSpec, grid: Grid, sequence: bool) -> None:

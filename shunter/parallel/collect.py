@@ -64,9 +64,14 @@ def place(part: Tensor, piece: Piece, whole: Tensor) -> None:
 def cut(whole: Tensor, piece: Piece) -> Tensor:
     """A copy of a part of the whole."""
     part = whole.new_empty(piece.local_shape)
+    take(whole, piece, part)
+    return part
+
+
+def take(whole: Tensor, piece: Piece, part: Tensor) -> None:
+    """Put into a part what belongs there of the whole."""
     for box in piece.boxes():
         part[box.slices(box.part)] = whole[box.slices(box.whole)]
-    return part
 
 
 def _name(dtype: torch.dtype) -> str:

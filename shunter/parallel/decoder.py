@@ -21,10 +21,16 @@ from shunter.parallel.turns import Turns
 
 @dataclass(frozen=True)
 class View:
-    """A micro-batch as layers under another grid see it: positions [B, T] of their tokens, and documents."""
+    """A micro-batch as layers under another grid see it: positions [B, T] of their tokens, and documents.
+
+    tokens, targets, coefficients [B, T]: where embedding and head have that grid.
+    """
 
     positions: Tensor
     plan: SegmentPlan
+    tokens: Tensor | None = None
+    targets: Tensor | None = None
+    coefficients: Tensor | None = None
 
 
 @dataclass
@@ -48,6 +54,16 @@ class Rows:
     turns: Turns | None = None
     head: Callable[[DecoderStage, Tensor, Rows], Tensor] | None = None
 
+    def seen(self, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor, SegmentPlan]:
+        """Tokens, targets, coefficients and documents as embedding and head see them under a grid."""
+        if grid is None:
+            return self.tokens, self.targets, self.coefficients, self.plan
+        view = self.views[grid]
+        assert view.tokens is not None
+        assert view.targets is not None
+        assert view.coefficients is not None
+        return view.tokens, view.targets, view.coefficients, view.plan
+
 
 class DecoderStage(nn.Module):
     """Layers `begin` to `end` of a decoder, whose parameters it shares.
@@ -56,8 +72,8 @@ class DecoderStage(nn.Module):
     layers_only: embedding and head are done elsewhere, so that every stage takes `hidden` and returns it.
     tokens, others: how the last hidden states come to a head that is cut over tensor ranks, and who has the
     other rows of the vocabulary.
-    grids: of each layer, where it is not the layout's own (None): what is sent between stages, embedding and
-    head always have that one.
+    grids: of each layer, where it is not the layout's own (None), which what is sent between stages always
+    has. ends: of embedding, last norm and head, likewise.
     """
 
     def __init__(self, decoder: Decoder, begin: int, end: int, *, layers_only: bool = False) -> None:
@@ -65,6 +81,7 @@ class DecoderStage(nn.Module):
         self.layers = nn.ModuleList(decoder.layers[begin:end])
         self.is_first = begin == 0
         self.grids: list[Grid | None] = [None] * (end - begin)
+        self.ends: Grid | None = None
         self.has_head = end == len(decoder.layers) and not layers_only
         self.embed = decoder.embed if begin == 0 and not layers_only else None
         self.norm = decoder.norm if end == len(decoder.layers) else None
@@ -85,9 +102,10 @@ class DecoderStage(nn.Module):
         return [name for name, tensor in stored.items() if id(tensor) in mine]
 
     def forward(self, inputs: Tree, rows: Rows) -> Tree:
-        x = inputs["hidden"] if self.embed is None else self.embed(rows.tokens)
+        tokens, targets, coefficients, plan = rows.seen(self.ends)
+        x = inputs["hidden"] if self.embed is None else self.embed(tokens)
         if self.is_first:
-            x = embedded(x, rows.plan)
+            x = embedded(x, plan)
         x = self._through_layers(x, rows)
         if self.norm is not None:
             x = self.norm(x)
@@ -96,11 +114,11 @@ class DecoderStage(nn.Module):
         assert self.head is not None
         if rows.head is not None:
             return {LOSS: rows.head(self, x, rows)}
-        factors = rows.coefficients.flatten()
+        factors = coefficients.flatten()
         loss, logprobs = linear_cross_entropy(
             whole_tokens(self.tokens, x).flatten(0, 1),
             self.head.weight,
-            rows.targets.flatten(),
+            targets.flatten(),
             factors,
             z_loss=rows.z_loss,
             into_grad=self.into_grad,
@@ -110,7 +128,7 @@ class DecoderStage(nn.Module):
         return {LOSS: loss}
 
     def _through_layers(self, x: Tensor, rows: Rows) -> Tensor:
-        at: Grid | None = None
+        at = self.ends if self.embed is not None else None
         shared: dict[Grid | None, tuple[Any, ...]] = {}
         for layer, grid in zip(self.layers, self.grids, strict=True):
             if grid != at:
@@ -122,9 +140,10 @@ class DecoderStage(nn.Module):
                 shared[grid] = view.plan, *geometry
             plan, rope, mask = shared[grid]
             x = layer(x, rope, plan, mask, None)
-        if at is not None:
+        out = self.ends if self.has_head else None
+        if at != out:
             assert rows.turns is not None
-            x = rows.turns(x, at, None)
+            x = rows.turns(x, at, out)
         return x
 
 

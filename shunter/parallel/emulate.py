@@ -22,6 +22,7 @@ from shunter.schedule.catalogue import schedule
 
 ACTIVATION, GRADIENT, RING = 1, 2, 3  # tags
 LEAD = 0.02  # seconds between the agreement on a start and the start
+MOST = 4  # times as many steps as asked for, where a busy machine makes them differ
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class Case:
     """A layout on nodes, each of which is one process.
 
     grid: node of each place, row after row; a row is a pipeline of `pp` stages, a column a ring. forward,
-    backward: seconds of a micro-batch, by stage. message: bytes of an activation, and of a gradient.
-    gradients: bytes that each stage's ring reduces, in `buckets` parts; with `overlap` each part begins as
-    soon as its share of the last backward is done."""
+    backward: seconds of a micro-batch, by stage, at speed 1. message: bytes of an activation, and of a
+    gradient. gradients: bytes that each stage's ring reduces, in `buckets` parts; with `overlap` each part
+    begins as soon as its share of the last backward is done. link: seconds and bytes a second of every link,
+    whatever joins two nodes. speeds: of all nodes; 1 by default."""
 
     grid: tuple[int, ...]
     pp: int
@@ -42,6 +44,8 @@ class Case:
     gradients: tuple[float, ...]
     buckets: int = 1
     overlap: bool = False
+    link: tuple[float, float] | None = None
+    speeds: tuple[float, ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Case:
@@ -110,19 +114,21 @@ def _work(case: Case, wires: Wires) -> None:
     after = case.grid[row * case.pp + stage + 1] if stage + 1 < case.pp else None
     ring = Ring([case.grid[at] for at in range(stage, len(case.grid), case.pp)], row, wires)
     part = case.gradients[stage] / case.buckets
+    speed = case.speeds[wires.me] if case.speeds else 1.0
     done = 0
     for action in schedule("1f1b").build(case.pp, case.microbatches).actions[stage]:
         if action.op == FORWARD:
             if before is not None:
                 wires.receive(before, ACTIVATION)
-            wait_until(time.perf_counter() + case.forward[stage])
+            wait_until(time.perf_counter() + case.forward[stage] / speed)
             if after is not None:
                 wires.send(after, case.message, ACTIVATION)
         elif action.op == BACKWARD:
             if after is not None:
                 wires.receive(after, GRADIENT)
             done += 1
-            _backward(case, stage, ring if done == case.microbatches else None, part)
+            buckets = case.buckets if case.overlap and done == case.microbatches else 0
+            _backward(case.backward[stage] / speed, buckets, ring, part)
             if before is not None:
                 wires.send(before, case.message, GRADIENT)
     if not case.overlap:
@@ -131,14 +137,12 @@ def _work(case: Case, wires: Wires) -> None:
     ring.join()
 
 
-def _backward(case: Case, stage: int, ring: Ring | None, part: float) -> None:
-    """ring: of the last one, whose gradients are ready bucket by bucket."""
-    end = time.perf_counter() + case.backward[stage]
-    if ring is not None and case.overlap:
-        for bucket in range(case.buckets):
-            share = (case.buckets - 1 - bucket) / case.buckets
-            wait_until(end - share * case.backward[stage])
-            ring.begin(part)
+def _backward(seconds: float, buckets: int, ring: Ring, part: float) -> None:
+    """buckets: parts whose gradients are ready, one after the other, while it goes on."""
+    end = time.perf_counter() + seconds
+    for bucket in range(buckets):
+        wait_until(end - (buckets - 1 - bucket) / buckets * seconds)
+        ring.begin(part)
     wait_until(end)
 
 
@@ -177,14 +181,29 @@ def measure(
     between: Mapping[tuple[int, int], tuple[float, float]],
     rank: int,
     repeats: int,
+    within: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each case's steps, after one to get warm: of the node that was done last. Cases take
-    turns, so that what else the machine does falls on all of them."""
+    turns, so that what else the machine does falls on all of them.
+
+    within: share within which the two least steps of a case must agree, or it takes further turns, until it
+    has had MOST times `repeats`; 0: none does."""
     found: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(repeats + 1):
-        for name, case in cases.items():
-            took = torch.tensor([step(case, Wires(between, rank))], dtype=torch.float64)
+    for turn in range(MOST * repeats + 1):
+        # All ranks have the same seconds, and agree on who is open.
+        open_ = [name for name in cases if turn <= repeats or not _settled(found[name], within)]
+        for name in open_:
+            case = cases[name]
+            links = dict.fromkeys(between, case.link) if case.link else between
+            took = torch.tensor([step(case, Wires(links, rank))], dtype=torch.float64)
             dist.all_reduce(took, dist.ReduceOp.MAX)
             if turn:
                 found[name].append(float(took))
     return found
+
+
+def _settled(seconds: Sequence[float], within: float) -> bool:
+    if not within:
+        return True
+    least = sorted(seconds)[:2]
+    return len(least) == 2 and least[1] <= (1 + within) * least[0]

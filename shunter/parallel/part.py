@@ -25,7 +25,7 @@ from shunter.models.adapter_sharding import adapted_holdings, place_packed
 from shunter.models.decoder import Decoder, RMSNorm
 from shunter.models.moe import Experts, MoE
 from shunter.models.router import Router
-from shunter.models.sharding import holdings, layer_of
+from shunter.models.sharding import end_holdings, holdings, layer_of
 from shunter.parallel.collect import cut
 from shunter.parallel.context.zigzag import zigzag
 from shunter.parallel.decoder import decoder_stages, drop_others
@@ -35,7 +35,7 @@ from shunter.parallel.mesh import Mesh, Peers
 from shunter.parallel.offload import offload_layers
 from shunter.parallel.recompute import recompute_layer
 from shunter.parallel.sharded import hand_over
-from shunter.parallel.tensor import Tokens, VocabularyRows, first_row, split_layers, split_tensor
+from shunter.parallel.tensor import Tokens, VocabularyRows, first_row, split_embedding, split_layers
 from shunter.parallel.zero import SharedState
 
 Fill = Callable[[str, Tensor], None]
@@ -75,6 +75,7 @@ class DecoderPart:
         zero: Whole | None = None,
         pad: bool = False,
         layers: Mapping[int, Grid] | None = None,
+        ends: Grid | None = None,
         fill: Fill | None = None,
     ) -> None:
         """decoder: whole, on the CPU, or on the meta device; it keeps this rank's part, and the rest is on
@@ -90,11 +91,12 @@ class DecoderPart:
         by_program: the program, not `fully_shard`, decides when weights are gathered.
         zero: copies share the optimizer's state; it says of which parameters an update is made of the whole.
         pad: fill experts up to their capacity; see `MoE`. layers: those that have another of the mesh's grids
-        than the rest.
+        than the rest; ends: that of embedding, last norm and head, likewise.
         """
         self.decoder, self.mesh = decoder, mesh
         self.layers: dict[int, Grid] = dict(layers or {})
-        self.others = tuple(dict.fromkeys(self.layers.values()))
+        self.ends = ends
+        self.others = tuple(dict.fromkeys([*self.layers.values(), *([ends] if ends else [])]))
         self.sharded = any(grid.fsdp > 1 for grid in (mesh.grid, *self.others))
         self.by_program = by_program
         plain, declared = self._declare(sequence)
@@ -104,13 +106,12 @@ class DecoderPart:
         drop_others(decoder, set(self.held))
         localise(decoder, self.held, device, fill)
         place_packed(decoder, plain)
-        self.tokens = split_tensor(
-            decoder, self.held, mesh.peers("tp"), sequence=sequence, layers=self.under(None)
-        )
         # By grid: how tokens come into products and out of them.
-        self.ways: dict[Grid | None, Tokens | None] = {None: self.tokens}
-        for grid in self.others:
-            self.ways[grid] = split_layers(self.under(grid), mesh.at(grid).peers("tp"), sequence=sequence)
+        self.ways: dict[Grid | None, Tokens | None] = {
+            grid: split_layers(self.under(grid), mesh.at(grid).peers("tp"), sequence=sequence)
+            for grid in (None, *self.others)
+        }
+        split_embedding(decoder, self.held, self.ways[ends])
         for number, layer in enumerate(decoder.layers):
             its = mesh.at(self.layers.get(number))
             for module in layer.modules():
@@ -126,11 +127,11 @@ class DecoderPart:
         self.modules = decoder_stages(decoder, bounds, stages, layers_only=layers_only)
         for number, stage in self.modules.items():
             stage.grids = [self.layers.get(n) for n in range(bounds[number], bounds[number + 1])]
-            stage.tokens = self.tokens
-            if stage.has_head and self.tokens is not None:
+            stage.ends, stage.tokens = ends, self.ways[ends]
+            if stage.has_head and stage.tokens is not None:
                 name = "embed.weight" if decoder.spec.tied else "head.weight"
                 stage.others = VocabularyRows(
-                    first_row(self.held[name]), mesh.peers("tp"), decoder.spec.vocab_size
+                    first_row(self.held[name]), mesh.at(ends).peers("tp"), decoder.spec.vocab_size
                 )
         if compiled:
             for stage in self.modules.values():
@@ -161,12 +162,16 @@ class DecoderPart:
         decoder, mesh = self.decoder, self.mesh
         plain = holdings(decoder.spec, mesh.grid, mesh.place, sequence=sequence)
         declared = adapted_holdings(decoder, plain, mesh.grid)
-        for grid in self.others:
+        for grid in dict.fromkeys(self.layers.values()):
             its = holdings(decoder.spec, grid, mesh.at(grid).place, sequence=sequence)
             for found, theirs in ((plain, its), (declared, adapted_holdings(decoder, its, grid))):
                 for name, holding in theirs.items():
                     if self.layers.get(layer_of(name)) == grid:  # type: ignore[arg-type]
                         found[name] = replace(holding, grid=grid)
+        if self.ends is not None:
+            place = mesh.at(self.ends).place
+            for name, holding in end_holdings(decoder.spec, self.ends, place, sequence=sequence).items():
+                plain[name] = declared[name] = replace(holding, grid=self.ends)
         return plain, declared
 
     def _shard(self, device: torch.device, reshard: bool, narrow: bool) -> None:
@@ -213,11 +218,14 @@ class DecoderPart:
                     mp_policy=policy,
                     ignored_params=elsewhere,
                 )
-            root = self.mesh
+            root = self.mesh.at(self.ends)
             if root.grid.fsdp == 1:  # some layers are sharded, embedding and head are not
                 inside = {p for layer in stage.layers for p in layer.parameters()}
                 elsewhere.update(p for p in stage.parameters() if p not in inside)
-                root = self.mesh.at(next(grid for grid in self.others if grid.fsdp > 1))
+                every = (self.mesh.grid, *self.others)
+                root = self.mesh.at(next(grid for grid in every if grid.fsdp > 1))
+                if not self.by_program:
+                    _end_prefetching(stage)
             fully_shard(
                 stage,
                 mesh=over(root.peers(*SHARDING)),
@@ -293,6 +301,20 @@ class DecoderPart:
     def squared_norm(self, twice: frozenset[str] = frozenset()) -> Tensor:
         """This rank's share of the gradient's squared norm; see gradients.squared_norm."""
         return squared_norm(self.parameters, self.kept, self.mesh, twice)
+
+
+def _end_prefetching(stage: nn.Module) -> None:
+    """In its backward each sharded module has the one before it fetched, in the order of all forwards since
+    the last update. Where the stage has no weights of its own between two micro-batches, the first would have
+    the last layer of the one before fetched, once more and for nothing; so it asks for itself."""
+    for layer in getattr(stage, "layers", ()):
+        if found := sharded_modules(layer):
+            for module in found:
+                module.set_modules_to_backward_prefetch([module])
+            # But a layer fetches its experts: what is computed again must find them.
+            if found[0] is layer and len(found) > 1:
+                found[0].set_modules_to_backward_prefetch(found[1:])
+            return
 
 
 def _places(ranks: int, length: int) -> Tensor:

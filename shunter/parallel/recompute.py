@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.attention.varlen  # which registers its operator
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 _ATEN = torch.ops.aten
@@ -60,9 +61,35 @@ class _Again:
         return checkpoint(run, *inputs, use_reentrant=False, context_fn=_contexts)
 
 
-def _contexts() -> Any:
-    return create_selective_checkpoint_contexts(_policy)
+class _OfKept(TorchDispatchMode):
+    """One of torch's two modes of selective recomputation, which learns of those operations alone that may be
+    kept.
+
+    torch numbers every operation, and raises where the second time there is one more. Between a layer's own
+    operations, though, stand those of `fully_shard` around its experts, or around its norms: in a backward
+    their hooks gather what a forward found gathered, and take the experts for a root of their own.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, mode: TorchDispatchMode) -> None:
+        super().__init__()
+        self.mode = mode
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in KEPT:
+            return self.mode.__torch_dispatch__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
+
+
+def _contexts() -> tuple[_OfKept, _OfKept]:
+    first, second = create_selective_checkpoint_contexts(_policy)
+    return _OfKept(first), _OfKept(second)
 
 
 def _policy(context: Any, operation: Any, *args: Any, **more: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE

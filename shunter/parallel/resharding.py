@@ -349,20 +349,13 @@ def _bytes(tensors: Mapping[str, Tensor]) -> int:
 
 def _within(box: Box, outer: Piece) -> tuple[slice, ...]:
     """Where a block of the whole stands in a part that contains it. Raises ShunterError where it does not."""
-    found = []
-    for dim, (begin, size) in enumerate(zip(box.whole, box.size, strict=True)):
-        at = 0
-        for low, high in outer.ranges[dim]:
-            if low <= begin and begin + size <= high:
-                found.append(slice(at + begin - low, at + begin - low + size))
-                break
-            at += high - low
-        else:
-            raise ShunterError(
-                f"a part of a tensor of {list(outer.shape)} does not lie in one part to write with",
-                mend="Use degrees that divide heads, feed-forward width and vocabulary.",
-            )
-    return tuple(found)
+    found = outer.find([(begin, begin + size) for begin, size in zip(box.whole, box.size, strict=True)])
+    if found is None:
+        raise ShunterError(
+            f"a part of a tensor of {list(outer.shape)} does not lie in one part to write with",
+            mend="Use degrees that divide heads, feed-forward width and vocabulary.",
+        )
+    return found
 
 
 def cut_part(outer: Tensor, piece: Piece, of: Piece) -> Tensor:

@@ -77,27 +77,26 @@ class CutEmbedding(nn.Module):
 
 
 def split_tensor(
-    decoder: Decoder,
-    held: Mapping[str, Holding],
-    peers: Peers,
-    *,
-    sequence: bool = True,
-    layers: nn.Module | None = None,
+    decoder: Decoder, held: Mapping[str, Holding], peers: Peers, *, sequence: bool = True
 ) -> Tokens | None:
     """Let the decoder compute with its parts over `peers`. Its parameters are those parts already.
 
-    layers: those that are cut so; default: all. Returns how the last hidden states come to the head; None for
-    one rank alone.
+    Returns how the last hidden states come to the head; None for one rank alone.
     """
-    tokens = split_layers(decoder if layers is None else layers, peers, sequence=sequence)
-    if tokens is not None and "embed.weight" in held:  # else another stage has it
-        begin = first_row(held["embed.weight"])
-        decoder.embed = CutEmbedding(decoder.embed.weight, begin, tokens)  # type: ignore[assignment, arg-type]
+    tokens = split_layers(decoder, peers, sequence=sequence)
+    split_embedding(decoder, held, tokens)
     return tokens
 
 
+def split_embedding(decoder: Decoder, held: Mapping[str, Holding], tokens: Tokens | None) -> None:
+    """The same of the embedding alone. tokens: how they come out of it; None: it is whole."""
+    if tokens is not None and "embed.weight" in held:  # else another stage has it
+        begin = first_row(held["embed.weight"])
+        decoder.embed = CutEmbedding(decoder.embed.weight, begin, tokens)  # type: ignore[assignment, arg-type]
+
+
 def split_layers(layers: nn.Module, peers: Peers, *, sequence: bool = True) -> Tokens | None:
-    """The same of some layers alone. Returns how tokens come into their products and out of them."""
+    """The same of some layers, or all. Returns how tokens come into their products and out of them."""
     if peers.size == 1:
         return None
     tokens = Tokens(peers, sequence)

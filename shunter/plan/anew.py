@@ -8,7 +8,7 @@ a factor over all predictions, which orders no layouts but makes the next one's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from shunter.models.spec import DecoderSpec
 from shunter.plan.calibrate import LEAST, MOST, Run, coefficients_of, fit
 from shunter.plan.choices import Choices, Question
 from shunter.plan.fabric import Fabric
-from shunter.plan.plan import DEGREES, Plan, fingerprint
+from shunter.plan.plan import DEGREES, END_DEGREES, Plan, fingerprint
 from shunter.plan.practice import Coefficient, Coefficients, compilable, practice
 from shunter.plan.profile import Profile
 from shunter.plan.score import Prediction
@@ -92,7 +92,9 @@ def _known(told: Mapping[str, Any]) -> dict[str, Coefficient]:
 def strategies_of(plan: Plan) -> list[int] | None:
     """Of its layers, where they are chosen one by one."""
     if plan.layout["recompute"] != "layer" or "again" not in plan.layout:
-        return [KEEP] * int(plan.model["num_layers"]) if plan.layout.get("layers") else None
+        apart = plan.layout.get("layers") or plan.layout.get("ends")
+        every = KEEP if plan.layout["recompute"] == "none" else AGAIN
+        return [every] * int(plan.model["num_layers"]) if apart else None
     again, aside = set(plan.layout["again"]), set(plan.layout["offload"])
     count = int(plan.model["num_layers"])
     return [AGAIN if n in again else ASIDE if n in aside else KEEP for n in range(count)]
@@ -100,15 +102,23 @@ def strategies_of(plan: Plan) -> list[int] | None:
 
 def own_of(plan: Plan) -> dict[int, Choices]:
     """Of its layers with degrees of their own, each layer's."""
-    layout = plan.layout
     found: dict[int, Choices] = {}
-    rows = plan.microbatch * layout["dp"] * layout["fsdp"]
-    for each in layout.get("layers") or ():
-        grid = Grid(layout["pp"], **{name: each[name] for name in DEGREES[1:]})
-        mine = rows // (grid.dp * grid.fsdp)
-        choice = Choices.one(grid, mine, plan.schedule, layout["chunks"], layout["recompute"])
-        found |= dict.fromkeys(each["of"], choice)
+    for each in plan.layout.get("layers") or ():
+        found |= dict.fromkeys(each["of"], _under(plan, each, DEGREES[1:]))
     return found
+
+
+def ends_of(plan: Plan) -> Choices | None:
+    """Of embedding and head, where they have degrees of their own."""
+    its = plan.layout.get("ends")
+    return None if its is None else _under(plan, its, END_DEGREES)
+
+
+def _under(plan: Plan, its: Mapping[str, Any], names: Sequence[str]) -> Choices:
+    layout = plan.layout
+    grid = Grid(layout["pp"], **{name: its[name] for name in names})
+    rows = plan.microbatch * layout["dp"] * layout["fsdp"] // (grid.dp * grid.fsdp)
+    return Choices.one(grid, rows, plan.schedule, layout["chunks"], layout["recompute"])
 
 
 def cut_of(plan: Plan) -> list[int]:
@@ -125,7 +135,8 @@ def anew(plan: Plan, measured: Measured, source: str, *, compiled: bool = False)
     cluster = cluster_of(plan)
     question, choice = asked(plan, cluster)
     order, chosen = tuple(plan.ranks), strategies_of(plan)
-    run = Run("the run", question, choice, measured.seconds, order, chosen, cut_of(plan), own_of(plan))
+    laid = order, chosen, cut_of(plan), own_of(plan), ends_of(plan)
+    run = Run("the run", question, choice, measured.seconds, *laid)
     known = fitted(run, measured, source)
     same = run.prediction(known)
     factor = measured.seconds / same.seconds

@@ -1,10 +1,12 @@
-"""Layers of a stage with degrees of their own: Galvatron's programme over layers, grids and memory.
+"""Layers of a stage, embedding and head with degrees of their own: Galvatron's programme over layers, grids
+and memory.
 
 For each rank of the pipeline one programme (`plan.dynamic`; arXiv 2211.13878, section 4) chooses of every
 layer its grid over the stage's ranks, and whether it keeps its inside, is computed again or put aside. A
 layer's time is that of its micro-batches and what its gradients and its optimizer's state take at the end of
-a step; where grids change, hidden states change ranks (`plan.turning`). Embedding, head, and what is sent
-between stages have the grid that the programme is given: those of the best layouts with one grid for all.
+a step; where grids change, hidden states change ranks (`plan.turning`). What is sent between stages has the
+grid that the programme is given: those of the best layouts with one grid for all. So have embedding and head,
+or another over the same ranks: the programme is solved once for each that may be worth it, as Galvatron does.
 Imports without torch.
 """
 
@@ -12,50 +14,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import numpy as np
 
-from shunter.cluster.device import DeviceKind
 from shunter.plan import dynamic, memory
-from shunter.plan.choices import SCHEDULES, Choices, Floats, Question
+from shunter.plan.choices import Choices, Floats, Ints, Question
 from shunter.plan.estimate import LayerCost, costs, ends_of_step
-from shunter.plan.practice import HALVES, RECOMPUTE
-from shunter.plan.score import Prediction, placement_of, predict, stage_of
-from shunter.plan.space import grids
+from shunter.plan.frame import GAIN, Frame, frames
+from shunter.plan.score import Prediction
+from shunter.plan.space import Fixed
 from shunter.plan.strategies import AGAIN, ASIDE, KEEP
 from shunter.plan.turning import turn
 
-MOST = 6  # grids that one programme chooses from
+MOST = 6  # grids that one programme chooses from; where devices differ, of all stages twice as many
 BOUNDS, STEP = 8, 1 / 128  # on what is there for one layer at a time, that are tried; in shares of the room
 TRIES = 4  # with less room, where what is there for one layer at a time was underrated
-GAIN = 0.002  # a share of a step that is not worth layers that differ
 
 
-def best_apart(question: Question, scored: Sequence[Prediction], room: float, looks: int) -> list[Prediction]:
-    """Layouts whose layers differ, faster than the best of those that were scored (best first) by GAIN.
+def best_apart(
+    question: Question, scored: Sequence[Prediction], room: float, looks: int, fixed: Fixed | None = None
+) -> list[Prediction]:
+    """Layouts whose layers, or ends, differ, faster than the best of those that were scored (best first) by
+    GAIN.
 
-    looks: of these, with other stages, schedule or micro-batches each, how many lend their frame.
+    looks: of these, with other stages, schedule or micro-batches each, how many lend their frame. fixed: what
+    each layer must have.
     """
     found: list[Prediction] = []
     limit = (1 - GAIN) * min(each.seconds for each in scored)
-    seen: set[tuple[int, ...]] = set()
-    for each in scored:
-        choice = each.choice
-        frame = *(int(part[0]) for part in (choice.pp, choice.schedule, choice.chunks)), each.microbatches
-        if frame in seen or len(seen) == looks:
-            continue
-        seen.add(frame)
-        better = apart(question, each, room)
-        if better is not None and better.own and better.seconds < limit:
+    for each in frames(scored, looks):
+        better = apart(question, each, room, fixed)
+        if better is not None and (better.own or better.ends is not None) and better.seconds < limit:
             found.append(better)
     return found
 
 
-def apart(question: Question, base: Prediction, room: float) -> Prediction | None:
-    """The layout of `base` with the best degrees of each layer; None where there is one grid to choose from,
-    or nothing fits."""
-    return Programme(question, base).solve(room)
+def apart(question: Question, base: Prediction, room: float, fixed: Fixed | None = None) -> Prediction | None:
+    """The layout of `base` with the best degrees of each layer, and of embedding and head; None where there
+    is one grid to choose from, or nothing fits."""
+    programme = Programme(question, base, fixed, room)
+    found = [programme.solve(room, ends) for ends in (None, *programme.ends_worth_a_look(room))]
+    best = min((each for each in found if each is not None), key=lambda it: it.seconds, default=None)
+    return best if best is None or best.placed is None else programme.beside_the_file_s_order(best, room)
 
 
 @dataclass(frozen=True)
@@ -69,98 +70,156 @@ class Way:
     passing: float
 
 
-class Programme:
-    """grids: of one layer, the base's first."""
+@dataclass(frozen=True)
+class Task:
+    """What a rank of the pipeline chooses from. numbers: of its layers; each: the ways of each. size, seconds
+    (layers, ways), change (layers, ways, ways), passing (ways): as `_least` has them, but for what comes from
+    the rank before and goes to the next. at: grid of each way. may: numbers of the ways it may have."""
 
-    def __init__(self, question: Question, base: Prediction) -> None:
-        name = SCHEDULES[base.choice.schedule[0]]
-        kind = "layer" if question.practice.offers and name not in HALVES else "none"
-        again = np.array([RECOMPUTE.index(kind)])
-        self.question, self.bounds, self.m = question, base.bounds, base.microbatches
-        self.choice = replace(base.choice, recompute=again)
-        self.pp = int(self.choice.pp[0])
-        self.placement = placement_of(name, self.pp, int(self.choice.chunks[0]))
-        self.device = question.fabric.kind(0, int(self.choice.stage_ranks[0]))
-        every = _choices(question, self.choice)
+    numbers: list[int]
+    each: list[list[Way]]
+    size: Floats
+    seconds: Floats
+    change: Floats
+    passing: Floats
+    at: Ints
+    may: list[int]
+
+
+class Programme(Frame):
+    """many: grids of a layer, the base's first. insides: what may become of its inside."""
+
+    def __init__(
+        self, question: Question, base: Prediction, fixed: Fixed | None = None, room: float = float("inf")
+    ) -> None:
+        super().__init__(question, base, fixed, room)
         self.insides: tuple[int, ...] = (KEEP,)
-        if kind == "layer":
-            aside = costs(question, every.take([0]), self.device).dense.aside is not None
+        if self.free:
+            first = self.every.take([0])
+            each = [costs(self.asked[rank], first, self.devices[rank]) for rank in self.sorts]
+            aside = all(found.dense.aside is not None for found in each)
             self.insides = (KEEP, AGAIN, ASIDE) if aside else (KEEP, AGAIN)
-        self.many = every.take(self._worth_a_look(every))
-        count = len(self.many)
-        each = [self.many.take([number]) for number in range(count)]
-        self.turns = np.array([[2 * self.m * turn(question, a, b) for b in each] for a in each])
+        self.many = self.every.take(self._worth_a_look())
+        self._turns: dict[int, Floats] = {}
+        self._tasks: dict[int, Task] = {}
+        self._chosen: dict[tuple[object, ...], dict[int, Way] | None] = {}
 
-    def solve(self, room: float) -> Prediction | None:
-        """The best of what was found for `room` bytes, as the whole layout's prediction."""
-        if len(self.many) == 1:
+    def turns(self, rank: int) -> Floats:
+        """Seconds of a step in which hidden states change ranks from each grid to each other one."""
+        it = self.asked[rank]
+        if id(it) not in self._turns:
+            each = [self.many.take([number]) for number in range(len(self.many))]
+            self._turns[id(it)] = np.array([[2 * self.m * turn(it, a, b) for b in each] for a in each])
+        return self._turns[id(it)]
+
+    def solve(self, room: float, ends: Choices | None = None) -> Prediction | None:
+        """The best of what was found for `room` bytes, as the whole layout's prediction. ends: of embedding
+        and head, where they are not the base's."""
+        if len(self.many) == 1 and ends is None:
             return None
         less = 0.0
         for _ in range(TRIES):
-            found = self._found(room - less)
+            found = self._found(room, less, ends)
             if found is None:
                 return None
-            if found.fullest <= room:
+            over = max(
+                sum(parts.values()) - min(room, most)
+                for parts, most in zip(found.bytes, self.rooms, strict=True)
+            )
+            if over <= 0:
                 return found
-            less += found.fullest - room
+            less += over
         return None
 
-    def _found(self, room: float) -> Prediction | None:
+    def _found(self, room: float, less: float, ends: Choices | None) -> Prediction | None:
         layers = self.question.spec.num_layers
         grid, inside = [0] * layers, [KEEP] * layers
         for rank in range(self.pp):
-            chosen = self._rank(rank, room)
+            chosen = self._rank(rank, min(room, self.rooms[rank]) - less, ends)
             if chosen is None:
                 return None
             for number, way in chosen.items():
                 grid[number], inside[number] = way.grid, way.inside
-        own = {number: self.many.take([it]) for number, it in enumerate(grid) if it}
-        return predict(self.question, self.choice, room, strategies=inside, own=own)
+        base, most = self.choice, 0
+        mine = max(set(grid), key=grid.count)
+        if self.pp == 1 and grid.count(mine) > grid.count(0) and "microbatch" not in self.fixed:
+            # Between stages nothing is sent: the layout is that of most layers, and what was its own is
+            # embedding's and head's. But a fixed micro-batch is the layout's.
+            most = mine
+            ends = self.choice if ends is None else ends
+            base = self.many.take([most])
+        if ends is not None:
+            one = np.ones_like(ends.ep)
+            ends = replace(ends, ep=one, etp=one)
+            ends = None if _degrees(ends) == _degrees(base) else ends
+        own = {number: self.many.take([it]) for number, it in enumerate(grid) if it != most}
+        return self.whole(base, inside, own, ends, room)
 
-    def _rank(self, rank: int, room: float) -> dict[int, Way] | None:
+    def _rank(self, rank: int, room: float, ends: Choices | None) -> dict[int, Way] | None:
         """Of each layer of a rank of the pipeline."""
+        first, last = rank == self.placement[0], rank == self.placement[-1]
+        mine = ends if first or last else None
+        key = rank, room, None if mine is None else mine.grid(0)
+        if key in self._chosen:
+            return self._chosen[key]
+        task = self._task(rank)
+        seconds = task.seconds.copy()
+        seconds[0] += self._turned(rank, mine if first else None, out=False)[task.at]
+        seconds[-1] += self._turned(rank, mine if last else None, out=True)[task.at]
+        chosen = _least(task.size, seconds, task.change, task.passing, room - self.bare(rank, mine), task.may)
+        found = zip(task.numbers, task.each, chosen, strict=True) if chosen else None
+        self._chosen[key] = None if found is None else {n: ways[it] for n, ways, it in found}
+        return self._chosen[key]
+
+    def _task(self, rank: int) -> Task:
+        if (known := self._tasks.get(rank)) is not None:
+            return known
         stages = [stage for stage, holder in enumerate(self.placement) if holder == rank]
         numbers = [n for stage in stages for n in range(self.bounds[stage], self.bounds[stage + 1])]
         firsts = {self.bounds[stage] for stage in stages}
-        each = int(self.choice.stage_ranks[0])
-        device = self.question.fabric.kind(rank * each, (rank + 1) * each)
         experts = self.question.spec.experts
         sorts = [experts is not None and experts.inside(n) for n in numbers]
         ways = {sort: self._ways(rank, sort) for sort in set(sorts)}
-        times = {sort: self._seconds(ways[sort], sort, device) for sort in ways}
-        size = np.array([[way.size for way in ways[sort]] for sort in sorts])
-        seconds = np.array([times[sort] for sort in sorts])
+        times = {sort: self._seconds(rank, ways[sort], sort) for sort in ways}
         at = np.array([way.grid for way in ways[sorts[0]]])
-        straight = self.turns[np.ix_(at, at)]
-        through = self.turns[at, 0][:, None] + self.turns[0, at][None, :]
-        change = np.array([through if n in firsts else straight for n in numbers])
-        seconds[0] += self.turns[0, at]
-        seconds[-1] += self.turns[at, 0]
-        passing = np.max([[way.passing for way in found] for found in ways.values()], axis=0)
-        may = self._aside(ways[sorts[0]], rank, device)
-        chosen = _least(size, seconds, change, passing, room - self._bare(rank), may)
-        if not chosen:
-            return None
-        return {n: ways[sort][it] for n, sort, it in zip(numbers, sorts, chosen, strict=True)}
+        turns = self.turns(rank)
+        straight = turns[np.ix_(at, at)]
+        through = turns[at, 0][:, None] + turns[0, at][None, :]
+        found = self._tasks[rank] = Task(
+            numbers,
+            [ways[sort] for sort in sorts],
+            np.array([[way.size for way in ways[sort]] for sort in sorts]),
+            np.array([times[sort] for sort in sorts]),
+            np.array([through if n in firsts else straight for n in numbers]),
+            np.max([[way.passing for way in found] for found in ways.values()], axis=0),
+            at,
+            self._aside(ways[sorts[0]], rank),
+        )
+        return found
 
-    def _aside(self, ways: Sequence[Way], rank: int, device: DeviceKind) -> list[int]:
+    def _turned(self, rank: int, ends: Choices | None, *, out: bool) -> Floats:
+        """Seconds of a step in which hidden states come from embedding, or a message, under each grid of a
+        layer, or go (`out`) to the head, or into one."""
+        if ends is None:
+            turns = self.turns(rank)
+            return turns[:, 0] if out else turns[0]
+        each = [self.many.take([number]) for number in range(len(self.many))]
+        pairs = [(it, ends) if out else (ends, it) for it in each]
+        return np.array([2 * self.m * turn(self.asked[rank], *pair) for pair in pairs])
+
+    def _aside(self, ways: Sequence[Way], rank: int) -> list[int]:
         """Numbers of the ways that a layer may have: none is put aside where the host lacks room for all."""
-        like = self._like(rank)
+        like = self.like(rank)
         layers = float(like.dense[0] + like.mixtures[0])
-        most = memory.most_aside(self.question, self.choice, device, like.flight)
+        most = memory.most_aside(self.asked[rank], self.choice, self.devices[rank], like.flight)
         return [number for number, way in enumerate(ways) if way.inside != ASIDE or most[0] >= layers]
-
-    def _like(self, rank: int) -> memory.Stage:
-        """A rank of the pipeline that keeps all of its layers."""
-        kept = [KEEP] * self.question.spec.num_layers
-        return stage_of(self.question, self.choice, self.bounds, kept, self.placement, rank, self.m)
 
     def _ways(self, rank: int, mixture: bool) -> list[Way]:
         """All that a layer of one sort may have on a rank of the pipeline."""
         found = []
         for inside in self.insides:
-            many = [_total(self._bytes(rank, count, mixture, inside)) for count in (2, 3)]
-            none = self._still(self._bytes(rank, 0, mixture, KEEP))
+            many = [memory.total(self._bytes(rank, count, mixture, inside)) for count in (2, 3)]
+            none = self.still(rank, self._bytes(rank, 0, mixture, KEEP))
             size = many[1] - many[0]
             passing = np.maximum(many[1] - 3 * size - none, 0.0)
             for grid in range(len(self.many)):
@@ -176,51 +235,48 @@ class Programme:
             count * one * mixture,
             0 * one,
             0 * one,
-            self._like(rank).flight * one,
+            self.like(rank).flight * one,
             one * (inside == AGAIN and count > 0),
             one * (inside == ASIDE and count > 0),
         )
-        return memory.stage_bytes(self.question, self.many, stage, end=False)
+        return memory.stage_bytes(self.asked[rank], self.many, stage, end=False)
 
-    def _bare(self, rank: int) -> float:
-        """Bytes of a rank without its layers."""
-        stage = self._like(rank)
-        bare = replace(stage, dense=0 * stage.dense, mixtures=0 * stage.mixtures)
-        return float(self._still(memory.stage_bytes(self.question, self.choice, bare, end=False))[0])
-
-    def _still(self, parts: dict[str, Floats]) -> Floats:
-        """All but what is there for a moment, which is one layer's, of whatever grid."""
-        return _total(parts) - parts["passing"] * (1 + self.question.coefficients["margin"])
-
-    def _seconds(self, ways: Sequence[Way], mixture: bool, device: DeviceKind) -> Floats:
+    def _seconds(self, rank: int, ways: Sequence[Way], mixture: bool) -> Floats:
         """Of a step, of one layer with each of the ways."""
-        found = costs(self.question, self.many, device)
+        found = costs(self.asked[rank], self.many, self.devices[rank])
         part = found.mixture if mixture else found.dense
         one = np.ones(len(self.many))
         ends = ends_of_step(
-            self.question, self.many, found, one * (not mixture), one * mixture, part.backward.both, device,
-            layers_only=True,
+            self.asked[rank], self.many, found, one * (not mixture), one * mixture, part.backward.both,
+            self.devices[rank], layers_only=True,
         )  # fmt: skip
         return np.array([self.m * _layer(part, way) + ends[way.grid] for way in ways])
 
-    def _worth_a_look(self, every: Choices) -> list[int]:
-        """Numbers of the grids that may be best for some layer, the base's first.
+    def _worth_a_look(self) -> list[int]:
+        """Numbers of the grids that may be best for some layer, the base's first; where devices differ, of
+        each kind of stage.
 
         Left out is what another is no slower and no larger than, that changes ranks at least as little: one
         with the same tokens on the same ranks, or with the base's.
         """
-        question, many = self.question, every
-        found = costs(question, many, self.device)
+        each = [self._quick_or_lean(rank, self.every) for rank in self.sorts]
+        found = (number for some in zip_longest(*each) for number in some if number is not None)
+        return list(dict.fromkeys(found))[: MOST if len(each) == 1 else 2 * MOST]
+
+    def _quick_or_lean(self, rank: int, many: Choices) -> list[int]:
+        question, device = self.asked[rank], self.devices[rank]
+        found = costs(question, many, device)
         one = np.ones(len(many))
         mixture = question.spec.experts is not None
         part = found.mixture if mixture else found.dense
         ends = ends_of_step(
-            question, many, found, one * (not mixture), one * mixture, part.backward.both, self.device,
+            question, many, found, one * (not mixture), one * mixture, part.backward.both, device,
             layers_only=True,
         )  # fmt: skip
         seconds = self.m * (part.forward.both + part.backward.both) + ends
         self.many = many
-        size = _total(self._bytes(0, 3, mixture, KEEP)) - _total(self._bytes(0, 2, mixture, KEEP))
+        two, three = (memory.total(self._bytes(rank, count, mixture, KEEP)) for count in (2, 3))
+        size = three - two
         tokens = [(int(many.data[n]), int(many.cp[n]), int(many.tp[n])) for n in range(len(many))]
         kept = [0]
         for n in sorted(range(1, len(many)), key=lambda n: float(seconds[n])):
@@ -231,23 +287,6 @@ class Programme:
             if not beaten and len(kept) < MOST:
                 kept.append(n)
         return kept
-
-
-def _choices(question: Question, choice: Choices) -> Choices:
-    """The layout's frame with each grid over the ranks of its stages that shares its rows out evenly; its own
-    first."""
-    own, rows = choice.grid(0), int(choice.rows[0] * choice.data[0])
-    rest = [int(part[0]) for part in (choice.schedule, choice.chunks, choice.recompute)]
-    degrees: list[tuple[int, ...]] = [(own.pp, own.dp, own.fsdp, own.cp, own.tp, own.ep, own.etp)]
-    degrees += [each for each in grids(question, {"pp": own.pp}) if each != degrees[0]]
-    lines = [
-        [*each, rows // (each[1] * each[2]), *rest] for each in degrees if rows % (each[1] * each[2]) == 0
-    ]
-    many = Choices.of(np.array(lines, dtype=np.int64))
-    if (profile := question.profile) is not None:  # which tells nothing of much larger micro-batches
-        most = np.array([profile.most(tp) for tp in many.tp.tolist()])
-        many = many.take(many.rows / many.cp <= most)
-    return many
 
 
 def _least(
@@ -281,6 +320,11 @@ def _least(
     return min(found)[1] if found else []
 
 
+def _degrees(choice: Choices) -> tuple[int, ...]:
+    """Those that embedding and head have."""
+    return tuple(int(getattr(choice, axis)[0]) for axis in ("dp", "fsdp", "cp", "tp"))
+
+
 def _layer(part: LayerCost, way: Way) -> float:
     seconds = float((part.forward.both + part.backward.both)[way.grid])
     if way.inside == AGAIN:
@@ -288,7 +332,3 @@ def _layer(part: LayerCost, way: Way) -> float:
     elif way.inside == ASIDE and part.aside is not None:
         seconds += float(part.aside[0][way.grid] + part.aside[1][way.grid])
     return seconds
-
-
-def _total(parts: dict[str, Floats]) -> Floats:
-    return memory.total(parts)

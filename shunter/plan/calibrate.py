@@ -31,7 +31,8 @@ LEAST, MOST = 0.05, 20.0  # times its value beyond which a coefficient explains 
 class Run:
     """A measured step. question: with any coefficients; choice: of length 1. order: of the devices, where it
     matters which does what (`plan.Plan.ranks`). strategies: of its layers, where each has its own. cut:
-    bounds of its stages, own: of layers that have degrees of their own, likewise."""
+    bounds of its stages, own: of layers that have degrees of their own, ends: of embedding and head that have
+    some, likewise."""
 
     name: str
     question: Question
@@ -41,6 +42,7 @@ class Run:
     strategies: Sequence[int] | None = None
     cut: Sequence[int] | None = None
     own: Mapping[int, Choices] = field(default_factory=dict)
+    ends: Choices | None = None
 
     def asked(self, coefficients: Coefficients) -> Question:
         """The question with other coefficients."""
@@ -53,10 +55,14 @@ class Run:
         """Of the whole step, with its parts."""
         asked = self.asked(coefficients)
         if self.order and asked.fabric.terrain is not None:
-            found = Grounds(asked, self.choice, asked.fabric.room(None)).predict(self.order)
+            found = Grounds(asked, self.choice, asked.fabric.room(None)).predict(
+                self.order, self.cut, strategies=self.strategies, own=self.own, ends=self.ends
+            )
             if found is not None:
                 return found
-        return predict(asked, self.choice, strategies=self.strategies, cut=self.cut, own=self.own)
+        return predict(
+            asked, self.choice, strategies=self.strategies, cut=self.cut, own=self.own, ends=self.ends
+        )
 
 
 def fit(runs: Sequence[Run], names: Sequence[str], start: Coefficients, source: str = "") -> Coefficients:

@@ -29,7 +29,8 @@ SCHEDULES = ("1f1b", "interleaved-1f1b", "zb1p", "zbv", "gpipe")
 @dataclass(frozen=True)
 class Question:
     """What a layout is asked for. batch: rows of a step. row: tokens of a row. profile: what the
-    model's parts and messages take on the machine, where that was measured."""
+    model's parts and messages take on the machine, where that was measured. scored: share of the tokens whose
+    next word the head is asked for."""
 
     spec: DecoderSpec
     fabric: Fabric
@@ -38,6 +39,7 @@ class Question:
     practice: Practice
     coefficients: Coefficients
     profile: Profile | None = None
+    scored: float = 1.0
 
     def measured(self, profile: Profile, where: str = "") -> Question:
         """With a profile, whose seconds the coefficients of products and links, 1 to begin with, divide.

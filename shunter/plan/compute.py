@@ -114,7 +114,9 @@ def layer(question: Question, choices: Choices, device: DeviceKind, *, experts: 
 def head(question: Question, choices: Choices, device: DeviceKind) -> Times:
     """The last norm, the head and the loss."""
     spec = question.spec
-    tokens = choices.rows * question.row / choices.cp
+    if not question.scored:
+        return Times(*(np.zeros(len(choices)) for _ in range(4)))
+    tokens = question.scored * choices.rows * question.row / choices.cp
     words = spec.vocab_size / choices.tp
     dim = np.full(len(choices), float(spec.dim))
     done = _products(question, device, [(tokens, words, dim)], format=_narrow(question))

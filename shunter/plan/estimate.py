@@ -45,13 +45,16 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """dense, mixture: a layer of each sort; where the model has none of a sort, it is the other one."""
+    """dense, mixture: a layer of each sort; where the model has none of a sort, it is the other one.
+    gather_end: seconds of a micro-batch in which the weights of the embedding, or of the head, are waited
+    for; with stages they are gathered once a step."""
 
     dense: LayerCost
     mixture: LayerCost
     embedding: compute.Times
     head: compute.Times
     messages: communication.Messages
+    gather_end: Floats
 
 
 def costs(question: Question, choices: Choices, device: DeviceKind) -> Costs:
@@ -68,7 +71,16 @@ def costs(question: Question, choices: Choices, device: DeviceKind) -> Costs:
         compute.embedding(question, choices, device),
         compute.head(question, choices, device),
         sent,
+        np.where(choices.pp > 1, 0.0, _gathered_end(question, choices)),
     )
+
+
+def _gathered_end(question: Question, choices: Choices) -> Floats:
+    """Seconds in which the weights of one end are gathered, where the practice waits for them."""
+    if not question.practice.ends_waited:
+        return np.zeros(len(choices))
+    size = question.practice.weights * memory.held(question, choices).end
+    return communication.ring(question, choices.tp, choices.shards(question.practice), size)
 
 
 def _layer(
@@ -164,7 +176,7 @@ def estimate(question: Question, choices: Choices, room: float | None = None) ->
         + mixtures * (found.mixture.backward.both + lean.seconds(found.mixture))
     ) / p
     ends = found.embedding.forward + found.embedding.backward + found.head.forward + found.head.backward
-    ends = ends + 4 * found.messages.end
+    ends = ends + 4 * found.messages.end + np.where(spec.tied, 1.0, 2.0) * found.gather_end
     layer = (forward + backward) * p / spec.num_layers
     # A rank has whole layers: the busiest at least as many as come to the mean, and one layer at least.
     mean = forward + backward + ends / p
@@ -273,7 +285,9 @@ def ends_of_step(
     updates, expert_updates = choices.updates(practice)
     mine = plain / updates + expert / expert_updates
     stays = (choices.pp > 1) & practice.stage_gathered
-    first = np.where(stays, (dense + mixtures) * found.messages.gather, 0.0)
+    first = (dense + mixtures) * found.messages.gather
+    first = first + (0.0 if layers_only else 1.0) * _gathered_end(question, choices)
+    first = np.where(stays, first, 0.0)
     return sums + first + compute.update(question, mine, device)
 
 

@@ -22,9 +22,12 @@ LEAST = 16  # tokens of a row worth the name
 
 
 class FitsNowhere(ShunterError):
-    """room: bytes of the largest device, or the budget; least: of the fullest rank in the leanest layout."""
+    """room: bytes of the largest device, or the budget; least: of the fullest rank in the leanest layout.
+    apart: degrees of their own for embedding and head were tried too."""
 
-    def __init__(self, question: Question, fixed: Fixed, room: float, least: float) -> None:
+    def __init__(
+        self, question: Question, fixed: Fixed, room: float, least: float, *, apart: bool = False
+    ) -> None:
         self.question, self.fixed, self.room = question, fixed, room
         needs = (
             f"the smallest of all layouts needs {least / 1e9:.1f} GB of a device, which has "
@@ -33,6 +36,9 @@ class FitsNowhere(ShunterError):
         if least <= room:  # the largest has room, but not every stage is on it
             most = f"the largest has {room / 1e9:.1f} GB"
             needs = f"in no order do the devices have memory for every stage; {most}"
+        elif apart and question.fabric.terrain is None:
+            needs = needs.replace("the smallest of all layouts", "with one layout for all its parts it")
+            needs += "; with degrees of their own embedding and head do not spare enough"
         super().__init__(f"the model fits nowhere: {needs}")
 
     def explained(self) -> ShunterError:

@@ -19,7 +19,7 @@ Imports without torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,12 @@ class Stage:
     flight: Floats
     recomputed: Floats
     aside: Floats | float = 0.0
+
+
+def ends_alone(stage: Stage) -> Stage:
+    """The embedding and head of a rank, without its layers."""
+    none = 0 * stage.dense
+    return replace(stage, dense=none, mixtures=none, recomputed=none, aside=none)
 
 
 def activations(question: Question, choices: Choices) -> Mapping[str, Floats]:
@@ -157,7 +163,7 @@ def _parts(question: Question, choices: Choices, stage: Stage) -> tuple[dict[str
     per = layers * (kept_whole * full + stage.recomputed * again) + kept_whole * copies
     held_whole = layers * full + copies
     by_entry = entry * choices.chunks + (1 - stage.recomputed) * held_whole
-    per = np.where(by_stage, by_entry, per)
+    per = np.where(by_stage, np.where(layers > 0, by_entry, 0.0), per)
     # A rank holds `flight` whole micro-batches; the layer that is computed again is there besides, or those
     # that are on their way to the host's memory and back.
     travelling = TRAVEL * (full + copies / np.maximum(layers, 1.0))
@@ -172,7 +178,7 @@ def _parts(question: Question, choices: Choices, stage: Stage) -> tuple[dict[str
     fetched = practice.hidden * choices.rows * question.row / choices.cp * question.spec.dim
     waiting_heads = np.where(by_stage, np.minimum(stage.flight, 1.0), stage.flight)
     last = stage.head * waiting_heads * (entry + fetched) if practice.whole_inputs else 0 * entry
-    logits = stage.head * practice.logits * choices.rows * question.row / choices.cp
+    logits = question.scored * stage.head * practice.logits * choices.rows * question.row / choices.cp
     logits = logits * question.spec.vocab_size / choices.tp
     held_ones = stage.flight * per + last
     gathered, waiting, of_ends, ended = _gathered(question, choices, stage)
@@ -192,7 +198,7 @@ def _parts(question: Question, choices: Choices, stage: Stage) -> tuple[dict[str
         "gathered": sum(gathered, np.zeros(1)),
         "activations": held_ones,
         "inside": inside,
-        "passing": passing(question, choices, stage.mixtures > 0),
+        "passing": np.where(layers > 0, passing(question, choices, stage.mixtures > 0), 0.0),
         "logits": logits,
     }
     return parts, every, ended
@@ -201,9 +207,9 @@ def _parts(question: Question, choices: Choices, stage: Stage) -> tuple[dict[str
 def _gathered(
     question: Question, choices: Choices, stage: Stage
 ) -> tuple[tuple[Floats, Floats], Floats, Floats, Floats]:
-    """Bytes of whole weights: of the layer in use and of what another was fetched in, and of a stage that
-    stays. Other ranks' parts of gradients that wait, and of embedding's and head's alone. And what is whole
-    of gradients after the last backward, in sums or on the way to them."""
+    """Bytes of whole weights: of the layer in use and of what another was fetched in, and of what stays: a
+    stage, or embedding and head. Other ranks' parts of gradients that wait, and of embedding's and head's
+    alone. And what is whole of gradients after the last backward, in sums or on the way to them."""
     practice, shape = question.practice, held(question, choices)
     plain = stage.dense * shape.dense + stage.mixtures * shape.mixture + stage.ends * shape.end
     each = np.where(stage.mixtures > 0, shape.mixture + shape.experts, shape.dense)
@@ -212,13 +218,13 @@ def _gathered(
     stays = (choices.pp > 1) & practice.stage_gathered
     several = choices.microbatches(question.batch) > 1
     ends = stage.ends * shape.end
-    ahead = (np.minimum(2 * each, whole - ends) + ends) * practice.gathered
+    ahead = np.minimum(2 * each, whole - ends) * practice.gathered
     others = 1 - 1 / choices.shards(practice), 1 - 1 / choices.expert_shards(practice)
     waits = stays | (several & practice.waits)
     waiting = np.where(waits, plain * others[0] + (whole - plain) * others[1], 0.0)
     of_ends = np.where(cut, ends * others[0], 0.0) * practice.gradients * practice.waits
     waiting = np.where(cut & waits, waiting * practice.gradients, of_ends)  # these are given out last
-    staying = np.where(stays, whole * practice.gathered, 0.0)
+    staying = np.where(stays, whole, ends) * practice.gathered
     travelling = np.where(cut & ~waits, np.minimum(2 * each, whole - ends), 0.0) * practice.gradients
     summed = (choices.data * choices.cp > choices.shards(practice)) * practice.bucket
     own = (

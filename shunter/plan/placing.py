@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, permutations
+from typing import Any
 
 import numpy as np
 
@@ -257,10 +258,15 @@ def scored(question: Question, choice: Choices, room: float, *, lean: bool = Fal
 
 def again(question: Question, before: Prediction, room: float) -> Prediction | None:
     """The same layout with the same ranks for a question in which something else has changed."""
+    known: dict[str, Any] = {}
+    if before.own or before.ends is not None:
+        known = {"strategies": before.strategies, "own": before.own, "ends": before.ends}
     if question.fabric.terrain is None or before.placed is None:
-        found = predict(question, before.choice, room)
+        found = predict(question, before.choice, room, cut=before.bounds if known else None, **known)
         return found if found.fits(room) else None
-    return Grounds(question, before.choice, room).predict(before.placed.order, how=before.placed.how)
+    ground = Grounds(question, before.choice, room)
+    bounds = before.bounds if known else None
+    return ground.predict(before.placed.order, bounds, before.placed.how, **known)
 
 
 def improved(

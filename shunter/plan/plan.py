@@ -30,6 +30,7 @@ from shunter.plan.strategies import AGAIN, ASIDE
 VERSION = 1
 FORMAT = "shunter-plan"
 DEGREES = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")
+END_DEGREES = ("dp", "fsdp", "cp", "tp")  # of embedding and head
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Plan:
     """layout: degrees, chunks, cut (first layer of each stage but the first), zero (1 where copies share the
     optimizer's state), recompute (kind, layers of each stage, and where single ones can be chosen their
     numbers: `again`, and `offload` of those put aside), layers (those with degrees of their own, as a recipe
-    has them). microbatch: rows; microbatches: of a step on each
+    has them), ends (embedding's and head's own, likewise). microbatch: rows; microbatches: of a step on each
     data rank.
 
     Predicted, in seconds of a step: step, of which the busiest rank computes, waits for messages, and for
@@ -87,7 +88,8 @@ class Plan:
         layout["chunks"] = int(choice.chunks[0])
         layout["cut"] = list(prediction.bounds[1:-1])
         layout["recompute"] = RECOMPUTE[choice.recompute[0]]
-        if any(_shares(question, each) for each in (choice, *prediction.own.values())):
+        ends = [] if prediction.ends is None else [prediction.ends]
+        if any(_shares(question, each) for each in (choice, *prediction.own.values(), *ends)):
             layout["zero"] = 1
         if choice.recompute[0]:
             layout["recomputed_layers"] = list(prediction.recomputed)
@@ -98,6 +100,8 @@ class Plan:
                 {"of": numbers, **{name: int(getattr(its, name)[0]) for name in DEGREES[1:]}}
                 for numbers, its in alike(prediction.own)
             ]
+        if prediction.ends is not None:
+            layout["ends"] = {name: int(getattr(prediction.ends, name)[0]) for name in END_DEGREES}
         rate = question.flops / prediction.seconds / world
         device = question.fabric.device
         format = "bf16" if "bf16" in device.flops else next(iter(device.flops))
@@ -163,6 +167,8 @@ class Plan:
                 {"of": each["of"], **{name: each[name] for name in DEGREES[1:] if each[name] > 1}}
                 for each in self.layout["layers"]
             ]
+        if its := self.layout.get("ends"):
+            found["ends"] = {name: its[name] for name in END_DEGREES if its[name] > 1}
         found["microbatches"] = self.microbatches
         if self.layout.get("zero"):
             found["zero"] = 1

@@ -65,6 +65,7 @@ class Practice:
     zero:      copies share the optimizer's state (ZeRO-1).
     stage_gathered: with stages, weights are gathered once a step and stay, and gradients wait whole.
     waits: without stages too, where there are several micro-batches, gradients wait whole.
+    ends_waited: each micro-batch waits for the gathered weights of embedding and head.
     overlap_tensor: share of tensor messages hidden behind products. overlap_gradients: whether gradients are
     summed while the last backward runs. blocking: stages compute nothing while they exchange.
     inner: feed-forward widths that a layer keeps for its backward. results: how often it keeps attention's.
@@ -100,6 +101,7 @@ class Practice:
     zero: bool = False
     stage_gathered: bool = True
     waits: bool = False
+    ends_waited: bool = False
     overlap_tensor: float = 0.0
     overlap_gradients: bool = False
     blocking: bool = False
@@ -141,6 +143,7 @@ PRACTICES: dict[str, Practice] = {
             hidden=4,
             zero=True,
             waits=True,
+            ends_waited=True,
             inner=3,
             repeated=True,
             whole_inputs=True,
@@ -168,6 +171,7 @@ PRACTICES: dict[str, Practice] = {
             products="fp32",
             zero=True,
             waits=True,
+            ends_waited=True,
             inner=3,
             repeated=True,
             results=2,  # a CPU's attention has heads outside of tokens, the product the other way round

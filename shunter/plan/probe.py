@@ -19,6 +19,7 @@ from shunter.cluster.device import DeviceKind, Rates
 from shunter.config.errors import ShunterError
 from shunter.launch import elastic
 from shunter.recipe.attempt import environment_record
+from shunter.record.memory import available
 
 LOADS = ("shunter.parallel.wires", "shunter.plan.rates")  # by the process that ranks are forked from
 FORMAT = 1  # a new one measures anew
@@ -245,13 +246,10 @@ def _memory(device: Any, size: int) -> float:
         import torch
 
         return float(torch.cuda.mem_get_info(device)[1])
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 / size
-    except OSError:
-        pass  # not Linux: what is physically there
-    return float(environment_record()["memory_bytes"]) / size
+    free = available()
+    if free is None:  # not Linux: what is physically there
+        free = environment_record()["memory_bytes"]
+    return float(free) / size
 
 
 def _peaks(name: str) -> dict[str, float]:

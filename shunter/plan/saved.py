@@ -32,6 +32,15 @@ class SavedLayers(Config):
     etp: int = Field(ge=1, description="Parts of an expert.")
 
 
+class SavedEnds(Config):
+    """Embedding and head with degrees of their own, likewise."""
+
+    dp: int = Field(ge=1, description="Copies.")
+    fsdp: int = Field(ge=1, description="Copies that are cut.")
+    cp: int = Field(ge=1, description="Parts of a row.")
+    tp: int = Field(ge=1, description="Parts of the vocabulary.")
+
+
 class SavedLayout(Config):
     """Degrees, stages, and what of the layers is not kept."""
 
@@ -50,6 +59,7 @@ class SavedLayout(Config):
     again: list[int] | None = Field(None, description="Numbers of the layers that are computed again.")
     offload: list[int] | None = Field(None, description="Numbers of the layers that are put aside.")
     layers: list[SavedLayers] | None = Field(None, description="Layers with degrees of their own.")
+    ends: SavedEnds | None = Field(None, description="Embedding's and head's own degrees.")
 
     @property
     def ranks(self) -> int:
@@ -131,6 +141,10 @@ class SavedPlan(Config):
         for own in layout.layers or []:
             if own.dp * own.fsdp * own.cp * own.tp * layout.pp != self.devices:
                 raise ValueError(f"layers {own.of} are laid out over other ranks than their stage has")
+        if (ends := layout.ends) is not None and (
+            ends.dp * ends.fsdp * ends.cp * ends.tp * layout.pp != self.devices
+        ):
+            raise ValueError("ends are laid out over other ranks than their stage has")
         if both := set(layout.again or []) & set(layout.offload or []):
             raise ValueError(f"layer {min(both)} is both computed again and put aside")
         rows = -(-self.batch // (layout.dp * layout.fsdp))

@@ -7,29 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from shunter.plan import communication, compute, memory
+from shunter.plan import compute, memory
 from shunter.plan.choices import SCHEDULES, Choices, Question
 from shunter.plan.cuts import cut_alike, cut_mixed
+from shunter.plan.elapsed import elapsed, held_at_most, links_of, times_again
 from shunter.plan.estimate import Costs as RankCosts
 from shunter.plan.estimate import LayerCost, costs, ends_of_step
-from shunter.plan.own import alike, own_costs, sorts_of, turned, updated
+from shunter.plan.own import alike, end_costs, own_costs, sorts_of, turned, updated
 from shunter.plan.practice import RECOMPUTE
 from shunter.plan.strategies import AGAIN, ASIDE, KEEP, cheapest
-from shunter.schedule.action import BACKWARD, FORWARD, INPUT, WEIGHT
-from shunter.schedule.action import RECOMPUTE as REDO
-from shunter.schedule.assemble import assemble
-from shunter.schedule.catalogue import schedule
-from shunter.schedule.costs import Costs, Links
-from shunter.schedule.order import Order
-from shunter.schedule.program import Program
-from shunter.schedule.recompute import recomputed
-from shunter.schedule.simulate import simulate
+from shunter.schedule.costs import Links
 
 NODES = 8_000  # of a simulated program: longer ones are carried on by their period
 
@@ -40,7 +32,8 @@ class Prediction:
     the rest, in which it waits.
 
     bounds: layers of the stages. strategies: of each layer (`plan.strategies`). bytes: by stage of a rank's
-    place in the pipeline, by part (`memory.PARTS`). own: of layers whose degrees are not those of `choice`.
+    place in the pipeline, by part (`memory.PARTS`). own: of layers whose degrees are not those of `choice`;
+    ends: of embedding and head, where theirs are not.
     forward, backward, weights: seconds of a micro-batch by stage; weights: of the backward, those that a
     schedule with backwards in halves takes later.
     """
@@ -59,12 +52,14 @@ class Prediction:
     forward: tuple[float, ...] = ()
     backward: tuple[float, ...] = ()
     weights: tuple[float, ...] = ()
+    ends: Choices | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What makes it another layout than others are."""
         own = {number: dict(self.own[number].settings(0)) for number in sorted(self.own)}
-        return {**self.choice.settings(0), **({"layers": own} if own else {})}
+        found = {**self.choice.settings(0), **({"layers": own} if own else {})}
+        return found if self.ends is None else {**found, "ends": dict(self.ends.settings(0))}
 
     @property
     def fullest(self) -> float:
@@ -118,14 +113,16 @@ def predict(
     strategies: Sequence[int] | None = None,
     cut: Sequence[int] | None = None,
     own: Mapping[int, Choices] | None = None,
+    ends: Choices | None = None,
 ) -> Prediction:
     """Of one layout (`choice` has length 1). room: bytes that a rank has; layers are computed again, or put
     aside, where the practice can choose them, as few as fit. site: where its ranks are, if that has been
     decided. strategies: of the layers, and cut: bounds of the stages, likewise. own: degrees of some layers
-    (by number, with the rows that their ranks have then), with `strategies` and without `site`."""
+    (by number, with the rows that their ranks have then), ends: of embedding and head, likewise; both with
+    `strategies`."""
     assert len(choice) == 1
     own = own or {}
-    assert not own or (site is None and strategies is not None)
+    assert not (own or ends is not None) or strategies is not None
     pp, chunks = int(choice.pp[0]), int(choice.chunks[0])
     m = int(choice.microbatches(question.batch)[0])
     name = SCHEDULES[choice.schedule[0]]
@@ -140,14 +137,15 @@ def predict(
             if id(kind) not in known:
                 known[id(kind)] = costs(question, choice, kind)
         each = [known[id(kinds[rank])] for rank in placement]
-        bounds = _cut(question, each, placement) if cut is None else list(cut)
+        bounds = _cut(question, each, placement, ends) if cut is None else list(cut)
     else:
         each, bounds = [site.costs[rank] for rank in placement], list(site.bounds)
     stages = len(placement)
     rooms: Sequence[float | None] = (room,) * pp if site is None else site.rooms
     chosen = strategies or _strategies(question, choice, each, bounds, placement, m, rooms)
-    held = [_bytes(asked[rank], choice, bounds, chosen, placement, rank, m, own) for rank in range(pp)]
-    theirs = own_costs(question, own, bounds, placement)
+    held = [_bytes(asked[rank], choice, bounds, chosen, placement, rank, m, own, ends) for rank in range(pp)]
+    theirs = own_costs(asked, own, bounds, placement)
+    at_ends = end_costs(asked, ends, each, placement)
     forward, backward, weights, busy, redone = ([0.0] * stages for _ in range(5))
     # A stage that is computed again is so by an action of the program, which some backwards do without.
     apart = pp > 1 and RECOMPUTE[choice.recompute[0]] == "stage"
@@ -167,21 +165,28 @@ def predict(
             elif chosen[layer] == ASIDE and part.aside is not None:
                 f, b = f + float(part.aside[0][0]), b + float(part.aside[1][0])
             ahead, behind = ahead + f, behind + b
-        moved = turned(question, choice, own, begin, end) if own else 0.0
-        ahead, behind = ahead + moved, behind + moved
+        if own or ends is not None:
+            moved = turned(asked[placement[stage]], choice, own, begin, end, ends)
+            ahead, behind = ahead + moved, behind + moved
         received = float(cost.messages.received[0])
         ahead, behind = ahead + received * (stage > 0), behind + received * (stage < stages - 1)
-        for end_part, there in ((cost.embedding, stage == 0), (cost.head, stage == stages - 1)):
+        for end_part, its, there in (
+            (at_ends[0].embedding, at_ends[0], stage == 0),
+            (at_ends[1].head, at_ends[1], stage == stages - 1),
+        ):
             if there:
-                ahead += float(end_part.forward[0] + cost.messages.end[0])
-                behind += float(end_part.backward[0] + cost.messages.end[0])
+                ahead += float(end_part.forward[0] + its.messages.end[0])
+                # A tied weight that is there already is not gathered once more.
+                there_already = end_part is its.head and question.spec.tied and placement[0] == placement[-1]
+                ahead += 0.0 if there_already else float(its.gather_end[0])
+                behind += float(end_part.backward[0] + its.messages.end[0])
                 w += float(end_part.weights[0] * end_part.backward[0])
                 inner += float(end_part.forward[0] + end_part.backward[0])
         forward[stage], backward[stage], weights[stage], busy[stage] = ahead, behind, w, inner
-    wires = (_links(question, choice),) if site is None else site.links
+    wires = (links_of(question, choice),) if site is None else site.links
     limit = NODES if site is None else NODES // 4  # placed ones are simulated many times
-    elapsed = max(
-        _elapsed(
+    spent = max(
+        elapsed(
             choice,
             placement,
             forward,
@@ -197,13 +202,13 @@ def predict(
         for wire in wires
     )
     work, busiest = [0.0] * pp, [0.0] * pp
-    times = _times_again(name, pp, m, chunks) if apart else (0.0,) * stages
+    times = times_again(name, pp, m, chunks) if apart else (0.0,) * stages
     for stage, rank in enumerate(placement):
         work[rank] += m * (forward[stage] + backward[stage] + times[stage] * redone[stage])
         busiest[rank] += m * (busy[stage] + times[stage] * redone[stage])
     top = max(range(pp), key=work.__getitem__)
-    extra, updating = _ends(asked, choice, each, bounds, placement, backward, own, theirs)
-    seconds = elapsed + extra
+    extra, updating = _ends(asked, choice, each, bounds, placement, backward, own, theirs, ends)
+    seconds = spent + extra
     inner = busiest[top] + updating
     sent = max(work[top] - busiest[top] + extra - updating, 0.0)
     sent = sent if sent > 1e-9 * seconds else 0.0
@@ -212,7 +217,7 @@ def predict(
     return Prediction(
         choice, tuple(bounds), tuple(chosen), seconds, inner, sent, waiting,
         tuple(held), m, own=own,
-        forward=tuple(forward), backward=tuple(backward), weights=tuple(weights),
+        forward=tuple(forward), backward=tuple(backward), weights=tuple(weights), ends=ends,
     )  # fmt: skip
 
 
@@ -228,13 +233,16 @@ def _part(question: Question, cost: RankCosts, layer: int) -> LayerCost:
     return cost.mixture if experts is not None and experts.inside(layer) else cost.dense
 
 
-def _cut(question: Question, each: Sequence[RankCosts], placement: Sequence[int]) -> list[int]:
+def _cut(
+    question: Question, each: Sequence[RankCosts], placement: Sequence[int], others: Choices | None = None
+) -> list[int]:
     spec = question.spec
 
     def whole(cost: LayerCost) -> float:
         return float(cost.forward.both[0] + cost.backward.both[0] + cost.again.both[0])
 
-    ends = each[0].embedding, each[-1].head
+    at_ends = end_costs((question,) * len(each), others, each, placement)
+    ends = at_ends[0].embedding, at_ends[1].head
     first, last = (float(end.forward[0] + end.backward[0]) for end in ends)
     if spec.experts is not None and any(
         spec.experts.inside(layer) != spec.experts.inside(spec.num_layers - 1)
@@ -280,7 +288,7 @@ def stage_of(
     if len(mine) > 1 and len({counts[stage] for stage in mine}) > 1:
         name, pp = SCHEDULES[choice.schedule[0]], int(choice.pp[0])
         few = m if m <= 4 * pp else 3 * pp + m % pp
-        flight = np.array([_held_at_most(name, pp, few, int(choice.chunks[0]), counts)[rank]])
+        flight = np.array([held_at_most(name, pp, few, int(choice.chunks[0]), counts)[rank]])
     return memory.Stage(
         np.array([float(len(layers) - mixtures)]),
         np.array([float(mixtures)]),
@@ -301,13 +309,18 @@ def _bytes(
     rank: int,
     m: int,
     own: Mapping[int, Choices] | None = None,
+    ends: Choices | None = None,
 ) -> dict[str, float]:
     stage = stage_of(question, choice, bounds, strategies, placement, rank, m)
-    if not own:
+    if not own and ends is None:
         return {name: float(part[0]) for name, part in memory.stage_bytes(question, choice, stage).items()}
+    own = own or {}
     rest = set(range(question.spec.num_layers)) - own.keys()
     like = stage_of(question, choice, bounds, strategies, placement, rank, m, rest)
-    parts = [(choice, replace(like, ends=stage.ends, head=stage.head))]
+    if ends is None:
+        parts = [(choice, replace(like, ends=stage.ends, head=stage.head))]
+    else:
+        parts = [(choice, like), (ends, memory.ends_alone(stage))]
     for numbers, its in alike(own):
         like = stage_of(question, its, bounds, strategies, placement, rank, m, numbers)
         if like.dense[0] + like.mixtures[0]:
@@ -370,9 +383,11 @@ def _ends(
     backward: Sequence[float],
     own: Mapping[int, Choices],
     theirs: Mapping[int, RankCosts],
+    ends: Choices | None,
 ) -> tuple[float, float]:
     """Seconds of what stands at both ends of a step on the slowest rank, and of them the optimizer's. theirs:
     costs of layers with their own degrees."""
+    apart = ends is not None
     most = updating = 0.0
     for rank, question in enumerate(asked):
         mine = [stage for stage, holder in enumerate(placement) if holder == rank]
@@ -382,8 +397,12 @@ def _ends(
             rank * int(choice.stage_ranks[0]), (rank + 1) * int(choice.stage_ranks[0])
         )
         last = np.array([sum(backward[stage] for stage in mine)])
-        found = float(ends_of_step(question, choice, each[mine[0]], dense, mixed, last, device)[0])
-        held = updated(question, choice, dense, mixed, ends=True)
+        at = ends_of_step(question, choice, each[mine[0]], dense, mixed, last, device, layers_only=apart)
+        found, held = float(at[0]), updated(question, choice, dense, mixed, ends=not apart)
+        if ends is not None:
+            none = np.zeros(1)
+            more = ends_of_step(question, ends, each[mine[0]], none, none, last, device)
+            found, held = found + float(more[0]), held + updated(question, ends, none, none, ends=True)
         for numbers, its in alike({n: own[n] for n in every if n in own}):
             sorts = sorts_of(question, numbers)
             more = ends_of_step(question, its, theirs[numbers[0]], *sorts, last, device, layers_only=True)
@@ -391,108 +410,3 @@ def _ends(
         if found > most:
             most, updating = found, float(compute.update(question, held, device)[0])
     return most, updating
-
-
-def _elapsed(
-    choice: Choices,
-    placement: Sequence[int],
-    forward: Sequence[float],
-    backward: Sequence[float],
-    weights: Sequence[float],
-    again: Sequence[float] | None,
-    name: str,
-    chunks: int,
-    m: int,
-    links: Links,
-    limit: int,
-) -> float:
-    """Seconds from the first forward to the last backward, as simulated. again: of each stage, to compute it
-    once more, where it is. limit: nodes of a program."""
-    pp = int(choice.pp[0])
-    if pp == 1:
-        return m * (sum(forward) + sum(backward))
-    halves = schedule(name).halves
-    seconds: dict[tuple[str, int], float] = {}
-    for stage in range(len(placement)):
-        seconds[FORWARD, stage] = forward[stage]
-        if halves:
-            seconds[INPUT, stage] = backward[stage] - weights[stage]
-            seconds[WEIGHT, stage] = weights[stage]
-        else:
-            seconds[BACKWARD, stage] = backward[stage]
-        if again is not None:
-            seconds[REDO, stage] = again[stage]
-    redo = again is not None
-    many = 2 * len(placement)
-    # Stages that go there and back take longer to find their period.
-    least = m if name == "gpipe" else 3 * pp if name == "zbv" else 2 * pp
-    long = max(least + pp, limit // many // pp * pp)
-    if m <= long:
-        return simulate(_program(name, pp, m, chunks, redo), Costs(seconds), links).elapsed
-    # After the first micro-batches each further group takes as long as the one before.
-    rest = m % pp
-    low, high = long - pp + rest - (pp if rest else 0), long + rest - (pp if rest else 0)
-    a, b = (
-        simulate(_program(name, pp, count, chunks, redo), Costs(seconds), links).elapsed
-        for count in (low, high)
-    )
-    return b + (m - high) * (b - a) / (high - low)
-
-
-def _links(question: Question, choice: Choices) -> Links:
-    """Between neighbouring ranks of the pipeline, each pair by the blocks of devices that it crosses; the
-    last one and the first are neighbours where a rank has several stages in turn."""
-    width, pp = int(choice.stage_ranks[0]), int(choice.pp[0])
-    size = float(communication.message(question, choice)[0])
-    turns = {(rank, rank + 1) for rank in range(pp - 1)}
-    if int(choice.chunks[0]) > 1 and SCHEDULES[choice.schedule[0]] != "zbv":
-        turns.add((pp - 1, 0))
-    between: dict[tuple[int, int], tuple[float, float]] = {}
-    for a, b in turns:
-        latency, bandwidth = question.fabric.between(a * width, b * width, width)
-        found = communication.hop(
-            question, size, latency, size / (bandwidth * question.coefficients["links"])
-        )
-        between[a, b] = between[b, a] = found
-    blocking = question.practice.blocking and width * pp > 1
-    if len(kinds := set(between.values())) == 1:
-        latency, occupied = kinds.pop()
-        return Links(latency=latency, occupied=occupied, blocking=blocking)
-    return Links(between=between, blocking=blocking)
-
-
-@lru_cache(maxsize=64)
-def _held_at_most(name: str, pp: int, m: int, chunks: int, counts: tuple[int, ...]) -> tuple[float, ...]:
-    """Micro-batches of a whole rank that each holds at most, where its stages have unequal layers."""
-    order = schedule(name).build(pp, m, chunks=chunks if name != "zbv" else None)
-    found = []
-    for rank, actions in enumerate(order.actions):
-        layers = sum(counts[stage] for stage, holder in enumerate(order.placement) if holder == rank)
-        held = most = 0
-        for action in actions:
-            if action.op == FORWARD:
-                held += counts[action.stage]
-                most = max(most, held)
-            elif action.op in (BACKWARD, WEIGHT):
-                held -= counts[action.stage]
-        found.append(most / layers)
-    return tuple(found)
-
-
-@lru_cache(maxsize=64)
-def _program(name: str, pp: int, m: int, chunks: int, redo: bool = False) -> Program:
-    order: Order = schedule(name).build(pp, m, chunks=chunks if name != "zbv" else None)
-    return assemble(recomputed(order) if redo else order)
-
-
-@lru_cache(maxsize=64)
-def _times_again(name: str, pp: int, m: int, chunks: int) -> tuple[float, ...]:
-    """Of each stage, the share of its micro-batches for which it is computed again."""
-    few = m if m <= 4 * pp else 3 * pp + m % pp
-    order = recomputed(schedule(name).build(pp, few, chunks=chunks if name != "zbv" else None))
-    found = [0.0] * len(order.placement)
-    for actions in order.actions:
-        for action in actions:
-            if action.op == REDO:
-                found[action.stage] += 1 / few
-    return tuple(found)

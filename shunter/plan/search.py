@@ -19,6 +19,7 @@ from shunter.plan.apart import best_apart
 from shunter.plan.choices import Choices, Floats, Question
 from shunter.plan.estimate import Estimate, estimate
 from shunter.plan.fitting import FitsNowhere
+from shunter.plan.leaner import leanest, rescued
 from shunter.plan.reasons import why_none
 from shunter.plan.score import Prediction
 from shunter.plan.space import Fixed, space
@@ -27,8 +28,8 @@ Objective = Literal["time", "cost", "memory"]
 
 FINALISTS = 32
 SIMULATED = 1_500_000  # nodes of all simulated programs together
-FRAMES = 3  # stages, schedules and micro-batches for which layers with degrees of their own are looked for
-FREE = {"dp", "fsdp", "cp", "tp", "ep", "etp", "recompute"}  # what they choose: not where one of it is fixed
+FRAMES = 3  # stages, schedules and micro-batches for which degrees of layers' and ends' own are looked for
+DENSE = {"dp", "fsdp", "cp", "tp"}  # where all are fixed a layout is given
 # Estimates beyond this times the best one are not looked at more closely. In six questions (4B to 47B, on 4
 # to 16 devices of four kinds) what was fastest by simulation had an estimate of at most 1.12 times the least.
 MARGIN = 1.35
@@ -98,8 +99,48 @@ def search_all(
     lean = objective == "memory"  # asked for with all that makes it so
     choices, found = _estimated(question, fixed, None if lean else room)
     fits = found.bytes <= room
+    differ = _may_differ(question, fixed)
+    scored = _scored(question, fixed, choices, found, fits, room, objective, finalists)
+    looks = FRAMES if finalists == FINALISTS else 1
+    if not scored and differ:
+        scored = rescued(question, choices, found, room, fixed)
+    elif differ and not lean:
+        scored += best_apart(question, scored, room, looks, fixed)
+    if scored and differ and lean:
+        scored += leanest(question, choices, found, scored, room, fixed)
+    if not scored:
+        raise FitsNowhere(question, fixed, room, float(found.bytes.min()), apart=differ)
+    scored.sort(key=lambda each: _worth(each, objective))
+    best = scored[0]
+    plans = [
+        Ranked(each, "" if each is best else lost_because(each, best, objective), tuple(same))
+        for each, *same in _merged(_different(scored))[:top]
+    ]
+    spent = time.perf_counter() - begin
+    rejected = int((~fits).sum())
+    return Found(question, tuple(plans), len(choices), rejected, spent, room, objective, dict(fixed))
+
+
+def _may_differ(question: Question, fixed: Fixed) -> bool:
+    """Whether layers and ends may have degrees of their own: not where all of a layout's are given."""
+    given = fixed.keys() >= DENSE or fixed.get("layers") == "alike"
+    return question.practice.layers and not given and fixed.get("recompute", "none") in ("none", "layer")
+
+
+def _scored(
+    question: Question,
+    fixed: Fixed,
+    choices: Choices,
+    found: Estimate,
+    fits: np.ndarray,
+    room: float,
+    objective: Objective,
+    finalists: int,
+) -> list[Prediction]:
+    """Layouts that fit, the best first, in full; empty where there is none."""
     if not fits.any():
-        raise FitsNowhere(question, fixed, room, float(found.bytes.min()))
+        return []
+    lean = objective == "memory"
     # Those that need not compute anything again are there without it, too.
     order = _order(found, fits if "recompute" in fixed else fits & ~found.spare, objective)
     scored, tried = [], set()
@@ -119,22 +160,8 @@ def search_all(
             if prediction is not None:
                 scored.append(prediction)
                 break
-        else:
-            raise FitsNowhere(question, fixed, room, float(found.bytes.min()))
     scored.sort(key=lambda each: _worth(each, objective))
-    scored = placing.improved(question, scored, room, finalists)
-    alike = lean or FREE & fixed.keys() or fixed.get("layers") == "alike"
-    if question.practice.layers and question.fabric.terrain is None and not alike:
-        scored += best_apart(question, scored, room, FRAMES if finalists == FINALISTS else 1)
-    scored.sort(key=lambda each: _worth(each, objective))
-    best = scored[0]
-    plans = [
-        Ranked(each, "" if each is best else lost_because(each, best, objective), tuple(same))
-        for each, *same in _merged(_different(scored))[:top]
-    ]
-    spent = time.perf_counter() - begin
-    rejected = int((~fits).sum())
-    return Found(question, tuple(plans), len(choices), rejected, spent, room, objective, dict(fixed))
+    return placing.improved(question, scored, room, finalists) if scored else []
 
 
 def _estimated(question: Question, fixed: Fixed, room: float | None) -> tuple[Choices, Estimate]:
@@ -163,7 +190,8 @@ def _different(scored: list[Prediction]) -> list[Prediction]:
     for each in scored:
         choice = each.choice
         own = tuple((number, each.own[number].grid(0)) for number in sorted(each.own))
-        key = choice.grid(0), int(choice.schedule[0]), int(choice.recompute[0]), own
+        ends = None if each.ends is None else each.ends.grid(0)
+        key = choice.grid(0), int(choice.schedule[0]), int(choice.recompute[0]), own, ends
         found.setdefault(key, each)
     return list(found.values())
 

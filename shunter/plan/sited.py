@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -20,17 +20,19 @@ from shunter.plan.estimate import costs
 from shunter.plan.fabric import Fabric
 from shunter.plan.score import Placed, Prediction, Site, _bytes, _cut, _part, placement_of, predict
 from shunter.plan.strategies import AGAIN, KEEP
-from shunter.plan.terrain import Terrain
+from shunter.plan.terrain import Terrain, Wire
 from shunter.schedule.costs import Links
 
 MOST_LINES = 4  # pipelines that are simulated of those with different links: the slowest ones
+
+ALONE = 0.0, 1e300  # who has nobody to talk to waits for nobody
 
 Wires = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageFabric(Fabric):
-    """The devices of one stage, in the order of its places, for one choice at a time. slowest: of them."""
+    """The devices of one stage, in the order of its places. slowest: of them."""
 
     ranks: tuple[int, ...]
     land: Terrain
@@ -40,19 +42,21 @@ class StageFabric(Fabric):
         return self.slowest
 
     def wire(self, stride: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> Wires:
-        a, n = int(stride.item()), int(count.item())
-        if n < 2:
-            return np.zeros(1), np.full(1, 1e300)
-        latency, bandwidth = self.land.rings(self.ranks, a, n)
-        return np.array([latency]), np.array([bandwidth])
+        return self._each(self.land.rings, stride, count)
 
     def hop(self, stride: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> Wires:
         """Within the stage; messages between stages are `Ordered.links`."""
-        a, n = int(stride.item()), int(count.item())
-        if n < 2 or a * n > len(self.ranks):
-            return np.zeros(1), np.full(1, 1e300)
-        latency, bandwidth = self.land.hops(self.ranks, a, n)
-        return np.array([latency]), np.array([bandwidth])
+        return self._each(self.land.hops, stride, np.where(stride * count > len(self.ranks), 1, count))
+
+    def _each(
+        self,
+        among: Callable[[tuple[int, ...], int, int], Wire],
+        stride: npt.NDArray[np.int64],
+        count: npt.NDArray[np.int64],
+    ) -> Wires:
+        pairs = zip(*(each.tolist() for each in np.broadcast_arrays(stride, count)), strict=True)
+        found = [among(self.ranks, a, n) if n > 1 else ALONE for a, n in pairs]
+        return np.array([wire[0] for wire in found]), np.array([wire[1] for wire in found])
 
 
 class Grounds:
@@ -182,10 +186,31 @@ class Grounds:
         )
 
     def predict(
-        self, order: Sequence[int], bounds: Sequence[int] | None = None, how: str = ""
+        self,
+        order: Sequence[int],
+        bounds: Sequence[int] | None = None,
+        how: str = "",
+        *,
+        strategies: Sequence[int] | None = None,
+        own: Mapping[int, Choices] | None = None,
+        ends: Choices | None = None,
     ) -> Prediction | None:
-        """By events, over the links of each pair. bounds: of the stages; default: by speed and memory. None
-        where no cut fits the devices."""
+        """By events, over the links of each pair. bounds: of the stages; default: by speed and memory.
+        strategies, own, ends: as `score.predict` has them. None where no cut fits the devices."""
+        found = self.told(order, bounds, how, strategies=strategies, own=own, ends=ends)
+        return found if found is not None and found.fits(self.room) else None
+
+    def told(
+        self,
+        order: Sequence[int],
+        bounds: Sequence[int] | None = None,
+        how: str = "",
+        *,
+        strategies: Sequence[int] | None = None,
+        own: Mapping[int, Choices] | None = None,
+        ends: Choices | None = None,
+    ) -> Prediction | None:
+        """The same whether it fits or not."""
         rooms = self.rooms(order)
         found = [self.stage(ranks) for ranks in self.stages(order)]
         asked, each = tuple(one for one, _ in found), tuple(cost for _, cost in found)
@@ -193,6 +218,7 @@ class Grounds:
         if cut is None:
             return None
         site = Site(asked, each, rooms, cut, self.links(order))
-        prediction = predict(self.question, self.choice, self.room, site)
-        placed = replace(prediction, placed=Placed(tuple(order), rooms, how))
-        return placed if placed.fits(self.room) else None
+        prediction = predict(
+            self.question, self.choice, self.room, site, strategies=strategies, own=own, ends=ends
+        )
+        return replace(prediction, placed=Placed(tuple(order), rooms, how))

@@ -1,11 +1,12 @@
-"""What a plan's numbers rest on, in sentences: what was fitted, and what is a guess.
+"""What a plan's numbers rest on, in sentences: what was fitted, what is a guess, what goes beyond any
+measurement.
 
 Imports without torch.
 """
 
 from __future__ import annotations
 
-from shunter.plan import compute
+from shunter.plan import compute, reach
 from shunter.plan.choices import Question
 from shunter.plan.fabric import set_of
 from shunter.plan.practice import Coefficients
@@ -16,7 +17,7 @@ UNNAMED = ("fixed", "kernel")  # of a kind of device, and of little weight
 
 def rests_on(question: Question) -> list[str]:
     """Coefficients that are not at their defaults, and the speed of products in any case; rates that nobody
-    has measured on these devices; of a practice, what is assumed."""
+    has measured on these devices; sizes beyond those of any measured step; of a practice, what is assumed."""
     notes = []
     general, found = Coefficients(), question.coefficients
     for kind, known in found.kinds.items() or [("", found.known)]:
@@ -33,6 +34,7 @@ def rests_on(question: Question) -> list[str]:
             notes.append(
                 f"guesses, in the ratios of an H100: rates of {name} in {format}, shapes {', '.join(guesses)}"
             )
+    notes += reach.beyond(question)
     if "assumed" in (source := question.practice.source):
         notes.append(f"{question.practice.name}: {source}")
     return notes

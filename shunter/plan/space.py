@@ -40,6 +40,8 @@ def space(question: Question, fixed: Fixed) -> Choices:
                 continue
             count = rows // size
             for schedule, chunks in _schedules(question, fixed, pp, count):
+                if schedule == "zbv" and question.spec.tied and degrees[2] > 1:
+                    continue  # both ends are on one rank, and fsdp cannot shard their weight for both
                 for name in question.practice.recompute:
                     if name == "layer" and question.practice.offers and schedule in HALVES:
                         continue  # what is computed again would be held until the second half

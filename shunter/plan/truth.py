@@ -6,7 +6,7 @@ Bytes are counted here from the model's matrices, one by one, not by the formula
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 
@@ -61,31 +61,46 @@ def simulated_step(
 
     A forward takes a third of C. The k pipelines of a node run alike and share its link. speeds: of each
     node, 1 by default."""
-    pp, rows = choice.pp, nodes.count // choice.pp
+    pp = choice.pp
     k = choice.replicas(nodes.devices)
     message, grads = passed_on(shape, choice) * k, sent_by_stage(shape, choice)
-    program = _program(pp, choice.microbatches)
+    return pipelines_step(
+        grid, pp, choice.microbatches,
+        forward=lambda node, stage: choice.compute / 3 / (speeds[node] if speeds else 1.0),
+        hop=lambda a, b: (nodes.latency[a][b], message / nodes.bandwidth[a][b]),
+        reduce=lambda ring, stage: _reduce(nodes, ring, k, grads[stage]),
+    )  # fmt: skip
+
+
+def pipelines_step(
+    grid: Sequence[int],
+    pp: int,
+    microbatches: int,
+    *,
+    forward: Callable[[int, int], float],
+    hop: Callable[[int, int], tuple[float, float]],
+    reduce: Callable[[Sequence[int], int], float],
+) -> float:
+    """Seconds of a 1F1B step of the rows of `grid`, each a pipeline of `pp` nodes: each one's events with its
+    own links, then each stage's all-reduce once all of its replicas are done.
+
+    forward: (node, stage) -> seconds of a micro-batch; its backward takes twice that. hop: (from, to) ->
+    (latency, seconds for which a message keeps the link). reduce: (nodes, stage) -> seconds."""
+    program = _program(pp, microbatches)
     ready = [0.0] * pp
     ends = [0.0]
-    for row in range(rows):
+    for row in range(len(grid) // pp):
         held = grid[row * pp : (row + 1) * pp]
-        third = [choice.compute / 3 / (speeds[node] if speeds else 1.0) for node in held]
-        seconds = {(FORWARD, stage): time for stage, time in enumerate(third)}
-        seconds |= {(BACKWARD, stage): 2 * time for stage, time in enumerate(third)}
-        between = {
-            (a, b): (nodes.latency[held[a]][held[b]], message / nodes.bandwidth[held[a]][held[b]])
-            for a in range(pp)
-            for b in (a - 1, a + 1)
-            if 0 <= b < pp
-        }
+        single = [forward(node, stage) for stage, node in enumerate(held)]
+        seconds = {(FORWARD, stage): time for stage, time in enumerate(single)}
+        seconds |= {(BACKWARD, stage): 2 * time for stage, time in enumerate(single)}
+        between = {(a, b): hop(held[a], held[b]) for a in range(pp) for b in (a - 1, a + 1) if 0 <= b < pp}
         done = simulate(program, Costs(seconds), Links(between=between))
         for stage in range(pp):
             last = done.end[program.order[stage, "compute"][-1]]
             ready[stage] = max(ready[stage], last)
         ends.append(done.elapsed)
-    for stage in range(pp):
-        ring = [grid[row * pp + stage] for row in range(rows)]
-        ends.append(ready[stage] + _reduce(nodes, ring, k, grads[stage]))
+    ends += [ready[stage] + reduce(grid[stage::pp], stage) for stage in range(pp)]
     return max(ends)
 
 

@@ -1,4 +1,5 @@
-"""What a model said before it learnt, without a second model: where adapters alone learn."""
+"""What a model said before it learnt, without a second model beside it: where adapters alone learn, and where
+each rank holds a part."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 
 from shunter.data.tokens import Batch
 from shunter.models.decoder import Decoder
+from shunter.post.laid_out import LaidOutScorer
 from shunter.post.objective import Scores
 from shunter.post.step import Scorer
 
@@ -47,3 +49,40 @@ class Before(Scorer):
         finally:
             for name, tensor in now.items():
                 there[name].data = tensor
+
+
+class LaidOutBefore(Scorer):
+    """Scores, without gradients, of the model that a layout's ranks have now, whatever it learns later.
+
+    Kept is a copy of this rank's parts. Called by all ranks with the same whole batches, as the scorer is.
+    A run that resumes makes this before it restores.
+    """
+
+    def __init__(self, scorer: LaidOutScorer) -> None:
+        super().__init__(scorer.decoder, scorer.device, scorer.precision, temperature=scorer.temperature)
+        self.scorer = scorer
+        self._other = {name: tensor.detach().clone() for name, tensor in self._parts().items()}
+
+    def __call__(self, batch: Batch, needs: frozenset[str]) -> Scores:
+        with self.then():
+            return self.scorer(batch, needs)
+
+    @contextmanager
+    def then(self) -> Iterator[LaidOutScorer]:
+        """The scorer, whose parts have their first values meanwhile. Values change places one tensor at a
+        time: what is sharded has storage that others know."""
+        self._exchange()
+        try:
+            yield self.scorer
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, tensor in self._parts().items():
+            there = tensor.detach().clone()
+            tensor.copy_(self._other[name])
+            self._other[name].copy_(there)
+
+    def _parts(self) -> dict[str, torch.Tensor]:
+        return self.scorer.passes.part.state

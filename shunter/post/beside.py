@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -21,14 +20,15 @@ from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout
 from shunter.generate.toolbox import Toolbox
 from shunter.launch import elastic
+from shunter.post.parcel import Parcel
 from shunter.post.roles import wire
 from shunter.post.roles.overseer import RERUN
-from shunter.post.writers import Hear, Rollouts, Weights, arrays
+from shunter.post.writers import BLOCK, Hear, Rollouts, Weights, arrays
 
 COMMAND = (sys.executable, "-m", "shunter.post.writing")
 SILENT = 600.0  # seconds without a word after which it is given up; while it writes it speaks every 5 s
 GRACE = 1.0  # seconds in which it ends by itself
-LAST = 2000  # bytes of its output that are looked at
+LAST = 2000  # bytes of its output that are kept
 
 Said = queue.SimpleQueue[tuple["Beside", Mapping[str, Any]]]
 
@@ -37,6 +37,8 @@ class Beside:
     """Writes in another process, with a copy of the model. Weights and requests go to it in the order in
     which they are given, on a thread: who learns waits for neither. What it has written is heard on another
     thread, and handed on in `listen`."""
+
+    beside = True
 
     def __init__(
         self,
@@ -50,33 +52,42 @@ class Beside:
         room: int,
         threads: int,
         exact: bool,
+        whole: bool = False,
         device: str = "cpu",
         tools: Toolbox | None = None,
         server: Mapping[str, Any] | None = None,
         timeout: float = SILENT,
         said: Said | None = None,
+        block: int = BLOCK,
+        cache: int = 0,
     ) -> None:
         """model: a folder with its shape. journal: folder for answers, where it has files of its own. room:
-        tokens of the longest text. exact: all that was asked for is written before newer weights are taken.
-        tools: whose configuration it asks; they count here. server: that writes in its place: `kind`,
-        `config`, `folder`, and what `save_model` is told (`special`). timeout: seconds without a word, while
-        it owes something. said: a queue that it shares."""
+        tokens of the longest text. exact: with the same bits each time. whole, and exact: all that was asked
+        for is written before newer weights are taken. tools: whose configuration it asks; they count here.
+        server: that writes in its place: `kind`, `config`, `folder`, and what `save_model` is told
+        (`special`). timeout: seconds without a word, while it owes something. said: a queue that it shares.
+        block, cache: as in `Reinforcement`."""
         self.hear, self.tools, self.timeout = hear, tools, timeout
         mine, theirs = socket.socketpair()
-        self._link, self._output = mine, tempfile.TemporaryFile()  # noqa: SIM115
+        self._link, self._last = mine, b""
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
             "PYTHONPATH": os.pathsep.join(each for each in sys.path if each),
         }
-        with theirs:
-            # A session of its own: Ctrl-C is for the learner, which then ends it.
-            self._process = subprocess.Popen(
-                [*COMMAND, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                stdout=self._output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-                preexec_fn=elastic.die_with_parent,
-            )  # fmt: skip
+        try:
+            with theirs:
+                # A session of its own: Ctrl-C is for the learner, which then ends it.
+                self._process = subprocess.Popen(
+                    [*COMMAND, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+                    preexec_fn=elastic.die_with_parent,
+                )  # fmt: skip
+        except BaseException:
+            mine.close()
+            raise
         self.heard, self.owes = time.monotonic(), 0
+        self._counting = threading.Lock()  # of what it owes
         self.said: Said = said or queue.SimpleQueue()
         self._asks: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
         # Its files are nobody else's, as one of an earlier attempt may end with half a line.
@@ -90,23 +101,33 @@ class Beside:
                 "seed": seed,
                 "stops": sorted(stops),
                 "room": room,
+                "block": block,
+                "cache": cache,
                 "threads": threads,
                 "exact": exact,
+                "whole": whole,
                 "device": device,
                 "server": server,
                 "tools": None if tools is None else tools.config.model_dump(mode="json"),
             }
         )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         for work in (self._send, self._receive):
             threading.Thread(target=work, daemon=True).start()
 
     def renew(self, version: int, weights: Weights) -> None:
-        self._asks.put({"do": "weights", "version": version, "weights": arrays(weights)})
+        self.hand(version, Parcel(arrays(weights)))
+
+    def hand(self, version: int, parcel: Parcel) -> None:
+        """As `renew`, with weights that others get too."""
+        self._asks.put({"do": "weights", "version": version, "weights": parcel})
 
     def ask(self, step: int, prompts: Mapping[int, Sequence[int]], begun: Rollouts) -> None:
-        if not self.owes:
-            self.heard = time.monotonic()  # it had no reason to speak before
-        self.owes += len(prompts)
+        with self._counting:
+            if not self.owes:
+                self.heard = time.monotonic()  # it had no reason to speak before
+            self.owes += len(prompts)
         asked = [[at, list(ids)] for at, ids in prompts.items()]
         parts = [[at, vars(one)] for at, one in begun.items()]
         self._asks.put({"do": "ask", "step": step, "prompts": asked, "begun": parts})
@@ -123,10 +144,10 @@ class Beside:
         if "ended" in said:
             raise self._ended()
         if self.tools is not None and "tools" in said:
-            self.tools.calls += said["tools"][0]
-            self.tools.failed += said["tools"][1]
+            self.tools.count(*said["tools"])
         for step, rows in said.get("answers", ()):
-            self.owes -= len(rows)
+            with self._counting:
+                self.owes -= len(rows)
             self.hear(int(step), {int(at): Rollout(**values) for at, values in rows})
         return "answers" in said
 
@@ -141,12 +162,15 @@ class Beside:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._link.close()
-        self._output.close()
+        self._reader.join(GRACE)  # else what it has started holds the other end
 
     def _send(self) -> None:
         try:
             while (message := self._asks.get()) is not None:
-                wire.send(self._link, message)
+                if message.get("do") == "weights":
+                    message["weights"].send(self._link, {**message, "weights": None}, "weights")
+                else:
+                    wire.send(self._link, message)
         except wire.Closed:
             pass  # the other thread tells
         except BaseException as error:
@@ -163,6 +187,13 @@ class Beside:
         except BaseException as error:  # who waits would wait for a thread that is gone
             self.said.put((self, {"error": error}))
 
+    def _read(self) -> None:
+        """Its output, of which the end is kept."""
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            while said := os.read(output.fileno(), LAST):
+                self._last = (self._last + said)[-LAST:]
+
     @staticmethod
     def _failure(said: Mapping[str, Any]) -> Exception:
         if said["user"]:
@@ -176,8 +207,8 @@ class Beside:
         how = "closed its connection"
         if code is not None:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        self._output.seek(max(0, self._output.seek(0, os.SEEK_END) - LAST))
-        last = self._output.read().decode("utf-8", "replace").strip()
+        self._reader.join(GRACE)
+        last = self._last.decode("utf-8", "replace").strip()
         shown = f"; it said last: {last.splitlines()[-1][:300]}" if last else ""
         return ShunterError(f"the process that writes {how}{shown}", mend=RERUN)
 
@@ -186,13 +217,16 @@ class Several:
     """Several processes that write. Answers to one prompt are written by one of them, by the one that owes
     least: who is slower is asked for less."""
 
+    beside = True
+
     def __init__(self, writers: Sequence[Beside], group: int) -> None:
         """writers: with one queue. group: answers to a prompt, whose places follow each other."""
         self.writers, self.group, self.said = writers, group, writers[0].said
 
     def renew(self, version: int, weights: Weights) -> None:
+        parcel = Parcel(arrays(weights))
         for each in self.writers:
-            each.renew(version, weights)
+            each.hand(version, parcel)
 
     def ask(self, step: int, prompts: Mapping[int, Sequence[int]], begun: Rollouts) -> None:
         groups: dict[int, dict[int, Sequence[int]]] = {}

@@ -12,7 +12,7 @@ from shunter.config.nearest import nearest
 from shunter.generate.config import ServerConfig
 from shunter.post.verifiers import CONSTRAINTS
 from shunter.recipe.job import How
-from shunter.train.config import TrainConfig
+from shunter.train.config import Parallel, TrainConfig
 
 # What metrics of a step are called besides (`rl/length`, ...): a reward of such a name would hide one.
 TAKEN = frozenset(
@@ -20,6 +20,7 @@ TAKEN = frozenset(
         "reward", "length", "finished", "flat_groups", "staleness", "idle", "gap", "max_gap", "kl", "entropy",
         "ratio", "max_ratio", "clipped", "tool_calls", "tool_failures", "value_error", "policy_loss",
         "value_loss", "kl_loss", "entropy_loss", "not_graded", "moved_mb", "answers", "gathered",
+        "writing_seconds", "grading_seconds", "preparation_seconds", "learning_seconds",
     }
 )  # fmt: skip
 
@@ -170,13 +171,21 @@ class PostHow(How):
     micro_tokens: int = Field(4096, ge=1, description="Tokens in one forward and backward pass, about.")
     at_once: int = Field(256, ge=1, description="Answers that are written side by side.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
-    threads: int = Field(0, ge=0, description="CPU threads; 0: one a core.")
+    threads: int = Field(0, ge=0, description="CPU threads of a process; 0: one a core, shared out.")
     deterministic: bool = Field(False, description="Refuse kernels whose result varies between runs.")
     checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints to keep.")
     log_every: int = Field(5, ge=1, description="Steps between lines of progress and metrics.")
     track: list[Literal["tensorboard", "wandb", "mlflow"]] | None = Field(
         None, description="Trackers fed beside the event log; default: tensorboard where it is installed."
+    )
+
+
+class LaidOutHow(PostHow):
+    """Choices that do not change what is learnt."""
+
+    parallel: Parallel | None = Field(
+        None, description="Lay the model out over several processes; none: one process."
     )
 
 
@@ -226,7 +235,7 @@ class PlacementConfig(Config):
         return self
 
 
-class RlHow(PostHow):
+class RlHow(LaidOutHow):
     """Choices that do not change what is learnt."""
 
     placement: PlacementConfig | None = Field(
@@ -242,8 +251,36 @@ class RlHow(PostHow):
         min_length=1,
         description="Devices of the processes that write, one each; default: one process, on `device`.",
     )
+    early: bool = Field(
+        True,
+        description="Where answers come meanwhile: take the gradient of those to a prompt as soon as they "
+        "are graded, and move the weights when the step is complete; with one update a step, of grpo, "
+        "dr_grpo, rloo and gspo, and not with deterministic. false: begin when the step is complete.",
+    )
+    swap: Literal["tokens", "steps"] = Field(
+        "tokens",
+        description="When a process that writes takes newer weights. tokens: between two tokens of answers, "
+        "which go on with them; steps: when all answers are written that it was asked for.",
+    )
     server: ServerConfig | None = Field(
         None, description="Where the server is that writes, if `generator` names one."
+    )
+    block: int = Field(
+        8,
+        ge=1,
+        description="Tokens of a block of the cache with which answers are written: smaller ones leave less "
+        "of it unused, larger ones take fewer look-ups.",
+    )
+    cache: int = Field(
+        0,
+        ge=0,
+        description="Tokens that this cache holds; where it is full, answers wait, or are put aside and read "
+        "anew. 0: room for `at_once` answers of the greatest length.",
+    )
+    divergence: bool = Field(
+        False,
+        description="Show how far the policy is from the first model where `policy.kl` is 0, which takes a "
+        "second copy of the weights. With a `kl`, or adapters, it is shown anyway.",
     )
 
 

@@ -18,7 +18,7 @@ from shunter.models.decoder import Decoder
 from shunter.post.batch import Answers, Sample, micro_batches
 from shunter.post.config import PostHow, PostTrain
 from shunter.post.objective import ScoreObjective
-from shunter.post.step import ScoredResult, Scorer, scored_step
+from shunter.post.step import Gradient, ScoredResult, Scorer, scored_step
 from shunter.recipe.job import Stopped
 from shunter.record.track import open_trackers
 from shunter.train.checkpoint.lifecycle import Checkpointer, State
@@ -40,7 +40,10 @@ Guard = Callable[[Mapping[str, float]], None]
 
 
 class Pupil:
-    """A model that learns: its weights, its optimizer, and what it says of batches."""
+    """A model that learns: its weights, its optimizer, and what it says of batches. place: where steps that
+    are watched are kept, if any are."""
+
+    place: Place | None = None
 
     def __init__(
         self,
@@ -70,9 +73,14 @@ class Pupil:
         return micro_batches(units, tokens)
 
     def learn(
-        self, objective: ScoreObjective, batches: Sequence[Batch], step: int, guard: Guard | None = None
+        self,
+        objective: ScoreObjective,
+        batches: Sequence[Batch],
+        step: int,
+        guard: Guard | None = None,
+        begun: Gradient | None = None,
     ) -> ScoredResult:
-        """One update."""
+        """One update. begun: with the gradient of what is learnt from already."""
         return scored_step(
             self.scorer,
             self.optimizers,
@@ -82,6 +90,7 @@ class Pupil:
             rate=rate(self.config, step),
             clip=self.config.clip,
             guard=guard,
+            begun=begun,
         )
 
     def state(self) -> State:
@@ -93,8 +102,8 @@ class Pupil:
         }
         return {"model": model, "optimizer": self.optimizers.state()}
 
-    def checkpointer(self, folder: Path, keep: int) -> Checkpointer:
-        """For a course that teaches this pupil alone, on all of its ranks."""
+    def checkpointer(self, folder: Path, keep: int, pupils: Mapping[str, Pupil]) -> Checkpointer:
+        """For a course that teaches these pupils, of which this is one, on all of its ranks."""
         return Checkpointer(folder, keep)
 
 
@@ -150,7 +159,10 @@ class Course:
         self.train, self.how, self.place, self.shown = train, how, place, shown
         self.world = world
         self.device = choose_device(how.device) if world is None else world.device
-        self.threads = how.threads or len(os.sched_getaffinity(0))
+        # Of ranks on one machine each has its share of the cores, which their launcher has told them.
+        self.threads = how.threads or (
+            len(os.sched_getaffinity(0)) if world is None else torch.get_num_threads()
+        )
         if how.deterministic:
             prepare_determinism(self.device)
         self.checkpointer = Checkpointer(
@@ -163,8 +175,9 @@ class Course:
     def run(self, lessons: Lessons) -> None:
         """Raises Stopped after saving on request."""
         if self.world is not None:
-            (pupil,) = lessons.pupils.values()
-            self.checkpointer = pupil.checkpointer(self.place.work / "checkpoints", self.how.keep)
+            one = next(iter(lessons.pupils.values()))
+            folder = self.place.work / "checkpoints"
+            self.checkpointer = one.checkpointer(folder, self.how.keep, lessons.pupils)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         set_determinism(self.how.deterministic)

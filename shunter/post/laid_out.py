@@ -244,8 +244,6 @@ def _rows(batch: Batch, rows: slice) -> Batch:
 
 def _columns(batch: Batch, width: int) -> Batch:
     """The same rows, filled up to `width`."""
-    if isinstance(batch, Answers) and batch.shared:
-        raise ValueError("rows whose answers share a prompt cannot be laid out")
     more = ((0, 0), (0, width - batch.tokens.shape[1]))
     if not more[1][1]:
         return batch

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from torch import nn
@@ -13,25 +16,26 @@ from shunter.layout.holding import Holding
 from shunter.models.decoder import Decoder
 from shunter.parallel.mesh import Peers
 from shunter.parallel.part import Fill
-from shunter.post.batch import Answers, Sample, lay_out
+from shunter.post.batch import Answers, Sample, grouped, lay_out
 from shunter.post.config import PostTrain
 from shunter.post.course import Guard, Pupil
 from shunter.post.laid_out import VALUE, LaidOutScorer, laid_out_step
-from shunter.post.layout import must_fit, row_multiple, row_width, settled
+from shunter.post.layout import PAIR, Unit, must_fit, row_multiple, row_width, settled
 from shunter.post.objective import ScoreObjective
-from shunter.post.step import ScoredResult
+from shunter.post.step import Gradient, ScoredResult
 from shunter.train.checkpoint.lifecycle import Checkpointer, State
-from shunter.train.checkpoint.shared import SharedCheckpointer
+from shunter.train.checkpoint.shared import SharedCheckpointer, found_in
 from shunter.train.config import Parallel
 from shunter.train.device import choose_precision
 from shunter.train.optim import Optimizers
 from shunter.train.pipeline import LaidOutPasses
+from shunter.train.recording import Peak, Recording, keep
 from shunter.train.schedule import rate
 from shunter.train.world import World
 
 
 class LaidOutPupil(Pupil):
-    """As `Pupil`; every rank calls the same methods in one order. Units of samples are pairs."""
+    """As `Pupil`; every rank calls the same methods in one order. Units of samples are pairs, or answers."""
 
     def __init__(
         self,
@@ -45,23 +49,29 @@ class LaidOutPupil(Pupil):
         micro_tokens: int,
         fill: Fill | None = None,
         value: nn.Linear | None = None,
+        temperature: float = 1.0,
+        lr: float | None = None,
+        unit: Unit = PAIR,
     ) -> None:
         """decoder, fill: as in `DecoderPart`. units: of a step, over all ranks. longest: tokens of a sample.
+        value, temperature, lr: as in `Pupil`. unit: what `units` counts.
 
         Raises ShunterError for a layout that cannot be.
         """
         width = row_width(parallel, longest)
-        parallel = settled(parallel, units, 2 * width, micro_tokens)
+        parallel = settled(parallel, units, unit.samples * width, micro_tokens, unit)
         must_fit(decoder.spec, parallel, width)
         self.world, self.parallel = world, parallel
-        self.config = train.plain()
+        config = train.plain()
+        self.config = config if lr is None else config.model_copy(update={"lr": lr})
         self.passes = LaidOutPasses(
-            decoder, parallel, world, width, fill, rows=2, optimizer=self.config.optimizer
+            decoder, parallel, world, width, fill, rows=unit.samples, optimizer=self.config.optimizer
         )
         self.passes.precision = choose_precision(train.precision, world.device)
         self.scorer = self.laid_out = LaidOutScorer(
             self.passes,
             value=value,
+            temperature=temperature,
             width=width if parallel.cp > 1 else None,
             multiple=row_multiple(parallel),
         )
@@ -71,21 +81,53 @@ class LaidOutPupil(Pupil):
     def batches(self, units: Sequence[Sequence[Sample]], tokens: int) -> list[Answers]:
         """This rank's micro-batches of a step's units, which all ranks have."""
         mine = dealt(units, self.world.data, self.parallel.parts)
-        return [lay_out([sample for unit in part for sample in unit]) for part in mine]
+        found = [lay_out([sample for unit in part for sample in unit]) for part in mine]
+        return [cast(Answers, self.laid_out.fitted(each)) for each in found]
+
+    def shared(self, groups: Sequence[Sequence[Sample]]) -> list[Answers]:
+        """Likewise of samples with one prompt, which share a row; not where rows are spread (cp). Raises
+        ValueError for fewer of them than micro-batches."""
+        if len(groups) < self.parallel.data * self.parallel.parts:
+            raise ValueError("there are more micro-batches than rows")
+        mine = dealt(
+            groups, self.world.data, self.parallel.parts, lambda group: sum(len(s.ids) for s in group)
+        )
+        return [grouped(part, sys.maxsize)[0] for part in mine]
 
     def learn(
-        self, objective: ScoreObjective, batches: Sequence[Batch], step: int, guard: Guard | None = None
+        self,
+        objective: ScoreObjective,
+        batches: Sequence[Batch],
+        step: int,
+        guard: Guard | None = None,
+        begun: Gradient | None = None,
     ) -> ScoredResult:
-        return laid_out_step(
-            self.laid_out,
-            self.optimizers,
-            objective,
-            batches,
-            step=step,
-            rate=rate(self.config, step),
-            clip=self.config.clip,
-            guard=guard,
-        )
+        assert begun is None, "ranks begin a step together"
+        with self._watched(step):
+            return laid_out_step(
+                self.laid_out,
+                self.optimizers,
+                objective,
+                batches,
+                step=step,
+                rate=rate(self.config, step),
+                clip=self.config.clip,
+                guard=guard,
+            )
+
+    @contextmanager
+    def _watched(self, step: int) -> Iterator[None]:
+        """As `train.loop` watches: the step that `timeline` names, and the next one's peak of memory."""
+        watched, place = self.parallel.timeline, self.place
+        if watched is None or place is None or not 0 <= step - watched <= 1:
+            yield
+        elif step == watched:
+            recording = Recording(self.passes)
+            yield
+            keep(recording, self.optimizers, step, place.log, place.events)
+        else:
+            with Peak(self.passes, self.optimizers, step, place.events):
+                yield
 
     def state(self) -> State:
         before = "" if self.value is None else "decoder."
@@ -98,9 +140,8 @@ class LaidOutPupil(Pupil):
             "optimizer": {named(name): state for name, state in self.optimizers.state().items()},
         }
 
-    def checkpointer(self, folder: Path, keep: int) -> Checkpointer:
-        part = self.passes.part
-        return _PupilCheckpointer(folder, keep, self.world, part.held, self.passes.elsewhere, kept=part.kept)
+    def checkpointer(self, folder: Path, keep: int, pupils: Mapping[str, Pupil]) -> Checkpointer:
+        return _PupilsCheckpointer(folder, keep, self.world, pupils)
 
     def publish(self, whole: Decoder, head: nn.Linear | None = None) -> bool:
         """Put all ranks' weights into rank 0's `whole` and `head`; every rank calls it. True on rank 0."""
@@ -114,16 +155,39 @@ class LaidOutPupil(Pupil):
         return True
 
 
-class _PupilCheckpointer(SharedCheckpointer):
-    """Names begin with that of the pupil, and of a decoder with a value head with `decoder.`."""
+class _PupilsCheckpointer(SharedCheckpointer):
+    """Names begin with that of the pupil, and of a decoder with a value head then with `decoder.`."""
+
+    def __init__(self, folder: Path, keep: int, world: World, pupils: Mapping[str, Pupil]) -> None:
+        self.passes = {
+            name: pupil.passes for name, pupil in pupils.items() if isinstance(pupil, LaidOutPupil)
+        }
+        # Of a tied weight at both ends of a pipeline: pupils have one layout.
+        elsewhere = frozenset(name for each in self.passes.values() for name in each.elsewhere)
+        super().__init__(folder, keep, world, {}, elsewhere)
 
     def _holding(self, name: str) -> tuple[str, Holding] | None:
-        owner, _, rest = name.partition(".")[2].partition(".")
-        return super()._holding(f"{owner}.{rest.removeprefix('decoder.')}")
+        pupil, _, rest = name.partition(".")
+        if pupil not in self.passes:
+            return None
+        owner, _, inner = rest.partition(".")
+        part = self.passes[pupil].part
+        held = part.kept if owner == "optimizer" else part.held
+        return found_in(held, inner.removeprefix("decoder."))
 
 
-def dealt(units: Sequence[Sequence[Sample]], data: Peers, parts: int) -> list[list[Sequence[Sample]]]:
+def longest(unit: Sequence[Sample]) -> int:
+    """Tokens of the longest of these samples."""
+    return max(len(sample.ids) for sample in unit)
+
+
+def dealt(
+    units: Sequence[Sequence[Sample]],
+    data: Peers,
+    parts: int,
+    length: Callable[[Sequence[Sample]], int] = longest,
+) -> list[list[Sequence[Sample]]]:
     """Those of this rank's micro-batches. Units of like length share one; no rank has more long ones."""
-    order = sorted(range(len(units)), key=lambda i: (max(len(s.ids) for s in units[i]), i))
+    order = sorted(range(len(units)), key=lambda i: (length(units[i]), i))
     mine = [units[i] for i in order[data.index :: data.size]]
     return [[mine[int(i)] for i in part] for part in np.array_split(np.arange(len(mine)), parts)]

@@ -1,15 +1,14 @@
-"""Layouts of learning from preferences: what can be chosen, and what is refused. Imports without torch."""
+"""Layouts of learning from answers: what can be chosen, and what is refused. Imports without torch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import lcm
 from pathlib import Path
 
-from pydantic import Field
-
 from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderSpec
-from shunter.post.config import PostHow, PostTrain
+from shunter.post.config import LaidOutHow, PostTrain
 from shunter.train.config import Parallel
 from shunter.train.layout_check import check_layout
 
@@ -18,24 +17,37 @@ ROUND = 8  # rows are filled up to a multiple of it, as without a layout
 
 # What this learning has no part for, and why.
 REFUSED = {
-    "plan": "plans are made for rows of tokens, and here are pairs of answers",
-    "replan": "plans are made for rows of tokens, and here are pairs of answers",
-    "layers": "layers with degrees of their own are not tried with pairs of answers",
-    "vocabulary": "vocabulary splits the head over stages, and scores of pairs are made by one",
-    "timeline": "steps on pairs of answers are not recorded",
+    "plan": "plans are made for rows of tokens, and here are answers",
+    "replan": "plans are made for rows of tokens, and here are answers",
+    "layers": "layers with degrees of their own are not tried with answers",
+    "ends": "degrees of their own for embedding and head are not tried with answers",
+    "vocabulary": "vocabulary splits the head over stages, and scores of answers are made by one",
 }
 
 
-class LaidOutHow(PostHow):
-    """Choices that do not change what is learnt."""
+@dataclass(frozen=True)
+class Unit:
+    """What stays in one micro-batch. name: of several. samples: of one. mend: for too few of them, with
+    `{least}`."""
 
-    parallel: Parallel | None = Field(
-        None, description="Lay the model out over several processes; none: one process."
-    )
+    name: str
+    samples: int
+    mend: str
+
+
+PAIR = Unit("pairs", 2, "Raise batch_pairs to at least {least}")
+ANSWER = Unit("answers", 1, "Raise group or prompts_per_step until an update has {least} answers")
 
 
 def check_parallel(
-    how: LaidOutHow, train: PostTrain, units: int, base: Path, *, value: bool = False, adapter: bool = False
+    how: LaidOutHow,
+    train: PostTrain,
+    units: int,
+    base: Path,
+    *,
+    value: bool = False,
+    adapter: bool = False,
+    unit: Unit = PAIR,
 ) -> None:
     """Raise ShunterError for a layout that learning from `units` a step cannot have. value: with a value
     head."""
@@ -43,7 +55,7 @@ def check_parallel(
         return
     if adapter:
         raise ShunterError(
-            "adapters that learn from pairs are not tried on several processes",
+            f"adapters that learn from {unit.name} are not tried on several processes",
             where=WHERE,
             mend="Leave out either adapter or parallel.",
         )
@@ -52,7 +64,7 @@ def check_parallel(
             raise ShunterError(why, where=f"{WHERE}.{name}", mend=f"Leave {name} out.")
     if value and how.parallel.zero:
         raise ShunterError(
-            "zero: 1 shares out the optimizer's state, and the reward head's is not shared",
+            "zero: 1 shares out the optimizer's state, and a value head's is not shared",
             where=f"{WHERE}.zero",
             mend="Use fsdp, or leave zero out.",
         )
@@ -63,10 +75,12 @@ def check_parallel(
             mend="Set train.precision to bf16, or leave gather out.",
         )
     parallel = how.parallel.located(base)
-    settled(parallel, units, 1, how.micro_tokens).order()
+    settled(parallel, units, 1, how.micro_tokens, unit).order()
 
 
-def settled(parallel: Parallel, units: int, unit_tokens: int, micro_tokens: int) -> Parallel:
+def settled(
+    parallel: Parallel, units: int, unit_tokens: int, micro_tokens: int, unit: Unit = PAIR
+) -> Parallel:
     """With the number of micro-batches decided: of about `micro_tokens`, where a unit (what stays in one
     micro-batch) has so many tokens at most. Raises ShunterError where a step has too few units."""
     if parallel.microbatches is None and parallel.pp == 1 and parallel.chunks is None:
@@ -77,10 +91,10 @@ def settled(parallel: Parallel, units: int, unit_tokens: int, micro_tokens: int)
     if units < parallel.data * parallel.parts:
         least = parallel.data * parallel.parts
         raise ShunterError(
-            f"{units} pairs a step cannot be cut into {parallel.parts} micro-batches on each of "
+            f"{units} {unit.name} a step cannot be cut into {parallel.parts} micro-batches on each of "
             f"{parallel.data} data ranks",
             where=WHERE,
-            mend=f"Raise batch_pairs to at least {least}, or set fewer microbatches.",
+            mend=f"{unit.mend.format(least=least)}, or set fewer microbatches.",
         )
     return parallel
 

@@ -10,63 +10,35 @@ from __future__ import annotations
 
 import json
 import re
-import select
 import signal
-import subprocess
 import sys
-import weakref
 from types import FrameType
+
+if __name__ != "__main__":
+    from shunter.post.answering import Answering
 
 SECONDS = 1.0  # of CPU time for a text
 WAIT = 30.0  # by the clock: then the process itself is given up
 
 
 class Patterns:
-    """Matches whole texts, one by one. The process starts with the first one, and ends with `close` or with
-    the last reference to this."""
+    """Matches whole texts, one by one, in a process that is there from the first one on."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self.seconds = seconds
-        self._process: subprocess.Popen[bytes] | None = None
-        self._end: weakref.finalize[[subprocess.Popen[bytes]], Patterns] | None = None
+        self.answering = Answering(["-I", "-S", __file__], WAIT + seconds)
 
     def match(self, pattern: str, text: str) -> bool | str:
         """Whether the whole text matches, or a sentence on why that is not known."""
-        for _ in range(2):
-            process = self._started()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                process.stdin.write(json.dumps([pattern, text, self.seconds]).encode() + b"\n")
-                process.stdin.flush()
-                there = select.select([process.stdout], [], [], WAIT + self.seconds)[0]
-                said = process.stdout.readline() if there else b""
-            except OSError:
-                said = b""
-            if said:
-                found: bool | str = json.loads(said)
-                return found
-            self.close()  # it was killed, or is stuck: another one, once
-        return "the process that matches patterns gave no answer"
+        try:
+            found: bool | str = self.answering.ask([pattern, text, self.seconds])
+        except EOFError:
+            return "the process that matches patterns gave no answer"
+        return found
 
     def close(self) -> None:
         """End the process."""
-        if self._end is not None:
-            self._end()
-        self._process = self._end = None
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            command = [sys.executable, "-I", "-S", __file__]
-            pipe = subprocess.PIPE
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
-            self._end = weakref.finalize(self, _ended, self._process)
-        return self._process
-
-
-def _ended(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.communicate()
+        self.answering.close()
 
 
 class _Late(Exception):

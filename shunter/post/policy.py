@@ -57,6 +57,11 @@ class PolicySettings:
         if self.kl and self.estimator == "k1":
             raise ValueError("k1 has no gradient in the mean: it belongs in the reward")
 
+    @property
+    def by_sequences(self) -> bool:
+        """Whether the loss is known up to the number of sequences: not where tokens of the batch count."""
+        return self.average != "token" and not self.entropy
+
 
 class Policy:
     """The clipped policy gradient. Needs `old` and `advantage` of each target, and `reference` with kl.

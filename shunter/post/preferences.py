@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,18 @@ from shunter.config.seed import derive_seed
 from shunter.data.loader import Loader
 from shunter.data.tokens import IGNORE
 from shunter.post.advantages import Array
-from shunter.post.batch import Sample, micro_batches
+from shunter.post.batch import Answers, Sample, micro_batches
 from shunter.post.course import Course, Pupil
 from shunter.post.objective import ScoreObjective
 from shunter.post.prompts import Pair, Read
+from shunter.post.spent import Shape, padded
 from shunter.post.step import Scorer
 
 Unit = tuple[Sample, Sample]
 
 
 class Preferences:
-    """The lessons of `dpo` and `reward_model`."""
+    """The lessons of `dpo` and `reward_model`. shape: of the steps that were made."""
 
     def __init__(
         self,
@@ -48,22 +50,31 @@ class Preferences:
         self.pupils: Mapping[str, Pupil] = {"model": pupil}
         self.loader = Loader(train, derive_seed(seed, "order"))
         self.units, self.heldout = _units(train.items), _units(heldout.items)
+        self.shape = Shape()
+        pupil.place = course.place
         if reference:
+            begin, known = time.perf_counter(), (course.place.work / "reference.safetensors").exists()
             work, scorer = course.place.work, pupil.scorer
             tokens = course.how.micro_tokens
             keep = course.world is None or course.world.rank == 0
             self.units = with_reference(self.units, scorer, work / "reference.safetensors", tokens, keep)
             self.heldout = with_reference(self.heldout, scorer, work / "heldout.safetensors", tokens, keep)
+            if not known:
+                samples = [sample for unit in (*self.units, *self.heldout) for sample in unit]
+                self.shape.reference = time.perf_counter() - begin, padded(samples)
         self.final: dict[str, float] = {}
 
     def step(self, number: int) -> Mapping[str, float]:
         """Learn from the next pairs; validate where it is time to."""
+        begin = time.perf_counter()
         chosen = [self.units[int(i)] for i in self.loader.take(self.batch_pairs)]
         batches = self.pupil.batches(chosen, self.course.how.micro_tokens)
         result = self.pupil.learn(self.objective, batches, number)
         self.course.learnt(result, number)
+        self.shape.add(batches)
         values = {f"pairs/{name}": value for name, value in result.told.items()}
         values |= {"pairs/loss": result.loss, "train/grad_norm": result.grad_norm}
+        values["train/step_seconds"] = time.perf_counter() - begin
         last = number + 1 == self.course.train.steps
         if self.heldout and (last or (self.validate_every and (number + 1) % self.validate_every == 0)):
             self.final = {f"heldout/{name}": value for name, value in self.validate().items()}
@@ -130,14 +141,19 @@ def with_reference(
     return [(known[i], known[i + 1]) for i in range(0, len(known), 2)]
 
 
-def of_each(scorer: Scorer, samples: Sequence[Sample], tokens: int, what: str = "logprob") -> list[Array]:
-    """Log-probability or value of each learnt token of each sample, without gradients."""
+def of_each(
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    tokens: int,
+    what: str = "logprob",
+    cut: Callable[[Sequence[Sample]], Sequence[Answers]] | None = None,
+) -> list[Array]:
+    """Log-probability or value of each learnt token of each sample, without gradients. cut: into
+    micro-batches; default: of about `tokens` tokens, a row for each sample."""
     # A sample's number goes with it through the cutting.
-    marked = [
-        [Sample(s.ids, s.wrote, {"at": np.full(sum(s.wrote), float(i))})] for i, s in enumerate(samples)
-    ]
+    marked = [Sample(s.ids, s.wrote, {"at": np.full(sum(s.wrote), float(i))}) for i, s in enumerate(samples)]
     found: list[Array] = [np.zeros(0)] * len(samples)
-    for batch in micro_batches(marked, tokens):
+    for batch in micro_batches([[each] for each in marked], tokens) if cut is None else cut(marked):
         with torch.no_grad():
             scores = scorer(batch, frozenset({what}))
         values = scores.logprob if what == "logprob" else scores.value
@@ -145,6 +161,7 @@ def of_each(scorer: Scorer, samples: Sequence[Sample], tokens: int, what: str = 
         numbers = values.double().cpu().numpy()
         for row in range(len(numbers)):
             mine = batch.targets[row] != IGNORE
-            if mine.any():
-                found[int(batch.known["at"][row][mine][0])] = numbers[row][mine]
+            at, says = batch.known["at"][row][mine], numbers[row][mine]
+            for number in np.unique(at):
+                found[int(number)] = says[at == number]
     return found

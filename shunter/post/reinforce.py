@@ -7,7 +7,8 @@ Everything is drawn from (seed, step), so a run that was killed writes the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,8 @@ from shunter.data.tokens import IGNORE
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Engine, Rollout, RolloutEngine
 from shunter.generate.toolbox import Toolbox
+from shunter.models.decoder import Decoder
+from shunter.models.spec import DecoderSpec
 from shunter.post.advantages import Array
 from shunter.post.batch import Answers, Sample, grouped, micro_batches
 from shunter.post.config import PolicyConfig
@@ -32,8 +35,9 @@ from shunter.post.policy import Policy, Value
 from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grader
-from shunter.post.step import Scorer
-from shunter.post.writers import BLOCK, submit, written
+from shunter.post.spent import Phases
+from shunter.post.step import Gradient, Scorer
+from shunter.post.writers import BLOCK, cache_tokens, submit, written
 
 SHOWN = 3  # answers of a step that are kept for people to read
 MOMENTS = 5  # steps whose answers are
@@ -49,7 +53,7 @@ class Reinforcement:
         self,
         course: Course,
         policy: Pupil,
-        reference: Scorer,
+        reference: Callable[[], Scorer] | None,
         critic: Pupil | None,
         prompts: Read,
         tokenizer: Tokenizer,
@@ -64,11 +68,17 @@ class Reinforcement:
         stop_ids: Sequence[int] = (),
         tools: Toolbox | None = None,
         engine: Engine | None = None,
+        block: int = BLOCK,
+        cache: int = 0,
     ) -> None:
-        """group: answers to each prompt. per_step: prompts of a step. max_gap: nats, mean over tokens.
-        tools: that the policy may ask between two turns of an answer. engine: that writes in the place of
-        our own, with the policy's weights."""
-        self.course, self.policy, self.reference, self.critic = course, policy, reference, critic
+        """reference: makes what tells how likely the first model finds answers, when it is first asked.
+        None: it never is, which needs a `kl` of 0. group: answers to each prompt. per_step: prompts of a
+        step. max_gap: nats, mean over tokens. tools: that the policy may ask between two turns of an answer.
+        engine: that writes in the place of our own, with the policy's weights. block, cache: tokens of a
+        block of our own's cache, and of all of it (0: room for all that is written side by side)."""
+        if reference is None and config.kl:
+            raise ValueError("a divergence that counts needs what it is a divergence from")
+        self.course, self.policy, self._reference, self.critic = course, policy, reference, critic
         self.prompts, self.tokenizer, self.grader = prompts, tokenizer, grader
         self.config, self.group, self.per_step, self.max_gap, self.seed = (
             config,
@@ -83,12 +93,13 @@ class Reinforcement:
         self.value = Value(config.value_clip, config.value_weight)
         self.loader = Loader(prompts, derive_seed(seed, "order"))
         self.stops = {*tokenizer.stop_ids, *stop_ids}
-        longest = max(len(prompt.ids) for prompt in prompts.items)
-        told = 0 if tools is None else tools.config.most * tools.config.room
-        self.sampling, self._engine = sampling, engine
-        self.room = min(longest + sampling.max_new_tokens + told, policy.decoder.spec.max_positions)
+        self.sampling, self._engine, self.block, self.cache = sampling, engine, block, cache
+        self.room = room_of(prompts, sampling, policy.decoder.spec, tools)
         self.journal = Journal(course.place.work / "rollouts")
         self.updates = 0  # of the policy: the version of its weights
+        self.early: Gradient | None = None  # of answers of the step at hand, by their place: those in `had`
+        self.had: set[int] = set()
+        self.phases = Phases()
         self.rewards: list[float] = []
         self.samples: list[dict[str, Any]] = []
         self.most_gap = 0.0
@@ -98,28 +109,49 @@ class Reinforcement:
     @cached_property
     def engine(self) -> Engine:
         """What writes, with the policy's own weights."""
-        return self._engine or RolloutEngine(
-            self.policy.decoder,
-            self.sampling,
+        return self._engine or self._writing(self.policy.decoder, self.sampling)
+
+    def _writing(self, model: Decoder, sampling: SamplingConfig) -> RolloutEngine:
+        """What writes with a model of this process."""
+        return RolloutEngine(
+            model,
+            sampling,
             self.stops,
-            size=BLOCK,
-            tokens=self.sampling.batch * (self.room + BLOCK),
+            size=self.block,
+            tokens=cache_tokens(sampling.batch, self.room, self.block, self.cache),
             tempered=True,
             reply=self.tools,
         )
 
+    @cached_property
+    def reference(self) -> Scorer:
+        """What the first model says of answers."""
+        assert self._reference is not None
+        return self._reference()
+
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens that are scored together, without gradients."""
+        return self.course.how.micro_tokens
+
     def step(self, number: int) -> Mapping[str, float]:
         """Write, grade, learn."""
+        begin = time.perf_counter()
+        self.phases.last = {}
         chosen = [self.prompts.items[int(i)] for i in self.loader.take(self.per_step)]
         done, graded, far = self._rows(number, chosen)
+        self.phases.wrote(done)
         groups = [i // self.group for i in range(len(done))]
         rewards = [one.total for one in graded]
         values = None
         if self.critic is not None:
-            values = of_each(self.critic.scorer, _unknown(done), self.course.how.micro_tokens, "value")
+            with self.phases.timed("preparation"):
+                values = of_each(self.critic.scorer, unknown(done), self.scored_tokens, "value")
+            self.phases.passed(unknown(done))
         samples = judge(self.config, done, rewards, groups, far, values)
         stale = self._stale(done)
-        told = self._learn(number, samples)
+        with self.phases.timed("learning"):
+            told = self._learn(number, samples)
         self.most_gap = max(self.most_gap, told.get("rl/max_gap", 0.0))
         self.rewards.append(float(np.mean(rewards)))
         self._keep(number, chosen, done, graded)
@@ -138,25 +170,41 @@ class Reinforcement:
             "rl/staleness": stale,
             **{f"rl/{name}": float(count) for name, count in ends.items()},
             **told,
+            **{f"rl/{name}_seconds": seconds for name, seconds in self.phases.last.items()},
+            "train/step_seconds": time.perf_counter() - begin,
         }
 
     def _rows(
         self, number: int, chosen: Sequence[Prompt]
     ) -> tuple[list[Rollout], list[Graded], list[Array] | None]:
         """A step's answers in order, what they are worth, and where it is asked, what the reference says."""
-        done = self._write(number, chosen)
+        with self.phases.timed("writing"):
+            done = self._write(number, chosen)
         prompts = [chosen[at // self.group] for at in range(len(done))]
-        graded = self._grade(prompts, done)
-        far = self._refer(done) if self._asks_reference(number) else None
-        return done, graded, far
+        with self.phases.timed("grading"):
+            graded = self._grade(prompts, done)
+        self._complain(graded)
+        if not self._asks_reference(number):
+            return done, graded, None
+        with self.phases.timed("preparation"):
+            return done, graded, self._refer(done)
 
     def _asks_reference(self, number: int) -> bool:
         """Without a weight it is only shown: a forward pass for each line of the log is enough."""
+        if self._reference is None:
+            return False
         last = number + 1 == self.course.train.steps
         return bool(self.config.kl) or number == 0 or last or (number + 1) % self.course.how.log_every == 0
 
     def _refer(self, done: Sequence[Rollout]) -> list[Array]:
-        return of_each(self.reference, _unknown(done), self.course.how.micro_tokens)
+        """Of each token written, what the reference says."""
+
+        def cut(samples: Sequence[Sample]) -> list[Answers]:
+            batches = self._batches(samples)
+            self.phases.prepared += sum(batch.tokens.size for batch in batches)
+            return batches
+
+        return of_each(self.reference, unknown(done), self.scored_tokens, cut=cut)
 
     def _stale(self, done: Sequence[Rollout]) -> float:
         """How many updates old the weights were that wrote, by our own count of updates. Here they are the
@@ -176,7 +224,7 @@ class Reinforcement:
         if self.tools is None:
             return {}
         calls = sum(one.turns - 1 for one in done)
-        failed, self.tools.failed, self.tools.calls = self.tools.failed, 0, 0
+        _, failed = self.tools.taken()
         return {"rl/tool_calls": calls / len(done), "rl/tool_failures": failed / max(1, calls)}
 
     def _text(self, one: Rollout) -> str:
@@ -226,14 +274,17 @@ class Reinforcement:
         Fewer answers side by side round otherwise: where bits must be the same, a step is read whole or
         written whole.
         """
-        found = self._known(number, range(len(chosen) * self.group))
-        missing = {
-            at: chosen[at // self.group].ids for at in range(len(chosen) * self.group) if at not in found
-        }
+        found = self._written(number, chosen, range(len(chosen) * self.group))
+        return [found[at] for at in range(len(found))]
+
+    def _written(self, number: int, chosen: Sequence[Prompt], places: range) -> dict[int, Rollout]:
+        """Of a step's answers those at these places."""
+        found = self._known(number, places)
+        missing = {at: chosen[at // self.group].ids for at in places if at not in found}
         asked = submit(self.engine, self.seed, number, missing, self._begun(number, missing))
         for fresh in written(self.engine, number, asked, self.journal, self.course.how.deterministic):
             found |= fresh
-        return [found[at] for at in range(len(found))]
+        return found
 
     def _known(self, number: int, wanted: Collection[int], oldest: int | None = None) -> dict[int, Rollout]:
         """Of a step's answers at these places, those that a killed attempt had finished. oldest: of the
@@ -268,11 +319,13 @@ class Reinforcement:
             text = self._text(one)
             whole = [*one.prompt, *one.ids]
             items.append(prompt.item(text, one.stop_reason == "stop", whole))
-        graded = self.grader.grade(items)
+        return self.grader.grade(items)
+
+    def _complain(self, graded: Sequence[Graded]) -> None:
+        """Write down which answers could not be graded."""
         for each in graded:
             for failure in each.failed[:1]:
                 self.course.place.events.write("problem", problem=f"an answer was not graded: {failure}")
-        return graded
 
     def _learn(self, number: int, samples: Sequence[Sample]) -> dict[str, float]:
         if self.config.least_groups == 1:
@@ -282,7 +335,7 @@ class Reinforcement:
         if groups and (groups >= self.config.least_groups or last):
             told = self._update(number, self.gathering.take())
         else:
-            told = self._compare(self._batches(samples)) | {"rl/idle": 1.0}
+            told = self._compare(samples) | {"rl/idle": 1.0}
         return told | {"rl/gathered": float(self.gathering.groups)}
 
     def _update(self, number: int, samples: Sequence[Sample]) -> dict[str, float]:
@@ -291,19 +344,20 @@ class Reinforcement:
         compared: dict[str, float] | None = None
         # All answers are compared before any is learnt from, not the first part's alone.
         if config.updates > 1 and self.newest:
-            compared = self._compare(self._batches(samples))
+            compared = self._compare(samples)
         for epoch in range(config.epochs):
             draw = np.random.Generator(np.random.Philox(derive_seed(self.seed, "cut", number, epoch)))
             order = draw.permutation(len(samples)) if config.updates > 1 else np.arange(len(samples))
             for part in np.array_split(order, config.updates):
                 some = [samples[i] for i in part]
-                batches = self._batches(some)
+                batches = self._batches([samples[i] for i in part if i not in self.had])
                 first = not told
                 # A part from which nothing is learnt: the optimizer's momentum would move weights without a
                 # reason.
                 if self._teaches(some):
                     guard = self._guard if first else None
-                    result = self.policy.learn(self.objective, batches, number, guard)
+                    result = self.policy.learn(self.objective, batches, number, guard, self.early)
+                    self.phases.updates.add(batches)
                     self.course.learnt(result, number)
                     self.updates += 1
                     self._renew()
@@ -314,10 +368,11 @@ class Reinforcement:
                 # Equal rewards are what a critic has to learn too.
                 if self.critic is not None:
                     taught = self.critic.learn(self.value, batches, number)
+                    self.phases.taught += 1
                     self.course.learnt(taught, number)
                     told_of_values |= {f"rl/{name}": value for name, value in taught.told.items()}
         if not told:
-            told = (compared or self._compare(self._batches(samples))) | {"rl/idle": 1.0}
+            told = (compared or self._compare(samples)) | {"rl/idle": 1.0}
         return told | told_of_values
 
     def _teaches(self, samples: Sequence[Sample]) -> bool:
@@ -327,15 +382,21 @@ class Reinforcement:
         return any(np.any(np.asarray(each.known["advantage"]) != 0) for each in samples)
 
     def _batches(self, samples: Sequence[Sample]) -> list[Answers]:
-        """Micro-batches. Answers to one prompt share a row, so that the prompt is computed once.
+        """Micro-batches."""
+        tokens, rows = self.course.how.micro_tokens, self._shared(samples)
+        return (
+            micro_batches([[sample] for sample in samples], tokens) if rows is None else grouped(rows, tokens)
+        )
 
-        Not where the model counts what it sees (a window), or shares out tokens (experts): there a prompt
-        that is there once is another thing than one that is there eight times.
+    def _shared(self, samples: Sequence[Sample]) -> list[list[Sample]] | None:
+        """Answers to one prompt share a row, so that the prompt is computed once. None: each has its own.
+
+        So it is where the model counts what it sees (a window), or shares out tokens (experts): there a
+        prompt that is there once is another thing than one that is there eight times.
         """
-        tokens = self.course.how.micro_tokens
         spec = self.policy.decoder.spec
         if spec.sliding_window is not None or spec.experts is not None or spec.rope.scaling == "dynamic":
-            return micro_batches([[sample] for sample in samples], tokens)
+            return None
         rows: dict[tuple[int, ...], list[list[Sample]]] = {}
         for sample in samples:
             begin = list(sample.wrote).index(True)
@@ -345,10 +406,11 @@ class Reinforcement:
             if parts[-1] and used + len(sample.ids) - begin > max(ROW, len(sample.ids)):
                 parts.append([])
             parts[-1].append(sample)
-        return grouped([part for parts in rows.values() for part in parts], tokens)
+        return [part for parts in rows.values() for part in parts]
 
-    def _compare(self, batches: Sequence[Answers]) -> dict[str, float]:
-        """The gap between trainer and generator of a step from which nothing is learnt."""
+    def _compare(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """The gap between trainer and generator of answers from which nothing is learnt yet."""
+        batches = self._batches(samples)
         count = max(1, sum(batch.num_valid for batch in batches))
         gaps = [
             np.abs(says - batch.known["old"])[batch.targets != IGNORE]
@@ -404,7 +466,14 @@ class Reinforcement:
             )
 
 
-def _unknown(done: Sequence[Rollout]) -> list[Sample]:
+def room_of(prompts: Read, sampling: SamplingConfig, spec: DecoderSpec, tools: Toolbox | None) -> int:
+    """Tokens of the longest text that may come to be, with what tools say in it."""
+    longest = max(len(prompt.ids) for prompt in prompts.items)
+    told = 0 if tools is None else tools.config.most * tools.config.room
+    return min(longest + sampling.max_new_tokens + told, spec.max_positions)
+
+
+def unknown(done: Sequence[Rollout]) -> list[Sample]:
     """Answers of whose tokens nothing is known yet."""
     return [Sample([*one.prompt, *one.ids], [False] * len(one.prompt) + one.wrote) for one in done]
 

@@ -51,6 +51,7 @@ class Learnt:
 
     name = "model"
     tolerance = 1e-4  # a device may sum in another order the second time
+    computes = True
 
     def __init__(self, decoder: Decoder, head: nn.Linear, device: torch.device) -> None:
         self.scorer = Scorer(decoder.to(device).eval(), device, value=head.to(device))

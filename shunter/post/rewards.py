@@ -171,6 +171,9 @@ class Grader:
             )
         self.rules, self.unfinished, self.seed = rules, unfinished, seed
         self.patient = patient
+        self.later = False  # failures are counted by `check`, of what is learnt from
+        self.every = 0  # canaries ride once with so many answers, which come in parts; 0: with every batch
+        self._asked: dict[str, int] = {}  # answers so far, by rule
         self.failures: dict[str, int] = {}
         self.canaries = 0
         self._ends: dict[str, int] = {}
@@ -181,12 +184,17 @@ class Grader:
             if callable(close := getattr(rule, "close", None)):
                 close()
 
+    @property
+    def computes(self) -> bool:
+        """Whether a rule computes with a model, as who learns does (`computes`)."""
+        return any(getattr(rule, "computes", False) for rule, _ in self.rules)
+
     def ends(self) -> dict[str, int]:
         """How answers ended since the last call, by rule and end, of rules that tell (`told`)."""
         now = {
             f"{rule.name}_{how.replace(' ', '_')}": count
             for rule, _ in self.rules
-            for how, count in getattr(rule, "told", {}).items()
+            for how, count in dict(getattr(rule, "told", {})).items()  # a copy: another thread may grade
         }
         since = {name: count - self._ends.get(name, 0) for name, count in now.items()}
         self._ends = now
@@ -213,13 +221,16 @@ class Grader:
 
     def check(self, graded: Sequence[Graded]) -> None:
         """Raises ShunterError when a rule could grade none of those of these answers that it was asked about.
-        They were graded in parts."""
+        They were graded in parts. Their failures are counted here with `later`: then each is, once, however
+        often a crash had an answer graded."""
         for rule, _ in self.rules:
             begin = f"{rule.name}: "
             asked = [one for one in graded if rule.name not in one.unasked]
             failed = [each for one in asked for each in one.failed if each.startswith(begin)]
             if asked and len(failed) == len(asked):
                 raise _ungraded(rule.name, failed[0].removeprefix(begin))
+            if failed and self.later:
+                self.failures[rule.name] = self.failures.get(rule.name, 0) + len(failed)
 
     def _applied(self, rule: Rule, items: Sequence[Item]) -> list[float | str]:
         """A score for each; 0 for those that the data gives the rule nothing to compare with."""
@@ -228,8 +239,18 @@ class Grader:
         graded = iter(self._with_canaries(rule, asked) if asked else ())
         return [0.0 if item is None else next(graded) for item in seen]
 
+    def _rides(self, rule: str, count: int) -> bool:
+        """Whether canaries ride with so many more answers of a rule: once in `every`, anywhere in these."""
+        begin = self._asked.get(rule, 0)
+        end = self._asked[rule] = begin + count
+        if not self.every:
+            return True
+        turns = range(begin // self.every, (end - 1) // self.every + 1)
+        places = (t * self.every + derive_seed(self.seed, "rides", rule, t) % self.every for t in turns)
+        return any(begin <= place < end for place in places)
+
     def _with_canaries(self, rule: Rule, items: Sequence[Item]) -> list[float | str]:
-        known = rule.canaries(items[0])
+        known = rule.canaries(items[0]) if self._rides(rule.name, len(items)) else []
         # Anywhere among the others, so that nothing tells them apart by their place.
         mixed: list[tuple[Item, float | None]] = [(item, None) for item in items]
         for canary in known:
@@ -254,7 +275,7 @@ class Grader:
         failed = [score for score in found if isinstance(score, str)]
         if len(failed) == len(found) and not self.patient:
             raise _ungraded(rule.name, failed[0])
-        if failed:
+        if failed and not self.later:
             self.failures[rule.name] = self.failures.get(rule.name, 0) + len(failed)
         return found
 

@@ -36,9 +36,11 @@ def by_step(size: int, fits: Callable[[int], bool] = lambda step: True, *, whole
     `whole`, a step's `count` rows or none. fits: steps that are looked at. Columns: step, group, number."""
 
     def take(ready: Mapping[int, Mapping[str, Any]], count: int) -> Sequence[int]:
-        for step in sorted({cells["step"] for cells in ready.values()}):
-            mine = {row: cells for row, cells in ready.items() if cells["step"] == step and fits(step)}
-            groups = [rows for rows in _groups(mine, "group").values() if _complete(rows, size, "group")]
+        steps: dict[int, dict[int, list[int]]] = {}
+        for row, cells in ready.items():  # once: it is looked at whenever a row has come
+            steps.setdefault(cells["step"], {}).setdefault(cells["group"], []).append(row)
+        for step in sorted(step for step in steps if fits(step)):
+            groups = [rows for rows in steps[step].values() if _complete(rows, size, "group")]
             found = sorted((row for rows in groups for row in rows), key=lambda row: ready[row]["number"])
             if found and (len(found) == count or not whole):
                 return found

@@ -114,6 +114,46 @@ def update(
     return ScoredResult(total, terms, told, norm, updated)
 
 
+class Gradient:
+    """The gradient of a step's micro-batches, added up as they come, with what the objective says of them.
+
+    counts: of the whole global batch. `early`: where it is begun before all of the batch is there.
+    """
+
+    def __init__(self, scorer: Scorer, objective: ScoreObjective, counts: Mapping[str, float]) -> None:
+        self.scorer, self.objective, self.counts = scorer, objective, counts
+        self.terms: dict[str, float] = {}
+        self.told: dict[str, float] = {}
+        self.tokens: int | None = None  # targets so far, where the mean over them is taken in the end
+
+    @classmethod
+    def early(cls, scorer: Scorer, objective: ScoreObjective, sequences: int) -> Gradient:
+        """Of so many sequences, for objectives whose terms are means over those: how many tokens they have
+        is not known before."""
+        found = cls(scorer, objective, {"sequence": float(sequences), "token": 1.0})
+        found.tokens = 0
+        return found
+
+    def add(self, batch: Batch) -> None:
+        """Forward and backward of a micro-batch."""
+        scores = self.scorer(batch, self.objective.needs)
+        parts = self.objective.terms(scores, batch, self.counts)
+        loss = loss_of(parts)
+        if loss.requires_grad:  # a batch in which no token is learnt from has none
+            loss.backward()
+        with torch.no_grad():
+            seen = self.objective.told(scores, batch, self.counts)
+        gather(self.terms, {name: float(part.detach()) for name, part in parts.items()})
+        gather(self.told, {name: float(part) for name, part in seen.items()})
+        if self.tokens is not None:
+            self.tokens += batch.num_valid
+
+    def means(self) -> dict[str, float]:
+        """What the objective has told of all of the batch."""
+        count = 1 if self.tokens is None else max(1, self.tokens)
+        return {n: value if n.startswith("max/") else value / count for n, value in self.told.items()}
+
+
 def scored_step(
     scorer: Scorer,
     optimizers: Optimizers,
@@ -124,30 +164,25 @@ def scored_step(
     rate: float,
     clip: float,
     guard: Callable[[Mapping[str, float]], None] | None = None,
+    begun: Gradient | None = None,
 ) -> ScoredResult:
     """Accumulate the gradient of the global batch over its micro-batches, then update once.
 
-    guard: sees what was told before the update, and may raise. The result does not depend on how the batch
-    was cut or padded, up to the rounding of sums.
+    guard: sees what was told before the update, and may raise. begun: the gradient of other micro-batches of
+    this global batch, to which these are added. The result does not depend on how the batch was cut or
+    padded, up to the rounding of sums.
     """
     directive = reach("train.step", step=step)
-    counts: dict[str, float] = {}
+    if begun is None:
+        counts: dict[str, float] = {}
+        for batch in batches:
+            for name, number in objective.weights(batch).items():
+                counts[name] = counts.get(name, 0.0) + number
+        begin_step(scorer.decoder, sum(int((batch.segments >= 0).sum()) for batch in batches))
+        begun = Gradient(scorer, objective, counts)
     for batch in batches:
-        for name, number in objective.weights(batch).items():
-            counts[name] = counts.get(name, 0.0) + number
-    begin_step(scorer.decoder, sum(int((batch.segments >= 0).sum()) for batch in batches))
-    terms: dict[str, float] = {}
-    told: dict[str, float] = {}
-    for batch in batches:
-        scores = scorer(batch, objective.needs)
-        parts = objective.terms(scores, batch, counts)
-        loss = loss_of(parts)
-        if loss.requires_grad:  # a batch in which no token is learnt from has none
-            loss.backward()
-        with torch.no_grad():
-            seen = objective.told(scores, batch, counts)
-        gather(terms, {name: float(part.detach()) for name, part in parts.items()})
-        gather(told, {name: float(part) for name, part in seen.items()})
+        begun.add(batch)
+    terms, told = begun.terms, begun.means()
     if guard is not None:
         guard(told)
     total = math.nan if directive == "nan" else sum(terms.values())
@@ -157,13 +192,8 @@ def scored_step(
 
 def segment_plan(batch: Batch, segments: Tensor) -> SegmentPlan:
     """Who sees whom in a batch; segments [B, T] on the device."""
-    return _sharing(segments) if isinstance(batch, Answers) and batch.shared else SegmentPlan.build(segments)
-
-
-def _sharing(segments: Tensor) -> SegmentPlan:
-    """Every token sees those before it in its own segment and in the row's first one."""
-    asks, seen = segments[:, None, :, None], segments[:, None, None, :]
-    return SegmentPlan((), mask=((asks == seen) | ((seen == 0) & (asks >= 0))).tril(), real=segments >= 0)
+    shared = isinstance(batch, Answers) and batch.shared
+    return SegmentPlan.sharing(segments) if shared else SegmentPlan.build(segments)
 
 
 def _trained(scorer: Scorer) -> list[Tensor]:

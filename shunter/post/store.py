@@ -40,6 +40,7 @@ class SampleStore:
         self._failure: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
+        self.changes = 0  # so often something has changed
         self.most_live = 0
 
     @property
@@ -74,7 +75,7 @@ class SampleStore:
                 self._cells[number] = cells
                 self._note(number)
             self.most_live = max(self.most_live, len(self._cells))
-            self._changed.notify_all()
+            self._tell()
             return numbers
 
     def write(self, row: int, **cells: Any) -> None:
@@ -100,7 +101,7 @@ class SampleStore:
             for row in rows:
                 self._lent[task].remove(row)
                 self._note(row)
-            self._changed.notify_all()
+            self._tell()
 
     def take(
         self,
@@ -144,19 +145,25 @@ class SampleStore:
             for had in (*self._done.values(), *self._lent.values()):
                 had -= gone
             self._forget(gone)
-            self._changed.notify_all()
+            self._tell()
 
     def close(self) -> None:
         """Nothing more is inserted or written: whoever waits for more is told."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            self._tell()
 
     def fail(self, error: BaseException) -> None:
         """A task has died: everybody who waits, or comes to, is told."""
         with self._changed:
             self._failure = self._failure or error
-            self._changed.notify_all()
+            self._tell()
+
+    def await_change(self, seen: int) -> None:
+        """Wait until `changes` is not `seen`, or a task has failed: for who looks at several things by turns.
+        Who read `changes` before he looked misses nothing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.changes != seen or self._failure is not None)
 
     def state(self) -> dict[str, Any]:
         """Everything, as plain values if cells are. Who restores it loses no row and has none twice: what was
@@ -173,10 +180,15 @@ class SampleStore:
         with self._changed:
             self._next = int(state["next"])
             self._cells = {int(row): dict(cells) for row, cells in state["cells"]}
-            self._done = {task: set(rows) for task, rows in state["done"].items()}
+            # A task that there was not yet when this was noted has had nothing.
+            self._done = {task: set(state["done"].get(task, ())) for task in self._done}
             self._lent = {task: set() for task in self._done}
             self._ready = {}
-            self._changed.notify_all()
+            self._tell()
+
+    def _tell(self) -> None:
+        self.changes += 1
+        self._changed.notify_all()
 
     def _write(self, written: Mapping[int, Mapping[str, Any]]) -> None:
         """All cells or none."""
@@ -187,7 +199,7 @@ class SampleStore:
         for row, cells in written.items():
             self._cells[row].update(cells)
             self._note(row)
-        self._changed.notify_all()
+        self._tell()
 
     def _known(self, columns: Iterable[str]) -> frozenset[str]:
         wanted = frozenset(columns)

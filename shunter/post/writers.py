@@ -26,7 +26,10 @@ KEEP = 10.0  # seconds after which parts of answers go to disk
 class Writer(Protocol):
     """Writes what it is asked for, puts it on disk, and calls `hear` with it from inside `ask` or `listen`.
 
-    An answer is begun with the weights of the last `renew` before its `ask`, or with newer ones."""
+    An answer is begun with the weights of the last `renew` before its `ask`, or with newer ones.
+    beside: it writes elsewhere, so `listen` may be called on a thread of its own, one at a time."""
+
+    beside: bool
 
     def renew(self, version: int, weights: Weights) -> None:
         """Go on with these weights, which nobody changes any more."""
@@ -44,6 +47,8 @@ class Writer(Protocol):
 
 class Here:
     """Writes in this process with the model that learns: all that it is asked for, before it returns."""
+
+    beside = False
 
     def __init__(self, engine: Engine, seed: int, journal: Journal, exact: bool, hear: Hear) -> None:
         self.engine, self.seed, self.journal, self.exact, self.hear = engine, seed, journal, exact, hear
@@ -63,17 +68,52 @@ class Here:
         pass
 
 
+def cache_tokens(batch: int, room: int, block: int = BLOCK, most: int = 0) -> int:
+    """Tokens of the cache of who writes `batch` texts side by side, of `room` tokens at most: room for all of
+    them, or `most`; never less than for one."""
+    whole = batch * (room + block)
+    return max(min(whole, most), room + block) if most else whole
+
+
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """All of a module's tensors as they are now, in the host's memory."""
-    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    """A module's tensors as they are now, in the host's memory; not those that nobody trains, which are those
+    that the run began with."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in trained(module).items()}
+
+
+def load(module: nn.Module, weights: Weights) -> None:
+    """Take what `snapshot` gave of a module of this kind. Raises ValueError where that is not all of it, or
+    more."""
+    found = module.load_state_dict(weights, strict=False)
+    wrong = sorted({*found.unexpected_keys, *(trained(module).keys() & found.missing_keys)})
+    if wrong:
+        raise ValueError(f"the weights are of another model: {', '.join(wrong[:3])}")
+
+
+def trained(module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors by name, without parameters that nobody trains."""
+    return {
+        name: value
+        for name, value in module.state_dict(keep_vars=True).items()
+        if value.requires_grad or not isinstance(value, nn.Parameter)
+    }
 
 
 def arrays(weights: Weights) -> dict[str, NDArray[np.generic]]:
-    """Weights as they can be sent. numpy knows no bfloat16; in float32 it is the same number."""
+    """Weights as they can be sent. numpy knows no bfloat16: its bits go as integers."""
     return {
-        name: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        name: (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
         for name, value in weights.items()
     }
+
+
+def tensors(sent: Mapping[str, NDArray[np.generic]], module: nn.Module) -> dict[str, Tensor]:
+    """What `arrays` has made of weights of a module of this kind."""
+    found = {name: torch.from_numpy(array) for name, array in sent.items()}
+    for name, value in module.state_dict().items():
+        if name in found and value.dtype == torch.bfloat16 and found[name].dtype == torch.int16:
+            found[name] = found[name].view(torch.bfloat16)
+    return found
 
 
 def submit(

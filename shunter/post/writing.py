@@ -2,19 +2,24 @@
 
 It holds a copy of the model, and hears weights and requests by a socket that it was born with. Between two
 tokens it looks whether there are any; new weights are taken then, and what is being written goes on with
-them. `exact`, and where a server writes: everything that was asked for is written before the next message is
-looked at.
+them. `whole`, `exact`, and where a server writes: everything that was asked for is written before the next
+message is looked at.
+
+When the other end is gone, or it is asked to end, what there is of answers is put on disk, and it ends.
 """
 
 from __future__ import annotations
 
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +28,16 @@ import torch
 from shunter.generate.config import SamplingConfig, ServerConfig, ToolConfig
 from shunter.generate.rollout import Engine, Rollout, RolloutEngine
 from shunter.generate.toolbox import Toolbox
-from shunter.launch import elastic
 from shunter.models.hf import load_model, save_model
+from shunter.post import parcel
 from shunter.post.journal import Journal
 from shunter.post.roles import wire
 from shunter.post.roles.host import describe
-from shunter.post.writers import BLOCK, KEEP, submit
+from shunter.post.writers import KEEP, cache_tokens, load, submit, tensors
 from shunter.train.device import choose_device, prepare_determinism, set_determinism
 
 EVERY = 5.0  # seconds after which it says that it is alive
+LEFT = 10.0  # seconds for the token at hand when nobody hears it any more
 
 
 class Writing:
@@ -53,18 +59,21 @@ class Writing:
             self.tools = Toolbox(ToolConfig.model_validate(request["tools"]), Tokenizer.load(folder))
         sampling = SamplingConfig.model_validate(request["sampling"])
         stops = [int(id) for id in request["stops"]]
-        self.ordered = self.exact or request["server"] is not None
+        self.ordered = self.exact or request["whole"] or request["server"] is not None
         self.engine: Engine
         if request["server"] is None:
-            tokens = sampling.batch * (request["room"] + BLOCK)
+            room, block = int(request["room"]), int(request["block"])
+            tokens = cache_tokens(sampling.batch, room, block, int(request["cache"]))
             self.engine = RolloutEngine(
-                self.decoder, sampling, stops, size=BLOCK, tokens=tokens, tempered=True, reply=self.tools
+                self.decoder, sampling, stops, size=block, tokens=tokens, tempered=True, reply=self.tools
             )
         else:
             self.engine = self._served(request["server"], sampling, stops, folder)
         self.asked: dict[int, tuple[int, int]] = {}  # request -> step and place
         self.journal = Journal(Path(request["journal"]), request["name"])
         self.told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.next: deque[dict[str, Any]] = deque()  # of those told, in order
+        self.over = False
         self.spoke = self.kept = time.monotonic()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -88,20 +97,47 @@ class Writing:
 
     def run(self) -> None:
         """Until the other end is gone."""
-        while True:
-            while not self.engine.busy or not (self.ordered or self.told.empty()):
-                self._heed(self.told.get())
-            self.engine.step()
-            if self.engine.finished:
-                self._tell()
-            elif time.monotonic() - self.spoke > EVERY:
-                self._say({"alive": True})
-            if time.monotonic() - self.kept > KEEP:
-                self._keep()
+        with suppress(wire.Closed):
+            while True:
+                while not self.over and not (self.engine.busy and (self.ordered or not self._asked())):
+                    self._heed(self._message())
+                if self.over:
+                    break
+                self.engine.step()
+                if self.engine.finished:
+                    self._tell()
+                elif time.monotonic() - self.spoke > EVERY:
+                    self._say({"alive": True})
+                if time.monotonic() - self.kept > KEEP:
+                    self._keep()
+        self._keep()
+
+    def end(self, *signal: object) -> None:
+        """Write no more than the token at hand."""
+        self.over = True
+        self.told.put({"do": "nothing"})
+
+    def _asked(self) -> bool:
+        """Whether there is a message."""
+        return bool(self.next) or not self.told.empty()
+
+    def _message(self) -> dict[str, Any]:
+        """The next one. Weights are left out where newer ones come before anything is asked for: to take them
+        is to read all texts anew."""
+        if not self.next:
+            self.next.append(self.told.get())
+        while not self.told.empty():
+            self.next.append(self.told.get())
+        message = self.next.popleft()
+        while message["do"] == "weights" and self.next and self.next[0]["do"] == "weights":
+            message = self.next.popleft()
+        return message
 
     def _heed(self, message: Mapping[str, Any]) -> None:
         if message["do"] == "raise":
             raise message["error"]
+        if message["do"] == "nothing":
+            return
         if message["do"] == "ask":
             prompts = {int(at): ids for at, ids in message["prompts"]}
             step = int(message["step"])
@@ -109,8 +145,7 @@ class Writing:
             for number, at in submit(self.engine, self.seed, step, prompts, begun).items():
                 self.asked[number] = step, at
             return
-        weights = {name: torch.from_numpy(array) for name, array in message["weights"].items()}
-        self.decoder.load_state_dict(weights)
+        load(self.decoder, tensors(message["weights"], self.decoder))
         self.engine.new_weights(message["version"])
 
     def _keep(self) -> None:
@@ -136,9 +171,7 @@ class Writing:
             del self.asked[one.number]
         self.engine.finished.clear()
         self.engine.trace.clear()
-        calls = failed = 0
-        if self.tools is not None:
-            calls, failed, self.tools.calls, self.tools.failed = self.tools.calls, self.tools.failed, 0, 0
+        calls, failed = (0, 0) if self.tools is None else self.tools.taken()
         told = [[step, [[at, vars(one)] for at, one in rows.items()]] for step, rows in found.items()]
         self._say({"answers": told, "tools": [calls, failed]})
 
@@ -149,20 +182,23 @@ class Writing:
     def _listen(self) -> None:
         try:
             while True:
-                self.told.put(wire.receive(self.link)[0])
+                self.told.put(parcel.receive(self.link))
         except wire.Closed:
-            os._exit(0)  # nobody is left to write for
+            self.end()  # nobody is left to write for
+            time.sleep(LEFT)
+            os._exit(0)  # it waits for a server
         except BaseException as error:  # raised where the next message is heeded
             self.told.put({"do": "raise", "error": error})
 
 
 def main(descriptor: str) -> None:
     """Hear the request, then write."""
-    elastic.guard()
     link = socket.socket(fileno=int(descriptor))
     try:
         request, _ = wire.receive(link)
-        Writing(link, request).run()
+        writing = Writing(link, request)
+        signal.signal(signal.SIGTERM, writing.end)  # which comes when the learner is killed, too
+        writing.run()
     except wire.Closed:
         return
     except Exception as error:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -36,6 +37,15 @@ def reset_peak() -> bool:
         return False
     # Slack for pages that came in between the reset and the read, and for the kernel's per-thread counts.
     return peak <= now + max(4 << 20, now // 50)
+
+
+def available() -> int | None:
+    """What the machine could still give to a process; None where the system does not say."""
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _status(field: str) -> int | None:

@@ -45,6 +45,11 @@ def describe_plans(jobs: Sequence[JobFacts], problems: list[str]) -> list[Held]:
                 made.notes.append(
                     f"No plan was made: the layout as it was written is predicted, on this machine {basis}."
                 )
+            if isinstance(mean := account.get("mean_step"), Mapping):
+                made.notes.append(
+                    f"Predicted is the mean step: {mean.get('rows')} rows of {mean.get('row')} tokens, "
+                    "padding included."
+                )
             if table := _ranks(account.get("ranks")):
                 made.tables.append(table)
             if isinstance(advice := account.get("advice"), str):
@@ -66,6 +71,14 @@ def _step(account: Mapping[str, Any]) -> Table:
         for name in PARTS
         if f"{name}_seconds" in account
     ]
+    phases = account.get("phases")
+    for each in phases if isinstance(phases, list) else ():
+        if isinstance(each, Mapping):
+            pair = _pair(each.get("plan_seconds"), each.get("seconds"), _time)
+            rows.append([f"Of it {each.get('phase')}", *pair])
+    if "reference_seconds" in account:
+        reference = _pair(account.get("plan_reference_seconds"), account.get("reference_seconds"), _time)
+        rows.append(["The reference's pass, once before", *reference])
     memory = _pair(account.get("plan_memory_bytes"), account.get("memory_bytes"), numbers.size)
     rows.append(["Memory, fullest rank and rank 0's process or device", *memory])
     step = account.get("watched_step")

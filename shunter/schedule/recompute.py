@@ -26,9 +26,10 @@ def _rank(actions: tuple[Action, ...]) -> tuple[Action, ...]:
             end += 1
         group = actions[at : end + 1]
         for action in group:
-            forward = action._replace(op=FORWARD, paired=False)
-            if action.op in (BACKWARD, INPUT) and made[-1:] != [forward]:
-                made.append(forward._replace(op=RECOMPUTE))
+            if action.op in (BACKWARD, INPUT):
+                forward = action._replace(op=FORWARD, paired=False)
+                if made[-1:] != [forward]:
+                    made.append(forward._replace(op=RECOMPUTE))
         made += group
         at = end + 1
     return tuple(made)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from shunter.config.base import Config
 from shunter.config.errors import ShunterError
-from shunter.layout.grid import Grid
+from shunter.layout.grid import DENSE, Grid
 from shunter.recipe.job import How
 from shunter.schedule.action import BACKWARD, INPUT
 from shunter.schedule.assemble import assemble
@@ -132,6 +132,19 @@ class LayerDegrees(Config):
         return Grid(pp, self.dp, self.fsdp, self.cp, self.tp, self.ep, self.etp)
 
 
+class EndDegrees(Config):
+    """Embedding, last norm and head with degrees of their own, over the same ranks of their stage."""
+
+    dp: int = Field(1, ge=1, description="Copies that see other rows.")
+    fsdp: int = Field(1, ge=1, description="As dp, with weights, gradients and optimizer cut between them.")
+    cp: int = Field(1, ge=1, description="Parts of each row.")
+    tp: int = Field(1, ge=1, description="Parts of the vocabulary.")
+
+    def grid(self, pp: int) -> Grid:
+        """With the stages of the layout."""
+        return Grid(pp, self.dp, self.fsdp, self.cp, self.tp)
+
+
 class Parallel(Config):
     """The model laid out over processes: stages, copies, and parts of weights and rows.
 
@@ -148,7 +161,11 @@ class Parallel(Config):
     layers: list[LayerDegrees] | None = Field(
         None,
         description="Layers with degrees of their own, over the ranks of their stage: hidden states change "
-        "ranks where degrees change. The degrees above are those of all others, and of embedding and head.",
+        "ranks where degrees change. The degrees above are those of all others.",
+    )
+    ends: EndDegrees | None = Field(
+        None,
+        description="Embedding, last norm and head with degrees of their own, likewise. None: those above.",
     )
     pad_experts: bool = Field(
         False,
@@ -252,16 +269,19 @@ class Parallel(Config):
 
     @model_validator(mode="after")
     def _same_ranks(self) -> Parallel:
-        if not self.layers or self.plan is not None:
+        if self.plan is not None:
             return self
-        numbers = [number for each in self.layers for number in each.of]
+        layers = self.layers or []
+        numbers = [number for each in layers for number in each.of]
         if twice := [number for number in numbers if numbers.count(number) > 1]:
             raise ValueError(f"layers names layer {twice[0]} twice")
         ranks = self.dp * self.fsdp * self.cp * self.tp
-        for each in self.layers:
+        named: list[tuple[str, LayerDegrees | EndDegrees]] = [(f"layers {each.of}", each) for each in layers]
+        named += [("ends", self.ends)] if self.ends is not None else []
+        for name, each in named:
             if each.dp * each.fsdp * each.cp * each.tp != ranks:
                 raise ValueError(
-                    f"layers {each.of} are laid out over dp {each.dp} x fsdp {each.fsdp} x cp {each.cp} x tp "
+                    f"{name} are laid out over dp {each.dp} x fsdp {each.fsdp} x cp {each.cp} x tp "
                     f"{each.tp} ranks, but a stage has {ranks}"
                 )
         return self
@@ -277,14 +297,24 @@ class Parallel(Config):
         return {number: found[number] for number in sorted(found) if found[number] != self.grid}
 
     @property
+    def ends_grid(self) -> Grid | None:
+        """Of embedding, last norm and head, where it is not that of the layout."""
+        if self.ends is None:
+            return None
+        own, found = self.grid, self.ends.grid(self.pp)
+        same = all(own.degree(axis) == found.degree(axis) for axis in DENSE)
+        return None if same else found
+
+    @property
     def sharded(self) -> bool:
-        """Whether weights of any layer are cut between data ranks."""
+        """Whether any weights are cut between data ranks."""
         return any(grid.fsdp > 1 for grid in (self.grid, *self.others))
 
     @property
     def others(self) -> tuple[Grid, ...]:
-        """The grids that some layers have instead, each once."""
-        return tuple(dict.fromkeys(self.own_grids().values()))
+        """The grids that some layers, or the ends, have instead, each once."""
+        ends = self.ends_grid
+        return tuple(dict.fromkeys([*self.own_grids().values(), *([ends] if ends else [])]))
 
     @property
     def data(self) -> int:
@@ -410,7 +440,8 @@ class Parallel(Config):
             )
         # Whole configurations, not mappings: nothing is read again here.
         layers = [LayerDegrees.model_validate(each) for each in made.get("layers", ())] or None
-        return self.model_copy(update={**made, "layers": layers, "plan": str(path)})
+        ends = EndDegrees.model_validate(made["ends"]) if "ends" in made else None
+        return self.model_copy(update={**made, "layers": layers, "ends": ends, "plan": str(path)})
 
     def _checked(self, order: Order) -> Order:
         if isinstance(self.cut, list) and len(self.cut) != order.stages - 1:

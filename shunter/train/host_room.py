@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from shunter.config.errors import ShunterError
 from shunter.recipe.disk import human
+from shunter.record.memory import available
 from shunter.train.layout_describe import host_bytes
 from shunter.train.layout_parts import Plan
-
-MEMINFO = Path("/proc/meminfo")
 
 
 def must_have_room(plan: Plan, rank: int) -> None:
     """Raise ShunterError where a rank's layers would take more of the host's memory than is its share of what
     is free now. Where the system does not tell, nothing is refused."""
     needed = host_bytes(plan, rank)
-    free = _free() if needed else None
+    free = available() if needed else None
     if free is None:
         return
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", plan.grid.size))
@@ -28,12 +26,3 @@ def must_have_room(plan: Plan, rank: int) -> None:
             where="how.parallel.offload",
             mend="Put fewer layers aside, give recompute the numbers of some, or use smaller micro-batches.",
         )
-
-
-def _free() -> int | None:
-    try:
-        lines = MEMINFO.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from shunter.config.errors import ShunterError
 from shunter.layout.grid import Grid
-from shunter.models.sharding import check
+from shunter.models.sharding import check, check_vocabulary
 from shunter.models.spec import DecoderShape, DecoderSpec
 from shunter.schedule.action import RECOMPUTE
 from shunter.schedule.order import Order
@@ -47,6 +47,8 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
         check_cut(parallel.cut, spec.num_layers)
     if parallel.layers:
         _check_layers(spec, parallel)
+    if parallel.ends is not None:
+        _check_ends(spec, parallel)
     if parallel.gather == "bf16" and order.stages > 1:
         raise ShunterError(
             "gather: bf16 would round gradients, which stages add up in the type of gathered weights",
@@ -58,12 +60,12 @@ def check_layout(spec: DecoderSpec, parallel: Parallel, order: Order, row_length
             check_again(chosen, spec.num_layers, name)
     check_aside(parallel, order, spec.num_layers)
     if parallel.attention == "ulysses":
-        for grid in (parallel.grid, *parallel.others):
+        for grid in (parallel.grid, *parallel.own_grids().values()):
             if grid.cp > 1:
                 _check_heads(spec, grid)
     placement = order.placement
     ends = order.stages > 1 and placement[0] == placement[-1] and not order.collectives
-    if ends and spec.tied and parallel.fsdp > 1:
+    if ends and spec.tied and (parallel.ends_grid or parallel.grid).fsdp > 1:
         raise ShunterError(
             f"with {parallel.schedule} the first and the last stage are on one rank, and fsdp cannot shard "
             "the weight that they share (tied) for both",
@@ -91,11 +93,27 @@ def _check_layers(spec: DecoderSpec, parallel: Parallel) -> None:
     ):
         if getattr(parallel, name):
             raise ShunterError(why, where=WHERE, mend=f"Leave {name} or layers out.")
-    for grid in parallel.others:
+    for grid in parallel.own_grids().values():
         try:
             check(spec, grid, parallel.sequence)
         except ShunterError as error:
             raise ShunterError(error.what, where=f"{WHERE}.layers", mend=error.mend) from None
+
+
+def _check_ends(spec: DecoderSpec, parallel: Parallel) -> None:
+    """Of embedding and head with degrees of their own."""
+    if parallel.vocabulary:
+        raise ShunterError(
+            "both vocabulary and ends say how embedding and head are laid out",
+            where=WHERE,
+            mend="Leave one of the two out.",
+        )
+    if (grid := parallel.ends_grid) is None:
+        return
+    try:
+        check_vocabulary(spec, grid)
+    except ShunterError as error:
+        raise ShunterError(error.what, where=f"{WHERE}.ends", mend=error.mend) from None
 
 
 def check_dropout(dropout: DropoutConfig | None, shape: DecoderShape | None) -> None:

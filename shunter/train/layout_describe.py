@@ -75,6 +75,8 @@ def describe(
         told.append("messages of experts are those of even load")
     if plan.own_grids:
         told.append(f"layers {', '.join(map(str, plan.own_grids))} have degrees of their own")
+    if plan.parallel.ends_grid is not None:
+        told.append("embedding and head have degrees of their own")
     if plan.parallel.cut == "measured":
         told.append("stages are cut by operations here; cut: measured decides at the start")
     return Layout(dict(settings), ranks, _kinds(plan), traffic, told)
@@ -252,6 +254,7 @@ def _inside(plan: Plan, stage: int) -> int:
 
 def _of_head(plan: Plan) -> int:
     """What the head keeps: the gradient of its hidden states, and what the last norm is given."""
+    plan = plan.of_ends
     return (plan.tokens + plan.own_tokens) * plan.spec.dim * plan.wide
 
 

@@ -43,6 +43,7 @@ def _layer(plan: Plan, layer: int) -> int:
 
 def logits(plan: Plan) -> int:
     """Bytes of a chunk of them, as a CPU has them; a GPU takes larger ones."""
+    plan = plan.of_ends
     words = -(-plan.spec.vocab_size // plan.parallel.tp)
     if plan.order.collectives:
         words = -(-words // plan.grid.pp)

@@ -10,7 +10,7 @@ from math import ceil, prod
 from shunter.layout.grid import DENSE, Grid
 from shunter.layout.holding import Holding
 from shunter.layout.zero import Kept, share_out
-from shunter.models.sharding import holdings, layer_of, shapes
+from shunter.models.sharding import end_holdings, holdings, layer_of, shapes
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.cut import cut_layers, decoder_costs
 from shunter.schedule.order import Order
@@ -76,12 +76,19 @@ class Plan:
 
     def at(self, layer: int) -> Plan:
         """As a layer sees it: with its degrees alone, and the rows of a micro-batch that it has then."""
-        grid = self.own_grids.get(layer)
+        return self._under(self.own_grids.get(layer))
+
+    @property
+    def of_ends(self) -> Plan:
+        """The same as embedding, last norm and head see it."""
+        return self._under(self.parallel.ends_grid)
+
+    def _under(self, grid: Grid | None) -> Plan:
         if grid is None:
             return self
         if grid not in self._seen:
             degrees = {axis: grid.degree(axis) for axis in (*DENSE, "ep", "etp")}
-            parallel = self.parallel.model_copy(update={**degrees, "layers": None})
+            parallel = self.parallel.model_copy(update={**degrees, "layers": None, "ends": None})
             rows = ceil(self.rows * self.parallel.data / parallel.data)
             self._seen[grid] = replace(self, parallel=parallel, rows=rows)
         return self._seen[grid]
@@ -157,11 +164,16 @@ class Plan:
     def _cut(self, place: Mapping[str, int]) -> dict[str, Holding]:
         mine = {name for stage in self.stages(place) for name in self.owned(stage)}
         every = holdings(self.spec, self.grid, place, sequence=self.parallel.sequence)
-        for grid in self.parallel.others:
+        sequence = self.parallel.sequence
+        for grid in dict.fromkeys(self.own_grids.values()):
             there = grid.coordinates(self.rank(place))
-            for name, holding in holdings(self.spec, grid, there, sequence=self.parallel.sequence).items():
+            for name, holding in holdings(self.spec, grid, there, sequence=sequence).items():
                 if self.own_grids.get(layer_of(name)) == grid:  # type: ignore[arg-type]
                     every[name] = replace(holding, grid=grid)
+        if (ends := self.parallel.ends_grid) is not None:
+            there = ends.coordinates(self.rank(place))
+            for name, holding in end_holdings(self.spec, ends, there, sequence=sequence).items():
+                every[name] = replace(holding, grid=ends)
         found = {name: every[name] for name in every if name in mine}
         if self.order.collectives:
             share = -(-self.spec.vocab_size // self.grid.pp)
@@ -220,7 +232,7 @@ class Plan:
         for key, part in found.items():
             experts = key.endswith("experts")
             number = int(key.split()[0]) if key else None
-            grid = self.grid if number is None else self.at(number).grid
+            grid = (self.of_ends if number is None else self.at(number)).grid
             if grid.fsdp == 1:
                 continue
             if (size := grid.edp if experts else grid.fsdp * grid.cp) > 1:

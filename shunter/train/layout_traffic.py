@@ -38,6 +38,7 @@ from shunter.schedule.lower import SENDS
 from shunter.train.layout_parts import Plan, muon_takes
 
 BUCKET_BYTES = 64 << 20  # as `shunter.parallel.gradients`
+LAYERS, WITH_ENDS = 3, 6  # numbers of each token that data ranks tell each other, as `shunter.train.views`
 COUNT = 8  # bytes of a number that is counted
 
 
@@ -63,8 +64,9 @@ def step_traffic(plan: Plan, rank: int, optimizer: str = "adamw") -> dict[str, i
     if optimizer == "muon":
         sent["muon"] += _muon(plan, rank)
     sent["counts"] += _counts(plan, place)
-    if plan.own_grids:
-        each = plan.rows * 3 * plan.row_length + 1
+    if plan.parallel.others:
+        told = LAYERS if plan.parallel.ends_grid is None else WITH_ENDS
+        each = plan.rows * told * plan.row_length + 1
         sent["turns"] += COUNT * plan.order.microbatches * each * (plan.parallel.data - 1)
     return {kind: size for kind, size in sent.items() if size}
 
@@ -86,9 +88,9 @@ def _pass(
         chosen = plan.parallel.again(plan.spec.num_layers)
         layers = [number for number in layers if number in chosen]
     else:
-        _ends(plan, stage, sent, backward=backward)
-        if plan.own_grids:
-            sent["turns"] += _turned(plan, rank, layers, backward=backward)
+        _ends(plan.of_ends, stage, sent, backward=backward)
+        if plan.parallel.others:
+            sent["turns"] += _turned(plan, rank, stage, backward=backward)
     alike: dict[Grid, list[int]] = defaultdict(list)
     for number in layers:
         alike[plan.at(number).grid].append(number)
@@ -112,8 +114,8 @@ def _ends(plan: Plan, stage: int, sent: Counter[str], *, backward: bool) -> None
         sent["tensor"] += all_reduce(plan.tokens * wide, tp) + all_reduce(2 * plan.tokens * wide, tp)
 
 
-def _turned(plan: Plan, rank: int, layers: list[int], *, backward: bool) -> int:
-    """Hidden states that change ranks between these layers, and before and after them."""
+def _turned(plan: Plan, rank: int, stage: int, *, backward: bool) -> int:
+    """Hidden states that change ranks between a stage's layers, and before and after them."""
     own, each = plan.grid, rank % (plan.grid.size // plan.grid.pp)
     counts = (plan.rows,) * plan.parallel.data
 
@@ -121,7 +123,9 @@ def _turned(plan: Plan, rank: int, layers: list[int], *, backward: bool) -> int:
         rows = counts if grid == own else evenly(sum(counts), grid)
         return seats(grid, rows, plan.row_length, sequence=plan.parallel.sequence)
 
-    grids = [own, *(plan.at(number).grid for number in layers), own]
+    ends, bounds = plan.of_ends.grid, plan.bounds
+    layers = [plan.at(number).grid for number in range(bounds[stage], bounds[stage + 1])]
+    grids = [own if stage else ends, *layers, own if stage < plan.order.stages - 1 else ends]
     tokens = 0
     for before, after in pairwise(grids):
         if before != after:

@@ -138,7 +138,9 @@ class Training:
         """Train to the last step; returns headline numbers. Raises Stopped after saving on request, and
         ShunterError when the model's loss is not finite at the end."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(self.how.threads or len(os.sched_getaffinity(0)))
+        # Of ranks on one machine each has its share of the cores, which their launcher has told them.
+        share = threads if self.layout is not None else len(os.sched_getaffinity(0))
+        torch.set_num_threads(self.how.threads or share)
         set_determinism(self.how.deterministic)
         compile_within(self.how.compile_memory)
         meter: Meter | None = None

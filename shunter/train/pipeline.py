@@ -28,6 +28,7 @@ from shunter.parallel.lost import answering
 from shunter.parallel.part import DecoderPart, Fill, pipeline_cut
 from shunter.parallel.sharded import sharded_handlers
 from shunter.parallel.stage import Compute, Stage
+from shunter.parallel.together import Together
 from shunter.parallel.tree import Tree
 from shunter.parallel.vocabulary import VocabularyPart, vocabulary_rows
 from shunter.schedule.action import WEIGHT
@@ -117,6 +118,7 @@ class LaidOutPasses:
             zero=(muon_takes if optimizer == "muon" else _by_rows) if parallel.zero else None,
             pad=parallel.pad_experts,
             layers=parallel.own_grids(),
+            ends=parallel.ends_grid,
             fill=fill,
         )
         self.pads = parallel.pad_experts
@@ -205,8 +207,8 @@ class LaidOutPasses:
         train: then backward, and gradients are added up as `gradients` does; else without gradients, of any
         number of batches, but the same on all ranks.
         """
-        if self.vocabulary is not None:
-            raise ValueError("the head is split over all ranks, and there is no other")
+        if self.vocabulary is not None or self.part.ends is not None:
+            raise ValueError("the head has a layout of its own, and there is no other for it")
         if train and len(batches) != self.order.microbatches:
             raise ValueError(f"{len(batches)} micro-batches, the program is of {self.order.microbatches}")
         self._load(batches, [torch.zeros(batch.targets.shape) for batch in batches], 0.0)
@@ -269,7 +271,7 @@ class LaidOutPasses:
 
     def _sum_losses(self, sums: Tensor) -> Tensor:
         """Tensor ranks all have the loss of their tokens; other ranks have those of others."""
-        if self.world.mesh.place["tp"]:
+        if self.world.mesh.at(self.part.ends).place["tp"]:
             sums.zero_()
         return self.world.sum(sums)
 
@@ -334,6 +336,14 @@ class LaidOutPasses:
         with answering(world.rank, "bring the weights together"):
             return collect(mine, pieces, world.mesh.everyone, world.device)
 
+    def together(self, whole: Mapping[str, Tensor]) -> Together:
+        """What brings all weights, and buffers that are learnt, together in `whole`: tensors of the same
+        names on this rank's device. Every rank calls it."""
+        world, state = self.world, self.part.state
+        pieces = {name: self.part.held[name].piece for name in state}
+        copies = [world.mesh.grid.coordinates(rank)["dp"] for rank in range(world.size)]
+        return Together(state, pieces, whole, world.mesh.everyone, world.device, copies)
+
     def _computes(self, module: DecoderStage) -> Compute:
         def compute(inputs: Tree, microbatch: int) -> Tree:
             if torch.is_grad_enabled():
@@ -356,10 +366,11 @@ class LaidOutPasses:
             whole = array.to(self.device, non_blocking=True)
             return whole if self.spread is None else whole[:, self.spread]
 
-        def plan(segments: Tensor, number: int) -> SegmentPlan:
-            there = segments.to(self.device)
+        def plan(batch: Batch, number: int) -> SegmentPlan:
+            there = torch.from_numpy(batch.segments).to(self.device)
             if dropping is None:
-                return self._documents(None, there, None)
+                # Answers (`post.batch`, a room above) may share the prompt that begins their row.
+                return self._documents(None, there, None, shared=getattr(batch, "shared", False))
             masks = dropping.masks(number, there.shape[1], self.device, self.spread)
             return self._documents(None, there, masks)
 
@@ -369,19 +380,24 @@ class LaidOutPasses:
                 put(torch.from_numpy(batch.positions)),
                 put(torch.from_numpy(batch.targets)),
                 put(factors),
-                plan(torch.from_numpy(batch.segments), number),
+                plan(batch, number),
                 z_loss,
             )
             for number, (batch, factors) in enumerate(zip(batches, coefficients, strict=True))
         ]
         if self.views is not None:
-            self.views.add(self.rows, batches, dropping, self.spreads, self._documents)
+            self.views.add(self.rows, batches, coefficients, dropping, self.spreads, self._documents)
 
-    def _documents(self, grid: Grid | None, segments: Tensor, masks: Masks | None) -> SegmentPlan:
-        """Of whole rows, who sees whom under a grid; masks: of this rank's positions."""
+    def _documents(
+        self, grid: Grid | None, segments: Tensor, masks: Masks | None, *, shared: bool = False
+    ) -> SegmentPlan:
+        """Of whole rows, who sees whom under a grid; masks: of this rank's positions. shared: all see the
+        first segment of their row; not where rows are spread."""
         spread, tokens = self.spreads[grid], self.part.ways[grid]
+        if shared and spread is not None:
+            raise ValueError("rows whose first segment all see cannot be spread over context ranks")
         if spread is None:
-            found = SegmentPlan.build(segments)
+            found = SegmentPlan.sharing(segments) if shared else SegmentPlan.build(segments)
         else:
             ranks = self.world.mesh.at(grid).peers("cp").size
             window = self.decoder.spec.sliding_window

@@ -5,6 +5,8 @@ Float64, so that rounding decides no token; the bound in float32 has a test of i
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from shunter.generate.config import SamplingConfig
 from shunter.generate.engine import generate
 from shunter.generate.rollout import Rollout, RolloutEngine, rollouts
 from shunter.models.decoder import Decoder
-from shunter.models.paged import PagedCache, block_size
+from shunter.models.paged import PagedCache, Pass, block_size, even_number
 from shunter.post.batch import Sample, lay_out
 from shunter.post.step import Scorer
 from tests.generate.test_engine import PROMPTS, VARIANTS, model
@@ -48,19 +50,21 @@ def test_it_writes_what_generate_writes(name: str, settings: dict[str, float]) -
 
 @settings(max_examples=15, deadline=None)
 @given(
-    st.lists(st.integers(1, 12), min_size=1, max_size=7),
+    st.lists(st.integers(1, 12), min_size=1, max_size=4),
     st.integers(1, 4),
     st.integers(1, 5),
     st.integers(0, 40),
+    st.integers(1, 3),
     st.integers(0, 99),
 )
 def test_no_amount_of_memory_changes_what_is_written(
-    lengths: list[int], batch: int, size: int, spare: int, seed: int
+    lengths: list[int], batch: int, size: int, spare: int, copies: int, seed: int
 ) -> None:
-    """Any number of blocks that holds the longest text: the less, the more is put aside and read anew."""
+    """Any number of blocks that holds the longest text: the less, the more is put aside and read anew. Equal
+    prompts too, of which those that come later copy what was read."""
     decoder = model("grouped")
     draw = torch.Generator().manual_seed(seed)
-    prompts = [torch.randint(1, 61, (n,), generator=draw).tolist() for n in lengths]
+    prompts = [torch.randint(1, 61, (n,), generator=draw).tolist() for n in lengths for _ in range(copies)]
     config = SamplingConfig(max_new_tokens=9, batch=batch)
     engine = RolloutEngine(decoder, config, STOPS, seed, tokens=max(lengths) + 9 + spare, size=size)
     for prompt in prompts:
@@ -104,6 +108,72 @@ def test_preempted_and_resumed_in_float32() -> None:
         assert float(gap) < 1e-5
 
 
+@pytest.mark.parametrize("case", ["qwen2", "qwen3-tied", "llama-gqa-tied", "mistral-window", "mixtral"])
+def test_new_weights_in_float32(case: str) -> None:
+    """There weights are copied into another order, and rows are added that are nobody's: neither is seen."""
+    decoder = Decoder(spec_of(case))
+    redraw(decoder)
+    engine = RolloutEngine(decoder, SamplingConfig(max_new_tokens=12, batch=19), size=4)
+    for n in range(19):
+        engine.submit([1 + n % 4, 5, 7, 2][: 1 + n % 3])
+    for _ in range(5):
+        engine.step()
+    redraw(decoder, seed=5)
+    engine.new_weights(1)
+    for one in engine.run():
+        begun = one.versions.index(1)
+        assert begun == 5
+        gap = torch.tensor(one.logprobs, dtype=torch.float64) - trainer(decoder, one)
+        assert float(gap[begun:].abs().max()) < 1e-5
+        assert float(gap[:begun].abs().max()) > 1e-3, "the weights are others"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_rows_of_any_lengths_in_groups_of_any_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group reads as many blocks of each of its rows as the longest has; where it costs nothing to have
+    more groups, none reads more than there are."""
+    decoder, reads, used = model(name), list[int](), list[int]()
+    config = SamplingConfig(max_new_tokens=20, batch=6)
+    expected = generate(decoder, PROMPTS, config, STOPS, seed=4)
+    for apart in (0, 10**9):
+        monkeypatch.setattr("shunter.models.paged.APART", {"cpu": apart})
+        engine = RolloutEngine(decoder, config, STOPS, 4, size=2)
+        for prompt in PROMPTS:
+            engine.submit(prompt)
+        read = engine.stepper.read
+
+        def noted(turn: Pass, read: Any = read, engine: Any = engine) -> torch.Tensor:
+            if not turn.whole:
+                reads.append(turn.reads)
+                used.append(engine.cache.used * 2)
+            return read(turn)
+
+        monkeypatch.setattr(engine.stepper, "read", noted)
+        assert [one.ids for one in engine.run()] == [one.ids for one in expected]
+    half = len(reads) // 2
+    assert reads[:half] == used[:half]
+    assert reads[half:] != used[half:]
+
+
+def test_who_joins_is_read_in_the_pass_of_the_others() -> None:
+    engine = RolloutEngine(model(), SamplingConfig(max_new_tokens=6, batch=3), seed=1)
+    passes = []
+    read = engine.stepper.read
+    engine.stepper.read = lambda turn: passes.append(len(turn.tokens)) or read(turn)  # type: ignore
+    for prompt in ([5, 6, 7], [8, 9], [1, 2, 3, 4]):
+        engine.submit(prompt)
+        engine.step()
+    assert passes == [3, 2 + 1, 4 + 2]
+
+
+@given(st.integers(1, 5000))
+def test_even_numbers_are_few_and_near(count: int) -> None:
+    found = even_number(count)
+    assert count <= found <= max(count + 1, 1.125 * count)
+    assert even_number(found) == found
+    assert len({even_number(n) for n in range(2**9, 2**10)}) <= 9
+
+
 def test_blocks_are_at_most_a_tenth_more_than_tokens() -> None:
     decoder = model(positions=256)
     lengths = [30, 60, 90, 45, 75, 20]
@@ -119,7 +189,7 @@ def test_blocks_are_at_most_a_tenth_more_than_tokens() -> None:
     assert max(shares) <= 1.1
 
 
-def test_blocks_move_down_when_few_are_left() -> None:
+def test_a_step_reads_no_blocks_but_those_of_its_rows() -> None:
     """One long text after many short ones: a step reads the blocks of the one, not the places of all."""
     decoder = model()
     config = SamplingConfig(max_new_tokens=30, batch=8)
@@ -128,12 +198,12 @@ def test_blocks_move_down_when_few_are_left() -> None:
         engine.submit([3 + n] * 8, stream=n + 1, max_new_tokens=2)
     engine.submit([2, 3], stream=0)
     read = []
-    while engine.waiting or engine.running:
-        engine.step()
-        read.append(1 + max((max(blocks) for blocks in engine.cache.rows), default=-1))
-    assert read[0] >= 30
-    assert max(read[3:]) <= 16
-    assert engine.finished[-1].ids == generate(decoder, [[2, 3]], config, seed=2)[0].ids
+    through = engine.stepper.read
+    engine.stepper.read = lambda turn: read.append(turn.reads) or through(turn)  # type: ignore
+    done = engine.run()
+    assert read[1] >= 60
+    assert max(read[3:]) <= 32
+    assert done[-1].ids == generate(decoder, [[2, 3]], config, seed=2)[0].ids
 
 
 def test_new_weights_are_never_mixed_with_old_keys() -> None:
@@ -185,15 +255,47 @@ def test_another_engine_goes_on_with_what_one_has_begun() -> None:
 
 def test_equal_prompts_are_read_once() -> None:
     decoder = model()
-    seen = []
-    forward = decoder.forward
-    decoder.forward = lambda tokens, **more: seen.append(tokens.shape) or forward(tokens, **more)  # type: ignore
     engine = RolloutEngine(decoder, SamplingConfig(max_new_tokens=6, batch=8))
+    seen = []
+    read = engine.stepper.read
+    engine.stepper.read = lambda turn: seen.append(len(turn.tokens)) or read(turn)  # type: ignore
     for _ in range(4):
         engine.submit([5, 6, 7])
     done = engine.run()
-    assert seen == [(1, 3)]
+    assert seen == [3, 4, 4, 4, 4, 4]
     assert len({tuple(one.ids) for one in done}) > 1, "each has a stream of its own"
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_prompt_is_read_once_while_a_text_that_begins_with_it_runs(length: int) -> None:
+    """Three at a time of ten; what was stored with weights of before is not copied."""
+    decoder, texts = model(), list[int]()
+    engine = RolloutEngine(decoder, SamplingConfig(max_new_tokens=6, batch=3), STOPS, seed=2, size=2)
+
+    def run() -> list[Rollout]:
+        read = engine.stepper.read
+
+        def noted(turn: Pass) -> torch.Tensor:
+            texts.append(sum(one.count for one in turn.whole))
+            return read(turn)
+
+        engine.stepper.read = noted  # type: ignore
+        return engine.run()
+
+    prompt = [5, 6, 7][:length]
+    for _ in range(10):
+        engine.submit(prompt)
+    done = run()
+    assert sum(texts) == 1
+    expected = generate(decoder, [prompt] * 10, engine.config, STOPS, seed=2)
+    assert [one.ids for one in done] == [one.ids for one in expected]
+    assert len({len(one.ids) for one in done}) > 1, "they do not all join at once"
+    engine.submit(prompt, stream=3)
+    engine.step()
+    engine.new_weights(1)
+    engine.submit(prompt, stream=4)
+    run()
+    assert sum(texts) == 1 + 2 + 1
 
 
 def test_tempered_log_probabilities_are_those_drawn_from() -> None:

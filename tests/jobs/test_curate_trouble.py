@@ -294,4 +294,4 @@ def test_what_a_corpus_takes_of_the_disk_goes_with_its_text_and_stages(tmp_path:
     chain = curate.CurateConfig(
         kind="curate", sources=[{"path": str(plain), "licence": "x"}], preset="fineweb2"
     ).chain
-    assert needed(plain, preset="fineweb2") == (1 + len(stages(chain))) * 1000
+    assert needed(plain, preset="fineweb2") == (1 + 2 * len(stages(chain))) * 1000

@@ -46,10 +46,16 @@ def test_cases_that_cannot_be_are_refused(tmp_path: Path) -> None:
         "grid: [0, 7]": "no different ranks of 2",
         "pp: 3": "no whole pipelines of 3",
         "forward: [0.01]": "one for each of 2 stages",
+        'by: "l0-2"': "'l0-2' is no link of this cluster",
+        'speeds: {"m": 1}': "1 is no speed of nodes",
+        'speeds: {"n": 0}': "0 is no speed of nodes",
     }.items():
         key, _, value = change.partition(": ")
-        case = {**good, key: json.loads(value)}
-        given = {"kind": "emulate", "cluster": cluster([[1.0, 1.0], [1.0, 1.0]]), "cases": {"a": case}}
+        given = {"kind": "emulate", "cluster": cluster([[1.0, 1.0], [1.0, 1.0]]), "cases": {"a": good}}
+        if key == "speeds":
+            given[key] = json.loads(value)
+        else:
+            given["cases"] = {"a": {**good, key: json.loads(value)}}
         config = emulate.EmulateConfig.model_validate(given)
         with pytest.raises(ShunterError, match=said):
             emulate.JOB.check(config, tmp_path)

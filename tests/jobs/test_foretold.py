@@ -28,6 +28,7 @@ from shunter.train.config import Parallel, TrainConfig, TrainHow
 from tests.jobs.conftest import Work
 from tests.jobs.test_ranks import train
 from tests.jobs.test_training_jobs import rows
+from tests.plan import uneven
 
 __all__ = ["rows"]  # a fixture
 
@@ -88,8 +89,25 @@ def test_layers_with_degrees_of_their_own() -> None:
     assert low * 0.99 <= half.compute_seconds <= high * 1.01
     assert all_.compute_seconds == pytest.approx(apart.compute_seconds, rel=0.02)  # but for both ends
     Plan.of_data(half.data(), "plan.yaml")
+    # All layers and both ends so: the other layout by another name.
+    same = foretell(written({**one, "layers": [own[1]], "ends": other}), where)
+    assert same.step_seconds == pytest.approx(apart.step_seconds, rel=1e-4)  # gradients in two sums
+    assert same.memory_bytes_by_stage == pytest.approx(apart.memory_bytes_by_stage)
     with pytest.raises(ShunterError, match="beside recomputation"):
         foretell(written({**one, "layers": [own[0]], "recompute": "full"}), where)
+
+
+def test_they_are_told_where_devices_differ_too() -> None:
+    where = uneven.cluster(kinds=("quick", "lame", "lame", "quick"))
+    other = {"fsdp": 4, "tp": 2}
+    plain, same = (foretell(written(each, rows), where) for each, rows in (({"fsdp": 8}, 2), (other, 4)))
+    every = {"fsdp": 8, "ends": other, "layers": [{"of": list(range(32)), **other}]}
+    found = foretell(written(every), where)
+    assert found.step_seconds == pytest.approx(same.step_seconds, rel=1e-4)
+    assert found.step_seconds != pytest.approx(plain.step_seconds, rel=1e-2)
+    assert found.memory_bytes_by_stage == pytest.approx(same.memory_bytes_by_stage)
+    cut = foretell(written({"pp": 2, "tp": 4, "cut": [20], "ends": {"dp": 4}}), where)
+    assert cut.layout["cut"] == [20]
 
 
 @pytest.mark.parametrize(

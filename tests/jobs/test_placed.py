@@ -52,7 +52,9 @@ def rewards(folder: Path) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("policy", [{"kl": 0.02, "updates": 2}, {"algorithm": "ppo", "epochs": 2}], ids=str)
+@pytest.mark.parametrize(
+    "policy", [{"kl": 0.02, "updates": 2}, {"algorithm": "ppo", "epochs": 2, "kl": 0.01}], ids=str
+)
 def test_placed_is_as_without_a_placement(
     work: Work, model: Path, policy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,9 @@ shows that pools work side by side), and that it is faster.
 from __future__ import annotations
 
 import json
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,10 @@ import pytest
 
 from shunter.config.errors import ShunterError
 from shunter.models.hf import load_model
+from shunter.post.roles import actor as actors
 from shunter.post.roles.actor import Actor
+from shunter.post.roles.rows import Rows
+from shunter.post.roles.scripts import Ahead, Cast, grpo
 from shunter.post.roles.writes import Writer
 from shunter.recipe.job import Stopped
 from shunter.record import events
@@ -28,7 +33,7 @@ __all__ = ["model"]  # a fixture
 
 @pytest.mark.parametrize(
     ("bound", "policy"),
-    [(1, {"kl": 0.02, "updates": 2}), pytest.param(2, {"algorithm": "ppo"}, marks=pytest.mark.long)],
+    [(1, {"kl": 0.02, "updates": 2}), (1, {}), pytest.param(2, {"algorithm": "ppo"}, marks=pytest.mark.long)],
 )
 def test_a_writer_behind_is_as_in_one_process(
     work: Work, model: Path, bound: int, policy: dict[str, Any]
@@ -38,7 +43,9 @@ def test_a_writer_behind_is_as_in_one_process(
     placed, metrics = reinforce(work, model, "placed", INLINE, **more)
     assert rewards(placed) == rewards(plain)
     a, b = (load_model(folder).state_dict() for folder in (plain, placed))
-    assert all(np.allclose(a[name], b[name], atol=1e-5) for name in a)
+    apart = max(float((a[name] - b[name]).abs().max()) for name in a)
+    # By the early gradient's order of sums; steps divide by its size, however small.
+    assert apart < (1e-5 if policy else 2e-4)
     rows = events.read_metrics(placed.parent / "log" / "events.jsonl")
     updates = policy.get("updates", 1)
     assert [row["rl/staleness"] for row in rows] == [min(step, bound) * updates for step in range(4)]
@@ -115,6 +122,65 @@ def test_what_an_earlier_attempt_wrote_is_not_held_against_weights_unless_they_a
     out, metrics = reinforce(work, model, "cut", INLINE, **more)
     assert '"reused"' in (out.parent / "log" / "events.jsonl").read_text()
     assert metrics["max_gap"] < 1e-4, "of what this attempt wrote"
+
+
+@pytest.mark.parametrize("together", [(), ("reward",), ("reward", "reference")], ids=str)
+def test_who_is_not_with_the_actor_is_asked_before_it_learns_from_the_step_before(
+    together: tuple[str, ...],
+) -> None:
+    """Of grpo with a staleness of 1, by the order of calls. A pool carries them out in that order, so on the
+    actor's own one nobody is asked before what it has to wait for is there."""
+    calls: list[tuple[str, int]] = []
+    roles = {
+        name: Noted(name, "actor" if name in ("actor", "prompts", "judge", *together) else name, calls)
+        for name in ("prompts", "actor", "judge", "reward", "reference", "writer")
+    }
+    ahead = Ahead(Cast(**roles), 1, 4)
+    ahead.begin(0)
+    for number in range(4):
+        (step,) = grpo(ahead.cast, range(number, number + 1), rows=ahead.rows)
+        assert step["written"].step == step["reward"].step == number
+        ahead.after(number + 1)
+    for name, call in (("reward", "grade"), ("reference", "logprobs")):
+        asked = [calls.index((f"{name}.{call}", step)) for step in range(4)]
+        assert asked == sorted(asked)
+        for step in range(1, 4):
+            learnt = calls.index(("actor.update", step - 1))
+            assert (asked[step] < learnt) == (name not in together)
+        assert len([each for each in calls if each[0] == f"{name}.{call}"]) == 4
+
+
+class Noted:
+    """A role that notes its calls, each of which answers with the step that it is of."""
+
+    def __init__(self, name: str, pool: str, calls: list[tuple[str, int]]) -> None:
+        self.name, self.pool, self.calls = name, pool, calls
+
+    def __getattr__(self, call: str) -> Any:
+        def called(*given: Any, step: int = -1, **named: Any) -> Any:
+            step = given[-1].step if given and step < 0 else step
+            self.calls.append((f"{self.name}.{call}", step))
+            return SimpleNamespace(step=step, wait=lambda: None)
+
+        return called
+
+
+def test_the_bound_on_age_is_one_of_steps_where_some_made_no_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written two steps ago, one update ago: too old for a staleness of 1."""
+    monkeypatch.setattr(actors, "told_by_all", lambda mine, *_: [mine])
+    actor: Any = Actor.__new__(Actor)
+    actor.station, actor.copies = SimpleNamespace(device=None, name="rl"), None
+    actor.staleness, actor.begins, actor.tell = 1, deque(maxlen=2), lambda **told: None
+
+    def stale(version: int, wrote: int) -> float:
+        actor.version = version
+        rows = Rows({"version": [np.array([wrote, version])]}, 1)
+        return float(actor._stale(rows))
+
+    assert [stale(0, 0), stale(1, 0), stale(1, 1)] == [0.0, 0.5, 0.0]  # the second step was idle
+    with pytest.raises(ShunterError, match="1 updates old, and may be 0 at most"):
+        stale(1, 0)
+    assert stale(2, 1) == 0.5
 
 
 def test_what_does_not_go_with_a_writer_is_refused(work: Work, model: Path) -> None:

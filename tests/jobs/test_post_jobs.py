@@ -99,13 +99,20 @@ def weights(folder: Path) -> bytes:
 
 
 def test_rl_writes_a_model_with_its_rewards_and_samples(work: Work, model: Path, talks: Path) -> None:
-    out, metrics = reinforce(work, model, talks)
+    out, metrics = reinforce(work, model, talks, how={**HOW, "divergence": True})
     assert load_model(out).spec == load_model(model).spec
     assert weights(out) != weights(model)
     rewards = json.loads((out / "rewards.json").read_text())
     assert len(rewards) == 5
     assert metrics["reward_first"] == rewards[0]
     assert 0 < metrics["max_gap"] < 1e-5
+    told = {each["phase"]: each for each in metrics["account"]["phases"]}
+    assert list(told) == ["writing", "grading", "preparation", "learning"]
+    assert all(each["seconds"] > 0 for each in told.values())
+    assert [name for name in told if not told[name]["plan_seconds"]] == ["grading"]
+    assert metrics["account"]["plan_step_seconds"] == pytest.approx(
+        sum(each["plan_seconds"] or 0.0 for each in told.values())
+    )
     rows = events.read_metrics(out.parent / "log" / "events.jsonl")
     assert [row["rl/reward"] for row in rows] == rewards
     needed = {
@@ -342,7 +349,13 @@ def test_dpo_prefers_the_better_answer(work: Work, model: Path, pairs: Path, los
     assert metrics["heldout_margin"] > 0
     rows = events.read_metrics(out.parent / "log" / "events.jsonl")
     assert [row["step"] for row in rows if "heldout/accuracy" in row] == [3, 6, 9, 12]
+    account = metrics["account"]
+    assert account["step_seconds"] == pytest.approx(np.median([r["train/step_seconds"] for r in rows[1:]]))
+    assert account["plan_step_seconds"] > 0
+    assert account["plan_memory_bytes"] > 16 * metrics["parameters"]  # weights, gradients, two moments
+    assert ("reference_seconds" in account) == (loss != "simpo")
     if loss != "simpo":
+        assert account["plan_reference_seconds"] > 0
         assert rows[0]["pairs/loss"] == pytest.approx(np.log(2), rel=1e-4), "policy and reference are one"
     assert load_model(out).spec == load_model(model).spec
 
@@ -388,6 +401,7 @@ def test_a_reward_model_rewards(work: Work, model: Path, pairs: Path, talks: Pat
     }  # fmt: skip
     out, metrics = work(reward_model.JOB, config, inputs={"model": model, "pairs": pairs})
     assert metrics["heldout_accuracy"] == 1.0
+    assert metrics["account"]["mean_step"]["scored"] == 0.0  # the head is not asked for words
     from shunter.post.prompts import answered
     from shunter.post.reward_model import Learnt
     from shunter.post.rewards import Item

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,16 @@ def same(a: Path, b: Path) -> bool:
 
 
 @pytest.mark.parametrize("vocabulary", [None, 2])
-def test_two_processes_make_the_model_of_one(rows: Path, work: Work, vocabulary: int | None) -> None:
+def test_two_processes_make_the_model_of_one(
+    rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch, vocabulary: int | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})  # of which each rank gets one
     milestones = {"every": 6, "prompts": ["the ship"], "max_new_tokens": 4}
     parallel = {"pp": 2, "schedule": "zbv", "microbatches": 4, "timeline": 5, "vocabulary": vocabulary}
     alone, expected = train(work, rows, None, "alone", how={"milestones": milestones})
-    piped, metrics = train(work, rows, parallel, "piped", how={"milestones": milestones})
+    piped, metrics = train(work, rows, parallel, "piped", how={"milestones": milestones, "threads": 0})
+    (kept, *_) = (piped.parent / "private" / "checkpoints").glob("step-*/manifest.json")
+    assert json.loads(kept.read_text())["extra"]["facts"]["threads"] == 1
     for name in ("loss", "heldout_loss", "tokens", "parameters"):
         assert metrics[name] == pytest.approx(expected[name], rel=1e-4), name
     assert "milestone/distinct_2" in metrics
@@ -73,13 +79,14 @@ def test_two_processes_make_the_model_of_one(rows: Path, work: Work, vocabulary:
     assert all(event["saved_bytes"])
 
 
-def test_an_error_of_a_rank_is_the_job_s(
-    rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch, cold: None
-) -> None:
-    fault = {"kind": "exception", "point": "train.update", "step": 2, "rank": 0}
+def test_an_error_of_a_rank_is_the_job_s(rows: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one in the middle of a step, for whose messages the other waits, for ten minutes if it had to."""
+    fault = {"kind": "exception", "point": "pipeline.action", "action": "1B0", "rank": 1, "hit": 3}
     monkeypatch.setenv(VARIABLE, json.dumps({"faults": [fault]}))
-    with pytest.raises(RuntimeError, match=r"rank 0 failed:\n(.|\n)*injected at train.update"):
-        train(work, rows, {"pp": 2}, "failing")
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"rank 1 failed:\n(.|\n)*injected at pipeline.action"):
+        train(work, rows, {"pp": 2, "timeout": 600}, "failing")
+    assert time.monotonic() - begin < 300
     assert "RANK" not in os.environ
 
 

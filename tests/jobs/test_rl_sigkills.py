@@ -46,8 +46,9 @@ def train(place: Path, base: Path, talks: Path, name: str, more: dict[str, Any])
         {"how": {"placement": {"arrangement": "colocate", "processes": 2}}},
         {"staleness": 1, "how": {"writer": "here"}},
         {"staleness": 1, "how": {"writer": "process"}},
+        {"policy": {"algorithm": "ppo"}, "how": {"parallel": {"fsdp": 2}}},
     ],
-    ids=["grpo", "ppo", "placed", "processes", "delayed", "beside"],
+    ids=["grpo", "ppo", "placed", "processes", "delayed", "beside", "laid-out"],
 )
 def test_ten_sigkills(model: Path, tmp_path: Path, more: dict[str, Any]) -> None:
     talks = talks_in(tmp_path / "talks" / "out").parent

@@ -70,6 +70,17 @@ def test_ranks_end_with_the_process_that_they_are_forked_from(number: int, tmp_p
     assert not warm.lives(rank)
 
 
+def test_on_a_full_disk_all_end(tmp_path: Path) -> None:
+    """What the launcher says cannot be written, nor who ended badly; the rank that hangs is ended all the
+    same."""
+    request = {"act": {"0": "kill", "1": "hang"}, "folder": "/proc/nowhere"}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    command = [sys.executable, "-u", "-m", "shunter.launch.forked", "tests.launch.small_rank"]
+    with Path("/dev/full").open("wb") as full:
+        parent = warm.popen([*command, str(tmp_path / "request.json"), "2"], cwd=warm.ROOT, stdout=full)
+        assert parent.wait(60) == 1
+
+
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 

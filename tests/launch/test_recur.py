@@ -5,11 +5,15 @@ What this cannot show: that the last line is the cause. It is what stands last b
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shunter.launch import elastic
 from shunter.launch.elastic import cause
 from shunter.launch.recur import NOTICED, RankDied, forget, last_words, told_again
 
@@ -74,3 +78,44 @@ def test_a_rank_that_the_launcher_ended_is_not_the_cause(turned: bool) -> None:
     ended = [(0, -signal.SIGTERM), (1, -signal.SIGKILL)]
     error = cause([], ended[::-1] if turned else ended, "otherwise", Path("output.txt"))
     assert "rank 1 was ended by SIGKILL" in str(error)
+
+
+def failed(rank: int, said: str, *, lost: bool) -> dict[str, Any]:
+    return {"time": 0.0, "rank": rank, "user": False, "traceback": said, "what": said, "where": None,
+            "mend": None, "lost": lost}  # fmt: skip
+
+
+def test_a_rank_that_lost_another_is_not_the_cause_though_its_clock_says_so() -> None:
+    """The clocks of two machines."""
+    told = [failed(0, "rank 0 lost another rank", lost=True), failed(2, "a bug", lost=False)]
+    assert str(cause(told, [(0, 1), (2, 1)], "otherwise", Path("output.txt"))) == "rank 2 failed:\na bug"
+    alone = cause(told[:1], [(0, 1)], "otherwise", Path("output.txt"))
+    assert isinstance(alone, RankDied)
+    assert "rank 0 lost another rank" in str(alone)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:36262"), True),
+        (RuntimeError("Timed out waiting 30000ms for recv operation to complete"), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (ValueError("a broken pipe of words"), False),
+    ],
+)
+def test_what_torch_says_of_a_peer_that_is_gone(
+    error: Exception, lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(request: dict[str, Any], rank: int, size: int) -> None:
+        raise error
+
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"folder": str(tmp_path)}))
+    monkeypatch.setattr(sys, "argv", ["rank", str(request)])
+    monkeypatch.setattr(elastic, "guard", lambda: None)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert elastic.serve(work) == 1
+    told = json.loads((tmp_path / "failed-1.json").read_text())
+    assert told["lost"] == lost
+    assert told["what"].startswith("rank 1 lost another rank") == lost

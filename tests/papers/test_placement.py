@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from shunter.cluster import files
-from shunter.papers import catalogue, frontier, harness, holmes, pipette, pipette_memory
+from shunter.cluster.cluster import Cluster
+from shunter.papers import catalogue, frontier, harness, holmes, holmes_clusters, pipette, pipette_memory
+from shunter.papers.holmes_clusters import CLUSTERS, Emulated
 from shunter.parallel.live import Sample, measured_peak
 from shunter.plan import frontier as tuning
 from shunter.plan.trials import Failed, Space
@@ -39,31 +41,48 @@ def emulated(folder: Path, steps: dict[str, float]) -> Any:
     folder.mkdir(parents=True)
     told = {name: [seconds + 0.01, seconds] for name, seconds in steps.items()}
     (folder / "emulated.json").write_text(json.dumps(told))
-    return {"emulation": SimpleNamespace(path=folder)}
+    return {"emulation": SimpleNamespace(path=folder, manifest=SimpleNamespace(what={"seed": 0}))}
 
 
 def test_holmes_on_ideal_measurements(tmp_path: Path) -> None:
-    def conclude(aware: float) -> dict[str, Any]:
-        steps = {name: aware if name.startswith("aware") else 0.3 for name in holmes._cases()}
-        steps |= {"uneven, by speed": 0.2, "uneven, even cut": 0.23, "overlapped": 0.15}
-        place = tmp_path / str(aware)
-        arms = {
-            "two NICs": emulated(place / "a", steps),
-            "all by Ethernet": emulated(place / "b", {"ethernet": 0.3}),
-        }
+    """Steps as the event simulation says them: claims hold, and break where types make no difference."""
+
+    def conclude(name: str, same: bool) -> dict[str, Any]:
+        arms = {}
+        for it in CLUSTERS:
+            steps = {each: it.simulated(case, 0) for each, case in it.cases().items()}
+            if "overlapped" in steps:
+                steps["overlapped"] = 0.9 * steps["aware"]
+            if same and "blind" in steps:
+                steps["aware"] = steps["blind"]
+            arms[it.name] = emulated(tmp_path / name / it.name, steps)
         found = holmes.EXPERIMENT.measure(arms)
         return harness.conclude(holmes.EXPERIMENT, dict.fromkeys((0, 1, 2), found), seconds=1.0, short=False)
 
-    result = conclude(0.2)
-    assert result["holds"]
+    result = conclude("apart", False)
+    assert result["holds"], [claim for claim in result["claims"] if not claim["holds"]]
     assert {row["metric"] for row in result["table"]} == holmes.EXPERIMENT.table.keys()
-    gains = {row["arm"]: row["mean"] for row in result["table"] if row["metric"] == "gain"}
-    assert gains["messages 0.0416667 of gradients"] == pytest.approx(1.5)
-    assert all(gains[f"simulated, {devices} devices"] > 1.3 for devices in holmes.SIZES)
-    assert [claim["name"] for claim in conclude(0.29)["claims"] if not claim["holds"]] == [
-        "data groups within a cluster: at least 1.3 times as fast as across",
-        "at least 1.3 times as fast as everything by Ethernet",
-    ]
+    for row in result["table"]:  # each says which it is
+        assert row["arm"].startswith(("emulated ", "simulated "))
+        assert ("emulated" in row["unit"]) != ("simulated" in row["unit"])
+        assert len(row["arm"]) <= 40  # numbers beside it, in 80 columns
+    gains = {row["arm"]: row["mean"] for row in result["table"] if row["metric"].endswith("gain")}
+    assert gains["emulated 2 IB 2 RoCE: messages 2"] < 1
+    assert all(gains[f"simulated {devices} devices"] > 1.3 for devices in holmes.SIZES)
+    failed = [claim["arms"] for claim in conclude("alike", True)["claims"] if not claim["holds"]]
+    assert len([arms for arms in failed if arms[0].endswith("blind")]) == 4
+
+
+@pytest.mark.parametrize("it", CLUSTERS, ids=lambda it: it.name)
+def test_holmes_clusters_differ_in_what_mixes(it: Emulated) -> None:
+    """Only the type-blind layout has data groups across types; each seed has links of its own."""
+    cluster = Cluster.of(it.described(0))
+    for grid, mixes in zip(it.grids(), (True, False), strict=True):
+        stages = [grid[stage :: it.stages] for stage in range(it.stages)]
+        assert any(len(cluster.nics(stage)) > 1 for stage in stages) == mixes
+    for case in it.cases().values():
+        assert sum(case["gradients"]) == pytest.approx(holmes_clusters.LAYERS * holmes_clusters.LAYER)
+    assert it.described(0) == it.described(0) != it.described(1)
 
 
 def test_the_planner_s_first_trial_is_a_good_one() -> None:

@@ -10,10 +10,11 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from tests import warm
 
 WORLD = 4
 SECONDS = 120
+GRACE = 3.0  # seconds that the others get once a rank has failed: they wait for it
 
 # (rank, groups, argument) -> result; a function at the top of a test module.
 Task = Callable[[int, Groups, Any], Any]
@@ -120,21 +122,26 @@ class Pool:
             self._start(self.size)
         for rank, pipe in enumerate(self.pipes):
             pipe.send((task if rank < world else None, world, argument, grids))
-        answers = []
-        for rank, pipe in enumerate(self.pipes[:world]):
-            if not pipe.poll(2 * SECONDS):
-                self.broken = True
-                raise WorkerFailed(f"rank {rank} does not answer")
-            try:
-                answers.append(pipe.recv())
-            except EOFError:
-                self.broken = True
-                raise WorkerFailed(f"rank {rank} died") from None
-        failures = [f"rank {rank}:\n{value}" for rank, (good, value) in enumerate(answers) if not good]
-        if failures:
+        answers: dict[int, tuple[bool, Any]] = {}
+        until = time.monotonic() + 2 * SECONDS
+        while missing := {pipe: rank for rank, pipe in enumerate(self.pipes[:world]) if rank not in answers}:
+            ready = wait(list(missing), until - time.monotonic())
+            if not ready:
+                break
+            for pipe in ready:
+                assert isinstance(pipe, Connection)
+                try:
+                    answers[missing[pipe]] = pipe.recv()
+                except EOFError:
+                    answers[missing[pipe]] = False, "died"
+                if not answers[missing[pipe]][0]:
+                    until = min(until, time.monotonic() + GRACE)
+        told = [f"rank {rank}:\n{value}" for rank, (good, value) in answers.items() if not good]
+        told += [f"rank {rank} does not answer" for rank in range(world) if rank not in answers]
+        if told:
             self.broken = True
-            raise WorkerFailed("\n".join(failures))
-        return [value for _, value in answers]
+            raise WorkerFailed("\n".join(told))
+        return [answers[rank][1] for rank in range(world)]
 
     def close(self) -> None:
         for pipe in self.pipes:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from shunter.parallel.context import sight
 from shunter.parallel.mesh import Groups
 from shunter.train.pipeline import LaidOutPasses
 from shunter.train.shares import split
 from shunter.train.world import World
-from tests.parallel.pool import GROUPS, Pool, WorkerFailed
+from tests.parallel.pool import GROUPS, SECONDS, Pool, WorkerFailed
 from tests.train import layouts
 from tests.train.layouts import CPU, Case
 
@@ -58,14 +60,19 @@ def test_thirty_layouts_leave_descriptors_and_threads_as_they_were(pool: Pool) -
 
 
 def careless(rank: int, groups: Groups, argument: None) -> None:
-    sight.TILE = 4 if rank else sight.TILE
+    if rank == 0:
+        dist.barrier(group=groups.side)  # to which the other does not come
+    sight.TILE = 4
 
 
-def test_a_task_that_leaves_a_constant_changed_is_told() -> None:
+def test_a_task_that_leaves_a_constant_changed_is_told_and_who_waits_for_it_is_not_waited_for() -> None:
     pool = Pool(2)
-    with pytest.raises(WorkerFailed, match=r"rank 1:[^$]*left shunter.parallel.context.sight.TILE changed"):
+    begin = time.monotonic()
+    told = r"rank 1:[^$]*left shunter.parallel.context.sight.TILE changed[^$]*rank 0 does not answer"
+    with pytest.raises(WorkerFailed, match=told):
         pool.run(careless, 2)
     pool.close()
+    assert time.monotonic() - begin < SECONDS / 2
 
 
 @pytest.mark.long

@@ -1,4 +1,5 @@
-"""Layers with degrees of their own: as good as trying everything, never slower than one grid, run as planned.
+"""Layers, embedding and head with degrees of their own: as good as trying everything, never slower than one
+grid, run as planned.
 
 What this cannot show: that a layer takes on a device what the cost model says.
 """
@@ -8,20 +9,19 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from shunter.cluster import files
 from shunter.layout.grid import Grid
 from shunter.models.spec import DecoderSpec
-from shunter.plan.anew import asked, own_of, strategies_of
+from shunter.plan.anew import asked, ends_of, own_of, strategies_of
 from shunter.plan.apart import Programme
 from shunter.plan.choices import Choices, Question
 from shunter.plan.fabric import Fabric
 from shunter.plan.plan import Plan
 from shunter.plan.practice import PRACTICES, Coefficients
 from shunter.plan.presets import preset
-from shunter.plan.score import predict
+from shunter.plan.score import Prediction, predict
 from shunter.plan.search import search
 from shunter.plan.strategies import AGAIN, KEEP
 from shunter.plan.turning import turn
@@ -50,7 +50,6 @@ def test_it_equals_trying_everything() -> None:
     programme = Programme(it, predict(it, Choices.one(Grid(tp=4), 4, recompute="layer")))
     mine = [0, 1, 4]
     programme.many, programme.insides = programme.many.take(mine), (KEEP, AGAIN)
-    programme.turns = programme.turns[np.ix_(mine, mine)]
     grids = [programme.many.take([number]) for number in range(len(mine))]
     every = []
     for ways in product(product(range(len(grids)), programme.insides), repeat=3):
@@ -58,15 +57,46 @@ def test_it_equals_trying_everything() -> None:
         inside = [each for _, each in ways]
         every.append(predict(it, programme.choice, strategies=inside, own=own))
     least, most = min(each.fullest for each in every), max(each.fullest for each in every)
-    behind, layouts = [], set[int]()
+    behind, layouts = [], set[tuple[Grid, int]]()
     for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8):
         room = least + share * (most - least)
         found = programme.solve(room)
         assert found is not None
         assert found.fullest <= room
-        layouts.add(len(found.own))
+        layouts.add((found.choice.grid(0), len(found.own)))
         behind.append(found.seconds / min(each.seconds for each in every if each.fullest <= room))
     assert len(layouts) >= 3
+    assert min(behind) > 1 - 1e-9
+    assert max(behind) < 1.03
+    assert sum(each < 1 + 1e-9 for each in behind) >= len(behind) / 2
+
+
+def test_embedding_and_head_equal_trying_everything() -> None:
+    """A vocabulary as large as the layers; two grids of layers, three of the ends: 192 layouts."""
+    it = question(SMALL.model_copy(update={"vocab_size": 65536}), "8xa100-80", 16, 4096, 4)
+    programme = Programme(it, predict(it, Choices.one(Grid(fsdp=4), 1, recompute="layer")))
+    worth = programme.ends_worth_a_look(80e9)
+    ends = [None, *worth[:2]]
+    assert len(ends) == 3
+    mine = [0, 1]
+    programme.many, programme.insides = programme.many.take(mine), (KEEP, AGAIN)
+    grids = [programme.many.take([number]) for number in range(len(mine))]
+    every = []
+    for at in ends:
+        for ways in product(product(range(len(grids)), programme.insides), repeat=3):
+            own = {number: grids[grid] for number, (grid, _) in enumerate(ways) if grid}
+            inside = [each for _, each in ways]
+            every.append(predict(it, programme.choice, strategies=inside, own=own, ends=at))
+    least, most = min(each.fullest for each in every), max(each.fullest for each in every)
+    behind, chosen = [], set[bool]()
+    for share in (0.02, 0.1, 0.2, 0.4, 0.6, 0.8):
+        room = least + share * (most - least)
+        tried = [each for at in ends if (each := programme.solve(room, at)) is not None]
+        found = min(tried, key=lambda each: each.seconds)
+        assert found.fullest <= room
+        chosen.add(found.ends is not None)
+        behind.append(found.seconds / min(each.seconds for each in every if each.fullest <= room))
+    assert True in chosen
     assert min(behind) > 1 - 1e-9
     assert max(behind) < 1.03
     assert sum(each < 1 + 1e-9 for each in behind) >= len(behind) / 2
@@ -112,19 +142,38 @@ def test_plans_are_never_slower_than_with_one_grid_and_once_faster(tight: tuple[
 
 def test_a_plan_of_such_layers_is_run_as_it_is(tight: tuple[Question, float], tmp_path: Path) -> None:
     it, room = tight
-    cluster = files.find("8xa100-80")
     found = next(
         each.prediction for each in search(it, fixed={"pp": 1}, room=room, top=9).plans if each.prediction.own
     )
+    saved_and_run(it, found, tmp_path)
+
+
+def test_a_large_vocabulary_is_laid_out_otherwise_and_run_so(tmp_path: Path) -> None:
+    """Llama 3 8B where layers have to be sharded: gathering 128,256 words in each micro-batch costs more than
+    what it saves."""
+    it = question(preset("llama-3-8b"), "8xa100-80", 64, 4096)
+    fixed: tuple[dict[str, int | str], ...] = ({"pp": 1}, {"pp": 1, "layers": "alike"})
+    own, one = (search(it, room=55e9, fixed=each, top=1).plans[0].prediction for each in fixed)
+    assert own.ends is not None
+    assert one.ends is None
+    assert own.fullest <= 55e9
+    assert one.seconds > 1.005 * own.seconds
+    saved_and_run(it, own, tmp_path)
+
+
+def saved_and_run(it: Question, found: Prediction, tmp_path: Path) -> None:
+    cluster = files.find("8xa100-80")
     Plan.of(it, cluster, found).save(tmp_path / "plan.yaml")
     plan = Plan.load(tmp_path / "plan.yaml")
     parallel = Parallel.model_validate(plan.parallel())
     assert parallel.own_grids() == {number: own.grid(0) for number, own in sorted(found.own.items())}
+    assert parallel.ends_grid == (None if found.ends is None else found.ends.grid(0))
     check_layout(it.spec, parallel, parallel.order(), it.row)
     located = Parallel.model_validate({"plan": str(tmp_path / "plan.yaml")}).located(tmp_path)
     assert located.own_grids() == parallel.own_grids()
+    assert located.ends_grid == parallel.ends_grid
     again, choice = asked(plan, cluster)
     told = strategies_of(plan) or [KEEP] * it.spec.num_layers
-    same = predict(again, choice, strategies=told, own=own_of(plan))
+    same = predict(again, choice, strategies=told, own=own_of(plan), ends=ends_of(plan))
     assert same.seconds == pytest.approx(found.seconds)
     assert same.fullest == pytest.approx(found.fullest)

@@ -74,8 +74,9 @@ def step(degrees: dict[str, int], parts: int, message: float = 1e-3, **of_pipeli
 def test_what_was_measured_is_what_a_step_is_made_of() -> None:
     layers = SPEC.num_layers * ROWS * 3e-3 / 2  # both ranks have half of the work
     assert step({"dp": 2}, 1) == pytest.approx(layers + 1e-3 + 5e-3)  # one sum
-    # Weights are gathered twice a micro-batch, and gradients scattered once a step; the ends stay.
-    assert step({"fsdp": 2}, 4) == pytest.approx(layers + 4 * 2 * SPEC.num_layers * 1e-3 + 1e-3 + 5e-3)
+    # Weights are gathered twice a micro-batch, and gradients scattered once a step; ends stay for backwards.
+    gathered = 4 * 2 * (SPEC.num_layers + 1) * 1e-3  # layers in both passes; embedding and head in one
+    assert step({"fsdp": 2}, 4) == pytest.approx(layers + gathered + 1e-3 + 5e-3)
     # Two regions a layer and two messages each, forward and backward, and one each way for either end.
     assert step({"tp": 2}, 2) == pytest.approx(layers + 2 * (8 * SPEC.num_layers + 4) * 1e-3 + 5e-3)
 

@@ -14,11 +14,12 @@ from shunter.layout.grid import Grid
 from shunter.plan import compute
 from shunter.plan.calibrate import coefficients_of
 from shunter.plan.choices import Choices, Question
+from shunter.plan.elapsed import links_of
 from shunter.plan.fabric import Fabric
 from shunter.plan.practice import OTHERWISE, OWN_FUSED, PRACTICES, Coefficients
 from shunter.plan.practice import practice as named
 from shunter.plan.presets import preset
-from shunter.plan.score import _links, predict
+from shunter.plan.score import predict
 from shunter.plan.search import _merged
 from shunter.plan.sources import rests_on
 
@@ -92,12 +93,12 @@ def test_a_hop_takes_the_slowest_link_of_its_pairs(machine: str, width: int, dat
 
 def test_pipelines_of_several_stages_a_node_have_fast_hops_inside() -> None:
     asked = question("2x8xh100")
-    links = _links(asked, Choices.one(Grid(pp=4, tp=4), 1, "1f1b"))
+    links = links_of(asked, Choices.one(Grid(pp=4, tp=4), 1, "1f1b"))
     inside, between = links.of(0, 1), links.of(1, 2)
     assert inside == links.of(2, 3) == links.of(1, 0)
     assert between[1] == pytest.approx(9 * inside[1])  # 450 and 50 GB/s
     # The ring of interleaved stages closes between nodes.
-    assert _links(asked, Choices.one(Grid(pp=4, tp=4), 1, "interleaved-1f1b", 2)).of(3, 0) == between
+    assert links_of(asked, Choices.one(Grid(pp=4, tp=4), 1, "interleaved-1f1b", 2)).of(3, 0) == between
 
 
 def test_ties_are_one_row() -> None:

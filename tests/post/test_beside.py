@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,6 +22,7 @@ from shunter.config.errors import ShunterError
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout
 from shunter.post import beside
+from shunter.post.parcel import Parcel
 from shunter.post.writing import Writing
 
 SPEAKS = """
@@ -139,7 +139,7 @@ class Slow(beside.Beside):
         self.owes += len(prompts)
         self.asked.append((step, list(prompts)))
 
-    def renew(self, version: int, weights: Mapping[str, Any]) -> None:
+    def hand(self, version: int, parcel: Parcel) -> None:
         self.versions.append(version)
 
 

@@ -33,11 +33,13 @@ def test_a_pattern_that_takes_forever_is_told_and_holds_nothing_up() -> None:
 def test_a_process_that_was_killed_is_replaced() -> None:
     mine = Patterns()
     assert mine.match("a", "a") is True
-    assert mine._process is not None
-    mine._process.kill()
-    mine._process.wait()
+    process = mine.answering.process
+    assert process is not None
+    process.kill()
+    process.wait()
     assert mine.match("a", "b") is False
-    process = mine._process
+    process = mine.answering.process
+    assert process is not None
     del mine
     assert process.poll() is not None, "it ends with the last reference"
 

@@ -55,6 +55,21 @@ def test_canaries_ride_in_every_batch_and_a_broken_rule_is_seen(kind: str) -> No
             grader.grade(items("a", "b"))
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 24])
+def test_canaries_ride_once_in_a_step_that_is_graded_in_parts(size: int) -> None:
+    """Not always with its first part; with parts that are more than a step, in each."""
+    made = Verified("same", lambda answer, target: 1.0, lambda target: [("known", "", 1.0)])
+    grader = Grader([(made, 1.0)])
+    grader.every = 8
+    places: list[int] = []
+    for part in range(96 // size):
+        before = grader.canaries
+        grader.grade(items(*["a"] * size))
+        places += [part * size] * (grader.canaries - before)
+    assert [place // max(8, size) for place in places] == list(range(96 // max(8, size)))
+    assert len({place % 8 for place in places}) > 1 or size >= 8
+
+
 def test_a_step_that_is_graded_in_parts_ends_only_where_no_part_could_be() -> None:
     grader = Grader([(rule(RewardConfig(kind="constraints")), 1.0)], patient=True)
     good, bad = '{"no_commas": ""}', "no object"

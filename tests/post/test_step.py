@@ -13,7 +13,8 @@ from shunter.post.batch import Answers, Sample, grouped, lay_out, micro_batches
 from shunter.post.objective import ScoreObjective, coefficients
 from shunter.post.policy import Policy, PolicySettings
 from shunter.post.preference import DPO
-from shunter.post.step import Scorer, scored_step
+from shunter.post.preferences import of_each
+from shunter.post.step import Gradient, ScoredResult, Scorer, scored_step
 from shunter.train.config import TrainConfig
 from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass
@@ -49,14 +50,22 @@ def near(decoder: Decoder, lengths: Sequence[int], seed: int = 0) -> list[Sample
     return found
 
 
-def gradient(
-    objective: ScoreObjective, batches: Sequence[Answers], decoder: Decoder
-) -> tuple[float, list[torch.Tensor]]:
+def stepped(
+    objective: ScoreObjective, batches: Sequence[Answers], decoder: Decoder, begun: Gradient | None = None
+) -> tuple[ScoredResult, list[torch.Tensor]]:
     config = TrainConfig(steps=1, optimizer="adamw")
     kept: list[torch.Tensor] = []
     optimizers = Optimizers(decoder, config)
     optimizers.step = lambda rate: kept.extend(p.grad.clone() for p in decoder.parameters())  # type: ignore
-    done = scored_step(Scorer(decoder, CPU), optimizers, objective, batches, step=0, rate=0.1, clip=1e9)
+    scorer = Scorer(decoder, CPU)
+    done = scored_step(scorer, optimizers, objective, batches, step=0, rate=0.1, clip=1e9, begun=begun)
+    return done, kept
+
+
+def gradient(
+    objective: ScoreObjective, batches: Sequence[Answers], decoder: Decoder
+) -> tuple[float, list[torch.Tensor]]:
+    done, kept = stepped(objective, batches, decoder)
     return done.loss, kept
 
 
@@ -104,6 +113,59 @@ def test_answers_that_share_a_prompt_learn_the_same(name: str) -> None:
         assert other == pytest.approx(loss, rel=1e-9)
         for a, b in zip(grads, others, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+def test_what_is_said_of_each_answer_is_the_same_where_answers_share_prompts() -> None:
+    decoder, draw = model(), torch.Generator().manual_seed(0)
+    groups = []
+    for number, lengths in enumerate(([5, 1, 8], [3, 3], [2])):
+        prompt = [7 + number, 9, 11]
+        answers = [torch.randint(1, 30, (n,), generator=draw).tolist() for n in lengths]
+        groups.append([Sample(prompt + ids, [False] * 3 + [True] * len(ids)) for ids in answers])
+    everyone = [sample for group in groups for sample in group]
+
+    def cut(samples: Sequence[Sample]) -> list[Answers]:
+        return grouped([samples[0:3], samples[3:5], samples[5:]], 32)
+
+    alone, shared = (of_each(Scorer(decoder, CPU), everyone, 16, cut=how) for how in (None, cut))
+    for a, b, sample in zip(alone, shared, everyone, strict=True):
+        assert len(a) == sum(sample.wrote)
+        assert a == pytest.approx(b, rel=1e-9)
+
+
+BY_SEQUENCES = {
+    "grpo": PolicySettings(kl=0.05),
+    "dr_grpo": PolicySettings(average="constant", length=9),
+    "rloo": PolicySettings(ratio="sum"),
+    "gspo": PolicySettings(ratio="sequence", clip_low=0.1, clip_high=0.1),
+}
+
+
+@pytest.mark.parametrize("name", BY_SEQUENCES)
+def test_a_gradient_that_is_begun_early_is_that_of_the_whole(name: str) -> None:
+    """In whatever parts its answers come, before the number of their tokens is known; and what is told."""
+    assert BY_SEQUENCES[name].by_sequences
+    decoder, objective = model(), Policy(BY_SEQUENCES[name])
+    samples = near(decoder, [5, 1, 8, 3, 3, 2])
+    whole, grads = stepped(objective, [lay_out(samples)], decoder)
+    for cuts in ([2], [1, 4], [2, 3, 6]):
+        decoder.zero_grad()
+        begun = Gradient.early(Scorer(decoder, CPU), objective, len(samples))
+        begins = [0, *cuts]
+        for begin, end in zip(begins, cuts, strict=False):
+            begun.add(lay_out(samples[begin:end]))
+        left = samples[begins[-1] :]
+        done, others = stepped(objective, [lay_out(left)] if left else [], decoder, begun)
+        assert done.loss == pytest.approx(whole.loss, rel=1e-9)
+        assert done.grad_norm == pytest.approx(whole.grad_norm, rel=1e-7)
+        assert done.told == pytest.approx(whole.told, rel=1e-9)
+        for a, b in zip(grads, others, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+def test_what_counts_tokens_cannot_begin_early() -> None:
+    assert not PolicySettings(average="token").by_sequences
+    assert not PolicySettings(entropy=0.1).by_sequences
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo", "gspo"])

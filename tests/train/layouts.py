@@ -70,7 +70,7 @@ class Case:
         found = {axis for axis in ALL if self.parallel.get(axis, 1) > 1}
         found |= {
             name
-            for name in ("recompute", "tied", "ragged", "zero", "vocabulary", "padding", "layers")
+            for name in ("recompute", "tied", "ragged", "zero", "vocabulary", "padding", "layers", "ends")
             if {**self.parallel, **self.spec, **vars(self)}.get(name)
         }
         found |= {self.optimizer}
@@ -227,8 +227,9 @@ def cases(
 
 
 @st.composite
-def apart(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 4)) -> Case:
-    """Of those, with degrees of their own for some layers."""
+def apart(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 4), *, ends: bool = False) -> Case:
+    """Of those, with degrees of their own for some layers; ends: for embedding and head, and perhaps for
+    layers."""
     case = draw(cases(worlds))
     grid, spec = case.layout.grid, DecoderSpec(**case.spec)
     assume(grid.size > grid.pp)
@@ -239,12 +240,25 @@ def apart(draw: st.DrawFn, worlds: tuple[int, ...] = (2, 4)) -> Case:
         for etp in divisors(grid.size // grid.pp // ep)
         if may_be(case, Grid(grid.pp, **found, ep=ep, etp=etp))
     ]
-    numbers = draw(st.lists(st.integers(0, spec.num_layers - 1), min_size=1, unique=True))
-    begin = draw(st.integers(0, len(numbers) - 1))
+    least = 0 if ends else 1
+    numbers = draw(st.lists(st.integers(0, spec.num_layers - 1), min_size=least, unique=True))
+    begin = draw(st.integers(0, max(len(numbers) - 1, 0)))
     layers = [
         {"of": some, **draw(st.sampled_from(legal))} for some in (numbers[:begin], numbers[begin:]) if some
     ]
     parallel = {**case.parallel, "layers": layers, "vocabulary": None, "pad_experts": False}
+    if ends:
+        vee = case.parallel["schedule"] == "zbv" and spec.tied  # of which nothing can be sharded
+        parallel["ends"] = draw(
+            st.sampled_from(
+                [
+                    found
+                    for found in factorings(grid.size // grid.pp, AXES[1:])
+                    if not (vee and found["fsdp"] > 1)
+                    and any(found[axis] != grid.degree(axis) for axis in AXES[1:])
+                ]
+            )
+        )
     found = Parallel(**parallel)
     assume(found.others)
     parts = 1

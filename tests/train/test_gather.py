@@ -33,6 +33,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"fsdp": 2, "microbatches": 2}, {"experts": None}),
     ({"fsdp": 2, "tp": 2, "microbatches": 1, "recompute": "full", "reshard": False}, {"experts": None}),
     ({"fsdp": 4, "ep": 2, "microbatches": 2}, {"experts": EXPERTS}),
+    ({"fsdp": 4, "microbatches": 2, "recompute": "selective"}, {"experts": EXPERTS}),
 ]
 
 

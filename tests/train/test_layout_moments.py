@@ -39,6 +39,7 @@ CASES: list[dict[str, Any]] = [
     {"fsdp": 2, "microbatches": 4},
     {"tp": 2, "microbatches": 1},
     {"pp": 2, "microbatches": 4, "recompute": True, "schedule": "gpipe"},
+    {"fsdp": 2, "microbatches": 2, "ends": {"tp": 2}},
 ]
 MORE: list[dict[str, Any]] = [
     {"dp": 2, "microbatches": 1},
@@ -48,13 +49,14 @@ MORE: list[dict[str, Any]] = [
     {"cp": 2, "microbatches": 2},
     {"pp": 2, "microbatches": 4},
     {"pp": 2, "microbatches": 2, "fsdp": 2},
+    {"tp": 2, "microbatches": 2, "ends": {"fsdp": 2}},
 ]
 
 
 def fullest(rank: int, groups: Groups, written: dict[str, Any]) -> int:
     """Bytes of the second step: the first one makes the optimizer's state."""
     parallel = Parallel(**written)
-    world = World.create(parallel.grid, rank, torch.device("cpu"), GROUPS)
+    world = World.create(parallel.grid, rank, torch.device("cpu"), GROUPS, parallel.others)
     torch.manual_seed(0)
     passes = LaidOutPasses(Decoder(DecoderSpec(**SPEC)), parallel, world, LENGTH)
     optimizers = Optimizers(passes.decoder, TrainConfig(steps=2, optimizer="adamw"), passes.part)
@@ -76,6 +78,6 @@ def fullest(rank: int, groups: Groups, written: dict[str, Any]) -> int:
 def test_the_fullest_moment_is_as_told(pool: Pool, written: dict[str, Any]) -> None:
     parallel = Parallel(**written)
     told = describe(Plan.make(DecoderSpec(**SPEC), parallel, LENGTH, ROWS), "adamw", {}).ranks
-    found = pool.run(fullest, parallel.grid.size, written, parallel.grid)
+    found = pool.run(fullest, parallel.grid.size, written, parallel.grid, *parallel.others)
     ratios = [real / rank.total for real, rank in zip(found, told, strict=True)]
     assert all(0.97 < ratio < 1.03 for ratio in ratios), ratios

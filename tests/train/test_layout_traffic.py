@@ -87,6 +87,9 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
         {},
     ),
+    ({"fsdp": 2, "microbatches": 2, "ends": {"tp": 2}}, {}),
+    ({"tp": 2, "dp": 2, "microbatches": 2, "zero": 1, "ends": {"fsdp": 2, "dp": 2}}, {"tied": True}),
+    ({"pp": 2, "tp": 2, "microbatches": 2, "ends": {"dp": 2}, "layers": [{"of": [0], "cp": 2}]}, {}),
     ({"dp": 2, "ep": 2, "microbatches": 2, "pad_experts": True}, {"experts": FILLED}),
     ({"fsdp": 2, "tp": 2, "ep": 2, "etp": 2, "microbatches": 1, "pad_experts": True}, {"experts": FILLED}),
 ]

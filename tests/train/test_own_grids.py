@@ -1,4 +1,5 @@
-"""Layers with degrees of their own learn what one process learns: loss, each gradient, its norm, the weights.
+"""Layers, and embedding and head, with degrees of their own learn what one process learns: loss, each
+gradient, its norm, the weights.
 
 In float64, as in `test_layouts`. What this cannot show: faults of NCCL, and whether such a layout is faster.
 """
@@ -16,6 +17,7 @@ from shunter.config.errors import ShunterError
 from shunter.models.spec import DecoderSpec
 from shunter.train.config import Parallel
 from shunter.train.layout_check import check_layout
+from tests.draws import examples
 from tests.parallel.pool import Pool
 from tests.train.layouts import ALL, Case, apart
 from tests.train.test_layouts import check
@@ -46,6 +48,27 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
          "layers": [{"of": [0, 3], "fsdp": 2}]},
         {},
     ),
+    "vocabulary cut, layers sharded": ({"fsdp": 2, "microbatches": 2, "ends": {"tp": 2}}, {}),
+    "vocabulary whole, layers cut": ({"tp": 2, "microbatches": 2, "ends": {"dp": 2}}, {"tied": False}),
+    # Which four heads could not be.
+    "a vocabulary in three parts": (
+        {"dp": 3, "microbatches": 1, "sequence": False, "ends": {"tp": 3}},
+        {},
+    ),
+    "vocabulary sharded, layers cut": (
+        {"tp": 2, "dp": 2, "microbatches": 2, "zero": 1, "ends": {"fsdp": 2, "cp": 2}},
+        {"tied": False},
+    ),
+    "both ends of a pipeline": (
+        {"pp": 2, "fsdp": 2, "schedule": "zb1p", "microbatches": 3, "recompute": [1], "ends": {"tp": 2},
+         "layers": [{"of": [0, 3], "tp": 2}]},
+        {},
+    ),
+    # A layer has its experts fetched before its backward computes them again.
+    "experts fetched and computed again": (
+        {"fsdp": 2, "microbatches": 2, "recompute": "selective", "ends": {"tp": 2}},
+        {"experts": EXPERTS, "qk_norm": True, "num_layers": 2},
+    ),
     "experts": (
         {"tp": 2, "dp": 2, "ep": 4, "layers": [{"of": [1], "fsdp": 2, "cp": 2, "ep": 2, "etp": 2}]},
         {"experts": EXPERTS, "qk_norm": True},
@@ -59,7 +82,10 @@ def case(name: str, optimizer: str = "adamw") -> Case:
     return Case(
         spec={**SPEC, **changed},
         parallel=parallel,
-        rows=6 if parallel["microbatches"] == 3 else 4,
+        rows=max(
+            6 if parallel["microbatches"] == 3 else 4,
+            parallel["microbatches"] * parallel["dp"] * parallel["fsdp"],
+        ),
         length=16,
         z_loss=0.01,
         ragged=True,
@@ -69,15 +95,45 @@ def case(name: str, optimizer: str = "adamw") -> Case:
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+LONG = {"vocabulary sharded, layers cut", "whole between sharded"}  # the draws have many like them
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in CASES]
+)
 def test_they_learn_what_one_process_learns(pool: Pool, name: str) -> None:
     check(pool, case(name, "muon" if name in ("sharded between whole", "tensor and data") else "adamw"))
 
 
-@settings(max_examples=3)
+@settings(max_examples=examples(2, 6))
 @given(case=apart((2, 4)))
 def test_any_degrees_for_any_layers(pool: Pool, case: Case) -> None:
     check(pool, case)
+
+
+@settings(max_examples=examples(2, 6))
+@given(case=apart((2, 3, 4), ends=True))
+def test_any_degrees_for_embedding_and_head(pool: Pool, case: Case) -> None:
+    check(pool, case)
+
+
+@pytest.mark.long
+def test_a_hundred_of_embedding_and_head(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=100)
+    @given(case=apart((2, 3, 4, 4), ends=True))
+    def run(case: Case) -> None:
+        check(pool, case)
+        seen.update(case.features())
+        seen.update(f"ends {axis}" for axis in ALL[1:5] if case.parallel["ends"].get(axis, 1) > 1)
+        seen["all"] += 1
+
+    run()
+    with capsys.disabled():
+        print("\n" + "\n".join(f"{name:16} {count}" for name, count in seen.most_common()))
+    for axis in ALL[1:5]:
+        assert seen[f"ends {axis}"] >= seen["all"] / 10, axis
 
 
 @pytest.mark.long
@@ -103,6 +159,8 @@ def test_a_hundred_and_fifty_of_up_to_four_ranks(pool: Pool, capsys: pytest.Capt
 def test_other_numbers_of_ranks_and_layers_named_twice_are_refused() -> None:
     with pytest.raises(ValidationError, match="over dp 1 x fsdp 1 x cp 1 x tp 2 ranks, but a stage has 4"):
         Parallel.model_validate({"dp": 4, "layers": [{"of": [0], "tp": 2}]})
+    with pytest.raises(ValidationError, match="ends are laid out over dp 1 x fsdp 1 x cp 1 x tp 2 ranks"):
+        Parallel.model_validate({"dp": 4, "ends": {"tp": 2}})
     with pytest.raises(ValidationError, match="layer 1 twice"):
         Parallel.model_validate({"dp": 2, "layers": [{"of": [1], "tp": 2}, {"of": [0, 1], "fsdp": 2}]})
 
@@ -115,6 +173,9 @@ def test_other_numbers_of_ranks_and_layers_named_twice_are_refused() -> None:
         ({"dp": 3, "layers": [{"of": [0], "tp": 3}]}, "tp=3"),
         ({"pad_experts": True, "layers": [{"of": [0], "tp": 2}]}, "as many rows"),
         ({"pp": 2, "vocabulary": 1, "layers": [{"of": [0], "tp": 2}]}, "vocabulary"),
+        ({"pp": 2, "vocabulary": 1, "ends": {"tp": 2}}, "vocabulary and ends"),
+        ({"ends": {"cp": 2}}, "2 x cp=2"),
+        ({"dp": 30, "sequence": False, "ends": {"tp": 30}}, "a vocabulary of 29"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(changed: dict[str, Any], why: str) -> None:
@@ -129,3 +190,4 @@ def test_what_cannot_be_is_refused_in_a_sentence(changed: dict[str, Any], why: s
 def test_degrees_of_the_layout_itself_are_no_others() -> None:
     parallel = Parallel.model_validate({"tp": 2, "layers": [{"of": [0], "tp": 2}, {"of": [1], "dp": 2}]})
     assert list(parallel.own_grids()) == [1]
+    assert Parallel.model_validate({"tp": 2, "ends": {"tp": 2}}).others == ()

@@ -15,7 +15,7 @@ from shunter.layout.grid import Grid
 from shunter.models.decoder import Decoder
 from shunter.models.spec import DecoderSpec
 from shunter.parallel.mesh import Groups, Peers, ProcessGroups
-from shunter.train import host_room
+from shunter.record import memory
 from shunter.train.config import Parallel, TrainConfig
 from shunter.train.objective import CrossEntropy, total
 from shunter.train.optim import Optimizers
@@ -207,7 +207,7 @@ def test_what_the_host_has_no_room_for_is_not_put_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, meminfo = corpora.rows(tmp_path / "rows"), tmp_path / "meminfo"
-    monkeypatch.setattr(host_room, "MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
     for free in (1, 1 << 20):
         meminfo.write_text(f"MemFree: 0 kB\nMemAvailable: {free} kB\n", encoding="ascii")
         if free == 1:

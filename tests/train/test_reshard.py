@@ -32,7 +32,7 @@ TENSOR: list[dict[str, Any]] = [{"tp": 2}, {}, {"tp": 4}, {"tp": 2}]
 TITAN: list[dict[str, Any]] = [
     {"fsdp": 2, "tp": 2},
     {"dp": 2, "tp": 2, "zero": 1, "layers": [{"of": [1], "fsdp": 4}]},
-    {"fsdp": 4},
+    {"fsdp": 4, "ends": {"tp": 4}},
     {"pp": 2, "fsdp": 2},
     {"cp": 2, "fsdp": 2},
     {},

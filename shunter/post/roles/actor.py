@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -22,7 +23,7 @@ from shunter.post.roles.role import Station
 from shunter.post.roles.rows import Rows
 from shunter.post.roles.writes import Writes
 from shunter.post.step import Scorer
-from shunter.post.writers import HELD, Weights, arrays, snapshot
+from shunter.post.writers import HELD, Weights, arrays, load, snapshot
 
 
 class Actor(Learning, Writes):
@@ -41,14 +42,17 @@ class Actor(Learning, Writes):
         max_gap: float = 0.02,
         journal: bool = False,
         staleness: int = 0,
+        behind: int = 0,
         **more: Any,
     ) -> None:
         """policy: PolicySettings. sampling, group, stops, journal: as of `Writes.ready`. staleness: updates
-        that the weights may be old which wrote what it learns from."""
+        that the weights may be old which wrote what it learns from; behind: and steps, of which some may have
+        made none."""
         super().__init__(station, temperature=float(sampling["temperature"]), **more)
         self.objective = Policy(PolicySettings(**policy))
         self.max_gap, self.staleness = max_gap, staleness
         self.ready(sampling, group, stops, journal)
+        self.begins: deque[int] = deque(maxlen=behind + 1)  # versions at the beginning of the last steps
         self.held: dict[int, Weights] = {}  # by version, with staleness
         self.shadow: Scorer | None = None
 
@@ -103,19 +107,21 @@ class Actor(Learning, Writes):
         self.tell(**told)
 
     def _stale(self, judged: Rows) -> float:
-        """How many updates old the weights were that wrote, by the count of updates here: `staleness` at
-        most, or the run stops."""
+        """How many updates old the weights were that wrote, by the count of updates here: since the step
+        `behind` steps before this one at most, or the run stops."""
+        self.begins.append(self.version)
+        known = len(self.begins) == self.begins.maxlen  # since this attempt began
+        most = self.version - self.begins[0] if known else self.staleness
         if "version" not in judged.columns:
             return 0.0
         ages = [int(self.version - version) for versions in judged["version"] for version in versions]
         mine = [sum(ages), len(ages), min(ages, default=0), max(ages, default=0)]
         every = told_by_all(mine, self.copies, self.station.device)
         newest, oldest = min(each[2] for each in every), max(each[3] for each in every)
-        if newest < 0 or oldest > self.staleness:
+        if newest < 0 or oldest > most:
             wrong = newest if newest < 0 else oldest
             raise ShunterError(
-                f"answers were written by weights that are {wrong} updates old, and may be "
-                f"{self.staleness} at most",
+                f"answers were written by weights that are {wrong} updates old, and may be {most} at most",
                 where=self.station.name,
             )
         if self.staleness:
@@ -149,7 +155,7 @@ class Actor(Learning, Writes):
             self.shadow = Scorer(
                 deepcopy(now.decoder), now.device, now.precision, temperature=now.temperature
             )
-        self.shadow.decoder.load_state_dict(self.held[version])
+        load(self.shadow.decoder, self.held[version])
         return self.shadow
 
     def _gap(self, judged: Rows) -> dict[str, float]:

@@ -93,8 +93,10 @@ class _Run:
         while self.told.done < steps:
             self._heed()
             number = self.told.done
-            rows = None if self.ahead is None else self.ahead.rows
-            (step,) = self.script(self.cast, range(number, number + 1), self.updates, rows)
+            rows, cast = None, self.cast
+            if self.ahead is not None:
+                rows, cast = self.ahead.rows, self.ahead.cast
+            (step,) = self.script(cast, range(number, number + 1), self.updates, rows)
             if self.ahead is None:
                 self.flow.wait()
             else:

@@ -6,8 +6,9 @@ calls returns at once, so roles on different pools work side by side as far as t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shunter.post.roles.flow import Future, Group
@@ -33,6 +34,10 @@ class Cast:
     def of(cls, groups: Mapping[str, Group]) -> Cast:
         """By their names."""
         return cls(**{name: group for name, group in groups.items() if name in cls.__dataclass_fields__})
+
+    def far(self, written: Future) -> Future | None:
+        """What the reference says of answers; None where nobody asks it."""
+        return None if self.reference is None else self.reference.logprobs(written)
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,41 @@ def in_turns(cast: Cast) -> Asked:
     return rows
 
 
+class Soon:
+    """A role that is asked about answers as soon as the writer is, not when the script comes to them: then
+    it works while the actor learns from those before. The script, which asks once a step, gets what was
+    called for."""
+
+    def __init__(self, role: Any, operation: str) -> None:
+        self._role, self._operation = role, operation
+        self._called: deque[Future] = deque()
+
+    def ask(self, *given: Future) -> None:
+        """Of the next step's answers."""
+        self._called.append(getattr(self._role, self._operation)(*given))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._operation:
+            return lambda *given: self._called.popleft()
+        return getattr(self._role, name)
+
+
 class Ahead:
     """The writer writes while the actor learns: answers of step k with the weights of step k - staleness
-    (arXiv 2507.01663, section 4). Calls reach it in order, so it loads weights between two steps."""
+    (arXiv 2507.01663, section 4). Calls reach it in order, so it loads weights between two steps.
+
+    cast: for the script. Rewards and reference are asked as soon as the writer is, unless they are with the
+    actor: its processes carry calls out in order, and would wait for the writer before they learn."""
 
     def __init__(self, cast: Cast, staleness: int, steps: int) -> None:
-        self.cast, self.staleness, self.steps = cast, staleness, steps
+        self.staleness, self.steps = staleness, steps
         self._asked: dict[int, tuple[Future, Future]] = {}
+        asked = {"reward": "grade", "reference": "logprobs"}
+        there = {name: role for name in asked if (role := getattr(cast, name)) is not None}
+        self._soon = {
+            name: Soon(role, asked[name]) for name, role in there.items() if role.pool != cast.actor.pool
+        }
+        self.cast = replace(cast, **self._soon)
 
     def begin(self, number: int) -> None:
         """With the weights of step `number`."""
@@ -103,14 +136,19 @@ class Ahead:
 
     def _ask(self, step: int) -> None:
         asked = self.cast.prompts.take(step=step)
-        self._asked[step] = asked, self.cast.writer.generate(asked, step=step)
+        written = self.cast.writer.generate(asked, step=step)
+        self._asked[step] = asked, written
+        if "reference" in self._soon:
+            self._soon["reference"].ask(written)
+        if "reward" in self._soon:
+            self._soon["reward"].ask(asked, written)
 
 
 def grpo(cast: Cast, steps: range, updates: Updates = ONCE, rows: Asked | None = None) -> Iterator[Step]:
     """Group-relative advantages, and those of all algorithms without a value model (arXiv 2402.03300)."""
     for step in steps:
         asked, written = (rows or in_turns(cast))(step)
-        far = cast.reference.logprobs(written)
+        far = cast.far(written)
         graded = cast.reward.grade(asked, written)
         judged = cast.judge.advantages(written, graded, far)
         learnt = updates.of(cast.actor, judged, step)
@@ -121,7 +159,7 @@ def ppo(cast: Cast, steps: range, updates: Updates = ONCE, rows: Asked | None = 
     """Advantages from a value model (arXiv 1707.06347, with the penalty of 2203.02155 in the reward)."""
     for step in steps:
         asked, written = (rows or in_turns(cast))(step)
-        far = cast.reference.logprobs(written)
+        far = cast.far(written)
         values = cast.critic.values(written)
         graded = cast.reward.grade(asked, written)
         judged = cast.judge.advantages(written, graded, far, values)
@@ -136,7 +174,7 @@ def remax(cast: Cast, steps: range, updates: Updates = ONCE) -> Iterator[Step]:
         asked = cast.prompts.take(step=step)
         written = cast.actor.generate(asked, step=step)
         likeliest = cast.actor.generate(asked, step=step, greedy=True)
-        far = cast.reference.logprobs(written)
+        far = cast.far(written)
         base = cast.reward.grade(asked, likeliest)
         graded = cast.reward.grade(asked, written)
         judged = cast.judge.above_greedy(written, graded, base, far)
@@ -149,7 +187,7 @@ def safe(cast: Cast, steps: range, *, limit: float, rate: float, weight: float =
     for step in steps:
         asked = cast.prompts.take(step=step)
         written = cast.actor.generate(asked, step=step)
-        far = cast.reference.logprobs(written)
+        far = cast.far(written)
         values, costs = cast.critic.values(written), cast.cost_critic.values(written)
         graded, costly = cast.reward.grade(asked, written), cast.cost.grade(asked, written)
         judged = cast.judge.safe(written, graded, costly, far, values, costs, weight=weight)

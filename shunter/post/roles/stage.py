@@ -47,11 +47,12 @@ class Play:
     objective: PolicySettings | None = None
     journal: bool = False
     staleness: int = 0
+    reference: bool = True  # whether the first model is asked; it must be where `policy.kl` is not 0
 
     @property
     def roles(self) -> list[str]:
         """Those that are needed, by kind."""
-        found = ["prompts", "actor", "reference", "reward", "judge"]
+        found = ["prompts", "actor", *(["reference"] if self.reference else []), "reward", "judge"]
         if self.policy.algorithm == "ppo":
             found.append("critic")
         if self.staleness:
@@ -115,5 +116,5 @@ def _settings(role: str, play: Play) -> Mapping[str, Any]:
     objective = play.objective or settings(play.policy, play.sampling.max_new_tokens)
     return {
         **model, **train, "policy": asdict(objective), **writes, "max_gap": play.max_gap,
-        "journal": play.journal and not play.staleness, "staleness": age,
+        "journal": play.journal and not play.staleness, "staleness": age, "behind": play.staleness,
     }  # fmt: skip

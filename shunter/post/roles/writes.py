@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from shunter.config.seed import derive_seed
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout, RolloutEngine
 from shunter.models.decoder import Decoder
 from shunter.models.hf import load_model
+from shunter.post import writers
 from shunter.post.journal import Journal
 from shunter.post.roles.models import ENDS
 from shunter.post.roles.protocol import operation
@@ -165,5 +165,5 @@ class Writer(Writes):
     def load(self, told: Sequence[Any]) -> None:
         """Go on with the actor's weights: what its `weights` gave."""
         first = told[0]
-        self.decoder.load_state_dict({name: torch.from_numpy(it) for name, it in first["weights"].items()})
+        writers.load(self.decoder, writers.tensors(first["weights"], self.decoder))
         self.version = int(first["version"])

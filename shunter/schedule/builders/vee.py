@@ -27,8 +27,9 @@ class _Rank:
         name = INPUT if op == BACKWARD else op
         microbatch = self.count(stage, name)
         self.actions.append(Action(stage, op, microbatch, paired))
-        for key in (INPUT, WEIGHT) if op == BACKWARD else (op,):
-            self.done[stage, key] = self.count(stage, key) + 1
+        self.done[stage, name] = microbatch + 1
+        if op == BACKWARD:
+            self.done[stage, WEIGHT] = self.count(stage, WEIGHT) + 1
 
     def backward(self, stage: int) -> None:
         """Both halves, one directly after the other."""

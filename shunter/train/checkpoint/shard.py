@@ -15,6 +15,7 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,4 +92,6 @@ class _Digest:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in order; without a copy where it stands so in this memory."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    # Not `numpy()`: a tensor that was seen so once can give its memory back to nobody (`parallel.together`).
+    return np.from_dlpack(flat).data

@@ -152,11 +152,7 @@ class SharedCheckpointer(Checkpointer):
     def _holding(self, name: str) -> tuple[str, Holding] | None:
         """Of a flattened name (`model.embed.weight`, `optimizer.embed.weight.exp_avg`)."""
         owner, _, inner = name.partition(".")
-        held = self.kept if owner == "optimizer" else self.held
-        for parameter in (inner, inner.rpartition(".")[0]):
-            if parameter in held:
-                return parameter, held[parameter]
-        return None
+        return found_in(self.kept if owner == "optimizer" else self.held, inner)
 
     def _piece(self, name: str, tensor: Tensor) -> Piece:
         found = self._holding(name)
@@ -179,3 +175,11 @@ class SharedCheckpointer(Checkpointer):
                 mine = parameter not in self.elsewhere and holder.is_first(mesh.at(holding.grid).place)
             if mine:
                 yield name, piece, tensor
+
+
+def found_in(held: Mapping[str, Holding], name: str) -> tuple[str, Holding] | None:
+    """The parameter of this name, or of which this is a part of the optimizer's state."""
+    for parameter in (name, name.rpartition(".")[0]):
+        if parameter in held:
+            return parameter, held[parameter]
+    return None

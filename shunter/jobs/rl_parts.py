@@ -1,0 +1,188 @@
+"""What `rl` is put together from: who writes, what the first model says, and what goes with a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shunter.config.errors import ShunterError
+from shunter.jobs import models, taught
+from shunter.post.layout import ANSWER, check_parallel
+from shunter.recipe.job import JobContext
+
+if TYPE_CHECKING:
+    from shunter.generate.config import SamplingConfig
+    from shunter.generate.served import ServedEngine
+    from shunter.generate.toolbox import Toolbox
+    from shunter.jobs.rl import RlConfig
+    from shunter.models.decoder import Decoder
+    from shunter.post.course import Course, Pupil
+    from shunter.post.delayed import Delayed
+    from shunter.post.rewards import Grader
+    from shunter.post.step import Scorer
+    from shunter.post.writers import Writer
+
+
+def check_laid_out(config: RlConfig, base: Path) -> None:
+    """Raise ShunterError for what does not go with `how.parallel`, and for layouts that cannot be."""
+    how = config.how
+    if how.parallel is None:
+        return
+    apart = "the ranks of a layout write and learn in turns, always with the newest weights"
+    for where, given, why in (
+        (
+            "how.placement",
+            how.placement is not None,
+            "roles have processes of their own, and so has a layout",
+        ),
+        ("staleness", config.staleness > 0, apart),
+        ("how.writer", config.apart, apart),
+        ("generator", config.generator != "own", "a server writes for a learner in one process so far"),
+        (
+            "policy.least_groups",
+            config.policy.least_groups > 1,
+            "an update of as many groups as have come together may have too few answers for a layout's ranks",
+        ),
+    ):
+        if given:
+            raise ShunterError(why, where=where, mend=f"Leave out either how.parallel or {where}.")
+    if how.parallel.timeline is not None:
+        raise ShunterError(
+            "steps of rl are not recorded rank by rank",
+            where="how.parallel.timeline",
+            mend="Leave it out.",
+        )
+    check_parallel(
+        how,
+        config.train,
+        config.answers // config.policy.updates,
+        base,
+        value=config.policy.algorithm == "ppo",
+        adapter=config.adapter is not None,
+        unit=ANSWER,
+    )
+
+
+def reference(config: RlConfig, folder: Path, policy: Pupil, precision: str) -> Callable[[], Scorer] | None:
+    """Makes what tells how likely the first model finds answers; None where nobody asks, so that its memory
+    is not paid for. A policy with adapters holds the first model anyway. Call it before a run resumes."""
+    from shunter.models.hf import load_model
+    from shunter.post.before import Before, LaidOutBefore
+    from shunter.post.laid_out import LaidOutScorer
+    from shunter.post.step import Scorer
+
+    scorer, temperature = policy.scorer, config.temperature
+    device = scorer.device
+    before: Scorer
+    if config.adapter is not None:
+        before = Before(scorer.decoder, device, precision, temperature=temperature)
+        return lambda: before
+    if not (config.policy.kl or config.how.divergence):
+        return None
+    if isinstance(scorer, LaidOutScorer):
+        before = LaidOutBefore(scorer)
+        return lambda: before
+    return lambda: Scorer(load_model(folder).to(device), device, precision, temperature=temperature)
+
+
+def grader(config: RlConfig, context: JobContext[RlConfig], course: Course) -> Grader:
+    """All rules; of several ranks the first has them."""
+    if course.world is not None and course.world.rank > 0:
+        from shunter.post.laid_out_rl import Elsewhere
+
+        return Elsewhere()
+    meanwhile = config.apart or config.staleness > 0
+    return taught.grader(
+        config.rewards, context, course.device, unfinished=config.unfinished, beside=meanwhile
+    )
+
+
+def server(config: RlConfig, folder: Path, work: Path) -> dict[str, Any] | None:
+    """What a process beside this one is told of the server that writes; None without."""
+    if config.generator == "own":
+        return None
+    assert config.how.server is not None
+    return {
+        "kind": config.generator,
+        "config": config.how.server.model_dump(mode="json"),
+        "folder": str(_aside(config, work).absolute()),
+        "special": models.special(folder),
+    }
+
+
+def served(
+    config: RlConfig,
+    folder: Path,
+    work: Path,
+    decoder: Decoder,
+    sampling: SamplingConfig,
+    ends: set[int],
+    tools: Toolbox | None,
+) -> ServedEngine:
+    """A server that writes for this process, with the decoder's weights. ends: tokens that end an answer."""
+    from shunter.generate.served import ServedEngine
+    from shunter.models.hf import save_model
+    from shunter.surgery.lora import merged
+
+    assert config.how.server is not None
+    assert config.generator != "own"
+    special = models.special(folder)
+    return ServedEngine(
+        config.generator,
+        config.how.server,
+        sampling,
+        ends,
+        save=lambda out: save_model(
+            decoder if config.adapter is None else merged(decoder), out, tokenizer_folder=folder, **special
+        ),
+        folder=_aside(config, work),
+        context=decoder.spec.max_positions,
+        reply=tools,
+    )
+
+
+def _aside(config: RlConfig, work: Path) -> Path:
+    """Where the server finds new weights."""
+    assert config.how.server is not None
+    place = config.how.server.folder
+    return work / "served" if place is None else Path(place)
+
+
+def beside(
+    config: RlConfig, folder: Path, work: Path, devices: Sequence[str], threads: int, lessons: Delayed
+) -> Writer:
+    """Processes that write, one on each of the devices, with so many threads each."""
+    from shunter.post.beside import SILENT, Beside, Several
+
+    spoken = server(config, folder, work)
+    sampling = lessons.sampling.model_copy(update={"batch": -(-lessons.sampling.batch // len(devices))})
+    found: list[Beside] = []
+    try:
+        for device in devices:
+            made = Beside(
+                folder,
+                lessons.journal.folder,
+                sampling,
+                lessons.hear,
+                seed=lessons.seed,
+                stops=sorted(lessons.stops),
+                room=lessons.room,
+                threads=threads,
+                exact=lessons.exact,
+                whole=config.how.swap == "steps",
+                device=device,
+                tools=lessons.tools,
+                server=spoken,
+                # A server may be silent for as long as one request may take.
+                timeout=SILENT + (0.0 if spoken is None else float(spoken["config"]["timeout"])),
+                said=found[0].said if found else None,
+                block=lessons.block,
+                cache=lessons.cache,
+            )
+            found.append(made)
+    except BaseException:
+        for each in found:
+            each.close()
+        raise
+    return found[0] if len(found) == 1 else Several(found, lessons.group)

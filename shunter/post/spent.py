@@ -1,0 +1,79 @@
+"""What steps of learning from answers were like, and what they took: for the account after the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from shunter.generate.rollout import Rollout
+from shunter.post.batch import ROUND_WIDTH, Answers, Sample
+
+
+@dataclass
+class Shape:
+    """Of this process's updates, all together: their number, micro-batches, rows, tokens with padding, and
+    targets. reference: seconds and tokens of a pass before them, where this attempt has made it."""
+
+    steps: int = 0
+    batches: int = 0
+    rows: int = 0
+    tokens: int = 0
+    targets: int = 0
+    reference: tuple[float, int] | None = None
+
+    def add(self, batches: Sequence[Answers]) -> None:
+        """One more update."""
+        self.steps += 1
+        self.batches += len(batches)
+        for batch in batches:
+            self.rows += len(batch.tokens)
+            self.tokens += batch.tokens.size
+            self.targets += batch.num_valid
+
+
+@dataclass
+class Phases:
+    """Of steps of reinforcement learning, all together: seconds by phase, answers, tokens of their prompts,
+    the steps' longest answers, and tokens that were passed forward to prepare (a reference, a critic).
+
+    last: seconds of the last step's phases. updates: of the policy; taught: of a critic.
+    """
+
+    steps: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    answers: int = 0
+    prompts: int = 0
+    longest: int = 0
+    prepared: int = 0
+    updates: Shape = field(default_factory=Shape)
+    taught: int = 0
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """A phase, or a part of it."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - begin
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            self.last[name] = self.last.get(name, 0.0) + spent
+
+    def wrote(self, done: Sequence[Rollout]) -> None:
+        """One more step's answers."""
+        self.steps += 1
+        self.answers += len(done)
+        self.prompts += sum(len(one.prompt) for one in done)
+        self.longest += max((len(one.ids) for one in done), default=0)
+
+    def passed(self, samples: Sequence[Sample]) -> None:
+        """Samples that some model has looked at without learning."""
+        self.prepared += padded(samples)
+
+
+def padded(samples: Sequence[Sample]) -> int:
+    """Tokens of samples that share rows with others of like length."""
+    return sum(-(-max(1, len(it.ids) - 1) // ROUND_WIDTH) * ROUND_WIDTH for it in samples)
