@@ -214,9 +214,12 @@ def main() -> None:
     tiny = "--tiny" in sys.argv
     sizes = [size for size in sys.argv[1:] if size in SPECS] or ["2M", "45M"]
     shapes = [name for name in sys.argv[1:] if name in SHAPES] or list(SHAPES)
-    found = {f"{size} {name}": measure(size, name, tiny) for size in sizes for name in shapes}
-    if not tiny:
-        print(save("rollout", {"goal": GOAL, "cases": found, "machine": machine()}))
+    found: dict[str, Any] = {}
+    for size in sizes:
+        for name in shapes:
+            found[f"{size} {name}"] = measure(size, name, tiny)
+            if not tiny:  # after each case: a run that is stopped keeps what it has
+                print(save("rollout", {"goal": GOAL, "cases": found, "machine": machine()}))
 
 
 if __name__ == "__main__":
