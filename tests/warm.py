@@ -235,8 +235,9 @@ def main(place: str) -> None:
     gc.freeze()  # else the first collection of each fork would copy every page
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
     print("ready", flush=True)
+    heard: list[socket.socket | int] = [listener, 0]
     while True:
-        ready, _, _ = select.select([listener, 0], [], [])
+        ready, _, _ = select.select(heard, [], [])
         if 0 in ready:
             return
         caller, _ = listener.accept()

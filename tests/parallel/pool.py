@@ -128,13 +128,13 @@ class Pool:
             ready = wait(list(missing), until - time.monotonic())
             if not ready:
                 break
-            for pipe in ready:
-                assert isinstance(pipe, Connection)
+            for heard in ready:
+                assert isinstance(heard, Connection)
                 try:
-                    answers[missing[pipe]] = pipe.recv()
+                    answers[missing[heard]] = heard.recv()
                 except EOFError:
-                    answers[missing[pipe]] = False, "died"
-                if not answers[missing[pipe]][0]:
+                    answers[missing[heard]] = False, "died"
+                if not answers[missing[heard]][0]:
                     until = min(until, time.monotonic() + GRACE)
         told = [f"rank {rank}:\n{value}" for rank, (good, value) in answers.items() if not good]
         told += [f"rank {rank} does not answer" for rank in range(world) if rank not in answers]
