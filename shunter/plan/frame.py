@@ -140,7 +140,9 @@ class Frame:
         if placed is None:
             return predict(self.question, base, room, strategies=inside, cut=self.bounds, own=own, ends=ends)
         ground = Grounds(self.question, base, room)
-        return ground.told(placed.order, self.bounds, placed.how, strategies=inside, own=own, ends=ends)
+        return ground.predict(
+            placed.order, self.bounds, placed.how, strategies=inside, own=own, ends=ends, anyway=True
+        )
 
     def beside_the_file_s_order(self, found: Prediction, room: float) -> Prediction:
         """With the seconds of the same layout on the devices in the order of the cluster's file."""

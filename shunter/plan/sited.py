@@ -194,23 +194,11 @@ class Grounds:
         strategies: Sequence[int] | None = None,
         own: Mapping[int, Choices] | None = None,
         ends: Choices | None = None,
+        anyway: bool = False,
     ) -> Prediction | None:
         """By events, over the links of each pair. bounds: of the stages; default: by speed and memory.
-        strategies, own, ends: as `score.predict` has them. None where no cut fits the devices."""
-        found = self.told(order, bounds, how, strategies=strategies, own=own, ends=ends)
-        return found if found is not None and found.fits(self.room) else None
-
-    def told(
-        self,
-        order: Sequence[int],
-        bounds: Sequence[int] | None = None,
-        how: str = "",
-        *,
-        strategies: Sequence[int] | None = None,
-        own: Mapping[int, Choices] | None = None,
-        ends: Choices | None = None,
-    ) -> Prediction | None:
-        """The same whether it fits or not."""
+        strategies, own, ends: as `score.predict` has them. None where no cut fits the devices, and, but with
+        `anyway`, where something else does not."""
         rooms = self.rooms(order)
         found = [self.stage(ranks) for ranks in self.stages(order)]
         asked, each = tuple(one for one, _ in found), tuple(cost for _, cost in found)
@@ -221,4 +209,5 @@ class Grounds:
         prediction = predict(
             self.question, self.choice, self.room, site, strategies=strategies, own=own, ends=ends
         )
-        return replace(prediction, placed=Placed(tuple(order), rooms, how))
+        prediction = replace(prediction, placed=Placed(tuple(order), rooms, how))
+        return prediction if anyway or prediction.fits(self.room) else None

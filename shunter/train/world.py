@@ -110,7 +110,7 @@ class Shared:
 
 
 def join(grid: Grid, rank: int, device: str, timeout: float, others: Sequence[Grid] = ()) -> World:
-    """Meet the other ranks, which elastic launch told how to. device: auto, cpu or cuda.
+    """Meet the other ranks, which their launcher told how to. device: auto, cpu or cuda.
 
     others: grids that some layers have. timeout: seconds after which a rank that is silent is given up.
     Raises ShunterError where there are fewer GPUs than ranks.
