@@ -56,14 +56,14 @@ class Crew:
         self.hellos: dict[int, dict[str, Any]] = {0: self.hands.hello()}
         until = time.monotonic() + JOIN
         while missing := [rank for rank in range(place.size) if rank not in self.hellos]:
-            for rank in missing:
-                if (hello := self.channel.get(f"hello/{rank}")) is not None:
-                    self.hellos[rank] = hello
             if time.monotonic() > until:
                 raise ShunterError(
                     f"of {place.size} processes {_listed(missing)} did not come within {JOIN:.0f} s",
                     mend="Look at their output, and start the same command on every machine.",
                 )
+            for rank in missing:
+                if (hello := self.channel.get(f"hello/{rank}")) is not None:
+                    self.hellos[rank] = hello
             time.sleep(elastic.EVERY / 2)
 
     @property

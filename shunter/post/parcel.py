@@ -1,7 +1,8 @@
 """Arrays for other processes of this machine: one file in memory that all of them map, and nobody copies.
 
 A frame of `shunter.post.roles.wire` tells where each array stands in it; the file's descriptor follows, with
-one byte. Where the system has no such files, the arrays go in the frame.
+one byte. Where the system gives no such file (some sandboxes have the call and refuse it), it is one without a
+name in the folder for temporary files; where that has no room either, the arrays go in the frame.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -31,14 +34,17 @@ class Parcel:
         self.arrays = arrays
         self._lock = threading.Lock()
         self._file: int | None = None
+        self._tried = False
         self._table: dict[str, Any] = {}
 
     def send(self, to: socket.socket, message: Mapping[str, Any], name: str) -> None:
         """A message with the arrays under this name, as `receive` gives it. Raises wire.Closed."""
         with self._lock:
-            if self._file is None and hasattr(os, "memfd_create"):
-                self._file = self._written()
-                weakref.finalize(self, os.close, self._file)
+            if not self._tried:
+                self._tried = True
+                self._file = _file(self.arrays, self._table)
+                if self._file is not None:
+                    weakref.finalize(self, os.close, self._file)
         if self._file is None:
             wire.send(to, {**message, name: dict(self.arrays)})
             return
@@ -48,21 +54,45 @@ class Parcel:
         except OSError as error:
             raise wire.Closed(str(error)) from None
 
-    def _written(self) -> int:
-        size = 0
-        for name, array in self.arrays.items():
-            self._table[name] = [array.dtype.name, list(array.shape), size]
-            size += -(-array.nbytes // ALIGN) * ALIGN
-        file = os.memfd_create("weights", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(file, max(1, size))
-            with mmap.mmap(file, max(1, size)) as whole:
-                for name, place in _views(whole, self._table).items():
-                    place[...] = self.arrays[name]
-        except BaseException:
-            os.close(file)
-            raise
-        return file
+
+def _file(arrays: Arrays, table: dict[str, Any]) -> int | None:
+    """The descriptor of a file with the arrays, and where each stands in it put into the table. None where
+    there is no place for one."""
+    size = 0
+    for name, array in arrays.items():
+        table[name] = [array.dtype.name, list(array.shape), size]
+        size += -(-array.nbytes // ALIGN) * ALIGN
+    for make in (_in_memory, _on_disk):
+        # An attribute that is there says little: seccomp answers with ENOSYS or EPERM when it is called.
+        with suppress(OSError, AttributeError):
+            return _filled(make, arrays, table, max(1, size))
+    return None
+
+
+def _in_memory(size: int) -> int:
+    file = os.memfd_create("weights", os.MFD_CLOEXEC)
+    os.ftruncate(file, size)
+    return file
+
+
+def _on_disk(size: int) -> int:
+    with tempfile.TemporaryFile(buffering=0) as file:
+        # To write where a full disk has no room would end the process.
+        while size > 0:
+            size -= file.write(bytes(min(size, 1 << 20)))
+        return os.dup(file.fileno())
+
+
+def _filled(make: Callable[[int], int], arrays: Arrays, table: Mapping[str, Any], size: int) -> int:
+    file = make(size)
+    try:
+        with mmap.mmap(file, size) as whole:
+            for name, place in _views(whole, table).items():
+                place[...] = arrays[name]
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 def receive(of: socket.socket) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import pytest
 from shunter.config.errors import ShunterError
 from shunter.launch import crew as crews
 from shunter.launch import links, machines
+from shunter.launch.channel import Channel
 from shunter.launch.child import Child
 from shunter.launch.crew import Crew, attend, leading
 from shunter.launch.hands import Hands
@@ -225,9 +226,24 @@ def stay_away(place: Place) -> None:
 
 
 def test_one_that_does_not_come_is_named(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crews, "JOIN", 3.0)
+    """The clock stands still until the other one has come, however long a busy machine takes to start it."""
+    came: list[str] = []
+    get = Channel.get
+
+    def heard(channel: Channel, key: str) -> Any:
+        found = get(channel, key)
+        came.extend([key] * (found is not None and key == "hello/2"))
+        return found
+
+    begin = time.monotonic()
+    late = SimpleNamespace(
+        monotonic=lambda: crews.JOIN + 1.0 if came or time.monotonic() > begin + 120 else 0.0,
+        sleep=time.sleep,
+    )
     spots, _ = start(stay_away)
-    with pytest.raises(ShunterError, match="of 3 processes rank 1 did not come within 3 s"):
+    monkeypatch.setattr(Channel, "get", heard)
+    monkeypatch.setattr(crews, "time", late)
+    with pytest.raises(ShunterError, match="of 3 processes rank 1 did not come within 120 s"):
         Crew(spots[0])
 
 

@@ -5,10 +5,12 @@ What this cannot show: another machine, which cannot have them.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +70,62 @@ def test_what_is_sent_to_several_comes_to_each(arrays: dict[str, Any]) -> None:
     assert opened() == before
 
 
-def test_where_there_are_no_such_files_arrays_go_in_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "memfd_create")
+class Refused:
+    """A call that the system answers with this error."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, *given: Any, **more: Any) -> Any:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+def passed(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What comes, and the message as the wire has it, without what a file holds."""
     mine, theirs = socket.socketpair()
     with mine, theirs:
-        Parcel({"a": np.arange(3.0)}).send(mine, {"version": 1}, "weights")
-        got = parcel.receive(theirs)
+        made = Parcel(arrays)
+        for _ in range(2):
+            made.send(mine, {"version": 1}, "weights")
+        frame = wire.receive(theirs)[0]
+        if "parcel" in frame:
+            for descriptor in socket.recv_fds(theirs, 1, 1)[1]:
+                os.close(descriptor)
+        return parcel.receive(theirs), frame
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_where_files_in_memory_are_refused_a_file_without_a_name_has_the_arrays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    monkeypatch.setattr(os, "memfd_create", Refused(number))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = opened()
+    got, frame = passed({"a": np.arange(3.0), "none": np.zeros((0, 2)), "one": np.float32(2.0)[None]})
     assert got["version"] == 1
     np.testing.assert_array_equal(got["weights"]["a"], np.arange(3.0))
+    assert got["weights"]["none"].shape == (0, 2)
+    assert frame["parcel"] == "weights"
+    assert not list(tmp_path.iterdir())
+    del got
+    assert opened() == before
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["no such call", "refused"])
+def test_where_there_is_no_file_at_all_arrays_go_in_the_message(
+    monkeypatch: pytest.MonkeyPatch, missing: bool
+) -> None:
+    if missing:
+        monkeypatch.delattr(os, "memfd_create")
+    else:
+        monkeypatch.setattr(os, "memfd_create", Refused(errno.EPERM))
+    monkeypatch.setattr(tempfile, "TemporaryFile", Refused(errno.ENOSPC))
+    before = opened()
+    got, frame = passed({"a": np.arange(3.0)})
+    assert got["version"] == 1
+    np.testing.assert_array_equal(got["weights"]["a"], np.arange(3.0))
+    assert "parcel" not in frame
+    assert opened() == before
 
 
 def test_another_process_reads_it_and_who_writes_to_it_changes_nothing_here() -> None:
