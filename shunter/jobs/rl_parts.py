@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shunter.models.decoder import Decoder
     from shunter.post.course import Course, Pupil
     from shunter.post.delayed import Delayed
-    from shunter.post.rewards import Grader
+    from shunter.post.rewards import Grading
     from shunter.post.step import Scorer
     from shunter.post.writers import Writer
 
@@ -86,7 +86,7 @@ def reference(config: RlConfig, folder: Path, policy: Pupil, precision: str) -> 
     return lambda: Scorer(load_model(folder).to(device), device, precision, temperature=temperature)
 
 
-def grader(config: RlConfig, context: JobContext[RlConfig], course: Course) -> Grader:
+def grader(config: RlConfig, context: JobContext[RlConfig], course: Course) -> Grading:
     """All rules; of several ranks the first has them."""
     if course.world is not None and course.world.rank > 0:
         from shunter.post.laid_out_rl import Elsewhere

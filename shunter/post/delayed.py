@@ -33,7 +33,7 @@ from shunter.post.meanwhile import NEVER, Meanwhile
 from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt
 from shunter.post.reinforce import Reinforcement
-from shunter.post.rewards import Graded
+from shunter.post.rewards import Graded, Grader
 from shunter.post.samplers import Sampler, by_step
 from shunter.post.step import Gradient, Scorer
 from shunter.post.store import SampleStore
@@ -54,6 +54,7 @@ class Delayed(Reinforcement):
     steps at a time: then nothing depends on who is how fast."""
 
     newest = False
+    grader: Grader  # in parts, and on another thread
 
     def __init__(
         self,

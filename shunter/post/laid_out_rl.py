@@ -32,7 +32,7 @@ from shunter.post.laid_out_pupil import LaidOutPupil
 from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt
 from shunter.post.reinforce import Reinforcement, unknown
-from shunter.post.rewards import Graded, Grader
+from shunter.post.rewards import Graded, Item
 
 
 class LaidOutReinforcement(Reinforcement):
@@ -164,11 +164,23 @@ class WritingCopy:
             yield
 
 
-class Elsewhere(Grader):
-    """A grader of which another rank has the rules."""
+class Elsewhere:
+    """Of a rank that has no rules: the first one grades. A `Grading` that only holds what a checkpoint says."""
 
     def __init__(self) -> None:
-        self.rules, self.failures, self.canaries, self._ends = (), {}, 0, {}
+        self.failures: dict[str, int] = {}
+        self.canaries = 0
+
+    def grade(self, items: Sequence[Item]) -> list[Graded]:
+        """Nobody asks: a reward from here would be of no rule."""
+        raise RuntimeError("the rules are with rank 0, which grades all answers")
+
+    def ends(self) -> dict[str, int]:
+        """Rank 0 tells how answers ended."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _is_plain(pupil: LaidOutPupil) -> bool:

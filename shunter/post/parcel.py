@@ -70,9 +70,9 @@ def _file(arrays: Arrays, table: dict[str, Any]) -> int | None:
 
 
 def _in_memory(size: int) -> int:
-    file = os.memfd_create("weights", os.MFD_CLOEXEC)
-    os.ftruncate(file, size)
-    return file
+    with open(os.memfd_create("weights", os.MFD_CLOEXEC), "w+b") as file:
+        file.truncate(size)
+        return os.dup(file.fileno())
 
 
 def _on_disk(size: int) -> int:

@@ -34,7 +34,7 @@ from shunter.post.judged import flat_groups, judge, settings
 from shunter.post.policy import Policy, Value
 from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
-from shunter.post.rewards import Graded, Grader
+from shunter.post.rewards import Graded, Grading
 from shunter.post.spent import Phases
 from shunter.post.step import Gradient, Scorer
 from shunter.post.writers import BLOCK, cache_tokens, submit, written
@@ -57,7 +57,7 @@ class Reinforcement:
         critic: Pupil | None,
         prompts: Read,
         tokenizer: Tokenizer,
-        grader: Grader,
+        grader: Grading,
         config: PolicyConfig,
         sampling: SamplingConfig,
         *,

@@ -149,6 +149,23 @@ class Matches:
         self.patterns.close()
 
 
+class Grading(Protocol):
+    """What training asks of whoever grades. failures: answers that a rule could not grade, by rule.
+    canaries: how many were graded. Both are a part of a checkpoint."""
+
+    failures: dict[str, int]
+    canaries: int
+
+    def grade(self, items: Sequence[Item]) -> list[Graded]:
+        """What each answer is worth."""
+
+    def ends(self) -> dict[str, int]:
+        """How answers ended since the last call, by rule and end."""
+
+    def close(self) -> None:
+        """Give back what is held besides memory."""
+
+
 class Grader:
     """All rules of a reward. failures: answers that a rule could not grade, by rule; they count as 0."""
 

@@ -352,6 +352,22 @@ def test_rewards_that_stay_on_their_ranks_are_seen(pool: Pool, tmp_path: Path) -
     assert {each.split()[0] for each in wrong} >= {"rewards", "weight"}
 
 
+def test_a_rank_without_rules_holds_what_a_checkpoint_says_and_grades_nothing(tmp_path: Path) -> None:
+    """Of each part of a grader that training asks for; of none is it a copy that says something else."""
+    lesson = Lesson(small(), place=str(tmp_path))
+    it = made(lesson, World.create(lesson.case.layout.grid, 0, CPU, GROUPS))
+    it.grader.failures, it.grader.canaries = {"even": 3}, 8
+    said = it.state()
+    it.grader = Elsewhere()
+    assert (it.grader.ends(), it.state()["failures"], it.state()["canaries"]) == ({}, {}, 0)
+    it.restore(said)
+    assert it.state() == said
+    it.close()
+    assert not isinstance(it.grader, Grader), "half of one"
+    with pytest.raises(RuntimeError, match="the rules are with rank 0"):
+        it.grader.grade([Item("", "1", "")])
+
+
 def locally(rank: int, groups: Groups, lesson: Lesson) -> Outcome:
     grade = LaidOutReinforcement._grade
 
