@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,6 +53,7 @@ class Child:
                 preexec_fn=elastic.die_with_parent,
             )  # fmt: skip
         self._told: float | None = None
+        self._over = False
 
     def poll(self) -> dict[str, Any] | None:
         """How it ended: its exit code (minus the signal that ended it) and what it told of its failure.
@@ -62,9 +61,9 @@ class Child:
         code = self._process.poll()
         if code is None:
             if self._told is not None and time.monotonic() - self._told > elastic.PARTING:
-                with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
+                elastic.end_group(self._process.pid)
             return None
+        self._end_rest()
         failure = None
         if code != 0 and self._failure.exists():
             failure = json.loads(self._failure.read_text(encoding="utf-8"))
@@ -77,8 +76,14 @@ class Child:
             self._process.terminate()
 
     def kill(self) -> None:
-        """End it now."""
+        """End it now, with what it has started."""
         if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            elastic.end_group(self._process.pid)
             self._process.wait()
+        self._end_rest()
+
+    def _end_rest(self) -> None:
+        """Once it has ended: what it has started. Only once, as its number is free then."""
+        if not self._over:
+            self._over = True
+            elastic.end_group(self._process.pid)

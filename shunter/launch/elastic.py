@@ -136,22 +136,34 @@ def end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def die_with_parent() -> None:
-    """In a new process: Linux tells it when its parent has died. Elsewhere `guard` sees to it later."""
+def die_with_parent(signals: int = signal.SIGTERM) -> None:
+    """In a new process: Linux tells it when its parent has died; 0: no more. Elsewhere `guard` sees to it
+    later."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signals)  # PR_SET_PDEATHSIG
+
+
+def end_group(leader: int) -> None:
+    """Kill the process group of this one, with whatever it has started that leads none of its own: zygotes,
+    what reads data. Its leader may be gone: while others are in the group, no process gets its number."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def guard() -> None:
-    """In a rank: end when the launcher is gone, so that nothing goes on writing unseen."""
+    """In a rank: end when the launcher is gone, with all of its group if it leads one, so that nothing goes on
+    writing unseen. Takes over from `die_with_parent`, by which the rank would end alone."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(EVERY)
+        if os.getpgrp() == os.getpid():
+            end_group(os.getpid())
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    die_with_parent(0)
 
 
 def serve(work: Callable[[dict[str, Any], int, int], dict[str, Any] | None]) -> int:

@@ -7,6 +7,7 @@ live on in one. Elsewhere than on Linux, where libraries of the system do not be
 process that loads everything itself.
 
 Once a rank has ended badly, the others get GRACE seconds to tell what they waited for; then all are ended.
+Each leads a process group, which ends with it.
 """
 
 from __future__ import annotations
@@ -51,8 +52,12 @@ def main(module: str, request: str, count: int) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     ranks = [_process(module, request, number, count, port) for number in range(count)]
     try:
+        # Else a fork that is told to end before it has its own way with the signal would take note of it, as
+        # this process does, and go on.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         for rank in ranks:
             rank.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         # Through which the ranks find each other. Made after the forks, since it has threads: who comes
         # earlier waits for it at the socket.
         end = listener.detach()
@@ -62,22 +67,27 @@ def main(module: str, request: str, count: int) -> int:
     finally:  # whatever failed here, no rank outlives it: at its end Python would wait for them
         for rank in ranks:
             if rank.pid is not None and rank.is_alive():
-                rank.kill()
+                _kill(rank)
     with suppress(OSError):  # a full disk: what the ranks said is the cause then
         (Path(asked["folder"]) / elastic.ENDED).write_text(json.dumps(ended), encoding="utf-8")
     return int(bool(ended or told))
 
 
 def _process(module: str, request: str, number: int, count: int, port: int) -> Process:
-    arguments = (module, request, number, count, port)
+    arguments = (module, request, number, count, port, os.getpid())
     if FORKS:
         return multiprocessing.get_context("fork").Process(target=_rank, args=arguments)
     return multiprocessing.get_context("spawn").Process(target=_rank, args=arguments)
 
 
-def _rank(module: str, request: str, number: int, count: int, port: int) -> None:
+def _rank(module: str, request: str, number: int, count: int, port: int, launcher: int) -> None:
     """In a rank: what torchrun would have told it, then its work."""
+    os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    elastic.die_with_parent()
+    if os.getppid() != launcher:
+        os._exit(1)
     os.environ |= {
         "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": HOST, "MASTER_PORT": str(port),
@@ -102,6 +112,7 @@ def _wait(ranks: Sequence[Process], told: list[int]) -> list[tuple[int, int]]:
         for number, rank in list(living.items()):
             if (code := rank.exitcode) is not None:
                 del living[number]
+                _end_group(rank)
                 if code and not ended:
                     first = now
                     with suppress(OSError):  # a full disk, which the rank may have died of
@@ -114,8 +125,19 @@ def _wait(ranks: Sequence[Process], told: list[int]) -> list[tuple[int, int]]:
                 rank.terminate()
         elif now > ending + STAY:
             for rank in living.values():
-                rank.kill()
+                _kill(rank)
     return ended
+
+
+def _kill(rank: Process) -> None:
+    """With its group; by itself where it has not made one yet."""
+    _end_group(rank)
+    rank.kill()
+
+
+def _end_group(rank: Process) -> None:
+    assert rank.pid, "0 would be this process's own group"
+    elastic.end_group(rank.pid)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -24,6 +25,13 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
     if act == "bug":
         raise ValueError("a bug")
     if act == "hang":
+        time.sleep(600)
+    if act == "brood":  # as the zygote of a sandbox, or what reads data
+        child = subprocess.Popen(["sleep", "600"])
+        with open(request["pid"], "w") as file:
+            file.write(f"{os.getpid()} {child.pid}")
+        if request.get("dies"):
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
     if act == "pid":
         with open(request["pid"], "w") as file:

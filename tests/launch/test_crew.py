@@ -28,6 +28,7 @@ from shunter.launch.child import Child
 from shunter.launch.crew import Crew, attend, leading
 from shunter.launch.hands import Hands
 from shunter.launch.place import Place
+from tests import warm
 
 AHEAD = 5.0  # seconds that the clock of the second node is ahead
 # Forked from a server without threads, in which torch is loaded once.
@@ -155,6 +156,7 @@ def test_a_rank_that_fails_ends_the_job_not_the_crew(
 
 
 def test_a_process_that_is_gone_is_named_and_takes_its_rank_with_it(start: Start, tmp_path: Path) -> None:
+    """And what the rank has started."""
     spots, others = start()
     file = tmp_path / "pid"
 
@@ -164,12 +166,33 @@ def test_a_process_that_is_gone_is_named_and_takes_its_rank_with_it(start: Start
             others.processes[1].join()
 
     with pytest.raises(ShunterError, match="rank 2 on n1 is gone"), leading(spots[0]) as crew:
-        job(crew, tmp_path / "job", act={"2": "pid", "0": "hang"}, pid=str(file), poll=kill)
+        job(crew, tmp_path / "job", act={"2": "brood", "0": "hang"}, pid=str(file), poll=kill)
     assert others.codes() == [2, -signal.SIGKILL]
+    assert gone(file)
+
+
+def test_what_a_rank_has_started_ends_with_it(start: Start, tmp_path: Path) -> None:
+    """Though it was killed, and could end nothing."""
+    spots, others = start()
+    with leading(spots[0]) as crew, pytest.raises(ShunterError, match="rank 1 was ended by SIGKILL"):
+        job(
+            crew,
+            tmp_path / "job",
+            act={"1": "brood", "2": "hang"},
+            pid=str(tmp_path / "pid"),
+            dies=True,
+        )
+    assert others.codes() == [0, 0]
+    assert gone(tmp_path / "pid")
+
+
+def gone(file: Path) -> bool:
+    """Whether all processes end whose numbers stand there."""
     until = time.monotonic() + 10
-    while Path(f"/proc/{file.read_text()}").exists() and time.monotonic() < until:
+    processes = [int(each) for each in file.read_text().split()]
+    while any(map(warm.lives, processes)) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not Path(f"/proc/{file.read_text()}").exists()
+    return not any(map(warm.lives, processes))
 
 
 def lead(place: Place, ready: Path) -> None:

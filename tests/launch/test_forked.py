@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from shunter.config.errors import ShunterError
-from shunter.launch import elastic
+from shunter.launch import elastic, forked
 from tests import warm
 
 
@@ -50,24 +50,57 @@ def test_one_that_ends_badly_is_named_and_all_end(
         launch(tmp_path, 2, act=act)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_ranks_end_with_the_process_that_they_are_forked_from(number: int, tmp_path: Path) -> None:
-    """Told to, or killed."""
-    request = {"act": {"0": "pid", "1": "hang"}, "pid": str(tmp_path / "pid"), "folder": str(tmp_path)}
-    (tmp_path / "request.json").write_text(json.dumps(request))
-    command = [sys.executable, "-u", "-m", "shunter.launch.forked", "tests.launch.small_rank"]
-    parent = warm.popen(
-        [*command, str(tmp_path / "request.json"), "2"], cwd=warm.ROOT, stdout=subprocess.DEVNULL
-    )
+def begin(folder: Path, module: str, **request: Any) -> warm.Forked:
+    """The launcher of two ranks, which are told this."""
+    (folder / "request.json").write_text(json.dumps({"folder": str(folder), **request}))
+    command = [sys.executable, "-u", "-m", "shunter.launch.forked", module, str(folder / "request.json"), "2"]
+    found: warm.Forked = warm.popen(command, cwd=warm.ROOT, stdout=subprocess.DEVNULL)
+    return found
+
+
+def pids(path: Path, count: int) -> list[int]:
+    """What is written there, once it is."""
     until = time.monotonic() + 60
-    while not (text := _text(tmp_path / "pid")) and time.monotonic() < until:
+    while len(found := _text(path).split()) < count and time.monotonic() < until:
         time.sleep(0.02)
-    rank = int(text)
+    assert len(found) == count
+    return [int(each) for each in found]
+
+
+def gone(processes: list[int]) -> bool:
+    """Whether they all end."""
+    until = time.monotonic() + 20
+    while any(map(warm.lives, processes)) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not any(map(warm.lives, processes))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_and_what_they_have_started_end_with_the_process_that_they_are_forked_from(
+    number: int, tmp_path: Path
+) -> None:
+    """Told to, or killed."""
+    parent = begin(
+        tmp_path, "tests.launch.small_rank", act={"0": "brood", "1": "hang"}, pid=str(tmp_path / "pid")
+    )
+    brood = pids(tmp_path / "pid", 2)
     parent.send_signal(number)
     assert parent.wait(20) == (1 if number == signal.SIGTERM else -signal.SIGKILL)
-    while warm.lives(rank) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert not warm.lives(rank)
+    assert gone(brood)
+
+
+def test_what_a_rank_has_started_ends_with_it(tmp_path: Path) -> None:
+    """Though it was killed, and could end nothing."""
+    with pytest.raises(ShunterError, match="rank 1 was ended by SIGKILL"):
+        launch(tmp_path, 2, act={"1": "brood", "0": "hang"}, pid=str(tmp_path / "pid"), dies=True)
+    assert gone(pids(tmp_path / "pid", 2))
+
+
+def test_a_rank_that_is_told_to_end_before_it_has_begun_ends(tmp_path: Path) -> None:
+    """A fork has its parent's way with a signal until it has its own, which only took note of it."""
+    parent = begin(tmp_path, "tests.launch.told_early", act={"0": "hang", "1": "hang"})
+    assert parent.wait(forked.STAY - 5) == 1
+    assert json.loads((tmp_path / elastic.ENDED).read_text()) == [[0, -15], [1, -15]]
 
 
 def test_on_a_full_disk_all_end(tmp_path: Path) -> None:
