@@ -16,7 +16,7 @@ from typing import Any
 
 from shunter.config.errors import ShunterError
 from shunter.launch import elastic
-from shunter.launch.recur import RankDied, forget, told_again
+from shunter.launch.recur import RanksEnded, forget, told_again
 from shunter.recipe.artefact import Artefact, Manifest
 from shunter.recipe.control import RunControl, request
 from shunter.recipe.graph import Graph
@@ -112,7 +112,7 @@ def _launch(
     }
     try:
         answer: dict[str, Any] = start("shunter.jobs.ranks", told, count, folder, threads=threads, poll=poll)
-    except RankDied as error:
+    except RanksEnded as error:
         raise told_again(error, folder, _last_step(context.log, context.events.attempt)) from None
     forget(folder)
     return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -53,17 +54,20 @@ class Child:
                 preexec_fn=elastic.die_with_parent,
             )  # fmt: skip
         self._told: float | None = None
-        self._over = False
+        self._over = self._killed = False
 
     def poll(self) -> dict[str, Any] | None:
-        """How it ended: its exit code (minus the signal that ended it) and what it told of its failure.
-        None while it works."""
+        """How it ended: its exit code (minus the signal that ended it, SIGTERM where that came from here) and
+        what it told of its failure. None while it works."""
         code = self._process.poll()
         if code is None:
             if self._told is not None and time.monotonic() - self._told > elastic.PARTING:
+                self._killed = True
                 elastic.end_group(self._process.pid)
             return None
         self._end_rest()
+        if self._killed and code == -signal.SIGKILL:
+            code = -signal.SIGTERM
         failure = None
         if code != 0 and self._failure.exists():
             failure = json.loads(self._failure.read_text(encoding="utf-8"))

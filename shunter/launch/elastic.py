@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shunter.config.errors import ShunterError
+from shunter.launch import waited
 from shunter.launch.recur import RankDied
 
 EVERY = 0.1  # seconds between two looks at the processes
@@ -25,7 +26,7 @@ PARTING = 40.0  # seconds that processes get to end after they were told to
 # What gloo and NCCL say of a peer that is gone, to whoever is in the middle of a message.
 _GONE = (
     "connection closed by peer", "connection reset by peer", "peer closed connection", "broken pipe",
-    "timed out waiting", "remote process exited",
+    "timed out waiting", "wait timeout", "collective operation timeout", "remote process exited",
 )  # fmt: skip
 
 
@@ -113,9 +114,11 @@ def cause(
         how = f"by {signal.Signals(-number).name}" if number < 0 else f"with exit code {number}"
         what = f"rank {rank} was ended {how}"
         # Where it was in its work, those tell who waited for it: best one that names it.
-        waited = [failure["what"] for failure in failures if failure["lost"]]
-        waited.sort(key=lambda told: f"rank {rank} does not answer" not in told)
-        what += f"; {waited[0]}" if waited else ""
+        said = [failure["what"] for failure in failures if failure["lost"]]
+        said.sort(key=lambda told: f"rank {rank} does not answer" not in told)
+        what += f"; {said[0]}" if said else ""
+    elif (stuck := waited.told(failures, ended, where)) is not None:
+        return stuck
     elif failures:
         what = failures[0]["what"]
     else:
@@ -184,6 +187,7 @@ def serve(work: Callable[[dict[str, Any], int, int], dict[str, Any] | None]) -> 
             "time": time.time(), "rank": rank, "user": user, "traceback": traceback.format_exc(),
             "what": said, "where": getattr(error, "where", None),
             "mend": getattr(error, "mend", None), "lost": lost,
+            "late": lost and waited.late(error), "waited": waited.what(error) if lost else None,
         }  # fmt: skip
         if not user:
             traceback.print_exc()  # into the rank's output, which is kept

@@ -102,9 +102,11 @@ def _rank(module: str, request: str, number: int, count: int, port: int, launche
 
 def _wait(ranks: Sequence[Process], told: list[int]) -> list[tuple[int, int]]:
     """Until all have ended. told: is no longer empty once this process was told to end. Returns process and
-    exit code (minus the signal) of each that ended badly, in the order in which they did."""
+    exit code (minus the signal; SIGTERM of one that was ended here) of each that ended badly, in the order in
+    which they did."""
     living = dict(enumerate(ranks))
     ended: list[tuple[int, int]] = []
+    killed = False  # those that did not end when they were told to
     first = ending = float("inf")  # when the first ended badly, and when the others were told to end
     while living:
         connection.wait([rank.sentinel for rank in living.values()], elastic.EVERY)
@@ -118,12 +120,14 @@ def _wait(ranks: Sequence[Process], told: list[int]) -> list[tuple[int, int]]:
                     with suppress(OSError):  # a full disk, which the rank may have died of
                         print(NOTICED, flush=True)
                 if code:
-                    ended.append((number, code))
+                    ours = killed and code == -signal.SIGKILL
+                    ended.append((number, -signal.SIGTERM if ours else code))
         if ending == float("inf") and (told or now > first + GRACE):
             ending = now
             for rank in living.values():
                 rank.terminate()
         elif now > ending + STAY:
+            killed = True
             for rank in living.values():
                 _kill(rank)
     return ended

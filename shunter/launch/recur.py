@@ -13,11 +13,19 @@ NOTICED = "shunter: a rank has ended"  # the launcher's own line, after what ran
 LONGEST = 300  # characters of a line that are shown
 
 
-class RankDied(ShunterError):
+class RanksEnded(ShunterError):
+    """The ranks of a job ended, and none of them told why by an error of its own."""
+
+
+class RankDied(RanksEnded):
     """A rank ended without a word."""
 
 
-def told_again(error: RankDied, folder: Path, step: int | None) -> RankDied:
+class CollectiveTimeout(RanksEnded):
+    """Ranks waited for each other for too long, and all of them lived."""
+
+
+def told_again(error: RanksEnded, folder: Path, step: int | None) -> RanksEnded:
     """The error to raise: as it is the first time, and with what is known where it comes a second time.
 
     step: the last one that was finished; None before any was.
@@ -32,7 +40,7 @@ def told_again(error: RankDied, folder: Path, step: int | None) -> RankDied:
     said = last_words(Path(error.where)) if error.where else None
     what = f"{error.what}; it was the {_nth(times)} time {after}"
     what += f"; the last that it said: {said}" if said else ""
-    return RankDied(
+    return type(error)(
         what,
         where=error.where,
         mend="The same command will most likely end there again: look at the cause first, in that file.",

@@ -364,4 +364,5 @@ def _lost(rank: int, node: Node, peer: int, error: RuntimeError) -> PeerLost:
     return PeerLost(
         f"rank {rank} cannot do {node.action}: rank {peer} does not answer ({reason})",
         mend="Look at what that rank said last; the run continues from its last checkpoint.",
+        waited=f"for rank {peer}, to do {node.action}",
     )

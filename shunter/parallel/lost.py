@@ -9,9 +9,17 @@ from shunter.config.errors import ShunterError
 
 
 class PeerLost(ShunterError):
-    """Another rank is the cause: whoever reports failures looks for what that one said first."""
+    """Another rank is the cause: whoever reports failures looks for what that one said first.
+
+    waited: for what this one waited, such as "add up gradients"."""
 
     lost = True
+
+    def __init__(
+        self, what: str, *, where: str | None = None, mend: str | None = None, waited: str | None = None
+    ) -> None:
+        super().__init__(what, where=where, mend=mend)
+        self.waited = waited
 
 
 @contextmanager
@@ -24,4 +32,5 @@ def answering(rank: int, what: str) -> Iterator[None]:
         raise PeerLost(
             f"rank {rank} cannot {what}: another rank does not answer ({reason})",
             mend="Look at what that rank said last; the run continues from its last checkpoint.",
+            waited=f"to {what}",
         ) from error

@@ -6,6 +6,7 @@ What this cannot show: that the last line is the cause. It is what stands last b
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from shunter.launch import elastic
 from shunter.launch.elastic import cause
-from shunter.launch.recur import NOTICED, RankDied, forget, last_words, told_again
+from shunter.launch.recur import NOTICED, CollectiveTimeout, RankDied, forget, last_words, told_again
 
 ABORTED = """\
 a line of the training
@@ -119,3 +120,61 @@ def test_what_torch_says_of_a_peer_that_is_gone(
     told = json.loads((tmp_path / "failed-1.json").read_text())
     assert told["lost"] == lost
     assert told["what"].startswith("rank 1 lost another rank") == lost
+    assert told["late"] == ("waiting" in str(error))
+    if lost:
+        assert re.match(r"`raise error` \(test_recur.py, line \d+\)$", told["waited"])
+
+
+def waits(rank: int, what: str, *, late: bool) -> dict[str, Any]:
+    return {**failed(rank, f"rank {rank} lost another rank", lost=True), "late": late, "waited": what}
+
+
+def test_ranks_that_wait_for_each_other_are_no_lost_rank() -> None:
+    """Of each it is told for what it waited, though only the first waited until the end: it leaves, and the
+    others see that it is gone."""
+    failures = [
+        waits(2, "to add up gradients", late=True),
+        waits(0, "to hear rank 0", late=False),
+        waits(1, "to add up gradients", late=False),
+    ]
+    error = cause(failures, [(2, 1), (0, 1), (1, 1)], "otherwise", Path("output.txt"))
+    assert isinstance(error, CollectiveTimeout)
+    assert error.what == (
+        "no rank died, but a wait took longer than how.parallel.timeout allows: "
+        "rank 0 waited: to hear rank 0; ranks 1, 2 waited: to add up gradients"
+    )
+    assert error.where == "output.txt"
+    assert "Each waits for another" in str(error)
+
+
+def test_one_that_told_nothing_when_another_had_waited_too_long_is_named() -> None:
+    failures = [waits(0, "to hear rank 1", late=True)]
+    error = cause(failures, [(0, 1), (1, -signal.SIGTERM)], "otherwise", Path("output.txt"))
+    assert isinstance(error, CollectiveTimeout)
+    assert "rank 0 waited: to hear rank 1; rank 1 told nothing until the end" in str(error)
+    assert "Look at what rank 1 did" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("failures", "ended", "says"),
+    [
+        ([waits(0, "for rank 1", late=True)], [(0, 1), (1, -signal.SIGKILL)], "rank 1 was ended by SIGKILL"),
+        ([waits(0, "for rank 1", late=False)], [(0, 1), (1, -signal.SIGTERM)], "rank 0 lost another rank"),
+        ([waits(0, "", late=True), failed(1, "a bug", lost=False)], [(0, 1), (1, 1)], "rank 1 failed"),
+    ],
+    ids=["died", "connection", "bug"],
+)
+def test_a_rank_that_died_or_failed_comes_before_those_that_waited_for_it(
+    failures: list[dict[str, Any]], ended: list[tuple[int, int]], says: str
+) -> None:
+    error = cause(failures, ended, "otherwise", Path("output.txt"))
+    assert says in str(error)
+    assert not isinstance(error, CollectiveTimeout)
+
+
+def test_a_wait_that_is_too_long_again_is_told_as_one(tmp_path: Path) -> None:
+    error = CollectiveTimeout("no rank died", where=str(tmp_path / "none.txt"), mend="Look.")
+    assert told_again(error, tmp_path, 3) is error
+    again = told_again(error, tmp_path, 3)
+    assert isinstance(again, CollectiveTimeout)
+    assert "it was the second time after step 3" in str(again)
