@@ -154,8 +154,8 @@ def end_group(leader: int) -> None:
 
 
 def guard() -> None:
-    """In a rank: end when the launcher is gone, with all of its group if it leads one, so that nothing goes on
-    writing unseen. Takes over from `die_with_parent`, by which the rank would end alone."""
+    """In a rank: end when the launcher is gone, with all of its group if it leads one, so that nothing goes
+    on writing unseen. Takes over from `die_with_parent`, by which the rank would end alone."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -24,8 +24,8 @@ def late(error: BaseException) -> bool:
 
 
 def what(error: BaseException) -> str:
-    """For what the rank waited when this was raised: in words where the call has some (`waited`), else the line
-    that called torch."""
+    """For what the rank waited when this was raised: in words where the call has some (`waited`), else the
+    line that called torch."""
     if said := getattr(error, "waited", None):
         return str(said)
     *_, deepest = _causes(error)
@@ -65,8 +65,8 @@ def told(
     return CollectiveTimeout(
         "no rank died, but a wait took longer than how.parallel.timeout allows: " + "; ".join(parts),
         where=str(where),
-        mend=f"{mend}; if it comes again at the same step, this is a deadlock, or the network: report it, with "
-        "that file.",
+        mend=f"{mend}; if it comes again at the same step, this is a deadlock, or the network: report it, "
+        "with that file.",
     )
 
 

@@ -8,8 +8,10 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from torch.distributed import default_pg_timeout
 
 from shunter.layout.grid import DENSE, EXPERT, Grid
+from shunter.parallel.heartbeat import Heartbeat
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,16 @@ class ProcessGroups:
     """Process groups by their ranks, made once: fresh ones for each layout would leak threads and files.
 
     Every rank of the world has to ask for the same lists in the same order: torch names a group by how many
-    a rank has made, even with local synchronization. options: of `new_group`.
+    a rank has made, even with local synchronization. store: that all ranks reach, where some work alone while
+    others wait (`heartbeat`). options: of `new_group`.
     """
 
-    def __init__(self, **options: Any) -> None:
-        self.options = options
+    def __init__(self, *, store: Any = None, **options: Any) -> None:
+        self.store, self.options = store, options
         self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}
         self._pipelines: dict[tuple[int, ...], Groups] = {}
         self._beside: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._hearts: dict[tuple[int, ...], Heartbeat] = {}
 
     def get(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
         """The group over `ranks`; None for one rank alone."""
@@ -93,6 +97,18 @@ class ProcessGroups:
         if key not in self._beside:
             self._beside[key] = dist.new_group(list(key), backend="gloo", **self.options)
         return self._beside[key]
+
+
+    def heartbeat(self, ranks: Sequence[int], rank: int) -> Heartbeat | None:
+        """By which the ranks see that each other lives, for as long as messages may take. None for one rank
+        alone, or without a store: then messages alone tell who is there."""
+        key = tuple(ranks)
+        if len(key) < 2 or self.store is None:
+            return None
+        if key not in self._hearts:
+            silent = self.options.get("timeout", default_pg_timeout).total_seconds()
+            self._hearts[key] = Heartbeat(self.store, rank, key, silent)
+        return self._hearts[key]
 
 
 class Mesh:
@@ -129,6 +145,11 @@ class Mesh:
     def everyone(self) -> Peers:
         """All ranks of the grid."""
         return self.peers(*DENSE)
+
+    @property
+    def heartbeat(self) -> Heartbeat | None:
+        """Of all ranks of the grid."""
+        return self._groups.heartbeat(self.everyone.ranks, self.rank)
 
     def beside(self) -> Peers:
         """All ranks once more, by a group that only a thread beside the training uses. All ranks of the world

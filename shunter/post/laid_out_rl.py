@@ -70,7 +70,8 @@ class LaidOutReinforcement(Reinforcement):
         with self.writes.there():
             self.engine.new_weights(self.updates)
             try:
-                mine = self._written(number, chosen, self._mine(count))
+                with self.world.alone("tell its answers"):
+                    mine = self._written(number, chosen, self._mine(count))
             finally:
                 del self.engine  # whose cache, and copy of weights in its own order, learning has no room for
         if not self._told and not self.writes.own:
@@ -88,7 +89,8 @@ class LaidOutReinforcement(Reinforcement):
     def _grade(self, prompts: Sequence[Prompt], done: Sequence[Rollout]) -> list[Graded]:
         """By rank 0: canaries, and rules that can grade nothing, are of a whole step, and programs of others
         run on its machine alone."""
-        graded = super()._grade(prompts, done) if self.world.rank == 0 else []
+        with self.world.alone("hear what answers are worth"):
+            graded = super()._grade(prompts, done) if self.world.rank == 0 else []
         told = [[one.total, dict(one.parts), list(one.failed), list(one.unasked)] for one in graded]
         return [Graded(*each) for each in self._tell(told, "hear what answers are worth")[0]]
 
@@ -165,7 +167,8 @@ class WritingCopy:
 
 
 class Elsewhere:
-    """Of a rank that has no rules: the first one grades. A `Grading` that only holds what a checkpoint says."""
+    """Of a rank that has no rules, since the first one grades: a `Grading` that holds what a checkpoint
+    says, and no more."""
 
     def __init__(self) -> None:
         self.failures: dict[str, int] = {}

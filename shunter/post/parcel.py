@@ -1,8 +1,8 @@
 """Arrays for other processes of this machine: one file in memory that all of them map, and nobody copies.
 
 A frame of `shunter.post.roles.wire` tells where each array stands in it; the file's descriptor follows, with
-one byte. Where the system gives no such file (some sandboxes have the call and refuse it), it is one without a
-name in the folder for temporary files; where that has no room either, the arrays go in the frame.
+one byte. Where the system gives no such file (some sandboxes have the call and refuse it), it is one without
+a name in the folder for temporary files; where that has no room either, the arrays go in the frame.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -69,6 +70,14 @@ class World:
                 dist.all_reduce(tensor, group=peers.group)
         return tensor
 
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Within it each rank works by itself, as long as it takes; at the end all wait for the last, while it
+        lives. Every rank calls it. what: for what they wait. Raises PeerLost."""
+        heartbeat = self.mesh.heartbeat
+        with nullcontext() if heartbeat is None else heartbeat.alone(what):
+            yield
+
     def first(self, value: int) -> int:
         """Rank 0's value, on all ranks."""
         if self.size == 1:
@@ -126,11 +135,12 @@ def join(grid: Grid, rank: int, device: str, timeout: float, others: Sequence[Gr
         torch.cuda.set_device(local)
     place = torch.device("cuda", local) if use_cuda else torch.device("cpu")
     wait = timedelta(seconds=timeout)
+    store = meeting(rank, grid.size, wait)
     dist.init_process_group(
         "nccl" if use_cuda else "gloo",
-        store=meeting(rank, grid.size, wait),
+        store=store,
         rank=rank,
         world_size=grid.size,
         timeout=wait,
     )
-    return World.create(grid, rank, place, ProcessGroups(timeout=wait), others)
+    return World.create(grid, rank, place, ProcessGroups(store=store, timeout=wait), others)

@@ -46,7 +46,8 @@ class WorkerFailed(Exception):
 def _work(rank: int, size: int, place: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     wait = timedelta(seconds=SECONDS)
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=size, timeout=wait)
+    GROUPS.store = dist.FileStore(place, size)
+    dist.init_process_group("gloo", store=GROUPS.store, rank=rank, world_size=size, timeout=wait)
     GROUPS.options["timeout"] = wait
     while True:
         try:
