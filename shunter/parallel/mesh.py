@@ -98,7 +98,6 @@ class ProcessGroups:
             self._beside[key] = dist.new_group(list(key), backend="gloo", **self.options)
         return self._beside[key]
 
-
     def heartbeat(self, ranks: Sequence[int], rank: int) -> Heartbeat | None:
         """By which the ranks see that each other lives, for as long as messages may take. None for one rank
         alone, or without a store: then messages alone tell who is there."""

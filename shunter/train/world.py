@@ -72,8 +72,8 @@ class World:
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """Within it each rank works by itself, as long as it takes; at the end all wait for the last, while it
-        lives. Every rank calls it. what: for what they wait. Raises PeerLost."""
+        """Within it each rank works by itself, as long as it takes; at the end all wait for the last, while
+        it lives. Every rank calls it. what: for what they wait. Raises PeerLost."""
         heartbeat = self.mesh.heartbeat
         with nullcontext() if heartbeat is None else heartbeat.alone(what):
             yield

@@ -6,6 +6,7 @@ What this cannot show: ranks on several machines, and a GPU for each.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,26 @@ def test_ranks_that_are_killed_go_on_with_the_same_bits(
     assert rewards(out) == rewards(whole)
     curves = [{row["step"]: row["rl/reward"] for row in rows_of(folder)} for folder in (out, whole)]
     assert curves[0] == curves[1]
+
+
+SLOW = "import time; time.sleep(1); print(0.5)"
+
+
+@pytest.mark.long
+def test_grading_may_take_longer_than_ranks_may_be_silent(
+    work: Work, model: Path, talks: Path, tmp_path: Path
+) -> None:
+    """Twelve answers, a second each by the clock, on as many cores as there are."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    slow = {"kind": "checker", "file": "slow.py", "known": [{"answer": "a", "score": 0.5}]}
+    timeout = 8.0 / len(os.sched_getaffinity(0))
+    out, _ = laid_out(
+        work, model, talks, "slow", {"dp": 2, "timeout": timeout}, rewards=[slow],
+        train={"steps": 1, "lr": 1e-3},
+    )  # fmt: skip
+    assert rewards(out) == [0.5]
+    (row,) = rows_of(out)
+    assert row["rl/grading_seconds"] > timeout
 
 
 @pytest.mark.long

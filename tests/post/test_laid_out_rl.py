@@ -21,10 +21,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed import PrefixStore
 
 from shunter.generate.config import SamplingConfig
 from shunter.layout.grid import Grid
+from shunter.parallel.heartbeat import Heartbeat
 from shunter.parallel.mesh import Groups
+from shunter.post import laid_out_rl
 from shunter.post.batch import Sample
 from shunter.post.before import LaidOutBefore
 from shunter.post.config import PolicyConfig, PostTrain, RlHow
@@ -350,6 +353,41 @@ def test_rewards_that_stay_on_their_ranks_are_seen(pool: Pool, tmp_path: Path) -
     assert not differs(pool.run(task, 2, good, grid)[0], alone)
     wrong = differs(pool.run(locally, 2, bad, grid)[0], alone)
     assert {each.split()[0] for each in wrong} >= {"rewards", "weight"}
+
+
+def test_while_one_rank_grades_no_other_is_in_a_collective(pool: Pool, tmp_path: Path) -> None:
+    """There, the group's timeout would end it. Rank 0's rule grades when it has heard where rank 1 waits."""
+    lesson = Lesson(small(dp=2), answers=8, steps=1, place=str(tmp_path))
+    assert pool.run(where_others_wait, 2, lesson, lesson.case.layout.grid) == ["heartbeat", ""]
+
+
+def where_others_wait(rank: int, groups: Groups, lesson: Lesson) -> str:
+    """As rank 0 heard it when it graded."""
+    assert GROUPS.store is not None
+    store, heard = PrefixStore(lesson.place, GROUPS.store), []
+    grade, wait, told = Even.grade, Heartbeat._wait, laid_out_rl.told_by_all
+
+    def late(self: Even, items: Sequence[Item]) -> list[float | str]:
+        heard.append(store.get("where").decode())
+        return grade(self, items)
+
+    def waits(self: Heartbeat, what: str) -> None:
+        if what == "hear what answers are worth" and rank == 1:
+            store.set("where", "heartbeat")
+        wait(self, what)
+
+    def tells(fact: Any, *more: Any) -> list[Any]:
+        if not fact and rank == 1 and not store.check(["where"]):  # it has nothing to tell of rewards
+            store.set("where", "collective")
+        return told(fact, *more)
+
+    with (
+        mock.patch.object(Even, "grade", late),
+        mock.patch.object(Heartbeat, "_wait", waits),
+        mock.patch.object(laid_out_rl, "told_by_all", tells),
+    ):
+        task(rank, groups, lesson)
+    return "".join(heard)
 
 
 def test_a_rank_without_rules_holds_what_a_checkpoint_says_and_grades_nothing(tmp_path: Path) -> None:
