@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shunter import private
 from shunter.models.adapter import AdaptedLinear
 
 MOST = 2 * 2**30  # bytes of weights of a model that are copied: of a larger one memory may be short
@@ -70,12 +71,11 @@ class Ordered:
     """A copy of a weight in oneDNN's order."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+        self.weight = private.reordered(weight.detach())
         self.bias = bias
 
     def __call__(self, x: Tensor, then: str = "none") -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "")
-        return y
+        return private.linear(x, self.weight, self.bias, then)
 
     def added(self, x: Tensor, to: Tensor) -> Tensor:
         return self._with(x, to, "add")
@@ -85,8 +85,7 @@ class Ordered:
         return self._with(x, other, "mul")
 
     def _with(self, x: Tensor, other: Tensor, what: str) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, what)
-        return y
+        return private.linear_with(x, other, self.weight, self.bias, what)
 
 
 class PlainGate:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from shunter.private import AnyBatchNorm
 
 
-class DeferredBatchNorm(_BatchNorm):
+class DeferredBatchNorm(AnyBatchNorm):
     """Normalises with each micro-batch's own moments; `commit` moves the running ones, once a mini-batch.
 
     What is committed are the moments of all samples since the last commit, as an unsplit batch has them

@@ -26,9 +26,9 @@ from unittest import mock
 
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from shunter.private import DispatchMode, arguments_of, group_of, name_of
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ _METHODS: dict[str, tuple[str, _Sent]] = {
 }
 
 
-class _Functional(TorchDispatchMode):
+class _Functional(DispatchMode):
     """Functional collectives: torch.ops._c10d_functional, whose last argument names the group."""
 
     def __init__(self, found: Counted) -> None:
@@ -216,16 +216,14 @@ class _Functional(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _note(self, func: Any, named: dict[str, Any]) -> None:
-        name = (
-            func._schema.name.partition("::")[2].rstrip("_").removesuffix("_out").removesuffix("_coalesced")
-        )
+        name = name_of(func).rstrip("_").removesuffix("_out").removesuffix("_coalesced")
         if name not in _FUNCTIONAL:
             if name in ("wait_tensor", "irecv", "_wrap_tensor_autograd"):
                 return
             raise NotImplementedError(f"bytes of the functional collective {name} are not counted")
         group = named["group_name"]
         if isinstance(group, str):
-            group = _resolve_process_group(group)  # type: ignore[arg-type]
+            group = group_of(group)
         elif not isinstance(group, dist.ProcessGroup):
             group = dist.ProcessGroup.unbox(group)
         kind, sent = _FUNCTIONAL[name]
@@ -233,7 +231,7 @@ class _Functional(TorchDispatchMode):
 
 
 def _named(func: Any, args: tuple[Any, ...]) -> dict[str, Any]:
-    return {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
+    return dict(zip(arguments_of(func), args, strict=False))
 
 
 def _given(named: dict[str, Any]) -> Any:

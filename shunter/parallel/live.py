@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from shunter.private import DispatchMode, place_of, tree_leaves
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(DispatchMode):
     """Counts storages that operations make, until they are let go. now, peak: bytes.
 
     there: tensors that are there already, whose storages operations only look at or change.
@@ -28,7 +28,7 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self._known: dict[int, int] = {}
         self._storages: dict[int, weakref.ref[Any]] = {}
-        self._there = {tensor.untyped_storage()._cdata for tensor in there}
+        self._there = {place_of(tensor.untyped_storage()) for tensor in there}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -41,7 +41,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        place = storage._cdata
+        place = place_of(storage)
         if place in self._there:
             return
         if place not in self._known:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shunter.private import place_of, version_of
+
 FLIGHT = 2  # layers on the device at once: one is computed, one travels
 
 
@@ -85,7 +87,7 @@ class _Bundle:
     def put(self, tensor: Tensor) -> _Saved:
         """Begin to copy the tensor's storage, once."""
         storage = tensor.untyped_storage()
-        key = storage._cdata, tensor._version
+        key = place_of(storage), version_of(tensor)
         found = self._known.get(key)
         if found is None or found[0]() is not storage:
             found = weakref.ref(storage), self._leave(storage)
@@ -183,13 +185,13 @@ class _Away:
         if not torch.is_grad_enabled():
             return self.plain(hidden, *shared)
         bundle = self.aside.begin(self.first)
-        stays = {tensor.untyped_storage()._cdata for tensor in _tensors(shared)}
+        stays = {place_of(tensor.untyped_storage()) for tensor in _tensors(shared)}
 
         def pack(tensor: Tensor) -> Any:
             if not tensor.is_floating_point() or not tensor.numel():
                 return tensor
-            place = tensor.untyped_storage()._cdata
-            if place in stays or any(place == p.untyped_storage()._cdata for p in _plain(self.layer)):
+            place = place_of(tensor.untyped_storage())
+            if place in stays or any(place == place_of(p.untyped_storage()) for p in _plain(self.layer)):
                 return tensor
             return bundle.put(tensor)
 

@@ -15,25 +15,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.attention.varlen  # which registers its operator
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from shunter.private import Only, kernels_of_products
 
 _ATEN = torch.ops.aten
 # What is kept of a layer by `selective`. Products of attention by hand are not among them: they are as large
 # as the row is long, squared.
-KEPT = {
-    _ATEN.mm.default,
-    _ATEN.addmm.default,
-    _ATEN.linear.default,
-    _ATEN._grouped_mm.default,
-    _ATEN._scaled_dot_product_flash_attention.default,
-    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
-    _ATEN._scaled_dot_product_efficient_attention.default,
-    _ATEN._scaled_dot_product_cudnn_attention.default,
-    torch.ops.torch_attn._varlen_attn.default,
-}
+KEPT = {_ATEN.mm.default, _ATEN.addmm.default, _ATEN.linear.default, *kernels_of_products()}
 
 
 def recompute_layer(layer: nn.Module, *, selective: bool = False) -> None:
@@ -61,34 +51,9 @@ class _Again:
         return checkpoint(run, *inputs, use_reentrant=False, context_fn=_contexts)
 
 
-class _OfKept(TorchDispatchMode):
-    """One of torch's two modes of selective recomputation, which learns of those operations alone that may be
-    kept.
-
-    torch numbers every operation, and raises where the second time there is one more. Between a layer's own
-    operations, though, stand those of `fully_shard` around its experts, or around its norms: in a backward
-    their hooks gather what a forward found gathered, and take the experts for a root of their own.
-    """
-
-    supports_higher_order_operators = True
-
-    def __init__(self, mode: TorchDispatchMode) -> None:
-        super().__init__()
-        self.mode = mode
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        return True
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in KEPT:
-            return self.mode.__torch_dispatch__(func, types, args, kwargs)
-        return func(*args, **(kwargs or {}))
-
-
-def _contexts() -> tuple[_OfKept, _OfKept]:
+def _contexts() -> tuple[Only, Only]:
     first, second = create_selective_checkpoint_contexts(_policy)
-    return _OfKept(first), _OfKept(second)
+    return Only(first, KEPT), Only(second, KEPT)
 
 
 def _policy(context: Any, operation: Any, *args: Any, **more: Any) -> CheckpointPolicy:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.parallel.tree import Tree
+from shunter.private import version_of
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ def light_forward(compute: Callable[[], Tree], inputs: Tree, trains: bool) -> Tr
     Which of them depend on a parameter is not known without a graph: all of floating point are taken to.
     Raises ShunterError if it changed one of its inputs, which the recomputation would find changed.
     """
-    versions = {key: tensor._version for key, tensor in inputs.items()}
+    versions = {key: version_of(tensor) for key, tensor in inputs.items()}
     with torch.no_grad():
         outputs = compute()
     for key, tensor in inputs.items():
-        if tensor._version != versions[key]:
+        if version_of(tensor) != versions[key]:
             raise ShunterError(
                 f"a stage changes its input {key!r} in place, so it cannot be recomputed",
                 mend="Let its first layer write to a new tensor, or turn recomputation off.",

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 
 from shunter.parallel.executor import Handler
 from shunter.parallel.stage import Stage
 from shunter.parallel.tree import Tree
+from shunter.private import reduce_gradients
 from shunter.schedule.action import REDUCE, RESHARD, UNSHARD
 from shunter.schedule.program import Node
 
@@ -51,13 +52,7 @@ def sharded_handlers(stages: Mapping[int, Stage]) -> dict[str, Handler]:
         assert isinstance(module, FSDPModule)
         module.set_is_last_backward(True)
         module.set_requires_gradient_sync(True)
-        # Private names, as torch.distributed.pipelining uses them (stage.py, perform_reduce_grad): torch has
-        # no public way to reduce gradients that no backward hook has seen.
-        root = fully_shard.state(module)  # type: ignore[attr-defined]
-        for state in root._state_ctx.all_states:
-            for group in state._fsdp_param_groups:
-                group.post_backward()
-        root._root_post_backward_final_callback()
+        reduce_gradients(module)
         _defer(module)
 
     return {UNSHARD: gather, RESHARD: give_up, REDUCE: reduce}

@@ -26,6 +26,7 @@ from shunter.parallel.lost import answering
 from shunter.parallel.mesh import Peers
 from shunter.parallel.resharding import Bill
 from shunter.parallel.told import told_by_all
+from shunter.private import place_of
 
 ROUND_BYTES = 64 << 20  # of whole tensors that come together at once
 
@@ -125,7 +126,7 @@ class Together:
                 if way.giver == me:
                     if way.cells not in packed:
                         flat = packed[way.cells] = self._packed(name, way)
-                        own = flat.untyped_storage()._cdata == self.parts[name].untyped_storage()._cdata
+                        own = _place(flat) == _place(self.parts[name])
                         staged += 0 if own else flat.nbytes
                     messages.append(dist.P2POp(dist.isend, packed[way.cells], ranks[way.taker], group))
                 elif way.taker == me:
@@ -158,18 +159,22 @@ class Together:
     def _moving(self) -> dict[str, int]:
         """All, but what shares its memory, or whose memory somebody else looks at (numpy)."""
         storages = {name: tensor.untyped_storage() for name, tensor in self.parts.items()}
-        sharers = Counter(storage._cdata for storage in storages.values())
+        sharers = Counter(place_of(storage) for storage in storages.values())
         return {
             name: storage.nbytes()
             for name, storage in storages.items()
-            if storage.resizable() and sharers[storage._cdata] == 1
+            if storage.resizable() and sharers[place_of(storage)] == 1
         }
 
     def _resident(self) -> int:
         """Bytes of weights that have memory."""
         tensors = (*self.parts.values(), *self.whole.values())
-        storages = {each._cdata: each.nbytes() for each in (it.untyped_storage() for it in tensors)}
+        storages = {place_of(each): each.nbytes() for each in (it.untyped_storage() for it in tensors)}
         return sum(storages.values())
+
+
+def _place(tensor: Tensor) -> int:
+    return place_of(tensor.untyped_storage())
 
 
 def _checked(name: str, told: Sequence[Any], whole: Mapping[str, Tensor]) -> Piece:

@@ -33,6 +33,7 @@ from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt
 from shunter.post.reinforce import Reinforcement, unknown
 from shunter.post.rewards import Graded, Item
+from shunter.private import replace_each
 
 
 class LaidOutReinforcement(Reinforcement):
@@ -150,7 +151,8 @@ class WritingCopy:
             return without_memory(torch.empty_like(tensor, device=passes.device))
 
         # As `to_empty`, one tensor at a time: all of them may have no room beside what learns.
-        self.model = bare.to(dtype)._apply(room)
+        self.model = bare.to(dtype)
+        replace_each(self.model, room)
         self.model.requires_grad_(False)
         self._together = passes.together(self.model.state_dict())
 

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
-import torch._functorch.config as functorch
 
 from shunter.config.errors import ShunterError
+from shunter.private import keep_of_activations
 from shunter.record.memory import current_rss
 from shunter.record.processor import multiplies_bf16
 
@@ -66,7 +66,7 @@ def compile_within(share: float) -> None:
 
     torch's partitioner chooses what is computed again by FLOP (its `activation_memory_budget`).
     """
-    functorch.activation_memory_budget = share
+    keep_of_activations(share)
 
 
 def prepare_determinism(device: torch.device) -> None:

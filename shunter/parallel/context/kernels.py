@@ -1,7 +1,7 @@
 """Attention of one tile with its log-sum-exp, and its gradient once the whole row's log-sum-exp is known.
 
 `F.scaled_dot_product_attention` does not tell the log-sum-exp, so the operators behind it are called: private
-names of torch 2.13, all in this file. Where none serves, `by_hand` computes the same.
+names of torch 2.13 (`shunter.private`). Where none serves, `by_hand` computes the same.
 
 Shapes: q [B, H, r, d], k and v [B, K, c, d] with H a multiple of K, mask [B or 1, 1, r, c] (True: sees).
 """
@@ -12,6 +12,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from shunter import private
 
 _CPU = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _CUDA = (torch.bfloat16, torch.float16)
@@ -27,15 +29,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) 
     kind = _kernel(q, mask)
     if kind == "cpu":
         bias = _bias(q, mask)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=bias, scale=scale
-        )
+        out, lse = private.flash_attention_cpu(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
         # The operator tells 0 for the log-sum-exp of nothing.
         return out, lse if mask is None else lse.masked_fill(~mask.any(dim=-1), -math.inf)
     if kind == "cuda":
-        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
-            q, k, v, 0.0, causal, False, scale=scale
-        )
+        out, lse, *_ = private.flash_attention_cuda(q, k, v, 0.0, causal, False, scale=scale)
         return out, lse
     return by_hand(q, k, v, causal, mask)
 
@@ -58,7 +56,7 @@ def backward(
     scale = 1 / math.sqrt(q.shape[-1])
     kind = _kernel(q, mask)
     if kind == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        return private.flash_attention_cpu_backward(
             grad, q, k, v, out, lse, 0.0, causal, attn_mask=_bias(q, mask), scale=scale
         )
     if kind == "cuda":
@@ -68,7 +66,7 @@ def backward(
         rows, columns = q.shape[2], k.shape[2]
         # It reads the log-sum-exp without regard to strides.
         lse = lse.contiguous()
-        return torch.ops.aten._scaled_dot_product_flash_attention_backward(
+        return private.flash_attention_cuda_backward(
             grad, q, k, v, out, lse, None, None, rows, columns, 0.0, causal, state, none, scale=scale
         )
     return by_hand_backward(grad, q, k, v, out, lse, causal, mask)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from shunter.config.errors import ShunterError
 from shunter.parallel.mesh import Peers
+from shunter.private import parameters_of
 
 BUCKET_BYTES = 64 << 20  # of one rank's parts that travel together
 
@@ -110,7 +111,7 @@ class Gathered:
 
     def _stand(self, parameters: Mapping[str, nn.Parameter]) -> None:
         for owner, leaf, name in self.places:
-            owner._parameters[leaf] = parameters[name]
+            parameters_of(owner)[leaf] = parameters[name]
             owner.__dict__[_WHOLE] = parameters is self.wholes
 
 
@@ -134,6 +135,6 @@ def _reader(leaf: str) -> Callable[[nn.Module], Tensor | None]:
                 f"{type(owner).__name__}.{leaf} is read while each process has a part of it",
                 mend="Call the model within `laid.gathered()`, on all processes; or use fitted.predict.",
             )
-        return owner._parameters[leaf]
+        return parameters_of(owner)[leaf]
 
     return read

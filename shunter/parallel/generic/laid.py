@@ -31,6 +31,7 @@ from shunter.parallel.generic.products import Product, Table, computable, instal
 from shunter.parallel.generic.shards import Shard, hold
 from shunter.parallel.generic.stored import Fill
 from shunter.parallel.mesh import Mesh
+from shunter.private import parameters_of
 
 Probe = Callable[[], Tensor]
 ALLOWED = ("pp", "cp", "ep", "etp")  # must be 1
@@ -180,7 +181,7 @@ def _allowed(mesh: Mesh) -> None:
 def _places(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[nn.Module, str, str]]:
     """Each place where a parameter stands (tied ones stand in several): owner, its leaf, the first name."""
     for owner in module.modules():
-        for leaf, parameter in owner._parameters.items():
+        for leaf, parameter in parameters_of(owner).items():
             if parameter is not None:
                 yield owner, leaf, names[id(parameter)]
 
@@ -225,7 +226,7 @@ def _tensor(
 def _compute_in_parts(laid: Laid, names: Mapping[int, str], peers: Any) -> None:
     assert laid.plan is not None
     for owner in list(laid.module.modules()):
-        weight = owner._parameters.get("weight")
+        weight = parameters_of(owner).get("weight")
         if weight is None or not computable(owner):
             continue
         name = names[id(weight)]
@@ -234,7 +235,7 @@ def _compute_in_parts(laid: Laid, names: Mapping[int, str], peers: Any) -> None:
             install(owner, Table(owner, cut, peers))
         elif cut.dim is not None:
             outputs = 1 if is_conv1d(owner) else 0
-            bias = owner._parameters.get("bias")
+            bias = parameters_of(owner).get("bias")
             follows = bias is None or laid.plan.cuts[names[id(bias)]].dim == 0
             if bias is not None and follows != (cut.dim == outputs):
                 continue  # such as a bias that a person wants whole: brought together, that is right as well
@@ -247,7 +248,7 @@ def _compute_in_parts(laid: Laid, names: Mapping[int, str], peers: Any) -> None:
 
 def _computed(laid: Laid, owner: nn.Module, how: str) -> None:
     names = {id(p): name for name, p in laid.parameters.items()}
-    for parameter in owner._parameters.values():
+    for parameter in parameters_of(owner).values():
         if parameter is not None and not laid.held[names[id(parameter)]].piece.is_whole:
             laid.computed[names[id(parameter)]] = how
 
@@ -284,7 +285,7 @@ def _filled(laid: Laid, fill: Fill, device: torch.device) -> None:
         fill(name, laid.held[name].piece, made.data)
         laid.parameters[name] = made
     for owner, leaf, name in places:
-        owner._parameters[leaf] = laid.parameters[name]
+        parameters_of(owner)[leaf] = laid.parameters[name]
     laid.module.to(device)
 
 

@@ -15,6 +15,7 @@ from shunter.parallel.generic.alike import described
 from shunter.parallel.generic.collectives import take
 from shunter.parallel.generic.products import Entrance, Product, Table, installed
 from shunter.parallel.mesh import Peers
+from shunter.private import parameters_of
 
 # Whole numbers that code divides its activations by: how many heads, and how wide all heads are together.
 _NO_COUNT = ("dim", "size", "group", "index", "idx", "mask")
@@ -57,7 +58,7 @@ class Pair:
         the same in a `config` that it reads."""
         size = self.peers.size
         counts = {name: value // size for name, value in _counts(self.inside).items() if value % size == 0}
-        width = self.second.module._parameters["weight"].shape[self.second.cut.dim or 0]  # type: ignore[union-attr]
+        width = parameters_of(self.second.module)["weight"].shape[self.second.cut.dim or 0]  # type: ignore[union-attr]
         widths = {
             name: value // size
             for name, value in _numbers(self.inside)
@@ -215,7 +216,7 @@ def _fits(first: Product, second: Product) -> bool:
 
 
 def _size(product: Product, dim: int | None) -> int:
-    weight = product.module._parameters["weight"]
+    weight = parameters_of(product.module)["weight"]
     assert weight is not None
     assert dim is not None
     return int(weight.shape[dim])

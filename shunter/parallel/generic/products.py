@@ -21,6 +21,7 @@ from shunter.layout.rules import Kind
 from shunter.parallel.generic.collectives import bring, enter, leave, take
 from shunter.parallel.generic.shards import plain_class
 from shunter.parallel.mesh import Peers
+from shunter.private import AnyConv, parameters_of
 
 
 def kind_of(module: nn.Module) -> Kind:
@@ -29,7 +30,7 @@ def kind_of(module: nn.Module) -> Kind:
         return "linear"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "embedding"
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, AnyConv):
         return "transposed" if module.transposed else "conv"
     if is_conv1d(module):
         return "transposed"
@@ -77,7 +78,7 @@ class Product:
         self.transposed = is_conv1d(module)
 
     def __call__(self, x: Tensor) -> Tensor:
-        parameters = self.module._parameters
+        parameters = parameters_of(self.module)
         stored, bias = parameters["weight"], parameters["bias"]
         assert stored is not None
         weight: Tensor = stored.mT if self.transposed else stored
@@ -103,7 +104,7 @@ class Table:
         return take(found, -1, self.peers) if self.sliced else found
 
     def _found(self, ids: Tensor) -> Tensor:
-        weight, padding = self.module._parameters["weight"], self.module.padding_idx
+        weight, padding = parameters_of(self.module)["weight"], self.module.padding_idx
         assert weight is not None
         if self.cut.dim is None:
             return F.embedding(ids, weight, padding)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from shunter.parallel.generic.collectives import bring
 from shunter.parallel.mesh import Peers
+from shunter.private import parameters_of
 
 _HELD = "_shunter_shards"
 _ORIGIN = "_shunter_origin"
@@ -58,7 +59,7 @@ def plain_class(module: nn.Module) -> type:
 
 def _reader(name: str) -> Callable[[nn.Module], Tensor | None]:
     def read(module: nn.Module) -> Tensor | None:
-        part = module._parameters[name]
+        part = parameters_of(module)[name]
         if part is None:
             return None
         shard: Shard = module.__dict__[_HELD][name]

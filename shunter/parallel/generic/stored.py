@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from shunter.config.errors import ShunterError
 from shunter.config.nearest import nearest
 from shunter.layout.piece import Piece
+from shunter.private import parameters_of
 
 Fill = Callable[[str, Piece, Tensor], None]
 
@@ -29,7 +30,7 @@ def without_values() -> Iterator[None]:
         # One that has no values already may be tied: it stays the same object.
         if parameter is not None and not parameter.is_meta:
             bare = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-            module._parameters[name] = bare
+            parameters_of(module)[name] = bare
 
     with mock.patch.object(nn.Module, "register_parameter", register):
         yield

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from shunter.config.seed import derive_seed
 from shunter.parallel.generic.pairs import Pair, form
 from shunter.parallel.mesh import Peers
+from shunter.private import parameters_of
 
 # Largest difference, relative to the largest number, that rounding can explain. A wrong head is off by 1.
 _ROUNDING = 1e-4  # also of float64: many models compute norms and softmax in float32 whatever they are given
@@ -203,9 +204,11 @@ def undropped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -
 
 def _cut(pair: Pair) -> set[str]:
     """Names of parameters of which each rank has a part."""
-    bias = pair.second.module._parameters["bias"]
+    bias = parameters_of(pair.second.module)["bias"]
     cut = {
-        id(p) for product in (*pair.firsts.values(), pair.second) for p in product.module._parameters.values()
+        id(p)
+        for product in (*pair.firsts.values(), pair.second)
+        for p in parameters_of(product.module).values()
     } - {id(bias)}
     return {name for name, p in pair.inside.named_parameters() if id(p) in cut}
 

@@ -13,6 +13,7 @@ from shunter.config.errors import ShunterError
 from shunter.layout.anymodel import check_useful, plan
 from shunter.parallel.generic.laid import Laid, heads_of, lay_out, rounding, weights_of
 from shunter.parallel.generic.stored import reader
+from shunter.private import AnyBatchNorm
 from shunter.train.device import autocast
 from shunter.train.task.config import TaskConfig
 from shunter.train.task.draws import Shapes, cut_dims, example_dims
@@ -111,7 +112,7 @@ def _may_drop(module: nn.Module) -> bool:
 def _can_be_cut(trying: Engine, examples: Sequence[Any]) -> None:
     """Raise ShunterError where another cut of a batch would be another loss."""
     for name, each in trying.model.named_modules():
-        if isinstance(each, nn.modules.batchnorm._BatchNorm) and each.training:
+        if isinstance(each, AnyBatchNorm) and each.training:
             raise ShunterError(
                 f"{name} normalises over a batch, so the loss depends on how batches are cut",
                 mend="Use one process with how.micro_batch=train.batch, or another norm (nn.GroupNorm).",
