@@ -43,7 +43,12 @@ def launch(
     RuntimeError with its traceback. If this process dies, so do they.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in [*folder.glob("answer*.json"), *folder.glob("failed-*.json"), folder / ENDED]:
+    for left in [
+        *folder.glob("answer*.json"),
+        *folder.glob("failed-*.json"),
+        *folder.glob("stack-*.txt"),
+        folder / ENDED,
+    ]:
         left.unlink(missing_ok=True)
     path = folder / "request.json"
     path.write_text(json.dumps({**request, "folder": str(folder)}), encoding="utf-8")
@@ -176,6 +181,7 @@ def serve(work: Callable[[dict[str, Any], int, int], dict[str, Any] | None]) -> 
     process, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     rank = place_of(request, process)
     folder = Path(request["folder"])
+    waited.leave_word(folder, rank)
     try:
         answer = work(request, rank, size)
     except BaseException as error:

@@ -5,9 +5,13 @@ That is no lost rank: one is slower than the timeout allows, or each waits for a
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import re
+import signal
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,17 @@ from shunter.launch.recur import CollectiveTimeout
 # What gloo, NCCL and torch's stores say of a wait that was given up.
 LATE = ("timed out", "timeout")
 _SHOWN = 8  # ranks, and waits, that are told one by one
+
+
+_FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)')
+
+
+def leave_word(folder: Path, rank: int) -> None:
+    """In a rank: when it is told to end, it writes down where each of its threads is. By no code of Python,
+    which does not run while it waits for a message."""
+    with suppress(OSError):
+        _word(folder, rank).unlink(missing_ok=True)
+        faulthandler.register(signal.SIGTERM, _word(folder, rank).open("w"), all_threads=True, chain=True)
 
 
 def late(error: BaseException) -> bool:
@@ -29,11 +44,7 @@ def what(error: BaseException) -> str:
     if said := getattr(error, "waited", None):
         return str(said)
     *_, deepest = _causes(error)
-    frames = [
-        each
-        for each in traceback.extract_tb(deepest.__traceback__)
-        if f"{os.sep}torch{os.sep}" not in each.filename
-    ]
+    frames = [each for each in traceback.extract_tb(deepest.__traceback__) if not _of_torch(each.filename)]
     if not frames:
         return "another rank"
     last = frames[-1]
@@ -57,7 +68,9 @@ def told(
     others = sorted(rank for rank, _ in ended if rank not in known)
     parts = [f"{_named(ranks)} waited: {each}" for each, ranks in list(waits.items())[:_SHOWN]]
     parts += [f"and {len(waits) - _SHOWN} more waits"] * (len(waits) > _SHOWN)
-    parts += [f"{_named(others)} told nothing until the end"] * bool(others)
+    for other in others:
+        at = _left(where.parent, other)
+        parts.append(f"rank {other} told nothing until it was ended" + (f", {at}" if at else ""))
     if others:
         mend = f"Look at what {_named(others)} did. Where it may take that long, raise the timeout"
     else:
@@ -68,6 +81,26 @@ def told(
         mend=f"{mend}; if it comes again at the same step, this is a deadlock, or the network: report it, "
         "with that file.",
     )
+
+
+def _word(folder: Path, rank: int) -> Path:
+    return folder / f"stack-{rank}.txt"
+
+
+def _left(folder: Path, rank: int) -> str | None:
+    """Where a rank's main thread was when it was told to end; None where it could not write it down."""
+    try:
+        *_, main = _word(folder, rank).read_text(encoding="utf-8").split("\n\n")  # the oldest comes last
+    except OSError:
+        return None
+    for found in _FRAME.finditer(main):
+        if not _of_torch(found["file"]):
+            return f"in {found['name']} ({Path(found['file']).name}, line {found['line']})"
+    return None
+
+
+def _of_torch(file: str) -> bool:
+    return f"{os.sep}torch{os.sep}" in file
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

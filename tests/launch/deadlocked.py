@@ -1,7 +1,9 @@
-"""Two ranks of which each waits for another collective, for two seconds at most."""
+"""Two ranks of which each waits for another collective, for two seconds at most, or one hangs."""
 
 from __future__ import annotations
 
+import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +24,9 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
     if rank == 0:
         with answering(rank, "add up gradients"):
             dist.all_reduce(torch.ones(3))
+    elif request.get("hangs"):
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+        time.sleep(600)
     else:
         dist.all_reduce(torch.ones(3), group=other)
     return {}

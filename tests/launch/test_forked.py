@@ -19,6 +19,7 @@ from shunter.config.errors import ShunterError
 from shunter.launch import elastic, forked
 from shunter.launch.recur import CollectiveTimeout
 from tests import warm
+from tests.launch import deadlocked
 
 
 def launch(folder: Path, count: int, **request: Any) -> dict[str, Any]:
@@ -111,6 +112,18 @@ def test_ranks_that_wait_for_each_other_are_told_as_that(tmp_path: Path) -> None
     assert caught.value.where == str(tmp_path / "ranks" / "output.txt")
     mine, theirs = "rank 0 waited: to add up gradients", "rank 1 waited: `dist.all_reduce("
     assert mine in str(caught.value) or theirs in str(caught.value)
+
+
+def test_one_that_hangs_while_another_waits_tells_where_it_was(tmp_path: Path) -> None:
+    """By its main thread, of several."""
+    request = {"hangs": True}
+    with pytest.raises(CollectiveTimeout, match="no rank died") as caught:
+        elastic.launch(
+            "tests.launch.deadlocked", request, 2, tmp_path / "ranks", threads=1, poll=lambda: None
+        )
+    line = 1 + Path(deadlocked.__file__).read_text().splitlines().index("        time.sleep(600)")
+    says = f"rank 1 told nothing until it was ended, in work (deadlocked.py, line {line})"
+    assert says in str(caught.value)
 
 
 def test_on_a_full_disk_all_end(tmp_path: Path) -> None:
