@@ -146,8 +146,7 @@ class Reinforcement:
         values = None
         if self.critic is not None:
             with self.phases.timed("preparation"):
-                values = of_each(self.critic.scorer, unknown(done), self.scored_tokens, "value")
-            self.phases.passed(unknown(done))
+                values = self._says(self.critic.scorer, done, "value")
         samples = judge(self.config, done, rewards, groups, far, values)
         stale = self._stale(done)
         with self.phases.timed("learning"):
@@ -198,13 +197,19 @@ class Reinforcement:
 
     def _refer(self, done: Sequence[Rollout]) -> list[Array]:
         """Of each token written, what the reference says."""
+        return self._says(self.reference, done)
 
+    def _says(self, scorer: Scorer, done: Sequence[Rollout], what: str = "logprob") -> list[Array]:
         def cut(samples: Sequence[Sample]) -> list[Answers]:
-            batches = self._batches(samples)
+            batches = self._scored(samples)
             self.phases.prepared += sum(batch.tokens.size for batch in batches)
             return batches
 
-        return of_each(self.reference, unknown(done), self.scored_tokens, cut=cut)
+        return of_each(scorer, unknown(done), self.scored_tokens, what, cut)
+
+    def _scored(self, samples: Sequence[Sample]) -> list[Answers]:
+        """Micro-batches of what is looked at without gradients."""
+        return self._batches(samples)
 
     def _stale(self, done: Sequence[Rollout]) -> float:
         """How many updates old the weights were that wrote, by our own count of updates. Here they are the

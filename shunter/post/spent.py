@@ -69,10 +69,6 @@ class Phases:
         self.prompts += sum(len(one.prompt) for one in done)
         self.longest += max((len(one.ids) for one in done), default=0)
 
-    def passed(self, samples: Sequence[Sample]) -> None:
-        """Samples that some model has looked at without learning."""
-        self.prepared += padded(samples)
-
 
 def padded(samples: Sequence[Sample]) -> int:
     """Tokens of samples that share rows with others of like length."""
