@@ -46,6 +46,7 @@ class LaidOutReinforcement(Reinforcement):
         assert isinstance(self.policy, LaidOutPupil)
         self.laid_out, self.world = self.policy, self.policy.world
         self.writes = WritingCopy(self.policy)
+        self.copies = not self.writes.own
         self._told = False  # the log says what it took to bring it together
         # A file a step for each rank: what one has written, all read.
         self.journal = Journal(self.course.place.work / "rollouts", f"r{self.world.rank:05d}")
@@ -121,7 +122,7 @@ class LaidOutReinforcement(Reinforcement):
         return grouped(rows, self.scored_tokens, least=least)
 
     def _rows_of(self, samples: Sequence[Sample], least: int) -> list[list[Sample]] | None:
-        """Answers that share a row. None: they do not share any here, or there would be fewer than `least`."""
+        """Answers that share a row. None: here they do not, or there would be fewer rows than `least`."""
         rows = None if self.laid_out.parallel.cp > 1 else self._shared(samples)
         return None if rows is None or len(rows) < least else rows
 

@@ -23,6 +23,7 @@ from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Engine, Rollout, RolloutEngine
 from shunter.generate.toolbox import Toolbox
 from shunter.models.decoder import Decoder
+from shunter.models.footprint import BLOCK, cache_tokens
 from shunter.models.spec import DecoderSpec
 from shunter.post.advantages import Array
 from shunter.post.batch import Answers, Sample, grouped, micro_batches
@@ -37,7 +38,7 @@ from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grader
 from shunter.post.spent import Phases
 from shunter.post.step import Gradient, Scorer
-from shunter.post.writers import BLOCK, cache_tokens, submit, written
+from shunter.post.writers import submit, written
 
 SHOWN = 3  # answers of a step that are kept for people to read
 MOMENTS = 5  # steps whose answers are
@@ -48,6 +49,7 @@ class Reinforcement:
     """The lessons of `rl`. `rewards` holds the mean reward of each step so far."""
 
     newest = True  # weights write what is learnt from
+    copies = False  # what writes is a copy, in the place of what learns
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class Reinforcement:
         self.updates = 0  # of the policy: the version of its weights
         self.early: Gradient | None = None  # of answers of the step at hand, by their place: those in `had`
         self.had: set[int] = set()
-        self.phases = Phases()
+        self.phases = Phases(resident=course.device.type == "cpu")
         self.rewards: list[float] = []
         self.samples: list[dict[str, Any]] = []
         self.most_gap = 0.0

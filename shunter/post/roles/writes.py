@@ -13,6 +13,7 @@ from shunter.config.seed import derive_seed
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout, RolloutEngine
 from shunter.models.decoder import Decoder
+from shunter.models.footprint import BLOCK, cache_tokens
 from shunter.models.hf import load_model
 from shunter.post import writers
 from shunter.post.journal import Journal
@@ -104,7 +105,7 @@ class Writes(Role):
         )
         seed = derive_seed(self.seed, "rollout", step)
         return RolloutEngine(
-            decoder, sampling, self.stops, seed, size=writers.BLOCK, tokens=writers.cache_tokens(side, room),
+            decoder, sampling, self.stops, seed, size=BLOCK, tokens=cache_tokens(side, room),
             version=self.version, tempered=True,
         )  # fmt: skip
 
