@@ -129,12 +129,12 @@ def test_learning_holds_what_is_counted(name: str, shared: bool) -> None:
     it = spec(name)
     draw = np.random.default_rng(0)
     groups = []
-    for count in (4, 4, 8):
+    for count in (4, 15, 16):  # a row of 536 tokens, whose mask weighs
         prompt = draw.integers(1, 500, PROMPT).tolist()
         texts = [prompt + draw.integers(1, 500, ANSWER).tolist() for _ in range(count)]
         groups.append([Sample(ids, [False] * PROMPT + [True] * ANSWER, {}) for ids in texts])
     every = [[sample] for group in groups for sample in group]
-    batches = grouped(groups, 400) if shared else micro_batches(every, 400)
+    batches = grouped(groups, 1100) if shared else micro_batches(every, 1100)
     shape = Shape()
     shape.add(batches)
     config = SimpleNamespace(train=PostTrain(steps=1, precision="fp32"), how=RlHow(device="cpu"))
@@ -188,8 +188,10 @@ def test_the_account_tells_phases_and_who_writes(
 @pytest.mark.long
 @pytest.mark.parametrize("case", bench.CASES)
 def test_whole_processes_hold_about_as_much(case: str) -> None:
-    """Resident bytes, beyond those that the process began with."""
+    """Resident bytes: to a quarter of those beyond the beginning, or to 50 MB, which kernels that are made for
+    shapes, and pages of libraries, may come to."""
     found = bench.apart("small", case)
     for name, each in found.items():
         if isinstance(each, dict):
-            assert 0.75 <= each["of_tensors"] <= 1.25, name
+            near = abs(each["measured"] - each["predicted"]) <= 50e6
+            assert near or 0.75 <= each["of_tensors"] <= 1.25, name
