@@ -188,7 +188,7 @@ def test_the_account_tells_phases_and_who_writes(
 @pytest.mark.long
 @pytest.mark.parametrize("case", bench.CASES)
 def test_whole_processes_hold_about_as_much(case: str) -> None:
-    """Resident bytes: to a quarter of those beyond the beginning, or to 50 MB, which kernels that are made for
+    """Resident bytes: to a quarter of those beyond the beginning, or to 50 MB, which kernels made for
     shapes, and pages of libraries, may come to."""
     found = bench.apart("small", case)
     for name, each in found.items():
