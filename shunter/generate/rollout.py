@@ -16,12 +16,12 @@ from shunter.generate.config import SamplingConfig
 from shunter.generate.engine import Completion, check_prompts
 from shunter.generate.sampling import choose, uniforms
 from shunter.models.decoder import Decoder
+from shunter.models.footprint import FILL_TOKENS
 from shunter.models.paged import OutOfBlocks, PagedCache, PagedStepper, Pass, block_size
 
 Event = Literal["join", "resume", "preempt", "finish", "weights", "turn"]
 Reply = Callable[["Rollout"], "list[int] | None"]  # tokens to go on after, when a turn has ended
 TICK = 16  # steps between two calls of `tick`
-FILL_TOKENS = 2048  # of texts that are read in one pass, if there are several
 
 
 @dataclass

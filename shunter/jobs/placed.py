@@ -202,7 +202,13 @@ def mapped(config: RlConfig, spec: DecoderSpec, roles: list[str], processes: int
     known = Coefficients().but("a process on a CPU has neither", fixed=0.0)
     profile = Costs(
         {role: works[role] for role in models},
-        Load(config.group * config.prompts_per_step, max(1, spec.max_positions // 2), config.max_new_tokens),
+        Load(
+            config.answers,
+            max(1, spec.max_positions // 2),
+            config.max_new_tokens,
+            at_once=config.how.at_once,
+            group=config.group,
+        ),
         replace(fabric, world=processes),
         PRACTICES["shunter-fp32"],
         known,

@@ -173,8 +173,10 @@ class RlJob:
         from shunter.post.prompts import read_prompts
         from shunter.post.reinforce import Reinforcement, room_of
         from shunter.post.reward_model import new_head
+        from shunter.record.memory import current_rss
         from shunter.train.device import choose_precision
 
+        began = current_rss()
         folder = context.one("model").path
         tokenizer: Tokenizer = taught.opened(folder)
         model = pupils.Model.open(folder, context, config.adapter)
@@ -219,7 +221,13 @@ class RlJob:
             threads = config.how.threads or max(1, course.threads // (here + 1))
             course.threads = config.how.threads or max(1, course.threads - threads * here)
             writer = partial(rl_parts.beside, config, folder, context.work, devices, threads)
-            kind = partial(Delayed, staleness=config.staleness, beside=writer, early=config.how.early)
+            kind = partial(
+                Delayed,
+                staleness=config.staleness,
+                beside=writer,
+                early=config.how.early,
+                theirs=rl_parts.held_beside(config, model.decoder, sampling.batch, devices, longest),
+            )
         elif config.staleness:
             kind = partial(Delayed, staleness=config.staleness, early=config.how.early)
         if config.generator != "own" and not config.apart:
@@ -249,6 +257,7 @@ class RlJob:
             block=config.how.block,
             cache=config.how.cache,
         )
+        lessons.phases.began = began
         try:
             course.run(lessons)
         finally:
@@ -269,7 +278,7 @@ class RlJob:
             "not_graded": sum(lessons.grader.failures.values()),
             "skipped": len(course.skipped),
             "parameters": model.spec.num_parameters,
-            **rl_account.account(context, model.spec, lessons.phases),
+            **rl_account.account(context, model.spec, lessons),
         }
 
 

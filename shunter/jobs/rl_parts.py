@@ -149,6 +149,22 @@ def _aside(config: RlConfig, work: Path) -> Path:
     return work / "served" if place is None else Path(place)
 
 
+def held_beside(config: RlConfig, model: Decoder, batch: int, devices: Sequence[str], room: int) -> int:
+    """Bytes of this machine's memory that processes hold which write with a copy of this model, one on each
+    of the devices. batch, room: answers side by side on all of them, and tokens of the longest text."""
+    import torch
+
+    from shunter.post.room import writer_bytes
+
+    weight = model.embed.weight
+    each = 0 if config.generator != "own" else -(-batch // len(devices))
+    block, cache = config.how.block, config.how.cache
+    found = writer_bytes(
+        model.spec, weight.itemsize, each, room, block, cache, copies=weight.dtype == torch.float32
+    )
+    return found * sum(device == "cpu" for device in devices)
+
+
 def beside(
     config: RlConfig, folder: Path, work: Path, devices: Sequence[str], threads: int, lessons: Delayed
 ) -> Writer:

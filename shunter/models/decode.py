@@ -14,8 +14,9 @@ from torch import Tensor
 
 from shunter.models.cache import KVCache, Places
 from shunter.models.decoder import Block, Decoder, RMSNorm
+from shunter.models.footprint import COPIED
 from shunter.models.moe import MoE
-from shunter.models.weights import MOST, Gated, Weight, gated, head, linear, ordered
+from shunter.models.weights import Gated, Weight, gated, head, linear, ordered
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Stepper:
         self.model, self.spec = model, model.spec
         weight = model.head_weight
         # By size alone, not by what memory is free: a run that is resumed computes the same bits.
-        copy = copy and ordered(weight) and model.spec.num_parameters * weight.itemsize <= MOST
+        copy = copy and ordered(weight) and model.spec.num_parameters * weight.itemsize <= COPIED
         self.copies = copy
         self.layers = [_look_up(layer, copy) for layer in model.layers if isinstance(layer, Block)]
         self.norm, self.head = _scaled(model.norm), head(weight, copy)

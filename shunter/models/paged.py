@@ -20,6 +20,7 @@ from torch import Tensor
 from shunter.models.cache import Places, zeros
 from shunter.models.decode import Stepper
 from shunter.models.decoder import Decoder
+from shunter.models.footprint import SPARE
 from shunter.models.rope import tables
 from shunter.models.spec import DecoderSpec
 
@@ -111,7 +112,7 @@ class PagedCache:
         held = self.layers[layer].view(self.blocks, -1)
         numbers = len(blocks) * held.shape[1]
         if len(self._read) < numbers:
-            self._read = held.new_empty(numbers + numbers // 4)
+            self._read = held.new_empty(int(SPARE * numbers))
         found = self._read[:numbers].view(len(blocks), -1)
         torch.index_select(held, 0, blocks, out=found)
         return found

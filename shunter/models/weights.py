@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from shunter import private
 from shunter.models.adapter import AdaptedLinear
 
-MOST = 2 * 2**30  # bytes of weights of a model that are copied: of a larger one memory may be short
-
 
 class Weight(Protocol):
     """A weight [N, K], and a bias if there is one. Rows are [B, K]."""

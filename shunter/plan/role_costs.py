@@ -16,6 +16,7 @@ import numpy as np
 
 from shunter.layout.generation import Hybrid
 from shunter.layout.grid import Grid
+from shunter.models.footprint import BLOCK, cache_bytes, cache_tokens, copied_bytes
 from shunter.models.spec import DecoderSpec
 from shunter.plan import communication, estimate
 from shunter.plan.choices import Choices, Question
@@ -38,12 +39,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Load:
-    """Rows of an iteration, tokens of a prompt and of an answer, and updates in which the rows are learnt."""
+    """Rows of an iteration, tokens of a prompt and of an answer, and updates in which the rows are learnt.
+    at_once: rows that a rank of our own engine writes side by side, with a copy of the weights in another
+    order where `shunter.models.weights` has one; 0: as many as memory holds, without. group: rows that begin
+    with one prompt, which is read once for them."""
 
     batch: int
     prompt: int
     answer: int
     updates: int = 1
+    at_once: int = 0
+    group: int = 1
 
     @property
     def row(self) -> int:
@@ -137,6 +143,7 @@ class Costs:
                     written = self._writing(spec, narrow, held)
                     if written is not None:
                         least = held + spec.num_parameters * practice.compute / tg
+                        least += sum(self._engine(spec, narrow))
                         candidates.append(
                             Candidate(narrow, {**seconds, "writing": written}, held, max(needed, least))
                         )
@@ -150,11 +157,12 @@ class Costs:
         weights = spec.num_parameters * size / layout.tg
         keys = max(spec.num_kv_heads / layout.tg, 1.0)
         row = 2 * spec.num_layers * keys * spec.head_dim * size * load.row  # bytes of a whole text
-        room = FILL * self.memory - held - weights
+        cache, copy = self._engine(spec, layout)
+        room = FILL * self.memory - held - weights - copy
         rows = ceil(load.batch / layout.copies)
-        if room < row:
+        if room < max(row, cache):
             return None
-        together = min(rows, int(room // row))
+        together = min(rows, int(room // row), load.at_once or rows)
         waves = ceil(rows / together)
         bandwidth = self.fabric.device.memory_bandwidth * self.coefficients["memory"]
         mean = row * (load.prompt + load.answer / 2) / load.row * together
@@ -166,8 +174,19 @@ class Costs:
             token += 2 * spec.num_layers * float(sums[0])
         # The prompts: what a pass over them computes, shared by the ranks of a copy.
         rates = max(each.peak for each in self.fabric.device.flops.values())
-        reading = 2.0 * spec.num_parameters * load.prompt * rows / (layout.tg * 0.5 * rates)
+        reading = (
+            2.0 * spec.num_parameters * load.prompt * ceil(rows / load.group) / (layout.tg * 0.5 * rates)
+        )
         return waves * load.answer * token + reading + self._change(spec, layout)
+
+    def _engine(self, spec: DecoderSpec, layout: Hybrid) -> tuple[float, float]:
+        """Bytes of our own engine on a rank: of its cache, and of its copy of the weights."""
+        load, size = self.load, self.practice.compute
+        if not load.at_once:
+            return 0.0, 0.0
+        side = min(load.at_once, ceil(load.batch / layout.copies))
+        copy = copied_bytes(spec, size) if self.fabric.device.type == "cpu" and size == 4 else 0.0
+        return cache_bytes(spec, cache_tokens(side, load.row), BLOCK, size), copy
 
     def _change(self, spec: DecoderSpec, layout: Hybrid) -> float:
         """Seconds in which the parts to write with come together."""

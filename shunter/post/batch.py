@@ -103,13 +103,17 @@ def beside(samples: Sequence[Sample], pad: int = 0, width: int | None = None) ->
     return Answers(tokens, targets, segments, positions, np.zeros(1, dtype=np.int64), known, shared=True)
 
 
-def grouped(groups: Sequence[Sequence[Sample]], tokens: int, pad: int = 0) -> list[Answers]:
-    """Batches of at most about `tokens` tokens, a row for each group of samples with one prompt."""
+def grouped(
+    groups: Sequence[Sequence[Sample]], tokens: int, pad: int = 0, *, least: int = 1
+) -> list[Answers]:
+    """Batches of at most about `tokens` tokens, a row for each group of samples with one prompt. least: rows
+    of each but the last, however many tokens those are."""
     rows = sorted((beside(group, pad) for group in groups), key=lambda row: row.tokens.shape[1])
     found: list[Answers] = []
     begin = 0
     for end in range(1, len(rows) + 1):
-        if end == len(rows) or rows[end].tokens.shape[1] * (end + 1 - begin) > tokens:
+        wide = end < len(rows) and rows[end].tokens.shape[1] * (end + 1 - begin) > tokens
+        if end == len(rows) or (wide and end - begin >= least):
             found.append(_stacked(rows[begin:end], pad))
             begin = end
     return found

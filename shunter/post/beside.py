@@ -20,10 +20,11 @@ from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout
 from shunter.generate.toolbox import Toolbox
 from shunter.launch import elastic
+from shunter.models.footprint import BLOCK
 from shunter.post.parcel import Parcel
 from shunter.post.roles import wire
 from shunter.post.roles.overseer import RERUN
-from shunter.post.writers import BLOCK, Hear, Rollouts, Weights, arrays
+from shunter.post.writers import Hear, Rollouts, Weights, arrays
 
 COMMAND = (sys.executable, "-m", "shunter.post.writing")
 SILENT = 600.0  # seconds without a word after which it is given up; while it writes it speaks every 5 s
@@ -86,7 +87,7 @@ class Beside:
         except BaseException:
             mine.close()
             raise
-        self.heard, self.owes = time.monotonic(), 0
+        self.heard, self.owes, self.memory = time.monotonic(), 0, 0
         self._counting = threading.Lock()  # of what it owes
         self.said: Said = said or queue.SimpleQueue()
         self._asks: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
@@ -143,6 +144,7 @@ class Beside:
             raise self._failure(said)
         if "ended" in said:
             raise self._ended()
+        self.memory = max(self.memory, int(said.get("memory", 0)))
         if self.tools is not None and "tools" in said:
             self.tools.count(*said["tools"])
         for step, rows in said.get("answers", ()):
@@ -222,6 +224,11 @@ class Several:
     def __init__(self, writers: Sequence[Beside], group: int) -> None:
         """writers: with one queue. group: answers to a prompt, whose places follow each other."""
         self.writers, self.group, self.said = writers, group, writers[0].said
+
+    @property
+    def memory(self) -> int:
+        """Of the largest one."""
+        return max(each.memory for each in self.writers)
 
     def renew(self, version: int, weights: Weights) -> None:
         parcel = Parcel(arrays(weights))

@@ -34,12 +34,11 @@ from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt
 from shunter.post.reinforce import Reinforcement
 from shunter.post.rewards import Graded, Grader
+from shunter.post.room import must_hold
 from shunter.post.samplers import Sampler, by_step
 from shunter.post.step import Gradient, Scorer
 from shunter.post.store import SampleStore
 from shunter.post.writers import HELD, Here, Weights, Writer, load, snapshot, trained
-from shunter.recipe.disk import human
-from shunter.record.memory import available
 
 COLUMNS = ("step", "number", "group", "again", "answer", "reward", "reference")
 ROW = COLUMNS[:5]  # of a row that is written; `again`: by an attempt before this one, or begun by it
@@ -62,12 +61,14 @@ class Delayed(Reinforcement):
         staleness: int,
         beside: Callable[[Delayed], Writer] | None = None,
         early: bool = False,
+        theirs: int = 0,
         **more: Any,
     ) -> None:
         """given, more: as of `Reinforcement`. beside: makes a writer that is not this process, which tells
-        `hear` what it has written. early: take gradients before a step is complete, where that can be."""
+        `hear` what it has written; theirs: bytes of this machine's memory that it holds. early: take
+        gradients before a step is complete, where that can be."""
         super().__init__(*given, **more)
-        self.staleness, self._beside = staleness, beside
+        self.staleness, self._beside, self._theirs = staleness, beside, theirs
         self.exact = self.course.how.deterministic
         self.count = self.group * self.per_step
         self.parts = early and not self.exact and self._in_parts()
@@ -94,7 +95,8 @@ class Delayed(Reinforcement):
     def step(self, number: int) -> Mapping[str, float]:
         """Learn from a step's rows, and let those be written that its weights allow."""
         if self.writer is None:
-            self._fits()
+            size = sum(value.nbytes for value in trained(self.policy.decoder).values())
+            must_hold(size, self.staleness, None if self._beside is None else self._theirs)
             if self._beside is None:
                 self.writer = Here(self.engine, self.seed, self.journal, self.exact, self.hear)
             else:
@@ -105,6 +107,7 @@ class Delayed(Reinforcement):
             if self.writer.beside:
                 self.meanwhile.begin(lambda: self._begun_writer().listen(wait=True))
         told = super().step(number)
+        self.phases.writer = self.writer.memory
         self._advance(number + 1, number + 1 + self.staleness)
         return {**told, "rl/max_staleness": self._oldest, "rl/waited": self._waited}
 
@@ -125,17 +128,6 @@ class Delayed(Reinforcement):
         once = config.updates == config.epochs == config.least_groups == 1
         once = once and self.policy.decoder.spec.experts is None
         return alone and once and self.objective.settings.by_sequences
-
-    def _fits(self) -> None:
-        """Raise ShunterError where memory cannot hold the weights of so many steps."""
-        size = sum(value.nbytes for value in trained(self.policy.decoder).values())
-        need, have = size * (self.staleness + 2), available()  # one each, and one to compute with
-        if have is not None and need > have:
-            raise ShunterError(
-                f"weights of {self.staleness + 2} moments take {human(need)}, and {human(have)} are free",
-                where="staleness",
-                mend="Lower staleness.",
-            )
 
     def _begun_writer(self) -> Writer:
         assert self.writer is not None
@@ -316,8 +308,10 @@ class Delayed(Reinforcement):
             if self.early is None:
                 self.early = Gradient.early(self.policy.scorer, self.objective, self.count)
             with self.phases.timed("learning"):
-                for batch in self._batches(samples):
+                batches = self._batches(samples)
+                for batch in batches:
                     self.early.add(batch)
+            self.phases.updates.part(batches)
             self.had |= {row["number"] for row in rows}
             self.store.done("gradient", list(taken))
         return bool(taken)

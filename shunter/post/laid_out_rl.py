@@ -25,13 +25,13 @@ from shunter.parallel.resharding import Bill
 from shunter.parallel.together import without_memory
 from shunter.parallel.told import told_by_all
 from shunter.post.advantages import Array
-from shunter.post.batch import Answers, Sample
+from shunter.post.batch import Answers, Sample, grouped, micro_batches
 from shunter.post.before import LaidOutBefore
 from shunter.post.journal import Journal
 from shunter.post.laid_out_pupil import LaidOutPupil
 from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt
-from shunter.post.reinforce import Reinforcement, unknown
+from shunter.post.reinforce import Reinforcement
 from shunter.post.rewards import Graded, Item
 from shunter.private import replace_each
 
@@ -47,6 +47,7 @@ class LaidOutReinforcement(Reinforcement):
         assert isinstance(self.policy, LaidOutPupil)
         self.laid_out, self.world = self.policy, self.policy.world
         self.writes = WritingCopy(self.policy)
+        self.copies = not self.writes.own
         self._told = False  # the log says what it took to bring it together
         # A file a step for each rank: what one has written, all read.
         self.journal = Journal(self.course.place.work / "rollouts", f"r{self.world.rank:05d}")
@@ -97,9 +98,8 @@ class LaidOutReinforcement(Reinforcement):
 
     def _refer(self, done: Sequence[Rollout]) -> list[Array]:
         assert isinstance(self.reference, LaidOutBefore)
-        self.phases.passed(unknown(done))
         with self.reference.then() as scorer:
-            return of_each(scorer, unknown(done), self.scored_tokens)
+            return self._says(scorer, done)
 
     def _asked(self, done: Sequence[Rollout]) -> dict[str, float]:
         if self.tools is not None:  # each rank knows of its own calls
@@ -110,14 +110,27 @@ class LaidOutReinforcement(Reinforcement):
     def _batches(self, samples: Sequence[Sample]) -> list[Answers]:
         """This rank's. Answers that share a prompt share a row, but where rows are spread over context ranks,
         or there are fewer of them than micro-batches."""
-        pupil, rows = self.laid_out, self._shared(samples)
-        parallel = pupil.parallel
-        if rows is None or parallel.cp > 1 or len(rows) < parallel.data * parallel.parts:
+        pupil, parallel = self.laid_out, self.laid_out.parallel
+        rows = self._rows_of(samples, parallel.data * parallel.parts)
+        if rows is None:
             return pupil.batches([[sample] for sample in samples], self.course.how.micro_tokens)
         return pupil.shared(rows)
 
+    def _scored(self, samples: Sequence[Sample]) -> list[Answers]:
+        """Of all ranks, which deal out the rows of each; likewise."""
+        least = self.world.data.size
+        rows = self._rows_of(samples, least)
+        if rows is None:
+            return micro_batches([[sample] for sample in samples], self.scored_tokens)
+        return grouped(rows, self.scored_tokens, least=least)
+
+    def _rows_of(self, samples: Sequence[Sample], least: int) -> list[list[Sample]] | None:
+        """Answers that share a row. None: here they do not, or there would be fewer rows than `least`."""
+        rows = None if self.laid_out.parallel.cp > 1 else self._shared(samples)
+        return None if rows is None or len(rows) < least else rows
+
     def _compare(self, samples: Sequence[Sample]) -> dict[str, float]:
-        says = of_each(self.laid_out.scorer, samples, self.scored_tokens)
+        says = of_each(self.laid_out.scorer, samples, self.scored_tokens, cut=self._scored)
         gaps = np.concatenate([np.abs(s - m.known["old"]) for s, m in zip(says, samples, strict=True)])
         told = {"gap": float(gaps.sum()) / max(1, len(gaps)), "max/gap": float(gaps.max())}
         self._guard(told)

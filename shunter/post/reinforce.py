@@ -23,6 +23,7 @@ from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Engine, Rollout, RolloutEngine
 from shunter.generate.toolbox import Toolbox
 from shunter.models.decoder import Decoder
+from shunter.models.footprint import BLOCK, cache_tokens
 from shunter.models.spec import DecoderSpec
 from shunter.post.advantages import Array
 from shunter.post.batch import Answers, Sample, grouped, micro_batches
@@ -37,7 +38,7 @@ from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grading
 from shunter.post.spent import Phases
 from shunter.post.step import Gradient, Scorer
-from shunter.post.writers import BLOCK, cache_tokens, submit, written
+from shunter.post.writers import submit, written
 
 SHOWN = 3  # answers of a step that are kept for people to read
 MOMENTS = 5  # steps whose answers are
@@ -48,6 +49,7 @@ class Reinforcement:
     """The lessons of `rl`. `rewards` holds the mean reward of each step so far."""
 
     newest = True  # weights write what is learnt from
+    copies = False  # what writes is a copy, in the place of what learns
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class Reinforcement:
         self.updates = 0  # of the policy: the version of its weights
         self.early: Gradient | None = None  # of answers of the step at hand, by their place: those in `had`
         self.had: set[int] = set()
-        self.phases = Phases()
+        self.phases = Phases(resident=course.device.type == "cpu")
         self.rewards: list[float] = []
         self.samples: list[dict[str, Any]] = []
         self.most_gap = 0.0
@@ -146,8 +148,7 @@ class Reinforcement:
         values = None
         if self.critic is not None:
             with self.phases.timed("preparation"):
-                values = of_each(self.critic.scorer, unknown(done), self.scored_tokens, "value")
-            self.phases.passed(unknown(done))
+                values = self._says(self.critic.scorer, done, "value")
         samples = judge(self.config, done, rewards, groups, far, values)
         stale = self._stale(done)
         with self.phases.timed("learning"):
@@ -198,13 +199,19 @@ class Reinforcement:
 
     def _refer(self, done: Sequence[Rollout]) -> list[Array]:
         """Of each token written, what the reference says."""
+        return self._says(self.reference, done)
 
+    def _says(self, scorer: Scorer, done: Sequence[Rollout], what: str = "logprob") -> list[Array]:
         def cut(samples: Sequence[Sample]) -> list[Answers]:
-            batches = self._batches(samples)
+            batches = self._scored(samples)
             self.phases.prepared += sum(batch.tokens.size for batch in batches)
             return batches
 
-        return of_each(self.reference, unknown(done), self.scored_tokens, cut=cut)
+        return of_each(scorer, unknown(done), self.scored_tokens, what, cut)
+
+    def _scored(self, samples: Sequence[Sample]) -> list[Answers]:
+        """Micro-batches of what is looked at without gradients."""
+        return self._batches(samples)
 
     def _stale(self, done: Sequence[Rollout]) -> float:
         """How many updates old the weights were that wrote, by our own count of updates. Here they are the

@@ -9,55 +9,78 @@ from dataclasses import dataclass, field
 
 from shunter.generate.rollout import Rollout
 from shunter.post.batch import ROUND_WIDTH, Answers, Sample
+from shunter.record.memory import peak_rss, reset_peak
 
 
 @dataclass
 class Shape:
     """Of this process's updates, all together: their number, micro-batches, rows, tokens with padding, and
-    targets. reference: seconds and tokens of a pass before them, where this attempt has made it."""
+    targets. widest: rows, their tokens, and targets of the micro-batch with most tokens; shared: of that,
+    whether answers share rows. reference: seconds
+    and tokens of a pass before them, where this attempt has made it."""
 
     steps: int = 0
     batches: int = 0
     rows: int = 0
     tokens: int = 0
     targets: int = 0
+    widest: tuple[int, int, int] = (0, 0, 0)
+    shared: bool = False
     reference: tuple[float, int] | None = None
 
     def add(self, batches: Sequence[Answers]) -> None:
         """One more update."""
         self.steps += 1
+        self.part(batches)
+
+    def part(self, batches: Sequence[Answers]) -> None:
+        """Micro-batches of an update that is counted when it is made."""
         self.batches += len(batches)
         for batch in batches:
             self.rows += len(batch.tokens)
             self.tokens += batch.tokens.size
             self.targets += batch.num_valid
+            rows, width = batch.tokens.shape
+            if rows * width > self.widest[0] * self.widest[1]:
+                self.widest, self.shared = (rows, width, batch.num_valid), batch.shared
 
 
 @dataclass
 class Phases:
-    """Of steps of reinforcement learning, all together: seconds by phase, answers, tokens of their prompts,
-    the steps' longest answers, and tokens that were passed forward to prepare (a reference, a critic).
+    """Of steps of reinforcement learning, all together: seconds by phase, answers and their tokens, tokens of
+    their prompts, prompts that differ within a step, the steps' longest answers, and tokens that were passed
+    forward to prepare (a reference, a critic).
 
-    last: seconds of the last step's phases. updates: of the policy; taught: of a critic.
+    last: seconds of the last step's phases. updates: of the policy; taught: of a critic. resident: whether
+    the memory that counts is this process's; then peaks: bytes of it at most, by phase, where the system
+    tells. began: bytes of it before there was a model. writer: bytes at most of a process that writes.
     """
 
     steps: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     answers: int = 0
+    written: int = 0
     prompts: int = 0
+    asked: int = 0
     longest: int = 0
     prepared: int = 0
     updates: Shape = field(default_factory=Shape)
     taught: int = 0
+    resident: bool = False
+    peaks: dict[str, int] = field(default_factory=dict)
+    began: int = 0
+    writer: int = 0
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """A phase, or a part of it."""
-        begin = time.perf_counter()
+        begin, told = time.perf_counter(), self.resident and reset_peak()
         try:
             yield
         finally:
+            if told:
+                self.peaks[name] = max(self.peaks.get(name, 0), peak_rss())
             spent = time.perf_counter() - begin
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
             self.last[name] = self.last.get(name, 0.0) + spent
@@ -66,12 +89,10 @@ class Phases:
         """One more step's answers."""
         self.steps += 1
         self.answers += len(done)
+        self.written += sum(len(one.ids) for one in done)
         self.prompts += sum(len(one.prompt) for one in done)
+        self.asked += len({tuple(one.prompt) for one in done})
         self.longest += max((len(one.ids) for one in done), default=0)
-
-    def passed(self, samples: Sequence[Sample]) -> None:
-        """Samples that some model has looked at without learning."""
-        self.prepared += padded(samples)
 
 
 def padded(samples: Sequence[Sample]) -> int:

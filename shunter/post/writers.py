@@ -18,7 +18,6 @@ from shunter.post.journal import Journal
 Hear = Callable[[int, Mapping[int, Rollout]], None]  # answers of a step, by their place in it
 Weights = Mapping[str, Tensor]
 Rollouts = Mapping[int, Rollout]
-BLOCK = 8  # tokens of a block of the cache: texts are short
 HELD = 8  # one group in so many is held against the weights that wrote it
 KEEP = 10.0  # seconds after which parts of answers go to disk
 
@@ -27,9 +26,13 @@ class Writer(Protocol):
     """Writes what it is asked for, puts it on disk, and calls `hear` with it from inside `ask` or `listen`.
 
     An answer is begun with the weights of the last `renew` before its `ask`, or with newer ones.
-    beside: it writes elsewhere, so `listen` may be called on a thread of its own, one at a time."""
+    beside: it writes elsewhere, so `listen` may be called on a thread of its own, one at a time. memory:
+    bytes at most of a process that it is, as far as that has been told."""
 
     beside: bool
+
+    @property
+    def memory(self) -> int: ...
 
     def renew(self, version: int, weights: Weights) -> None:
         """Go on with these weights, which nobody changes any more."""
@@ -49,6 +52,7 @@ class Here:
     """Writes in this process with the model that learns: all that it is asked for, before it returns."""
 
     beside = False
+    memory = 0
 
     def __init__(self, engine: Engine, seed: int, journal: Journal, exact: bool, hear: Hear) -> None:
         self.engine, self.seed, self.journal, self.exact, self.hear = engine, seed, journal, exact, hear
@@ -66,13 +70,6 @@ class Here:
 
     def close(self) -> None:
         pass
-
-
-def cache_tokens(batch: int, room: int, block: int = BLOCK, most: int = 0) -> int:
-    """Tokens of the cache of who writes `batch` texts side by side, of `room` tokens at most: room for all of
-    them, or `most`; never less than for one."""
-    whole = batch * (room + block)
-    return max(min(whole, most), room + block) if most else whole
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

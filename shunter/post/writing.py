@@ -28,13 +28,14 @@ import torch
 from shunter.generate.config import SamplingConfig, ServerConfig, ToolConfig
 from shunter.generate.rollout import Engine, Rollout, RolloutEngine
 from shunter.generate.toolbox import Toolbox
+from shunter.models.footprint import cache_tokens
 from shunter.models.hf import load_model, save_model
 from shunter.post import parcel
 from shunter.post.journal import Journal
 from shunter.post.roles import wire
 from shunter.post.roles.host import describe
-from shunter.post.writers import KEEP, cache_tokens, load, submit, tensors
-from shunter.train.device import choose_device, prepare_determinism, set_determinism
+from shunter.post.writers import KEEP, load, submit, tensors
+from shunter.train.device import choose_device, memory_peak, prepare_determinism, set_determinism
 
 EVERY = 5.0  # seconds after which it says that it is alive
 LEFT = 10.0  # seconds for the token at hand when nobody hears it any more
@@ -46,7 +47,7 @@ class Writing:
     def __init__(self, link: socket.socket, request: Mapping[str, Any]) -> None:
         self.link, self.seed, self.exact = link, int(request["seed"]), bool(request["exact"])
         torch.set_num_threads(request["threads"])
-        device = choose_device(request["device"])
+        self.device = device = choose_device(request["device"])
         if self.exact:
             prepare_determinism(device)
             set_determinism(True)
@@ -173,7 +174,7 @@ class Writing:
         self.engine.trace.clear()
         calls, failed = (0, 0) if self.tools is None else self.tools.taken()
         told = [[step, [[at, vars(one)] for at, one in rows.items()]] for step, rows in found.items()]
-        self._say({"answers": told, "tools": [calls, failed]})
+        self._say({"answers": told, "tools": [calls, failed], "memory": memory_peak(self.device)})
 
     def _say(self, message: Mapping[str, Any]) -> None:
         wire.send(self.link, message)

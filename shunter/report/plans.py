@@ -81,6 +81,11 @@ def _step(account: Mapping[str, Any]) -> Table:
         rows.append(["The reference's pass, once before", *reference])
     memory = _pair(account.get("plan_memory_bytes"), account.get("memory_bytes"), numbers.size)
     rows.append(["Memory, fullest rank and rank 0's process or device", *memory])
+    if "plan_writer_memory_bytes" in account:
+        writer = _pair(
+            account.get("plan_writer_memory_bytes"), account.get("writer_memory_bytes"), numbers.size
+        )
+        rows.append(["Memory, a process that writes beside", *writer])
     step = account.get("watched_step")
     title = "A step as planned and as measured"
     if isinstance(step, int):

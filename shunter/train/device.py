@@ -12,7 +12,7 @@ import torch
 
 from shunter.config.errors import ShunterError
 from shunter.private import keep_of_activations
-from shunter.record.memory import current_rss
+from shunter.record.memory import current_rss, peak_rss
 from shunter.record.processor import multiplies_bf16
 
 # Dense bf16 peaks without sparsity, FLOP/s, from the vendors' data sheets, by the driver's whole name:
@@ -107,6 +107,11 @@ def memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return (current_rss() or 0) / 2**20
+
+
+def memory_peak(device: torch.device) -> int:
+    """Bytes in use at most: of a CUDA device by this process, else of this process since `reset_peak`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
 
 
 @cache

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from shunter.config.errors import ShunterError
-from shunter.post import delayed, rewards
+from shunter.post import delayed, rewards, room
 from shunter.post import reinforce as plain
 from shunter.post.delayed import COLUMNS, ROW, TASKS, whole_steps
 from shunter.post.meanwhile import NAME
@@ -27,7 +27,7 @@ from shunter.post.rewards import Graded, Grader, Item
 from shunter.post.samplers import by_step
 from shunter.post.store import SampleStore
 from tests.jobs.conftest import Work
-from tests.jobs.test_delayed_rl import EXACT, HOW, dribble, killed, rows_of, until
+from tests.jobs.test_delayed_rl import ANY, EXACT, HOW, dribble, killed, rows_of, until
 from tests.jobs.test_post_jobs import model, reinforce, talks, weights
 
 __all__ = ["dribble", "model", "talks"]  # fixtures
@@ -215,9 +215,32 @@ def test_a_rule_that_grades_none_of_a_step_ends_the_run(work: Work, model: Path,
 def test_memory_for_the_weights_of_so_many_steps_is_asked_for_first(
     work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delayed, "available", lambda: 1 << 16)
-    with pytest.raises(ShunterError, match=r"weights of 3 moments take .* and 65\.5 kB are free"):
+    monkeypatch.setattr(room, "available", lambda: 1 << 16)
+    with pytest.raises(ShunterError, match=r"weights of 3 moments \(.* take .* and 65\.5 kB are free"):
         reinforce(work, model, talks, staleness=1, how=HOW)
+
+
+def test_memory_for_who_writes_and_weights_on_their_way_is_asked_for_too(
+    work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times the weights are kept here, two sent, and each process that writes has them, once more in
+    another order, and a cache."""
+    size = sum(tensor.nbytes for tensor in load_file(model / "model.safetensors").values())
+    more: dict[str, Any] = {"staleness": 1, "train": {"steps": 2, "lr": 1e-3}}
+    least = {**ANY, "cache": 16}
+
+    def free(sizes: float) -> None:
+        monkeypatch.setattr(room, "available", lambda: int(sizes * size))
+
+    free(3.1)
+    reinforce(work, model, talks, "here", how=HOW, **more)
+    for count in (1, 2):
+        how = {**least, "writers": ["cpu"] * count}
+        free(5 + 1.9 * count)
+        with pytest.raises(ShunterError, match=r"way to the processes that write \(.*\), what these hold \("):
+            reinforce(work, model, talks, f"{count}", how=how, **more)
+        free(5.1 + 2.5 * count)
+        reinforce(work, model, talks, f"{count}", how=how, **more)
 
 
 def test_a_step_that_was_graded_in_part_is_graded_whole_by_who_takes_whole_steps() -> None:

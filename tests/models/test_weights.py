@@ -54,5 +54,5 @@ def test_a_large_model_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(spec_of("qwen3-tied"))
     redraw(decoder)
     assert isinstance(Stepper(decoder, copy=True).head, Ordered)
-    monkeypatch.setattr("shunter.models.decode.MOST", 4 * decoder.spec.num_parameters - 1)
+    monkeypatch.setattr("shunter.models.decode.COPIED", 4 * decoder.spec.num_parameters - 1)
     assert isinstance(Stepper(decoder, copy=True).head, Plain)

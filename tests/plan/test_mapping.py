@@ -14,6 +14,7 @@ import pytest
 from shunter.cluster import files
 from shunter.config.errors import ShunterError
 from shunter.layout.generation import Hybrid
+from shunter.models.footprint import copied_bytes
 from shunter.plan.fabric import Fabric
 from shunter.plan.mapping import STAGES, Candidate, Mapper, allocations, partitions
 from shunter.plan.practice import PRACTICES
@@ -139,3 +140,31 @@ def test_writing_with_fewer_parts_is_faster_where_keys_and_values_fit() -> None:
     actor = [it for it in costs().candidates("actor", 16) if (it.layout.p, it.layout.t) == (1, 8)]
     written = {it.layout.tg: it.seconds["writing"] for it in actor}
     assert written[2] < written[8]
+
+
+def test_our_own_engine_writes_so_many_at_once_and_holds_its_cache_and_a_copy() -> None:
+    spec = preset("llama-2-7b").model_copy(update={"num_layers": 2, "vocab_size": 1000})
+    fabric = Fabric.of(files.find("cpu"))
+
+    def written(memory: float = 1e12, **more: int) -> Candidate | None:
+        load = Load(64, 32, 32, **more)
+        it = Costs({"actor": Work(spec, writes=True)}, load, fabric, PRACTICES["shunter-fp32"], cut=False)
+        it.memory = memory
+        found = it.candidates("actor", 1)
+        return found[0] if found else None
+
+    plain, few, many, grouped = (
+        written(),
+        written(at_once=8),
+        written(at_once=32),
+        written(at_once=32, group=8),
+    )
+    found = [each for each in (grouped, many, few, plain) if each is not None]
+    grouped, many, few, plain = found
+    seconds = [each.seconds["writing"] for each in (grouped, many, few)]
+    assert sorted(seconds) == seconds
+    tokens = 72 * 2 * 2 * spec.num_kv_heads * spec.head_dim * 4
+    assert many.needed - few.needed == pytest.approx(24 * tokens)
+    assert few.needed - plain.needed == pytest.approx(8 * tokens + copied_bytes(spec, 4))
+    assert written(few.needed / 0.9 + tokens, at_once=8) is not None
+    assert written(few.needed / 0.9 - 8 * tokens, at_once=8) is None

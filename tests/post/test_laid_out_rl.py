@@ -32,6 +32,7 @@ from shunter.post.batch import Sample
 from shunter.post.before import LaidOutBefore
 from shunter.post.config import PolicyConfig, PostTrain, RlHow
 from shunter.post.course import Course, Pupil
+from shunter.post.laid_out import LaidOutScorer
 from shunter.post.laid_out_pupil import LaidOutPupil
 from shunter.post.laid_out_rl import Elsewhere, LaidOutReinforcement
 from shunter.post.layout import ANSWER
@@ -485,6 +486,48 @@ def seen(rank: int, groups: Groups, lesson: Lesson) -> tuple[bool, bool]:
     batches = it._batches(samples)
     assert len(batches) == it.laid_out.parallel.parts
     return it.writes.own, batches[0].shared
+
+
+@pytest.mark.parametrize(
+    ("parallel", "policy", "shared"),
+    [
+        ({"fsdp": 2}, "updates", True),
+        ({"tp": 2}, "ppo", True),
+        pytest.param({"dp": 2}, "ppo", True, marks=pytest.mark.long),
+        pytest.param({"pp": 2}, "updates", True, marks=pytest.mark.long),
+        ({"cp": 2}, "updates", False),
+    ],
+    ids=str,
+)
+def test_answers_share_prompts_where_they_are_scored_too(
+    pool: Pool, tmp_path: Path, parallel: dict[str, int], policy: str, shared: bool
+) -> None:
+    """What the reference and the critic say, and the gap, which are held against one process here too."""
+    lesson = Lesson(small(**parallel), policy, 8)
+    alone = learnt(replace(lesson, place=str(tmp_path / "alone")), None)
+    for found, batches in pool.run(
+        scored, 2, replace(lesson, place=str(tmp_path / "ranks")), lesson.case.layout.grid
+    ):
+        assert not differs(found, alone)
+        # Of each step: the reference, and either the gap or the critic.
+        assert len(batches) >= 2 * STEPS
+        assert {each for each, _ in batches} == {shared}
+        answers = STEPS * lesson.per_step * GROUP * 2
+        rows = sum(count for _, count in batches)
+        assert rows <= answers // GROUP if shared else rows == answers
+
+
+def scored(rank: int, groups: Groups, lesson: Lesson) -> tuple[Outcome, list[tuple[bool, int]]]:
+    """With what was scored: whether answers share rows, and how many there are."""
+    batches: list[tuple[bool, int]] = []
+    call = LaidOutScorer.__call__
+
+    def noted(self: LaidOutScorer, batch: Any, needs: frozenset[str]) -> Any:
+        batches.append((batch.shared, len(batch.tokens)))
+        return call(self, batch, needs)
+
+    with mock.patch.object(LaidOutScorer, "__call__", noted):
+        return task(rank, groups, lesson), batches
 
 
 def test_ranks_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

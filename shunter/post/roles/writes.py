@@ -13,6 +13,7 @@ from shunter.config.seed import derive_seed
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout, RolloutEngine
 from shunter.models.decoder import Decoder
+from shunter.models.footprint import BLOCK, cache_tokens
 from shunter.models.hf import load_model
 from shunter.post import writers
 from shunter.post.journal import Journal
@@ -60,9 +61,10 @@ class Writes(Role):
         found = {} if journal is None else journal.read(step, self.version, self.version - self.age)
         done: list[Rollout] = []
         read: set[int] = set()
+        # With `exact`, a prompt at a time: a token more beside it, and a product may round otherwise.
+        size = 1 if self.station.exact else max(1, len(asked))
+        engine: RolloutEngine | None = None
         with self.whole() as decoder:
-            # With `exact`, a prompt at a time: a token more beside it, and a product may round otherwise.
-            size = 1 if self.station.exact else max(1, len(asked))
             for at in range(0, len(asked), size):
                 some = asked.take(at, at + size)
                 places = [int(place[0]) * group + i for place in some["place"] for i in range(group)]
@@ -71,7 +73,10 @@ class Writes(Role):
                     known = {}
                 read |= known.keys()
                 missing = [place for place in places if place not in known]
-                known |= self._write(decoder, some, missing, step, group, greedy, journal)
+                if missing:
+                    # One for all prompts, whose weights it copies into an order of its own.
+                    engine = engine or self._engine(decoder, asked, size * group, step, greedy)
+                    known |= _written(engine, some, missing, step, group, journal)
                 done += [known[place] for place in places]
         self.tell(reused=len(read))
         self.tell(**self._bill())
@@ -90,48 +95,49 @@ class Writes(Role):
             group,
         )
 
-    def _write(
-        self,
-        decoder: Decoder,
-        asked: Rows,
-        places: Sequence[int],
-        step: int,
-        group: int,
-        greedy: bool,
-        journal: Journal | None,
-    ) -> dict[int, Rollout]:
-        """The answers of these places, each in the journal as soon as it is there."""
-        if not places:
-            return {}
+    def _engine(self, decoder: Decoder, asked: Rows, most: int, step: int, greedy: bool) -> RolloutEngine:
+        """What writes at most `most` answers side by side, to any of these prompts."""
         longest = max(len(ids) for ids in asked["ids"])
         room = min(longest + self.sampling.max_new_tokens, decoder.spec.max_positions)
-        side = max(1, min(self.sampling.batch, len(asked) * group))
+        side = max(1, min(self.sampling.batch, most))
         sampling = self.sampling.model_copy(
             update={"batch": side, **({"temperature": 0.0} if greedy else {})}
         )
         seed = derive_seed(self.seed, "rollout", step)
-        engine = RolloutEngine(
-            decoder, sampling, self.stops, seed, size=8, tokens=side * (room + 8), version=self.version,
-            tempered=True,
+        return RolloutEngine(
+            decoder, sampling, self.stops, seed, size=BLOCK, tokens=cache_tokens(side, room),
+            version=self.version, tempered=True,
         )  # fmt: skip
-        prompts = {int(place[0]): ids for ids, place in zip(asked["ids"], asked["place"], strict=True)}
-        for place in places:
-            engine.submit([int(id) for id in prompts[place // group]], stream=place)
-        found: dict[int, Rollout] = {}
-        while engine.waiting or engine.running:
-            engine.step()
-            fresh = {places[one.number]: one for one in engine.finished}
-            if journal is not None:
-                journal.write(step, fresh)
-            found |= fresh
-            engine.finished.clear()
-        return found
 
     @operation("one_to_all")
     def kept(self, step: int) -> None:
         """A state after so many steps is kept: answers of those before are not asked for again."""
         for journal in self.journals:
             journal.forget(step)
+
+
+def _written(
+    engine: RolloutEngine,
+    asked: Rows,
+    places: Sequence[int],
+    step: int,
+    group: int,
+    journal: Journal | None,
+) -> dict[int, Rollout]:
+    """The answers of these places, each in the journal as soon as it is there."""
+    prompts = {int(place[0]): ids for ids, place in zip(asked["ids"], asked["place"], strict=True)}
+    numbers = {
+        engine.submit([int(id) for id in prompts[place // group]], stream=place): place for place in places
+    }
+    found: dict[int, Rollout] = {}
+    while engine.busy:
+        engine.step()
+        fresh = {numbers[one.number]: one for one in engine.finished}
+        if journal is not None:
+            journal.write(step, fresh)
+        found |= fresh
+        engine.finished.clear()
+    return found
 
 
 class Writer(Writes):

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from shunter.config.errors import ShunterError
+from shunter.generate.rollout import RolloutEngine
 from shunter.layout.generation import Hybrid
+from shunter.models.paged import PagedStepper
 from shunter.plan.mapping import Candidate, Mapper
 from shunter.post.config import RewardConfig
 from shunter.post.roles import scripts
@@ -98,6 +100,30 @@ def test_a_placement_that_the_mapper_chose_gives_them_too(made: tuple[Path, Path
     placement = Placement.of(mapped.sets, mapped.devices, what.roles)
     with Flow(placement.pools, tmp_path / "mapped", timeout=100, exact=True) as flow:
         assert run(flow, placement, what, script) == inline(tmp_path, what, script)
+
+
+def test_who_writes_a_prompt_at_a_time_copies_the_weights_once_a_step(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `exact`, in which each prompt is written without the others beside it."""
+    what, script, _ = plays(made)["grpo"]
+    copies: list[int] = []
+    seen: list[int] = []  # rows side by side
+    make, step = PagedStepper.__init__, RolloutEngine.step
+
+    def copied(self: PagedStepper, model: Any) -> None:
+        copies.append(1)
+        make(self, model)
+
+    def stepped(self: RolloutEngine) -> None:
+        step(self)
+        seen.append(len(self.running))
+
+    monkeypatch.setattr(PagedStepper, "__init__", copied)
+    monkeypatch.setattr(RolloutEngine, "step", stepped)
+    inline(tmp_path, what, script)
+    assert len(copies) == 2  # of two steps
+    assert max(seen) <= what.group
 
 
 def test_no_payload_passes_the_controller(flow: Flow, made: tuple[Path, Path]) -> None:
