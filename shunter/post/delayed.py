@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -28,6 +29,7 @@ from shunter.data.loader import Loader
 from shunter.generate.rollout import Rollout
 from shunter.post.advantages import Array
 from shunter.post.batch import Sample
+from shunter.post.cores import Cores
 from shunter.post.judged import judge
 from shunter.post.meanwhile import NEVER, Meanwhile
 from shunter.post.preferences import of_each
@@ -61,12 +63,17 @@ class Delayed(Reinforcement):
         staleness: int,
         beside: Callable[[Delayed], Writer] | None = None,
         early: bool = False,
+        cores: Cores | None = None,
         **more: Any,
     ) -> None:
         """given, more: as of `Reinforcement`. beside: makes a writer that is not this process, which tells
-        `hear` what it has written. early: take gradients before a step is complete, where that can be."""
+        `hear` what it has written. early: take gradients before a step is complete, where that can be.
+        cores: that this process shares with those that write; None: each has its own."""
         super().__init__(*given, **more)
-        self.staleness, self._beside = staleness, beside
+        self.staleness, self._beside, self.cores = staleness, beside, cores
+        if cores is not None:
+            for pupil in self.pupils.values():
+                pupil.scorer.between = cores.take
         self.exact = self.course.how.deterministic
         self.count = self.group * self.per_step
         self.parts = early and not self.exact and self._in_parts()
@@ -236,7 +243,8 @@ class Delayed(Reinforcement):
             ):
                 continue
             begin = time.perf_counter()
-            self._wait(seen)
+            with nullcontext() if self.cores is None else self.cores.waiting():
+                self._wait(seen)
             self._waited += time.perf_counter() - begin
         self._taken = list(taken.values())
         self.store.done("learner", list(taken))
@@ -273,6 +281,7 @@ class Delayed(Reinforcement):
             return False
         taken = self.store.poll("reward", ROW, self.count, self._groups(fits, one))
         if taken:
+            self._take_cores()
             with self.phases.timed("grading"):
                 self._reward(taken)
         return bool(taken)
@@ -289,10 +298,15 @@ class Delayed(Reinforcement):
         mine = self._groups(lambda step: fits(step) and self._asks_reference(step), one)
         taken = self.store.poll("reference", ROW, self.count, mine)
         if taken:
+            self._take_cores()
             with self.phases.timed("preparation"):
                 far = self._refer([row["answer"] for row in taken.values()])
             self.store.done("reference", {row: {"reference": f} for row, f in zip(taken, far, strict=True)})
         return bool(taken)
+
+    def _take_cores(self) -> None:
+        if self.cores is not None:
+            self.cores.take()
 
     def _groups(self, fits: Callable[[int], bool], one: bool) -> Sampler:
         """Whole groups of the first step that has any, or one of them. Where bits must be the same, a step as
@@ -414,6 +428,7 @@ class Delayed(Reinforcement):
                 deepcopy(policy.decoder), policy.device, policy.precision, temperature=policy.temperature
             )
             self.shadow.decoder.requires_grad_(False)
+            self.shadow.between = policy.between
         load(self.shadow.decoder, self.kept[version])
         return self.shadow
 
