@@ -71,8 +71,8 @@ class Beside:
         for is written before newer weights are taken. tools: whose configuration it asks; they count here.
         server: that writes in its place: `kind`, `config`, `folder`, and what `save_model` is told
         (`special`). timeout: seconds without a word, while it owes something. said: a queue that it shares.
-        block, cache: as in `Reinforcement`. cores: that it shares, as the one of this place among all; None: it
-        has `threads`, whoever waits."""
+        block, cache: as in `Reinforcement`. cores: that it shares, as the one of this place among all;
+        None: it has `threads`, whoever waits."""
         self.hear, self.tools, self.timeout = hear, tools, timeout
         self.cores, self.place = cores, place
         mine, theirs = socket.socketpair()
@@ -165,7 +165,7 @@ class Beside:
         return "answers" in said
 
     def _owe(self, more: int) -> None:
-        """It waits while it owes nothing. By this end's count, which knows of it before the other end hears."""
+        """It waits while it owes nothing, by the count of this end, which knows before the other one hears."""
         self.owes += more
         if self.cores is not None:
             self.cores.set(self.place, waits=not self.owes)

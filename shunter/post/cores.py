@@ -1,8 +1,8 @@
 """Cores that processes of one job share out, of which those that compute have those of who waits.
 
-A byte for each process, in memory that all of them map, says whether it waits. The learner alone writes it: it
-knows what each writer owes. The others look at it between two parts of their work, so a core is given back
-when the part at hand is done.
+A byte for each process, in memory that all of them map, says whether it waits. The learner alone writes it:
+it knows what each writer owes. All look at it between two parts of their work, so a core is given back when
+the part at hand is done.
 """
 
 from __future__ import annotations
