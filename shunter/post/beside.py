@@ -165,7 +165,7 @@ class Beside:
         return "answers" in said
 
     def _owe(self, more: int) -> None:
-        """It waits while it owes nothing, by the count of this end, which knows before the other one hears."""
+        """It waits while it owes nothing, by this end's count, which knows before the other end hears."""
         self.owes += more
         if self.cores is not None:
             self.cores.set(self.place, waits=not self.owes)
