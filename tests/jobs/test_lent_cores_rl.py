@@ -51,14 +51,24 @@ def had(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, bool]]]:
 
 
 def test_the_learner_has_the_cores_of_a_writer_that_owes_nothing_and_gives_them_back(
-    work: Work, model: Path, talks: Path, had: list[tuple[int, bool]]
+    work: Work, model: Path, talks: Path, had: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step's weights may write one step more, so gradients are taken with and without a writer at work."""
+    """A step's weights may write one step more, so gradients are taken with and without a writer at work.
+    Where it waits for answers, its cores are the writer's."""
+    wait, lent = delayed.Delayed._wait, list[int]()
+
+    def noted(self: delayed.Delayed, seen: int) -> None:
+        assert self.cores is not None
+        lent.append(self.cores.of(1))
+        wait(self, seen)
+
+    monkeypatch.setattr(delayed.Delayed, "_wait", noted)
     before = torch.get_num_threads()
     more: dict[str, Any] = {"staleness": 1, "train": {"steps": 12, "lr": 1e-3}, "max_new_tokens": 24}
     reinforce(work, model, talks, name="old", how={**SHARED, "at_once": 4}, **more)
     assert {count for count, busy in had if busy} == {CORES // 2}
     assert {count for count, busy in had if not busy} == {CORES}
+    assert set(lent) == {CORES}
     assert torch.get_num_threads() == before
 
 
@@ -79,7 +89,9 @@ def test_numbers_are_those_of_fixed_cores_within_rounding(
 
 
 @pytest.mark.parametrize(
-    ("asked", "threads"), [({"deterministic": True}, CORES // 2), ({"threads": 3}, 3)], ids=str
+    ("asked", "threads"),
+    [({"deterministic": True}, CORES // 2), pytest.param({"threads": 3}, 3, marks=pytest.mark.long)],
+    ids=str,
 )
 def test_where_bits_must_be_the_same_or_a_number_is_given_nothing_is_lent(
     work: Work,
