@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -36,6 +35,7 @@ from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt
 from shunter.post.reinforce import Reinforcement
 from shunter.post.rewards import Graded
+from shunter.post.rows import made, plain, whole_steps
 from shunter.post.samplers import Sampler, by_step
 from shunter.post.step import Gradient, Scorer
 from shunter.post.store import SampleStore
@@ -453,7 +453,7 @@ class Delayed(Reinforcement):
         with self._lock:
             parts = {step for step, _ in self.missing} if self.exact else set()
             store = self.store.state()
-        cells = [[row, _plain(each)] for row, each in store["cells"] if each["step"] not in parts]
+        cells = [[row, plain(each)] for row, each in store["cells"] if each["step"] not in parts]
         there = {row for row, _ in cells}
         done = {task: [row for row in rows if row in there] for task, rows in store["done"].items()}
         floors = [[step, updates] for step, updates in self.floors.items()]
@@ -468,40 +468,5 @@ class Delayed(Reinforcement):
         if "store" not in state:  # of a training in turns, which with a staleness of 0 is the same
             return
         store = whole_steps(state["store"], self.count) if self.exact else state["store"]
-        self.store.restore({**store, "cells": [[row, _made(cells)] for row, cells in store["cells"]]})
+        self.store.restore({**store, "cells": [[row, made(cells)] for row, cells in store["cells"]]})
         self.floors = {int(step): int(updates) for step, updates in state["floors"]}
-
-
-def whole_steps(store: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The state of a sample store in which reward and reference have had each step of `count` rows as a
-    whole, or not at all: of a step that an attempt without `deterministic` left in between, what they said
-    is taken out, since who takes whole steps alone would wait for the rest."""
-    cells = [[row, dict(each)] for row, each in store["cells"]]
-    done = {task: set(rows) for task, rows in store["done"].items()}
-    for task in ("reward", "reference"):
-        had = Counter(each["step"] for _, each in cells if task in each)
-        for row, each in cells:
-            if 0 < had[each["step"]] < count:
-                each.pop(task, None)
-                done.get(task, set()).discard(row)
-    return {**store, "cells": cells, "done": {task: sorted(rows) for task, rows in done.items()}}
-
-
-def _plain(cells: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's cells as JSON values."""
-    found = {**cells, "answer": vars(cells["answer"])}
-    if "reward" in cells:
-        graded = cells["reward"]
-        found["reward"] = [graded.total, dict(graded.parts), list(graded.failed), list(graded.unasked)]
-    if "reference" in cells:
-        found["reference"] = cells["reference"].tolist()
-    return found
-
-
-def _made(cells: Mapping[str, Any]) -> dict[str, Any]:
-    found = {**cells, "answer": Rollout(**cells["answer"]), "again": True}
-    if "reward" in cells:
-        found["reward"] = Graded(*cells["reward"])
-    if "reference" in cells:
-        found["reference"] = np.asarray(cells["reference"], dtype=np.float64)
-    return found
