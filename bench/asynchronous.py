@@ -5,15 +5,17 @@ at most 40 tokens, with a divergence from the reference in the loss. Three ways 
 turns    one process, which writes, then learns, on two threads
 queue    another process writes, and answers are graded as they come; writing waits for every update
 delayed  and goes on meanwhile with weights that are a step old
-Each process has a thread where there are two, and all cores where there is one; as `turns` may be faster with
-one thread, both are tried first, by turns, and the faster one is the baseline. Rates are of the steps after
-the first `FIRST`, by the event log's clock, so that the beginning of a process is in none; whole seconds are
-kept too.
+One process has all cores; two share them, and who computes has those of who waits (`how.threads: 0`). As
+`turns` may be faster with one thread, both are tried first, by turns, and the faster one is the baseline.
+Rates are of the steps after the first `FIRST`, by the event log's clock, so that the beginning of a process
+is in none; whole seconds are kept too.
 
 Answers are drawn, so no two ways write or learn the same: each round has another seed, and the mean reward
 of the last tenth of steps is told for both. `python -m bench.asynchronous` keeps the result, `--tiny` is a
-trial. `--ranks` compares another way with turns instead, and keeps that:
-ranks    two processes of a layout (dp: 2), which share the answers to write and learn together
+trial. Others compare other ways instead, and keep that:
+--ranks    two processes of a layout (dp: 2), which share the answers to write and learn together, with turns
+--cores    queue and delayed with the same on cores that are fixed, half of them for each process
+--at-once  the same with 8 and with 32 answers side by side, and with all 128
 """
 
 from __future__ import annotations
@@ -34,11 +36,31 @@ PAIRS = (("queue", "turns"), ("delayed", "queue"), ("delayed", "turns"))
 TRIALS = 3  # of each number of threads
 NEW = 40  # tokens of an answer at most
 FIRST = 5  # steps until all is warm
+HALF = max(1, len(os.sched_getaffinity(0)) // 2)
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "turns": {"staleness": 0, "writer": "here"},
     "queue": {"staleness": 0, "writer": "process"},
     "delayed": {"staleness": 1, "writer": "process"},
     "ranks": {"staleness": 0, "writer": "here", "parallel": {"dp": 2}},
+    "queue, fixed": {"staleness": 0, "writer": "process", "threads": HALF},
+    "delayed, fixed": {"staleness": 1, "writer": "process", "threads": HALF},
+    "queue, 8": {"staleness": 0, "writer": "process", "at_once": 8},
+    "queue, 32": {"staleness": 0, "writer": "process", "at_once": 32},
+    "delayed, 8": {"staleness": 1, "writer": "process", "at_once": 8},
+    "delayed, 32": {"staleness": 1, "writer": "process", "at_once": 32},
+}
+ASKED = {  # option -> name of what is kept, pairs
+    "--ranks": ("rl_ranks", (("ranks", "turns"),)),
+    "--cores": ("rl_cores", (("queue", "queue, fixed"), ("delayed", "delayed, fixed"))),
+    "--at-once": (
+        "rl_at_once",
+        (
+            ("queue, 8", "queue"),
+            ("queue, 32", "queue"),
+            ("delayed, 8", "delayed"),
+            ("delayed, 32", "delayed"),
+        ),
+    ),
 }
 
 
@@ -47,9 +69,7 @@ def train(
 ) -> dict[str, float]:
     """The job; samples a second, and what it tells of ages and waiting, after the first steps."""
     asked = WAYS[way]
-    how = {
-        "writer": asked["writer"], "threads": threads, "log_every": 1, "parallel": asked.get("parallel"),
-    }  # fmt: skip
+    how = {"log_every": 1, "threads": threads} | {n: x for n, x in asked.items() if n != "staleness"}
     train = {"steps": steps, "lr": 5e-4}
     told = practise(
         folder, new, how, policy={"kl": 0.001}, train=train, staleness=asked["staleness"], seed=seed
@@ -103,26 +123,36 @@ def compare(
     }  # fmt: skip
 
 
+def best(folder: Path, steps: int, trials: int, new: int) -> tuple[dict[int, list[float]], int]:
+    """Rates of `turns` by its number of threads, and the number that is fastest."""
+    tried: dict[int, list[float]] = {1: [], len(os.sched_getaffinity(0)): []}
+    for trial in range(trials):
+        for threads in list(tried)[:: 1 if trial % 2 == 0 else -1]:
+            told = train(folder, steps, "turns", threads, trial, new)
+            tried[threads].append(told["samples_per_second"])
+    threads = max(tried, key=lambda count: statistics.median(tried[count]))
+    print(f"turns: {tried} samples/s by threads; the baseline has {threads}", flush=True)
+    return tried, threads
+
+
 def main() -> None:
-    tiny, ranks = "--tiny" in sys.argv, "--ranks" in sys.argv
-    asked = (("ranks", "turns"),) if ranks else PAIRS
+    tiny = "--tiny" in sys.argv
+    other = next((option for option in ASKED if option in sys.argv), None)
+    name, asked = ("asynchronous", PAIRS) if other is None else ASKED[other]
     steps, rounds, limit, new = (FIRST + 2, 1, 0.0, 4) if tiny else (30, 4, 150.0, NEW)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(folder)
-        tried: dict[int, list[float]] = {1: [], len(os.sched_getaffinity(0)): []}
-        for trial in range(1 if tiny else TRIALS):
-            for threads in list(tried)[:: 1 if trial % 2 == 0 else -1]:
-                told = train(folder, steps, "turns", threads, trial, new)
-                tried[threads].append(told["samples_per_second"])
-        threads = max(tried, key=lambda count: statistics.median(tried[count]))
-        print(f"turns: {tried} samples/s by threads; the baseline has {threads}", flush=True)
+        tried: dict[int, list[float]] = {}
+        threads = 0
+        if any("turns" in pair for pair in asked):
+            tried, threads = best(folder, steps, 1 if tiny else TRIALS, new)
         cases = {f"{a} over {b}": compare(folder, steps, rounds, limit, a, b, threads, new) for a, b in asked}
     if not tiny:
-        goals = {} if ranks else GOALS
+        goals = GOALS if other is None else {}
         result = {"goals": goals, "steps": steps, "threads": threads, "tried": tried, "cases": cases,
                   "machine": machine()}  # fmt: skip
-        print(save("rl_ranks" if ranks else "asynchronous", result))
+        print(save(name, result))
 
 
 if __name__ == "__main__":

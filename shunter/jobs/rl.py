@@ -218,6 +218,7 @@ class RlJob:
         if config.apart:
             devices = config.how.writers or [str(device)]
             here = sum(each == "cpu" for each in devices)  # what writes elsewhere takes no core
+            cores = rl_parts.cores(config, course.threads, here)
             threads = config.how.threads or max(1, course.threads // (here + 1))
             course.threads = config.how.threads or max(1, course.threads - threads * here)
             writer = partial(rl_parts.beside, config, folder, context.work, devices, threads)
@@ -227,6 +228,7 @@ class RlJob:
                 beside=writer,
                 early=config.how.early,
                 theirs=rl_parts.held_beside(config, model.decoder, sampling.batch, devices, longest),
+                cores=cores,
             )
         elif config.staleness:
             kind = partial(Delayed, staleness=config.staleness, early=config.how.early)

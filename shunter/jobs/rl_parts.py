@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shunter.generate.toolbox import Toolbox
     from shunter.jobs.rl import RlConfig
     from shunter.models.decoder import Decoder
+    from shunter.post.cores import Cores
     from shunter.post.course import Course, Pupil
     from shunter.post.delayed import Delayed
     from shunter.post.rewards import Grading
@@ -165,6 +166,16 @@ def held_beside(config: RlConfig, model: Decoder, batch: int, devices: Sequence[
     return found * sum(device == "cpu" for device in devices)
 
 
+def cores(config: RlConfig, count: int, writers: int) -> Cores | None:
+    """What the learner shares with so many processes that write on the CPU; None where each keeps its own:
+    where a person has said how many, and where bits, which depend on them, must be the same. A server's work
+    is not seen here."""
+    from shunter.post.cores import Cores
+
+    fixed = config.how.threads or config.how.deterministic or config.generator != "own"
+    return None if fixed or not writers else Cores.shared(count, 1 + writers)
+
+
 def beside(
     config: RlConfig, folder: Path, work: Path, devices: Sequence[str], threads: int, lessons: Delayed
 ) -> Writer:
@@ -195,6 +206,8 @@ def beside(
                 said=found[0].said if found else None,
                 block=lessons.block,
                 cache=lessons.cache,
+                cores=lessons.cores if device == "cpu" else None,
+                place=1 + sum(each == "cpu" for each in devices[: len(found)]),
             )
             found.append(made)
     except BaseException:

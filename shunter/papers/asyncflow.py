@@ -2,7 +2,8 @@
 
 What streaming and older weights gain is a matter of who waits for whom, which sleeping tasks show without
 competing for cores. Beside them the job `rl` learns on two cores, one for each of two processes: with a real
-model, and with rewards that can be compared.
+model, and with rewards that can be compared. Where a step is streamed its update is a task like the others,
+which takes groups as they come and adds up their gradients.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ PAPERS = Path(__file__).parents[2] / "recipes" / "papers"
 RECIPE = PAPERS / "asyncflow.yaml"
 MODES = ("sequential", "queue", "delayed")
 TURNS = ("jobs.tuned.staleness=0", "jobs.tuned.how.writer=here", "jobs.tuned.how.swap=tokens")
+ALL = ("jobs.tuned.how.threads=0", "jobs.tuned.how.at_once=64")  # of a step's 64, as people run it
 RL: Mapping[str, Sequence[str]] = {  # delayed first: others take from its store what comes before `rl`
     "rl delayed": [],
     "rl in turns": [*TURNS],
     "rl queue": ["jobs.tuned.staleness=0"],
-    "rl in turns, both cores": [*TURNS, "jobs.tuned.how.threads=2", "jobs.tuned.how.at_once=64"],
+    "rl in turns, all cores": [*TURNS, *ALL],
+    "rl delayed, all cores": [*ALL],
 }
 FIRST = 5  # steps until all is warm, which are not timed
 LAST = 10  # steps whose reward is the last
@@ -78,9 +81,9 @@ def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
         "sequential, queue, delayed: tasks sleep: the gain is one of scheduling, on threads of one process.",
         "Four writers, one worker for each other task; rows take log-normal times, the same in all arms.",
         "rl ...: a model of 3.4M parameters on CPU cores, one for each process; after the first steps.",
-        "rl ...: gradients begin when a step is complete (how.early: false), to tell streaming from older "
-        "weights.",
-        "rl in turns, both cores: what a person would do without this; writes all of a step side by side.",
+        "rl queue, rl delayed: a step's gradients are taken as its groups come; in turns they are not.",
+        "rl ..., all cores: one process or two on all that the machine has, lent to whoever computes; all of "
+        "a step is written side by side.",
         "The paper's planner is not here, and no GPU was measured.",
     ]
 

@@ -21,6 +21,7 @@ from shunter.generate.rollout import Rollout
 from shunter.generate.toolbox import Toolbox
 from shunter.launch import elastic
 from shunter.models.footprint import BLOCK
+from shunter.post.cores import Cores
 from shunter.post.parcel import Parcel
 from shunter.post.roles import wire
 from shunter.post.roles.overseer import RERUN
@@ -30,6 +31,8 @@ COMMAND = (sys.executable, "-m", "shunter.post.writing")
 SILENT = 600.0  # seconds without a word after which it is given up; while it writes it speaks every 5 s
 GRACE = 1.0  # seconds in which it ends by itself
 LAST = 2000  # bytes of its output that are kept
+# Looks of a thread for more to do before it sleeps, about 0.3 ms: 8 ms by default, on a core that is lent.
+SPIN = "10000"
 
 Said = queue.SimpleQueue[tuple["Beside", Mapping[str, Any]]]
 
@@ -61,14 +64,18 @@ class Beside:
         said: Said | None = None,
         block: int = BLOCK,
         cache: int = 0,
+        cores: Cores | None = None,
+        place: int = 0,
     ) -> None:
         """model: a folder with its shape. journal: folder for answers, where it has files of its own. room:
         tokens of the longest text. exact: with the same bits each time. whole, and exact: all that was asked
         for is written before newer weights are taken. tools: whose configuration it asks; they count here.
         server: that writes in its place: `kind`, `config`, `folder`, and what `save_model` is told
         (`special`). timeout: seconds without a word, while it owes something. said: a queue that it shares.
-        block, cache: as in `Reinforcement`."""
+        block, cache: as in `Reinforcement`. cores: that it shares, as the one of this place among all;
+        None: it has `threads`, whoever waits."""
         self.hear, self.tools, self.timeout = hear, tools, timeout
+        self.cores, self.place = cores, place
         mine, theirs = socket.socketpair()
         self._link, self._last = mine, b""
         environment = {
@@ -76,11 +83,16 @@ class Beside:
             "OMP_NUM_THREADS": str(threads),
             "PYTHONPATH": os.pathsep.join(each for each in sys.path if each),
         }
+        handed = [theirs.fileno()]
+        if cores is not None:
+            handed.append(cores.file)
+            if "OMP_WAIT_POLICY" not in environment:
+                environment.setdefault("GOMP_SPINCOUNT", SPIN)
         try:
             with theirs:
                 # A session of its own: Ctrl-C is for the learner, which then ends it.
                 self._process = subprocess.Popen(
-                    [*COMMAND, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    [*COMMAND, str(theirs.fileno())], pass_fds=handed, stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
                     preexec_fn=elastic.die_with_parent,
                 )  # fmt: skip
@@ -105,6 +117,7 @@ class Beside:
                 "block": block,
                 "cache": cache,
                 "threads": threads,
+                "cores": None if cores is None else [cores.file, cores.cores, cores.processes, place],
                 "exact": exact,
                 "whole": whole,
                 "device": device,
@@ -128,7 +141,7 @@ class Beside:
         with self._counting:
             if not self.owes:
                 self.heard = time.monotonic()  # it had no reason to speak before
-            self.owes += len(prompts)
+            self._owe(len(prompts))
         asked = [[at, list(ids)] for at, ids in prompts.items()]
         parts = [[at, vars(one)] for at, one in begun.items()]
         self._asks.put({"do": "ask", "step": step, "prompts": asked, "begun": parts})
@@ -149,9 +162,15 @@ class Beside:
             self.tools.count(*said["tools"])
         for step, rows in said.get("answers", ()):
             with self._counting:
-                self.owes -= len(rows)
+                self._owe(-len(rows))
             self.hear(int(step), {int(at): Rollout(**values) for at, values in rows})
         return "answers" in said
+
+    def _owe(self, more: int) -> None:
+        """It waits while it owes nothing, by this end's count, which knows before the other end hears."""
+        self.owes += more
+        if self.cores is not None:
+            self.cores.set(self.place, waits=not self.owes)
 
     def close(self) -> None:
         self._asks.put(None)

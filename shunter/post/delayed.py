@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -28,6 +28,7 @@ from shunter.data.loader import Loader
 from shunter.generate.rollout import Rollout
 from shunter.post.advantages import Array
 from shunter.post.batch import Sample
+from shunter.post.cores import Cores
 from shunter.post.judged import judge
 from shunter.post.meanwhile import NEVER, Meanwhile
 from shunter.post.preferences import of_each
@@ -35,6 +36,7 @@ from shunter.post.prompts import Prompt
 from shunter.post.reinforce import Reinforcement
 from shunter.post.rewards import Graded, Grader
 from shunter.post.room import must_hold
+from shunter.post.rows import made, plain, whole_steps
 from shunter.post.samplers import Sampler, by_step
 from shunter.post.step import Gradient, Scorer
 from shunter.post.store import SampleStore
@@ -62,13 +64,18 @@ class Delayed(Reinforcement):
         beside: Callable[[Delayed], Writer] | None = None,
         early: bool = False,
         theirs: int = 0,
+        cores: Cores | None = None,
         **more: Any,
     ) -> None:
         """given, more: as of `Reinforcement`. beside: makes a writer that is not this process, which tells
         `hear` what it has written; theirs: bytes of this machine's memory that it holds. early: take
-        gradients before a step is complete, where that can be."""
+        gradients before a step is complete, where that can be. cores: that this process shares with those
+        that write; None: each has its own."""
         super().__init__(*given, **more)
-        self.staleness, self._beside, self._theirs = staleness, beside, theirs
+        self.staleness, self._beside, self._theirs, self.cores = staleness, beside, theirs, cores
+        if cores is not None:
+            for pupil in self.pupils.values():
+                pupil.scorer.between = cores.take
         self.exact = self.course.how.deterministic
         self.count = self.group * self.per_step
         self.parts = early and not self.exact and self._in_parts()
@@ -229,7 +236,8 @@ class Delayed(Reinforcement):
             ):
                 continue
             begin = time.perf_counter()
-            self._wait(seen)
+            with nullcontext() if self.cores is None else self.cores.waiting():
+                self._wait(seen)
             self._waited += time.perf_counter() - begin
         self._taken = list(taken.values())
         self.store.done("learner", list(taken))
@@ -266,6 +274,7 @@ class Delayed(Reinforcement):
             return False
         taken = self.store.poll("reward", ROW, self.count, self._groups(fits, one))
         if taken:
+            self._take_cores()
             with self.phases.timed("grading"):
                 self._reward(taken)
         return bool(taken)
@@ -282,10 +291,15 @@ class Delayed(Reinforcement):
         mine = self._groups(lambda step: fits(step) and self._asks_reference(step), one)
         taken = self.store.poll("reference", ROW, self.count, mine)
         if taken:
+            self._take_cores()
             with self.phases.timed("preparation"):
                 far = self._refer([row["answer"] for row in taken.values()])
             self.store.done("reference", {row: {"reference": f} for row, f in zip(taken, far, strict=True)})
         return bool(taken)
+
+    def _take_cores(self) -> None:
+        if self.cores is not None:
+            self.cores.take()
 
     def _groups(self, fits: Callable[[int], bool], one: bool) -> Sampler:
         """Whole groups of the first step that has any, or one of them. Where bits must be the same, a step as
@@ -409,6 +423,7 @@ class Delayed(Reinforcement):
                 deepcopy(policy.decoder), policy.device, policy.precision, temperature=policy.temperature
             )
             self.shadow.decoder.requires_grad_(False)
+            self.shadow.between = policy.between
         load(self.shadow.decoder, self.kept[version])
         return self.shadow
 
@@ -433,7 +448,7 @@ class Delayed(Reinforcement):
         with self._lock:
             parts = {step for step, _ in self.missing} if self.exact else set()
             store = self.store.state()
-        cells = [[row, _plain(each)] for row, each in store["cells"] if each["step"] not in parts]
+        cells = [[row, plain(each)] for row, each in store["cells"] if each["step"] not in parts]
         there = {row for row, _ in cells}
         done = {task: [row for row in rows if row in there] for task, rows in store["done"].items()}
         floors = [[step, updates] for step, updates in self.floors.items()]
@@ -448,40 +463,5 @@ class Delayed(Reinforcement):
         if "store" not in state:  # of a training in turns, which with a staleness of 0 is the same
             return
         store = whole_steps(state["store"], self.count) if self.exact else state["store"]
-        self.store.restore({**store, "cells": [[row, _made(cells)] for row, cells in store["cells"]]})
+        self.store.restore({**store, "cells": [[row, made(cells)] for row, cells in store["cells"]]})
         self.floors = {int(step): int(updates) for step, updates in state["floors"]}
-
-
-def whole_steps(store: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The state of a sample store in which reward and reference have had each step of `count` rows as a
-    whole, or not at all: of a step that an attempt without `deterministic` left in between, what they said
-    is taken out, since who takes whole steps alone would wait for the rest."""
-    cells = [[row, dict(each)] for row, each in store["cells"]]
-    done = {task: set(rows) for task, rows in store["done"].items()}
-    for task in ("reward", "reference"):
-        had = Counter(each["step"] for _, each in cells if task in each)
-        for row, each in cells:
-            if 0 < had[each["step"]] < count:
-                each.pop(task, None)
-                done.get(task, set()).discard(row)
-    return {**store, "cells": cells, "done": {task: sorted(rows) for task, rows in done.items()}}
-
-
-def _plain(cells: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's cells as JSON values."""
-    found = {**cells, "answer": vars(cells["answer"])}
-    if "reward" in cells:
-        graded = cells["reward"]
-        found["reward"] = [graded.total, dict(graded.parts), list(graded.failed), list(graded.unasked)]
-    if "reference" in cells:
-        found["reference"] = cells["reference"].tolist()
-    return found
-
-
-def _made(cells: Mapping[str, Any]) -> dict[str, Any]:
-    found = {**cells, "answer": Rollout(**cells["answer"]), "again": True}
-    if "reward" in cells:
-        found["reward"] = Graded(*cells["reward"])
-    if "reference" in cells:
-        found["reference"] = np.asarray(cells["reference"], dtype=np.float64)
-    return found

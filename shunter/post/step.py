@@ -41,6 +41,7 @@ class Scorer:
     ) -> None:
         self.decoder, self.device, self.precision = decoder, device, precision
         self.value, self.temperature = value, temperature
+        self.between: Callable[[], object] = lambda: None  # called before each part of what is computed
 
     def __call__(self, batch: Batch, needs: frozenset[str]) -> Scores:
         """Scores with gradients, unless inside no_grad."""
@@ -50,6 +51,7 @@ class Scorer:
         )
         segments = torch.from_numpy(batch.segments).to(self.device)
         plan = segment_plan(batch, segments)
+        self.between()
         logprob = entropy = value = None
         with autocast(self.device, self.precision):
             hidden = self.decoder(tokens, positions, plan)
@@ -139,6 +141,7 @@ class Gradient:
         scores = self.scorer(batch, self.objective.needs)
         parts = self.objective.terms(scores, batch, self.counts)
         loss = loss_of(parts)
+        self.scorer.between()
         if loss.requires_grad:  # a batch in which no token is learnt from has none
             loss.backward()
         with torch.no_grad():
@@ -182,6 +185,7 @@ def scored_step(
         begun = Gradient(scorer, objective, counts)
     for batch in batches:
         begun.add(batch)
+    scorer.between()
     terms, told = begun.terms, begun.means()
     if guard is not None:
         guard(told)

@@ -31,6 +31,7 @@ from shunter.generate.toolbox import Toolbox
 from shunter.models.footprint import cache_tokens
 from shunter.models.hf import load_model, save_model
 from shunter.post import parcel
+from shunter.post.cores import Cores
 from shunter.post.journal import Journal
 from shunter.post.roles import wire
 from shunter.post.roles.host import describe
@@ -47,6 +48,7 @@ class Writing:
     def __init__(self, link: socket.socket, request: Mapping[str, Any]) -> None:
         self.link, self.seed, self.exact = link, int(request["seed"]), bool(request["exact"])
         torch.set_num_threads(request["threads"])
+        self.cores = None if request["cores"] is None else Cores(*request["cores"])
         self.device = device = choose_device(request["device"])
         if self.exact:
             prepare_determinism(device)
@@ -104,6 +106,8 @@ class Writing:
                     self._heed(self._message())
                 if self.over:
                     break
+                if self.cores is not None:
+                    self.cores.take()
                 self.engine.step()
                 if self.engine.finished:
                     self._tell()

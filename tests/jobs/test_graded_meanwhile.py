@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from shunter.config.errors import ShunterError
 from shunter.post import delayed, rewards, room
 from shunter.post import reinforce as plain
-from shunter.post.delayed import COLUMNS, ROW, TASKS, whole_steps
+from shunter.post.delayed import COLUMNS, ROW, TASKS
 from shunter.post.meanwhile import NAME
 from shunter.post.rewards import Graded, Grader, Item
+from shunter.post.rows import whole_steps
 from shunter.post.samplers import by_step
 from shunter.post.store import SampleStore
 from tests.jobs.conftest import Work

@@ -37,7 +37,7 @@ def learnt(folder: Path, rate: float, stale: int, reward: float) -> Any:
 
 SLOW = "streaming: at least 1.3 times the rows of tasks in turns"
 LESS = "rl, weights a step older: the last reward is at most a tenth less than in turns"
-ONE = "rl, weights a step older: at least 1.1 times the samples of one process with both cores"
+ONE = "rl on all cores, weights a step older: at least 1.1 times the samples of one process in turns"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,8 @@ def test_on_given_measurements(
     rewards = (0.8, 0.8, reward)
     for name, rate, age, last in zip(ways, rates, ages, rewards, strict=True):
         arms[name] = learnt(tmp_path / name, rate, age, last)
-    arms["rl in turns, both cores"] = learnt(tmp_path / "both", 14, 0, 0.8)
+    arms["rl in turns, all cores"] = learnt(tmp_path / "both", rates[1], 0, 0.8)
+    arms["rl delayed, all cores"] = learnt(tmp_path / "lent", rates[2], stale, reward)
     assert arms.keys() == EXPERIMENT.arms(0, False).keys()
     found = EXPERIMENT.measure(arms)
     assert found["rl queue"]["rows_per_second"] == pytest.approx(rates[1])
@@ -100,14 +101,15 @@ def test_arms_are_recipes_and_differ_where_they_should() -> None:
     )
     how = {name: nodes[name]["tuned"].config for name in RL}
     ways = {
-        name: (it.staleness, it.apart, it.how.threads, it.how.at_once)  # type: ignore[attr-defined]
+        name: (it.staleness, it.apart, it.how.threads, it.how.at_once, it.how.early)  # type: ignore[attr-defined]
         for name, it in how.items()
     }
     assert ways == {
-        "rl delayed": (1, True, 1, 8),
-        "rl in turns": (0, False, 1, 8),
-        "rl queue": (0, True, 1, 8),
-        "rl in turns, both cores": (0, False, 2, 64),
+        "rl delayed": (1, True, 1, 8, True),
+        "rl in turns": (0, False, 1, 8, True),
+        "rl queue": (0, True, 1, 8, True),
+        "rl in turns, all cores": (0, False, 0, 64, True),
+        "rl delayed, all cores": (1, True, 0, 64, True),
     }
 
 

@@ -22,6 +22,7 @@ from shunter.config.errors import ShunterError
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout
 from shunter.post import beside
+from shunter.post.cores import Cores
 from shunter.post.parcel import Parcel
 from shunter.post.writing import Writing
 
@@ -45,7 +46,11 @@ time.sleep(60)
 
 @contextmanager
 def writer(
-    monkeypatch: pytest.MonkeyPatch, code: str, heard: dict[tuple[int, int], Rollout], timeout: float
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    heard: dict[tuple[int, int], Rollout],
+    timeout: float,
+    cores: Cores | None = None,
 ) -> Iterator[beside.Beside]:
     monkeypatch.setattr(beside, "COMMAND", (sys.executable, "-c", code))
 
@@ -54,7 +59,7 @@ def writer(
 
     found = beside.Beside(
         Path("model"), Path("journal"), SamplingConfig(), hear, seed=7, stops=[1], room=8, threads=1,
-        exact=False, timeout=timeout,
+        exact=False, timeout=timeout, cores=cores, place=1,
     )  # fmt: skip
     try:
         yield found
@@ -80,6 +85,17 @@ def test_what_it_writes_is_heard_and_a_long_answer_is_waited_for(monkeypatch: py
         there.ask(6, {0: [6]}, {})
         with pytest.raises(ShunterError, match="no room"):
             there.listen(wait=True)
+
+
+def test_its_cores_are_the_learners_while_it_owes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment in which it is asked, whenever it hears of that, until all has come."""
+    cores = Cores.shared(2, 2)
+    with writer(monkeypatch, SPEAKS, {}, 20.0, cores) as there:
+        assert cores.of(0) == 2
+        there.ask(5, {2: [4, 4], 0: [6]}, {})
+        assert cores.of(0) == 1
+        there.listen(wait=True)
+        assert cores.of(0) == 2
 
 
 @pytest.mark.parametrize(
