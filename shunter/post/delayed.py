@@ -315,7 +315,7 @@ class Delayed(Reinforcement):
             if self.early is None:
                 self.early = Gradient.early(self.policy.scorer, self.objective, self.count)
             with self.phases.timed("learning"):
-                for batch in self._batches(samples):
+                for batch in self._batches(self._speaking(samples)):
                     self.early.add(batch)
             self.had |= {row["number"] for row in rows}
             self.store.done("gradient", list(taken))
