@@ -1,10 +1,11 @@
 """GRPO against trl's GRPOTrainer: same model, prompts, group, answers a step, length, rate; fp32 on the CPU.
 
 From a model's folder to the last step, as each is called: 16 prompts of 8 answers a step, at most 8 or 40
-tokens each, rewarded where a digit stands in them. Answers are drawn, so the sides do not learn alike; that
-losses of equal batches are equal is a test (tests/post/test_trl.py). trl recomputes no activations and has no
-reference model here (beta 0); ours asks it in every fifth step, for the report, and keeps its journal and
-checkpoint. Setting up is in the time of both: 40 steps make little of it.
+tokens each, rewarded where a digit stands in them, or by how many different digits do. By the first, some
+groups are worth the same throughout, of which ours computes no gradient; by the second hardly any is. Answers
+are drawn, so the sides do not learn alike; that losses of equal batches are equal is a test
+(tests/post/test_trl.py). trl recomputes no activations; neither has a reference model here (beta 0, kl 0).
+Ours keeps its journal and checkpoint. Setting up is in the time of both: 40 steps make little of it.
 
 Run it with a Python that has trl: `python -m bench.grpo` keeps the result; `--tiny` is a trial.
 """
@@ -35,7 +36,12 @@ from shunter.record.events import EventLog
 
 GOAL = 1.5
 GROUP, PROMPTS, RATE = 8, 16, 1e-4
-CASES = {"short": 8, "long": 40}  # new tokens
+# New tokens, and what is rewarded.
+CASES = {"short": (8, "any"), "long": (40, "any"), "long, graded": (40, "each")}
+REWARDS = {
+    "any": [{"kind": "format", "pattern": r".*\d.*"}],
+    "each": [{"kind": "format", "name": f"has{d}", "pattern": f".*{d}.*", "weight": 0.1} for d in range(10)],
+}
 DIGIT = re.compile(r"\d")
 
 
@@ -86,13 +92,18 @@ def artefact(path: Path) -> Artefact:
     return Artefact(path, manifest)
 
 
-def digits(completions: list[Any], **more: Any) -> list[float]:
-    """The reward, as trl wants it."""
+def any_digit(completions: list[Any], **more: Any) -> list[float]:
+    """The reward "any", as trl wants it."""
     return [float(bool(DIGIT.search(each[0]["content"]))) for each in completions]
 
 
+def each_digit(completions: list[Any], **more: Any) -> list[float]:
+    """The reward "each", as trl wants it."""
+    return [0.1 * len(set(DIGIT.findall(each[0]["content"]))) for each in completions]
+
+
 def practise(folder: Path, new: int, how: dict[str, Any], **asked: Any) -> list[dict[str, Any]]:
-    """The job `rl`, rewarded for a digit, in a place of its own; the lines of its event log."""
+    """The job `rl`, rewarded for a digit unless something else is asked, in a place of its own; the lines of its event log."""
     with tempfile.TemporaryDirectory() as place:
         out, log, work = (Path(place) / name for name in ("out", "log", "work"))
         for path in (out, log, work):
@@ -100,7 +111,7 @@ def practise(folder: Path, new: int, how: dict[str, Any], **asked: Any) -> list[
         config = rl.RlConfig.model_validate(
             {
                 "kind": "rl", "model": "m", "prompts": "t", "group": GROUP, "prompts_per_step": PROMPTS,
-                "rewards": [{"kind": "format", "pattern": r".*\d.*"}], "max_new_tokens": new,
+                "rewards": REWARDS["any"], "max_new_tokens": new,
                 "how": {"track": []} | how, **asked,
             }
         )  # fmt: skip
@@ -111,12 +122,21 @@ def practise(folder: Path, new: int, how: dict[str, Any], **asked: Any) -> list[
         return list(events.read(log / "events.jsonl"))
 
 
-def ours(folder: Path, steps: int, new: int) -> None:
+def ours(folder: Path, steps: int, new: int, worth: str = "any") -> None:
     """The job `rl`."""
-    practise(folder, new, {"threads": torch.get_num_threads()}, train={"steps": steps, "lr": RATE})
+    how, train = {"threads": torch.get_num_threads()}, {"steps": steps, "lr": RATE}
+    practise(folder, new, how, train=train, rewards=REWARDS[worth])
 
 
-def theirs(folder: Path, steps: int, new: int) -> None:
+def flat(folder: Path, steps: int, new: int, worth: str) -> float:
+    """The share of groups that are worth the same throughout, in the mean of a run's steps."""
+    how = {"threads": torch.get_num_threads(), "log_every": 1}
+    found = practise(folder, new, how, train={"steps": steps, "lr": RATE}, rewards=REWARDS[worth])
+    shares = [line["values"]["rl/flat_groups"] for line in found if line["event"] == "metrics"]
+    return sum(shares) / len(shares)
+
+
+def theirs(folder: Path, steps: int, new: int, worth: str = "any") -> None:
     """trl's trainer."""
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -134,7 +154,7 @@ def theirs(folder: Path, steps: int, new: int) -> None:
         trainer = GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32),
             processing_class=AutoTokenizer.from_pretrained(folder / "model"),
-            reward_funcs=[digits],
+            reward_funcs=[any_digit if worth == "any" else each_digit],
             args=settings,
             train_dataset=datasets.Dataset.from_list(rows),
         )
@@ -149,20 +169,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(folder)
-        for name, new in CASES.items():
+        for name, case in CASES.items():
             found = alternate(
-                lambda new=new: ours(folder, steps, new),  # type: ignore[misc]
-                lambda new=new: theirs(folder, steps, new),  # type: ignore[misc]
+                lambda case=case: ours(folder, steps, *case),  # type: ignore[misc]
+                lambda case=case: theirs(folder, steps, *case),  # type: ignore[misc]
                 rounds, 1, width=0.1, limit=limit,
             )  # fmt: skip
+            share = flat(folder, steps, *case)
             middle = sorted(found["a"])[len(found["a"]) // 2]
             print(
                 f"{name}: {samples / middle:.0f} samples/s, {found['ratio_median']:.2f}x trl "
                 f"[{found['ratio_low']:.2f}, {found['ratio_high']:.2f}], "
-                f"CPU seconds {found['cpu_ratio_median']:.2f}x",
+                f"CPU seconds {found['cpu_ratio_median']:.2f}x; {share:.0%} of the groups flat",
                 flush=True,
             )
-            cases[name] = {**found, "a": rounded(found["a"]), "b": rounded(found["b"]), "new_tokens": new}
+            both = {"a": rounded(found["a"]), "b": rounded(found["b"])}
+            cases[name] = {**found, **both, "new_tokens": case[0], "reward": case[1], "flat": round(share, 3)}
     if not tiny:
         print(save("grpo", {"goal": GOAL, "samples": samples, "cases": cases, "machine": machine()}))
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from shunter.models.cache import Cache
 from shunter.models.dropout import ATTENTION, EMBED, FFN, HEADS
+from shunter.models.forks import forked_attention
 from shunter.models.moe import MoE
 from shunter.models.norm import rms_norm
 from shunter.models.rope import rotate, tables
@@ -53,6 +54,8 @@ class CausalAttention(nn.Module):
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         if segments is not None and segments.edges is not None and takes_edges(v, segments):
             return edged_attention(q, k, v, segments.edges, self.window)
+        if segments is not None and segments.forks is not None:
+            return forked_attention(q, k, v, segments.forks)
         if mask is None and segments is not None and segments.shapes:
             return segment_attention(q, k, v, segments, self.window)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
@@ -204,6 +207,8 @@ class Decoder(nn.Module):
         if segments is not None and segments.whole is not None:
             return rope, None
         mask = None if segments is None else segments.mask
+        if self.spec.sliding_window is not None and segments is not None and segments.forks is not None:
+            raise ValueError("answers that share a prompt are not attended to within a window")
         if self.spec.sliding_window is not None and (segments is None or not segments.shapes):
             window = window_mask(length, self.spec.sliding_window, positions.device)
             mask = window if mask is None or window is None else mask & window

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from shunter.models.dropout import Masks
+from shunter.models.forks import Forks
 
 # Longest row that takes a mask. On 2 cores, forward and backward: at 256 the mask is 2.5 times faster than
 # gathering, at 1,024 as fast (float32) or 1.4 times faster (bfloat16), at 2,048 half as fast (float32).
@@ -40,6 +41,7 @@ class SegmentPlan:
     padding [m]:     the flat tokens that are padding
     real    [B, T]: True where a token is not padding; None: everywhere.
     edges   [n + 1] int32: the flat tokens where segments begin, padding's too, and B * T; on a GPU only.
+    forks   where each row's answers and the prompt that they share stand, instead of `mask`.
     masks   what is dropped, while a model learns with dropout.
     """
 
@@ -52,6 +54,7 @@ class SegmentPlan:
     whole: Any = None
     real: Tensor | None = None
     edges: Tensor | None = None
+    forks: Forks | None = None
     masks: Masks | None = None
 
     @classmethod
@@ -95,8 +98,12 @@ class SegmentPlan:
     @classmethod
     def sharing(cls, segments: Tensor) -> SegmentPlan:
         """Every token sees those before it in its own segment and in the row's first one, which all share."""
+        real = segments >= 0
+        forks = Forks.build(segments)
+        if forks is not None:
+            return cls((), forks=forks, real=real)
         asks, seen = segments[:, None, :, None], segments[:, None, None, :]
-        return cls((), mask=((asks == seen) | ((seen == 0) & (asks >= 0))).tril(), real=segments >= 0)
+        return cls((), mask=((asks == seen) | ((seen == 0) & (asks >= 0))).tril(), real=real)
 
 
 def beginnings(segments: Tensor) -> Tensor:

@@ -322,7 +322,7 @@ class Delayed(Reinforcement):
             if self.early is None:
                 self.early = Gradient.early(self.policy.scorer, self.objective, self.count)
             with self.phases.timed("learning"):
-                batches = self._batches(samples)
+                batches = self._batches(self._speaking(samples))
                 for batch in batches:
                     self.early.add(batch)
             self.phases.updates.part(batches)

@@ -41,6 +41,8 @@ class LaidOutReinforcement(Reinforcement):
     with one layout, of single answers. reference: makes a LaidOutBefore. grader: of ranks but the first,
     `Elsewhere`."""
 
+    leaves_out = False  # micro-batches are of one number on all ranks
+
     def __init__(self, *given: Any, **more: Any) -> None:
         """given, more: as of `Reinforcement`, without an engine."""
         super().__init__(*given, **more)

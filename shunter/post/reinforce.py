@@ -26,7 +26,7 @@ from shunter.models.decoder import Decoder
 from shunter.models.footprint import BLOCK, cache_tokens
 from shunter.models.spec import DecoderSpec
 from shunter.post.advantages import Array
-from shunter.post.batch import Answers, Sample, grouped, micro_batches
+from shunter.post.batch import Answers, Sample, grouped, lay_out, micro_batches
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
 from shunter.post.gathering import Flat, Gathering
@@ -42,7 +42,6 @@ from shunter.post.writers import submit, written
 
 SHOWN = 3  # answers of a step that are kept for people to read
 MOMENTS = 5  # steps whose answers are
-ROW = 512  # tokens of a row that answers to one prompt share
 
 
 class Reinforcement:
@@ -50,6 +49,7 @@ class Reinforcement:
 
     newest = True  # weights write what is learnt from
     copies = False  # what writes is a copy, in the place of what learns
+    leaves_out = True  # of the gradient, answers that have no part in it
 
     def __init__(
         self,
@@ -357,13 +357,18 @@ class Reinforcement:
             order = draw.permutation(len(samples)) if config.updates > 1 else np.arange(len(samples))
             for part in np.array_split(order, config.updates):
                 some = [samples[i] for i in part]
-                batches = self._batches([samples[i] for i in part if i not in self.had])
+                mine = [samples[i] for i in part if i not in self.had]
+                learnt, begun = self._speaking(mine), self.early
+                if begun is None and len(learnt) < len(mine):
+                    counts = self.objective.weights(lay_out(some))
+                    begun = Gradient(self.policy.scorer, self.objective, counts, whole=False)
+                batches = self._batches(learnt)
                 first = not told
                 # A part from which nothing is learnt: the optimizer's momentum would move weights without a
                 # reason.
                 if self._teaches(some):
                     guard = self._guard if first else None
-                    result = self.policy.learn(self.objective, batches, number, guard, self.early)
+                    result = self.policy.learn(self.objective, batches, number, guard, begun)
                     self.phases.updates.add(batches)
                     self.course.learnt(result, number)
                     self.updates += 1
@@ -388,6 +393,17 @@ class Reinforcement:
             return True
         return any(np.any(np.asarray(each.known["advantage"]) != 0) for each in samples)
 
+    def _speaking(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Those that the gradient depends on. An answer without an advantage adds 0 to it, whatever the
+        policy says of it: nothing is computed for it, but where it is compared with the reference, a value
+        model learns from it too, or experts are to be used alike by all tokens."""
+        whole = self.objective.settings.kl or self.config.entropy or self.critic is not None
+        if not self.leaves_out or whole or self.policy.decoder.spec.experts is not None:
+            return list(samples)
+        if any("reference" in each.known for each in samples):
+            return list(samples)
+        return [each for each in samples if np.any(np.asarray(each.known["advantage"]) != 0)]
+
     def _batches(self, samples: Sequence[Sample]) -> list[Answers]:
         """Micro-batches."""
         tokens, rows = self.course.how.micro_tokens, self._shared(samples)
@@ -409,8 +425,9 @@ class Reinforcement:
             begin = list(sample.wrote).index(True)
             parts = rows.setdefault(tuple(sample.ids[:begin]), [[]])
             used = begin + sum(len(one.ids) - begin for one in parts[-1])
-            # A mask of a row costs its square: answers that are long get rows of their own.
-            if parts[-1] and used + len(sample.ids) - begin > max(ROW, len(sample.ids)):
+            if parts[-1] and used + len(sample.ids) - begin > max(
+                self.course.how.micro_tokens, len(sample.ids)
+            ):
                 parts.append([])
             parts[-1].append(sample)
         return [part for parts in rows.values() for part in parts]

@@ -119,22 +119,25 @@ def update(
 class Gradient:
     """The gradient of a step's micro-batches, added up as they come, with what the objective says of them.
 
-    counts: of the whole global batch. `early`: where it is begun before all of the batch is there.
+    counts: of the whole global batch. whole: all of it is added; else what is told is of what is.
+    `early`: where it is begun before all of the batch is there.
     """
 
-    def __init__(self, scorer: Scorer, objective: ScoreObjective, counts: Mapping[str, float]) -> None:
+    def __init__(
+        self, scorer: Scorer, objective: ScoreObjective, counts: Mapping[str, float], *, whole: bool = True
+    ) -> None:
         self.scorer, self.objective, self.counts = scorer, objective, counts
         self.terms: dict[str, float] = {}
         self.told: dict[str, float] = {}
-        self.tokens: int | None = None  # targets so far, where the mean over them is taken in the end
+        # Targets so far, where the mean over them is taken in the end.
+        self.tokens: int | None = None if whole else 0
+        self._seen_of = counts if whole else {**counts, "token": 1.0}
 
     @classmethod
     def early(cls, scorer: Scorer, objective: ScoreObjective, sequences: int) -> Gradient:
         """Of so many sequences, for objectives whose terms are means over those: how many tokens they have
         is not known before."""
-        found = cls(scorer, objective, {"sequence": float(sequences), "token": 1.0})
-        found.tokens = 0
-        return found
+        return cls(scorer, objective, {"sequence": float(sequences), "token": 1.0}, whole=False)
 
     def add(self, batch: Batch) -> None:
         """Forward and backward of a micro-batch."""
@@ -145,7 +148,7 @@ class Gradient:
         if loss.requires_grad:  # a batch in which no token is learnt from has none
             loss.backward()
         with torch.no_grad():
-            seen = self.objective.told(scores, batch, self.counts)
+            seen = self.objective.told(scores, batch, self._seen_of)
         gather(self.terms, {name: float(part.detach()) for name, part in parts.items()})
         gather(self.told, {name: float(part) for name, part in seen.items()})
         if self.tokens is not None:

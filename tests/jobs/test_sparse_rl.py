@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from shunter.post import gathering
 from shunter.post.batch import Sample, Sequences
 from shunter.post.course import Pupil
 from shunter.post.gathering import Flat, Gathering
+from shunter.post.reinforce import Reinforcement
 from shunter.recipe.job import Stopped
 from shunter.record import events
 from tests.jobs.conftest import Still, Work
@@ -55,6 +58,46 @@ def test_a_part_of_equal_rewards_leaves_the_policy_as_it_is(
     rows = rows_of(out)
     assert [row["rl/idle"] for row in rows] == [float(row["rl/flat_groups"] == 1) for row in rows]
     assert all("train/grad_norm" in row for row in rows if not row["rl/idle"])
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "rloo", "gspo"])
+@pytest.mark.parametrize("more", [{}, {"staleness": 1}], ids=["turns", "stale"])
+def test_answers_without_an_advantage_are_not_computed(
+    work: Work,
+    model: Path,
+    talks: Path,
+    learnt: list[tuple[int, bool]],
+    monkeypatch: pytest.MonkeyPatch,
+    algorithm: str,
+    more: dict[str, Any],
+) -> None:
+    """The weights are those of a learning that computes all of them."""
+    asked = {**RARE, "policy": {"algorithm": algorithm}, "train": {"steps": 4, "lr": 1e-3}, **more}
+    asked["how"] = {**HOW, "deterministic": True, "log_every": 1}
+    out, _ = reinforce(work, model, talks, name="less", **asked)
+    fewer = sum(count for count, _ in learnt)
+    learnt.clear()
+    monkeypatch.setattr(Reinforcement, "leaves_out", False)
+    whole, _ = reinforce(work, model, talks, name="whole", **asked)
+    rows, all_rows = rows_of(out), rows_of(whole)
+    assert any(0 < row["rl/flat_groups"] < 1 for row in rows)
+    assert fewer < sum(count for count, _ in learnt)
+    for name in ("train/grad_norm", "rl/policy_loss"):
+        mine = [row[name] for row in rows if name in row]
+        assert mine == pytest.approx([row[name] for row in all_rows if name in row], rel=1e-4, abs=1e-7)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, whole))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", [{"kl": 0.1}, {"entropy": 0.01}, {"algorithm": "ppo"}])
+def test_all_are_computed_where_each_counts(
+    work: Work, model: Path, talks: Path, learnt: list[tuple[int, bool]], policy: dict[str, Any]
+) -> None:
+    out, _ = reinforce(work, model, talks, **RARE, policy=policy, train={"steps": 2, "lr": 1e-3})
+    assert any(row["rl/flat_groups"] for row in rows_of(out))
+    assert {count for count, _ in learnt} == {12}
 
 
 def test_updates_wait_for_groups_that_differ_and_learn_from_each_once(
