@@ -103,7 +103,8 @@ def each_digit(completions: list[Any], **more: Any) -> list[float]:
 
 
 def practise(folder: Path, new: int, how: dict[str, Any], **asked: Any) -> list[dict[str, Any]]:
-    """The job `rl`, rewarded for a digit unless something else is asked, in a place of its own; the lines of its event log."""
+    """The job `rl`, rewarded for a digit unless told otherwise, in a place of its own; the lines of its event
+    log."""
     with tempfile.TemporaryDirectory() as place:
         out, log, work = (Path(place) / name for name in ("out", "log", "work"))
         for path in (out, log, work):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shunter.models.footprint import layer_token
+from shunter.models.footprint import layer_token, shared_numbers
 from shunter.models.spec import DecoderSpec
 from shunter.plan.choices import Question
 from shunter.plan.score import Prediction
@@ -28,13 +28,13 @@ class Held:
     texts: that it writes; None: another process writes. whole: it writes with a copy of the model that takes
     the place of its part. engine_stays: cache and copy of weights are there while it learns. reference: it
     holds the first model. moments: of the weights, that are kept beside. targets: of the widest micro-batch;
-    shared: answers share its rows.
+    shared: how many answers share a row with their prompt, and the prompt's tokens; None: each has its own.
     """
 
     writes: Writes
     texts: Texts | None
     targets: int
-    shared: bool = False
+    shared: tuple[int, float] | None = None
     whole: bool = False
     engine_stays: bool = True
     reference: bool = False
@@ -56,13 +56,13 @@ def of_phases(
         engine = {} if it.texts is None else held(spec, it.texts, it.writes)
         staying = engine.get("cache", 0.0) if it.engine_stays else 0.0
         copied = engine.get("copy", 0.0) if it.engine_stays else 0.0
-        scores, mask = _scores(question, it.targets), _mask(question, policy) if it.shared else 0.0
-        kept = _kept(question, policy, mask)
+        scores, sharing = _scores(question, it.targets), _sharing(question, policy, it)
+        kept = _kept(question, policy, sharing)
         learning = _learning(parts, scores) + kept + theirs + copied
         if critic is not None:  # which learns when the copy is out of date
             learning = max(learning, _learning(beside, 0.0) + kept + state)
         phases = {
-            "preparation": state + theirs + copied + mask + _forward(question, policy, scores),
+            "preparation": state + theirs + copied + sharing + _forward(question, policy, scores),
             "learning": learning,
         }
         phases = {name: size + always + staying for name, size in phases.items()}
@@ -95,18 +95,23 @@ def _tokens(question: Question, policy: Prediction) -> float:
     return float(policy.choice.rows[0]) * question.row / float(policy.choice.cp[0] * policy.choice.tp[0])
 
 
-def _mask(question: Question, policy: Prediction) -> float:
-    """Of rows whose answers see one prompt: attention keeps its mask as numbers."""
-    return float(policy.choice.rows[0]) * question.row**2 * question.practice.compute
+def _sharing(question: Question, policy: Prediction, it: Held) -> float:
+    """Of a layer's attention, where answers see one prompt."""
+    if it.shared is None:
+        return 0.0
+    answers, prompt = it.shared
+    each = shared_numbers(question.spec, question.row, prompt, answers)
+    return float(policy.choice.rows[0]) * each * question.practice.compute
 
 
-def _kept(question: Question, policy: Prediction, mask: float) -> float:
-    """For the backward pass, beyond what the cost model counts of plain rows: each layer's mask, and what the
-    norms of queries and keys were given, with which the whole product stays."""
+def _kept(question: Question, policy: Prediction, sharing: float) -> float:
+    """For the backward pass, beyond what the cost model counts of plain rows: what it takes each layer that
+    answers share a prompt, and what the norms of queries and keys were given, with which the whole product
+    stays."""
     spec, choice = question.spec, policy.choice
     if choice.recompute[0]:
-        return mask
-    each = mask
+        return sharing
+    each = sharing
     if spec.qk_norm:
         numbers = spec.num_heads * spec.head_dim + layer_token(spec)
         each += _tokens(question, policy) * numbers * question.practice.compute

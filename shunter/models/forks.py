@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# What it costs to put a token behind another, forward and backward, in scores of a query and a key. On one
-# core, with 15 shapes of 4 to 8 heads of 32 and 64: right of each, or within a fifth where it is wrong.
-COPIED = 80
+from shunter.models.footprint import forked_scores
+
 SMALLEST = 16  # answers of up to so many tokens are taken together
 
 
@@ -73,14 +72,15 @@ class Forks:
         before[starts[prompts] // length] = lengths[prompts]
         most = int(before.max())
         sizes = torch.tensor([max(SMALLEST, 1 << int(n - 1).bit_length()) for n in lengths.tolist()])
-        parts, needed = [], rows * most * most
+        parts: list[_Part] = []
         for size in sorted(set(sizes[answers].tolist())):
             mine = answers & (sizes == size)
             # Not the power of two itself: where all end at a limit, that is what they have.
             part = _part(starts[mine], lengths[mine], int(lengths[mine].max()), length)
             parts.append(part)
-            needed += part.count * (most + part.size) * (part.size + COPIED)
-        if rows * length * length <= needed and not always:
+        # Of a mean row: counts of answers need not be whole.
+        each = [(part.count / rows, part.size) for part in parts]
+        if forked_scores(length, most, each) is None and not always:
             return None
         asked = None
         if most:
@@ -134,7 +134,7 @@ class _Split(torch.autograd.Function):
     """Queries, keys and values of each part; keys and values of answers behind those of their prompts."""
 
     @staticmethod
-    def forward(ctx: Any, forks: Forks, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, forks: Forks, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         ctx.forks = forks
         heads, width = q.shape[1], q.shape[3]
         flat = [x.reshape(-1, width) for x in (q, k, v)]
@@ -188,7 +188,7 @@ class _Join(torch.autograd.Function):
     """[B * T, H D] of the parts' outputs [count, H, size, D]; 0 on padding."""
 
     @staticmethod
-    def forward(ctx: Any, forks: Forks, *outputs: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, forks: Forks, *outputs: Tensor) -> Tensor:
         ctx.forks, ctx.heads = forks, outputs[0].shape[1]
         rows, length = forks.shape
         size = (rows * length, outputs[0].shape[1] * outputs[0].shape[3])
@@ -201,7 +201,7 @@ class _Join(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         found = []
         for part in ctx.forks.parts:
             here = grad.index_select(0, part.tokens)

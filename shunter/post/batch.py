@@ -103,6 +103,19 @@ def beside(samples: Sequence[Sample], pad: int = 0, width: int | None = None) ->
     return Answers(tokens, targets, segments, positions, np.zeros(1, dtype=np.int64), known, shared=True)
 
 
+def by_prompt(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
+    """Samples that begin with one prompt, for a row of at most `tokens` tokens, or of one sample."""
+    rows: dict[tuple[int, ...], list[list[Sample]]] = {}
+    for sample in samples:
+        begin = list(sample.wrote).index(True)
+        parts = rows.setdefault(tuple(sample.ids[:begin]), [[]])
+        used = begin + sum(len(one.ids) - begin for one in parts[-1])
+        if parts[-1] and used + len(sample.ids) - begin > max(tokens, len(sample.ids)):
+            parts.append([])
+        parts[-1].append(sample)
+    return [part for parts in rows.values() for part in parts]
+
+
 def grouped(
     groups: Sequence[Sequence[Sample]], tokens: int, pad: int = 0, *, least: int = 1
 ) -> list[Answers]:

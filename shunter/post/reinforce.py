@@ -26,7 +26,7 @@ from shunter.models.decoder import Decoder
 from shunter.models.footprint import BLOCK, cache_tokens
 from shunter.models.spec import DecoderSpec
 from shunter.post.advantages import Array
-from shunter.post.batch import Answers, Sample, grouped, lay_out, micro_batches
+from shunter.post.batch import Answers, Sample, by_prompt, grouped, lay_out, micro_batches
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
 from shunter.post.gathering import Flat, Gathering
@@ -420,17 +420,7 @@ class Reinforcement:
         spec = self.policy.decoder.spec
         if spec.sliding_window is not None or spec.experts is not None or spec.rope.scaling == "dynamic":
             return None
-        rows: dict[tuple[int, ...], list[list[Sample]]] = {}
-        for sample in samples:
-            begin = list(sample.wrote).index(True)
-            parts = rows.setdefault(tuple(sample.ids[:begin]), [[]])
-            used = begin + sum(len(one.ids) - begin for one in parts[-1])
-            if parts[-1] and used + len(sample.ids) - begin > max(
-                self.course.how.micro_tokens, len(sample.ids)
-            ):
-                parts.append([])
-            parts[-1].append(sample)
-        return [part for parts in rows.values() for part in parts]
+        return by_prompt(samples, self.course.how.micro_tokens)
 
     def _compare(self, samples: Sequence[Sample]) -> dict[str, float]:
         """The gap between trainer and generator of answers from which nothing is learnt yet."""

@@ -10,6 +10,17 @@ from pathlib import Path
 _BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
 
 
+# With them oneDNN multiplies bfloat16 at all, if only as fast as fp32; without, torch has a plain loop.
+_SOME_BF16 = frozenset({"avx512bw", "avx512dq", "avx512vl"})
+
+
+def has_bf16() -> bool:
+    """Whether products in bfloat16 are not many times slower than in fp32. Of what is no x86, True: nothing
+    else was measured."""
+    flags = _flags()
+    return not flags or flags >= _SOME_BF16 or bool(_BF16_FLAGS & flags)
+
+
 def multiplies_bf16() -> bool:
     """Whether products in bfloat16 are much faster than in fp32."""
     return bool(_BF16_FLAGS & _flags())

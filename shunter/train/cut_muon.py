@@ -21,6 +21,7 @@ from shunter.layout.piece import Piece
 from shunter.parallel.collect import cut, place
 from shunter.parallel.mesh import Mesh
 from shunter.parallel.told import told_by_all
+from shunter.train.muon import Muon
 
 
 @dataclass
@@ -72,9 +73,9 @@ class CutMuon:
                 split = list(rows[name]) if name in rows else None
                 views, parts = matrices(matrix.update, split), matrices(matrix.momentum, split)
                 self._state += zip(views, parts, strict=True)
-        self.muon: torch.optim.Muon | None = None
+        self.muon: Muon | None = None
         if self._state:
-            self.muon = torch.optim.Muon(
+            self.muon = Muon(
                 [view for view, _ in self._state],
                 lr=lr,
                 momentum=momentum,

@@ -16,6 +16,7 @@ from shunter.parallel.told import told_by_all
 from shunter.train.config import TrainConfig
 from shunter.train.cut_muon import CutMuon, matrices
 from shunter.train.layout_parts import muon_takes
+from shunter.train.muon import Muon
 
 
 class Optimizers:
@@ -71,7 +72,7 @@ class Optimizers:
             self.adamw = torch.optim.AdamW(
                 groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True
             )
-        self.muon: torch.optim.Muon | None = None
+        self.muon: Muon | None = None
         self.rows: dict[str, list[int]] = {}
         self.matrices: dict[str, tuple[Tensor, list[Tensor]]] = {}  # parameter, views of its projections
         self.momentum: dict[str, Tensor] = {}
@@ -82,7 +83,7 @@ class Optimizers:
                 self.matrices[name] = p, views
                 self.names |= {id(view): name for view in views}
             self.rows = rows
-            self.muon = torch.optim.Muon(
+            self.muon = Muon(
                 [view for _, views in self.matrices.values() for view in views],
                 lr=config.lr,
                 momentum=config.momentum,

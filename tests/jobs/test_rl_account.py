@@ -129,7 +129,7 @@ def test_learning_holds_what_is_counted(name: str, shared: bool) -> None:
     it = spec(name)
     draw = np.random.default_rng(0)
     groups = []
-    for count in (4, 15, 16):  # a row of 536 tokens, whose mask weighs
+    for count in (4, 15, 16):  # a row of 536 tokens, in which each answer is put behind a copy of the prompt
         prompt = draw.integers(1, 500, PROMPT).tolist()
         texts = [prompt + draw.integers(1, 500, ANSWER).tolist() for _ in range(count)]
         groups.append([Sample(ids, [False] * PROMPT + [True] * ANSWER, {}) for ids in texts])
@@ -142,7 +142,10 @@ def test_learning_holds_what_is_counted(name: str, shared: bool) -> None:
     one = files.find("cpu").subcluster(range(1))
     question, policy = predicted(asked, one, here=True, scored=shape.targets / shape.tokens)
     plan = rl_memory.of_phases(
-        question, policy, None, rl_memory.Held(Writes(8), None, shape.widest[2], shape.shared)
+        question,
+        policy,
+        None,
+        rl_memory.Held(Writes(8), None, shape.widest[2], (16, PROMPT) if shape.shared else None),
     )
     decoder = Decoder(it)
     init_weights(decoder, 0)

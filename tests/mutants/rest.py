@@ -20,6 +20,7 @@ from shunter.parallel.mesh import Peers
 from shunter.train import cut_muon, pipeline, shares
 from shunter.train.checkpoint import shared
 from shunter.train.cut_muon import CutMuon
+from shunter.train.muon import Muon
 from tests.mutants.mutant import Mutant
 
 Parts = Iterable[tuple[str, Piece, Tensor]]
@@ -105,9 +106,7 @@ def parts_alone(original: Any) -> Any:
                 strict=True,
             ):
                 each = at.requires_grad_()
-                muon = torch.optim.Muon(
-                    [each], lr=rate, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-                )
+                muon = Muon([each], lr=rate, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
                 muon.state[each] = {"momentum_buffer": mine}
                 each.grad = grad
                 muon.step()

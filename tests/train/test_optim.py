@@ -9,6 +9,7 @@ from shunter.models.decoder import Decoder
 from shunter.models.init import init_weights
 from shunter.models.spec import DecoderSpec
 from shunter.train.config import TrainConfig
+from shunter.train.muon import Muon
 from shunter.train.optim import Optimizers
 from tests.train import corpora
 
@@ -45,7 +46,7 @@ def model_of(experts: dict[str, int] | None) -> Decoder:
 def test_each_projection_is_updated_as_if_it_stood_alone(
     experts: dict[str, int] | None, matrices: int
 ) -> None:
-    """Against torch's Muon on parameters of their own: same bits, over several steps and a skipped one."""
+    """Against Muon on parameters of their own: same bits, over several steps and a skipped one."""
     model = model_of(experts)
     ours = Optimizers(model, MUON)
     alone = {
@@ -54,7 +55,7 @@ def test_each_projection_is_updated_as_if_it_stood_alone(
         if name in ours.matrices
     }
     assert sum(len(parts) for parts in alone.values()) == matrices * model.spec.num_layers
-    theirs = torch.optim.Muon(
+    theirs = Muon(
         [part for parts in alone.values() for part in parts],
         momentum=MUON.momentum,
         weight_decay=MUON.weight_decay,
