@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing  # how tensors pass between processes
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from shunter.layout.grid import Grid
 from shunter.parallel.mesh import Groups, ProcessGroups, make_groups
@@ -46,7 +47,7 @@ class WorkerFailed(Exception):
 def _work(rank: int, size: int, place: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     wait = timedelta(seconds=SECONDS)
-    GROUPS.store = dist.FileStore(place, size)
+    GROUPS.store = FileStore(place, size)
     dist.init_process_group("gloo", store=GROUPS.store, rank=rank, world_size=size, timeout=wait)
     GROUPS.options["timeout"] = wait
     while True:
