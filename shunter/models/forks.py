@@ -219,6 +219,7 @@ def forked_attention(q: Tensor, k: Tensor, v: Tensor, forks: Forks) -> Tensor:
     q, k, v: [B, H, T, D] with equal H; returns [B, H, T, D].
     """
     rows, heads, length, width = q.shape
+    q, k = q.to(v.dtype), k.to(v.dtype)  # norms of queries and keys may give wider numbers, on a GPU
     split = _Split.apply(forks, q, k, v)
     outputs = []
     for number in range(len(forks.parts)):

@@ -28,8 +28,8 @@ MASK_UP_TO = 1024
 class SegmentPlan:
     """How to compute attention for one batch of rows [B, T].
 
-    With no `mask` and no `shapes`, each row is one segment (or one and padding after it): plain causal
-    attention over rows.
+    With no `mask`, `shapes`, `forks` or `whole`, each row is one segment (or one and padding after it): plain
+    causal attention over rows.
     mask    [B, 1, T, T]: True where a token sees another one; causal, inside the segment.
     whole   who sees whom in whole rows, of which the tokens here are a part; for an attention that knows how
             to fetch the rest.

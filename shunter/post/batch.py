@@ -103,6 +103,11 @@ def beside(samples: Sequence[Sample], pad: int = 0, width: int | None = None) ->
     return Answers(tokens, targets, segments, positions, np.zeros(1, dtype=np.int64), known, shared=True)
 
 
+def targets(samples: Sequence[Sample]) -> int:
+    """Their tokens that are learnt from."""
+    return sum(sum(sample.wrote) for sample in samples)
+
+
 def by_prompt(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
     """Samples that begin with one prompt, for a row of at most `tokens` tokens, or of one sample."""
     rows: dict[tuple[int, ...], list[list[Sample]]] = {}

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 
 import torch
 
+from shunter.post.parcel import unnamed
+
 LEARNER = 0  # its place; those after it write
 
 
@@ -23,16 +25,18 @@ class Cores:
 
     def __init__(self, file: int, cores: int, processes: int, place: int) -> None:
         """file: a descriptor of the bytes, which is this object's from now on. cores: that are shared out.
-        place: of this process among all."""
+        processes: those that share them. place: of this process among all."""
         self.file, self.cores, self.processes, self.place = file, cores, processes, place
         self._bytes = mmap.mmap(file, processes)
         weakref.finalize(self, os.close, file)
 
     @classmethod
-    def shared(cls, cores: int, processes: int) -> Cores:
-        """For the learner; writers wait, as nothing has been asked of them yet."""
-        file = os.memfd_create("cores", os.MFD_CLOEXEC)
-        os.ftruncate(file, processes)
+    def shared(cls, cores: int, processes: int) -> Cores | None:
+        """For the learner; writers wait, as nothing has been asked of them yet. None where no memory can be
+        shared."""
+        file = unnamed(processes)
+        if file is None:
+            return None
         found = cls(file, cores, processes, LEARNER)
         for place in range(LEARNER + 1, processes):
             found.set(place, waits=True)

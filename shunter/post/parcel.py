@@ -62,10 +62,18 @@ def _file(arrays: Arrays, table: dict[str, Any]) -> int | None:
     for name, array in arrays.items():
         table[name] = [array.dtype.name, list(array.shape), size]
         size += -(-array.nbytes // ALIGN) * ALIGN
-    for make in (_in_memory, _on_disk):
-        # An attribute that is there says little: seccomp answers with ENOSYS or EPERM when it is called.
-        with suppress(OSError, AttributeError):
+    for make in PLACES:
+        with suppress(*REFUSED):
             return _filled(make, arrays, table, max(1, size))
+    return None
+
+
+def unnamed(size: int) -> int | None:
+    """The descriptor of a file without a name of so many bytes, all 0, which processes may map; None where
+    there is no place for one."""
+    for make in PLACES:
+        with suppress(*REFUSED):
+            return make(size)
     return None
 
 
@@ -81,6 +89,11 @@ def _on_disk(size: int) -> int:
         while size > 0:
             size -= file.write(bytes(min(size, 1 << 20)))
         return os.dup(file.fileno())
+
+
+PLACES = (_in_memory, _on_disk)
+# An attribute that is there says little: seccomp answers with ENOSYS or EPERM when it is called.
+REFUSED = (OSError, AttributeError)
 
 
 def _filled(make: Callable[[int], int], arrays: Arrays, table: Mapping[str, Any], size: int) -> int:

@@ -26,7 +26,7 @@ from shunter.models.decoder import Decoder
 from shunter.models.footprint import BLOCK, cache_tokens
 from shunter.models.spec import DecoderSpec
 from shunter.post.advantages import Array
-from shunter.post.batch import Answers, Sample, by_prompt, grouped, lay_out, micro_batches
+from shunter.post.batch import Answers, Sample, by_prompt, grouped, lay_out, micro_batches, targets
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
 from shunter.post.gathering import Flat, Gathering
@@ -375,6 +375,8 @@ class Reinforcement:
                     self._renew()
                     if first:
                         told |= {f"rl/{n.replace('max/', 'max_')}": v for n, v in result.told.items()}
+                        # Of all tokens: those of answers that were left out are never clipped.
+                        told["rl/clipped"] *= targets(self._speaking(some)) / max(1, targets(some))
                         told |= {f"rl/{name}_loss": v for name, v in result.terms.items()}
                         told |= {"train/grad_norm": result.grad_norm, "rl/idle": 0.0}
                 # Equal rewards are what a critic has to learn too.

@@ -61,7 +61,11 @@ def test_a_part_of_equal_rewards_leaves_the_policy_as_it_is(
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "rloo", "gspo"])
-@pytest.mark.parametrize("more", [{}, {"staleness": 1}], ids=["turns", "stale"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"staleness": 1}, {"how": {"writer": "process", "at_once": 4}}],
+    ids=["turns", "stale", "early"],
+)
 def test_answers_without_an_advantage_are_not_computed(
     work: Work,
     model: Path,
@@ -72,8 +76,9 @@ def test_answers_without_an_advantage_are_not_computed(
     more: dict[str, Any],
 ) -> None:
     """The weights are those of a learning that computes all of them."""
+    how = more.get("how", {"deterministic": True})
     asked = {**RARE, "policy": {"algorithm": algorithm}, "train": {"steps": 4, "lr": 1e-3}, **more}
-    asked["how"] = {**HOW, "deterministic": True, "log_every": 1}
+    asked["how"] = {**HOW, **how, "log_every": 1}
     out, _ = reinforce(work, model, talks, name="less", **asked)
     fewer = sum(count for count, _ in learnt)
     learnt.clear()
@@ -82,7 +87,7 @@ def test_answers_without_an_advantage_are_not_computed(
     rows, all_rows = rows_of(out), rows_of(whole)
     assert any(0 < row["rl/flat_groups"] < 1 for row in rows)
     assert fewer < sum(count for count, _ in learnt)
-    for name in ("train/grad_norm", "rl/policy_loss"):
+    for name in ("train/grad_norm", "rl/policy_loss", "rl/clipped"):
         mine = [row[name] for row in rows if name in row]
         assert mine == pytest.approx([row[name] for row in all_rows if name in row], rel=1e-4, abs=1e-7)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, whole))

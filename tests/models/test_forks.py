@@ -50,6 +50,18 @@ def test_output_and_gradients_equal_a_masks(lengths, extra, seed):  # type: igno
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+def test_wide_queries_and_keys_beside_narrow_values():
+    """As norms give them on a GPU under autocast, where all that is attended with is in the values' width."""
+    segments = rows([(5, [30, 30, 30])])
+    forks = Forks.build(segments, always=True)
+    assert forks is not None
+    shape = (1, 2, segments.shape[1], 8)
+    q, k = (torch.randn(shape, requires_grad=True) for _ in range(2))
+    v = torch.randn(shape, dtype=torch.bfloat16, requires_grad=True)
+    forked_attention(q, k, v, forks).sum().backward()
+    assert [x.grad.dtype for x in (q, k, v) if x.grad is not None] == [q.dtype, k.dtype, v.dtype]
+
+
 def test_an_answer_sees_no_other_one():
     segments = rows([(5, [30, 30, 30])])
     forks = Forks.build(segments, always=True)

@@ -5,9 +5,11 @@ What this cannot show: that a product is faster for them, which `bench/asynchron
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -33,6 +35,7 @@ def threads() -> Iterator[None]:
 def test_who_computes_has_all_cores_and_nobody_has_none(cores: int, processes: int, data: Any) -> None:
     """Of those that compute the first has what is left over, and none is given twice."""
     shared = Cores.shared(cores, processes)
+    assert shared is not None
     idle = {place for place in range(processes) if data.draw(st.booleans())}
     for place in range(1, processes):
         assert shared.waits(place), "a writer waits for what it is asked for"
@@ -60,6 +63,7 @@ for line in sys.stdin:
 
 def test_another_process_sees_it_at_once() -> None:
     shared = Cores.shared(6, 3)
+    assert shared is not None
     command = [sys.executable, "-c", CHILD, str(shared.file)]
     with subprocess.Popen(
         command, pass_fds=[shared.file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -84,6 +88,7 @@ def test_another_process_sees_it_at_once() -> None:
 
 def test_what_waits_lends_until_it_goes_on_even_if_that_fails() -> None:
     shared = Cores.shared(4, 2)
+    assert shared is not None
     shared.set(1, waits=False)
     shared.take()
     assert torch.get_num_threads() == 2
@@ -106,6 +111,7 @@ def test_what_waits_lends_until_it_goes_on_even_if_that_fails() -> None:
 def test_a_writer_looks_before_each_token() -> None:
     """The loop of the process that writes, with an engine that notes how many threads it has."""
     shared = Cores.shared(4, 2)
+    assert shared is not None
     shared.set(1, waits=False)
     had: list[int] = []
 
@@ -123,3 +129,13 @@ def test_a_writer_looks_before_each_token() -> None:
     writing.engine = engine
     writing.run()
     assert had == [2, 2, 4, 4, 2]
+
+
+def test_where_no_memory_is_shared_each_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: Any, **named: Any) -> int:
+        raise PermissionError(errno.EPERM, "refused")
+
+    monkeypatch.setattr(os, "memfd_create", refused)
+    assert Cores.shared(4, 2) is not None  # a file without a name does as well
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    assert Cores.shared(4, 2) is None
