@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
+import fcntl
 import json
 import os
 import signal
@@ -134,7 +136,8 @@ def cause(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a launcher, which ends its ranks when it is told to; if it cannot, its whole session is ended."""
+    """End a launcher, which ends its ranks when it is told to. If it cannot it is killed, and the ranks, each
+    with its group, end by what `guard` has set."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -144,11 +147,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def die_with_parent(signals: int = signal.SIGTERM) -> None:
-    """In a new process: Linux tells it when its parent has died; 0: no more. Elsewhere `guard` sees to it
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """In a new process: Linux sends it this signal when its parent has died. Elsewhere `guard` sees to it
     later."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signals)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
 
 
 def end_group(leader: int) -> None:
@@ -160,7 +163,8 @@ def end_group(leader: int) -> None:
 
 def guard() -> None:
     """In a rank: end when the launcher is gone, with all of its group if it leads one, so that nothing goes
-    on writing unseen. Takes over from `die_with_parent`, by which the rank would end alone."""
+    on writing unseen. On Linux the kernel ends it, as no thread of Python may run: a library may compute for
+    long and hold the interpreter."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -171,7 +175,24 @@ def guard() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    die_with_parent(0)
+    if os.getpgrp() == os.getpid() and sys.platform == "linux":
+        _group_dies_with_parent()
+
+
+def _group_dies_with_parent() -> None:
+    """The signal that tells of the parent's death ends one process. So it is one whose handler, without
+    Python, writes into a pipe; and the kernel tells the group by SIGKILL that there is something to read."""
+    read, write = os.pipe()
+    try:
+        fcntl.fcntl(read, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(read, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(read, fcntl.F_SETFL, os.O_ASYNC)
+        faulthandler.register(signal.SIGRTMAX, file=write)
+    except OSError:  # a kernel that does not have it: the rank ends alone, by `die_with_parent`
+        os.close(read)
+        os.close(write)
+    else:
+        die_with_parent(signal.SIGRTMAX)
 
 
 def serve(work: Callable[[dict[str, Any], int, int], dict[str, Any] | None]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -32,6 +33,8 @@ def work(request: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
             file.write(f"{os.getpid()} {child.pid}")
         if request.get("dies"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if request.get("deaf"):  # as a library that computes: no thread of Python runs meanwhile
+            ctypes.PyDLL(None).sleep(600)
         time.sleep(600)
     if act == "pid":
         with open(request["pid"], "w") as file:

@@ -156,7 +156,7 @@ def test_a_rank_that_fails_ends_the_job_not_the_crew(
 
 
 def test_a_process_that_is_gone_is_named_and_takes_its_rank_with_it(start: Start, tmp_path: Path) -> None:
-    """And what the rank has started."""
+    """And what the rank has started, though no thread of it hears anything."""
     spots, others = start()
     file = tmp_path / "pid"
 
@@ -166,7 +166,7 @@ def test_a_process_that_is_gone_is_named_and_takes_its_rank_with_it(start: Start
             others.processes[1].join()
 
     with pytest.raises(ShunterError, match="rank 2 on n1 is gone"), leading(spots[0]) as crew:
-        job(crew, tmp_path / "job", act={"2": "brood", "0": "hang"}, pid=str(file), poll=kill)
+        job(crew, tmp_path / "job", act={"2": "brood", "0": "hang"}, pid=str(file), deaf=True, poll=kill)
     assert others.codes() == [2, -signal.SIGKILL]
     assert gone(file)
 

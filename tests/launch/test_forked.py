@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -56,7 +56,9 @@ def begin(folder: Path, module: str, **request: Any) -> warm.Forked:
     """The launcher of two ranks, which are told this."""
     (folder / "request.json").write_text(json.dumps({"folder": str(folder), **request}))
     command = [sys.executable, "-u", "-m", "shunter.launch.forked", module, str(folder / "request.json"), "2"]
-    found: warm.Forked = warm.popen(command, cwd=warm.ROOT, stdout=subprocess.DEVNULL)
+    found: warm.Forked = warm.popen(
+        command, cwd=warm.ROOT, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     return found
 
 
@@ -88,6 +90,26 @@ def test_ranks_and_what_they_have_started_end_with_the_process_that_they_are_for
     brood = pids(tmp_path / "pid", 2)
     parent.send_signal(number)
     assert parent.wait(20) == (1 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert gone(brood)
+
+
+@pytest.mark.parametrize("ended", ["killed", "told"])
+def test_a_rank_that_holds_the_interpreter_ends_with_its_launcher(
+    ended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what it has started, and whether the launcher was killed or ended because it did not end itself."""
+    parent = begin(
+        tmp_path, "tests.launch.small_rank", act={"0": "brood", "1": "hang"}, pid=str(tmp_path / "pid"),
+        deaf=True,
+    )  # fmt: skip
+    brood = pids(tmp_path / "pid", 2)
+    if ended == "killed":
+        parent.send_signal(signal.SIGKILL)
+        parent.wait(20)
+    else:
+        parent.send_signal(signal.SIGSTOP)  # it hears nothing more
+        monkeypatch.setattr(elastic, "PARTING", 0.1)
+        elastic.end(cast("subprocess.Popen[bytes]", parent))
     assert gone(brood)
 
 
