@@ -18,6 +18,8 @@ from shunter.parallel.lost import PeerLost, answering
 BEAT = 1.0  # seconds between two signs of life, or a tenth of what may pass without one
 SHARE = 0.05  # of what was waited so far, that passes until the next look
 LONGEST = 0.5  # seconds between two looks at most
+WALK = 0.1  # of what may pass without a sign of life, until each rank is asked for its own
+FAILURE = 1 << 32  # what one that fails adds to the count of those that are done
 DONE, FAILED = "done", "failed"
 
 
@@ -60,31 +62,46 @@ class Heartbeat:
 
     def _beat(self, ended: threading.Event) -> None:
         number = 0
-        with suppress(RuntimeError):
-            while not ended.wait(min(BEAT, self.silent / 10)):
-                number += 1
+        while not ended.wait(min(BEAT, self.silent / 10)):
+            number += 1
+            with suppress(RuntimeError):  # the next may arrive
                 self._say(str(number))
 
     def _say(self, what: str) -> None:
         self._store.set(str(self.rank), f"{self._round} {what}")
+        if what in (DONE, FAILED):
+            self._store.add(f"{self._round}/{DONE}", 1 if what == DONE else FAILURE)
+
+    def _done(self) -> int:
+        """How many are done with this round, in one call for any number of ranks; FAILURE or more: not all
+        will be."""
+        return int(self._store.add(f"{self._round}/{DONE}", 0))
 
     def _wait(self, what: str) -> None:
-        begin = time.monotonic()
+        begin = walked = time.monotonic()
         heard = {other: ("", begin) for other in self.others}  # the last beat, and when that was new
-        while heard:
-            for other in list(heard):
-                said = self._heard(other)
-                if said == DONE:
-                    del heard[other]
-                elif said == FAILED:
-                    raise self._lost(other, what, "it has failed")
-                elif said != heard[other][0]:
-                    heard[other] = (said, time.monotonic())
-                elif time.monotonic() - heard[other][1] > self.silent:
-                    why = f"timed out waiting for a sign of life for {self.silent:g} s"
-                    raise self._lost(other, what, why)
+        while heard and (done := self._done()) != len(self.others) + 1:
+            now = time.monotonic()
+            late = any(now - since > self.silent for _, since in heard.values())
+            if done >= FAILURE or late or now - walked >= WALK * self.silent:
+                walked = now
+                self._walk(heard, what)
             if heard:  # not `Store.wait`, which writes a warning each time that it gives up
-                time.sleep(min(LONGEST, SHARE * (time.monotonic() - begin) + 1e-3))
+                time.sleep(min(LONGEST, SHARE * (now - begin) + 1e-3))
+
+    def _walk(self, heard: dict[int, tuple[str, float]], what: str) -> None:
+        """Ask for each rank that is not known to be done. Raises PeerLost."""
+        for other in list(heard):
+            said = self._heard(other)
+            if said == DONE:
+                del heard[other]
+            elif said == FAILED:
+                raise self._lost(other, what, "it has failed")
+            elif said != heard[other][0]:
+                heard[other] = (said, time.monotonic())
+            elif time.monotonic() - heard[other][1] > self.silent:
+                why = f"timed out waiting for a sign of life for {self.silent:g} s"
+                raise self._lost(other, what, why)
 
     def _heard(self, other: int) -> str:
         """What a rank said last of this round; empty before it has come here."""

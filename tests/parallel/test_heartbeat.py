@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 from shunter.launch import waited
 from shunter.parallel import heartbeat
-from shunter.parallel.heartbeat import DONE, FAILED, LONGEST, Heartbeat
+from shunter.parallel.heartbeat import DONE, FAILED, LONGEST, WALK, Heartbeat
 from shunter.parallel.lost import PeerLost
 
 SILENT = 10.0  # seconds
@@ -104,7 +105,7 @@ def test_one_that_is_a_round_ahead_is_done_and_one_behind_is_not(
         first._round = 3 if now > 5 else 1
         first._say("0" if now > 5 else DONE)
 
-    assert 5.0 < waits(second, monkeypatch, happens) <= 5.0 + LONGEST
+    assert 5.0 < waits(second, monkeypatch, happens) <= 5.0 + WALK * SILENT
 
 
 def test_a_rank_beats_while_it_works_and_says_how_it_ended(ranks: tuple[Heartbeat, Heartbeat]) -> None:
@@ -131,11 +132,62 @@ def test_a_rank_beats_while_it_works_and_says_how_it_ended(ranks: tuple[Heartbea
     assert not [each for each in threading.enumerate() if each.name == "heartbeat"]
 
 
+class Counted:
+    """A store, and how often it was called."""
+
+    def __init__(self, store: Any) -> None:
+        self.store, self.calls = store, 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls += 1
+        return getattr(self.store, name)
+
+
+def test_a_look_is_one_call_for_any_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, looks = 64, []
+    store = dist.HashStore()
+    group = [Heartbeat(store, rank, range(size), SILENT) for rank in range(size)]
+    for other in group[1:]:
+        other._round = 1
+        other._say("0")
+    counted = Counted(group[0]._store)
+    monkeypatch.setattr(group[0], "_store", counted)
+
+    def happens(now: float) -> None:
+        looks.append(now)
+        for other in group[1:]:
+            other._say(DONE if now >= SILENT / 2 else str(now))
+
+    waits(group[0], monkeypatch, happens)
+    walks = SILENT / 2 / (WALK * SILENT)
+    assert counted.calls <= len(looks) + 2 * size * walks + 8
+
+
+def test_a_beat_that_does_not_arrive_is_followed_by_others(
+    ranks: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = ranks
+    first.silent = 0.01
+    ended, said = threading.Event(), []
+
+    def say(what: str) -> None:
+        said.append(what)
+        if len(said) == 3:
+            ended.set()
+        raise dist.DistNetworkError("Connection reset by peer")
+
+    monkeypatch.setattr(first, "_say", say)
+    beats = threading.Thread(target=first._beat, args=(ended,), daemon=True)
+    beats.start()
+    beats.join(10)
+    assert said == ["1", "2", "3"]
+
+
 def test_without_a_store_that_answers_the_rank_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*given: object) -> None:
         raise dist.DistNetworkError("Connection reset by peer")
 
     one = Heartbeat(dist.HashStore(), 1, (0, 1), SILENT)
-    monkeypatch.setattr(one, "_store", SimpleNamespace(set=gone, check=gone, get=gone))
+    monkeypatch.setattr(one, "_store", SimpleNamespace(set=gone, check=gone, get=gone, add=gone))
     with pytest.raises(PeerLost, match="rank 1 cannot tell its answers"), one.alone("tell its answers"):
         pass
