@@ -17,11 +17,13 @@ from typing import Any
 
 from shunter.launch.recur import CollectiveTimeout
 
-# What gloo, NCCL and torch's stores say of a wait that was given up.
-LATE = ("timed out", "timeout")
+# What gloo, NCCL and torch's stores say of a wait that was given up. Not all that names a timeout: that of a
+# connection tells of a peer that is gone.
+LATE = (
+    "timed out waiting", "timeout waiting for key", "wait timeout", "collective operation timeout",
+    "barrier timeout", "timed out in monitoredbarrier",
+)  # fmt: skip
 _SHOWN = 8  # ranks, and waits, that are told one by one
-
-
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)')
 
 
