@@ -56,9 +56,7 @@ def begin(folder: Path, module: str, **request: Any) -> warm.Forked:
     """The launcher of two ranks, which are told this."""
     (folder / "request.json").write_text(json.dumps({"folder": str(folder), **request}))
     command = [sys.executable, "-u", "-m", "shunter.launch.forked", module, str(folder / "request.json"), "2"]
-    found: warm.Forked = warm.popen(
-        command, cwd=warm.ROOT, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    found: warm.Forked = warm.popen(command, cwd=warm.ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     return found
 
 
@@ -97,7 +95,7 @@ def test_ranks_and_what_they_have_started_end_with_the_process_that_they_are_for
 def test_a_rank_that_holds_the_interpreter_ends_with_its_launcher(
     ended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With what it has started, and whether the launcher was killed or ended because it did not end itself."""
+    """With what it has started, and whether the launcher was killed or did not hear that it shall end."""
     parent = begin(
         tmp_path, "tests.launch.small_rank", act={"0": "brood", "1": "hang"}, pid=str(tmp_path / "pid"),
         deaf=True,
