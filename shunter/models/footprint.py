@@ -34,6 +34,12 @@ def layer_token(spec: DecoderSpec) -> int:
     return 2 * spec.num_kv_heads * spec.head_dim
 
 
+def ffn_width(spec: DecoderSpec) -> int:
+    """Inner numbers of a token's feed-forward in a layer: of experts, of all that it goes to."""
+    experts = spec.experts
+    return spec.ffn_dim if experts is None else experts.per_token * experts.ffn_dim + experts.shared_ffn_dim
+
+
 def copied_bytes(spec: DecoderSpec, element: float) -> float:
     """Of the copy in another order with which a CPU writes in float32 (`shunter.models.weights`): of dense
     products and the head; 0 for a model of which there is none."""

@@ -17,6 +17,7 @@ from shunter.models.footprint import (
     cache_bytes,
     cache_tokens,
     copied_bytes,
+    ffn_width,
     layer_token,
 )
 from shunter.models.spec import DecoderSpec
@@ -74,11 +75,9 @@ def held(spec: DecoderSpec, texts: Texts, writes: Writes) -> dict[str, float]:
     # All rows are read as long as the longest, if they differ little.
     longest = writes.running(texts) * (texts.prompt + texts.longest + writes.block)
     read = SPARE * longest * layer_token(spec) * size
-    experts = spec.experts
-    width = spec.ffn_dim if experts is None else experts.per_token * experts.ffn_dim + experts.shared_ffn_dim
     heads, keys = spec.num_heads * spec.head_dim, layer_token(spec)
     # Of a token: as it came, its norm, what is attended with (turned, and halves exchanged); or gate and up.
-    token = 3 * spec.dim + max(4 * heads + 2 * keys, 3 * width)
+    token = 3 * spec.dim + max(4 * heads + 2 * keys, 3 * ffn_width(spec))
     group = max(1.0, texts.answers / max(texts.prompts, 1.0))
     at_once = min(texts.prompts, -(-side // group)) * texts.prompt
     if writes.anew or writes.tokens(texts) < side * texts.room:  # texts are read with what is written of them

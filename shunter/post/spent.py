@@ -15,9 +15,11 @@ from shunter.record.memory import peak_rss, reset_peak
 @dataclass
 class Shape:
     """Of this process's updates, all together: their number, micro-batches, rows, tokens with padding, and
-    targets. widest: rows, their tokens, and targets of the micro-batch with most tokens; shared: of that,
-    whether answers share rows. reference: seconds
-    and tokens of a pass before them, where this attempt has made it."""
+    targets.
+
+    widest: rows, their tokens, and targets of the micro-batch with most tokens; shared: of that, whether
+    answers share rows. reference: seconds and tokens of a pass before them, where this attempt has made it.
+    """
 
     steps: int = 0
     batches: int = 0

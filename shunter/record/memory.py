@@ -51,7 +51,7 @@ def begin_job() -> bool:
 
 
 def job_peak() -> int:
-    """Largest resident set size since `begin_job` succeeded, whatever was reset since; else as of `peak_rss`."""
+    """Largest resident set size since `begin_job` succeeded, whatever was reset since, else as `peak_rss`."""
     return max(_before, peak_rss())
 
 
