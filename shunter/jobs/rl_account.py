@@ -165,6 +165,7 @@ def _writes(config: Any, question: Question, parts: int) -> Writes:
         element,
         copies=cpu and element == 4,
         anew=config.staleness > 0 and config.how.swap == "tokens",
+        device=question.fabric.device.type,
     )
 
 

@@ -7,10 +7,12 @@ bounds, of memory and of products, which a small model's many calls exceed. Impo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from shunter.cluster.device import DeviceKind
 from shunter.models.footprint import (
+    AT_ONCE,
     BLOCK,
     FILL_TOKENS,
     SPARE,
@@ -44,7 +46,7 @@ class Texts:
 class Writes:
     """at_once, block, cache: as of `rl`. element: bytes of a weight, and of a key's number. copies: whether
     products have copies of the weights in an order of their own, as on a CPU in float32. anew: weights change
-    in the midst of answers, which are then read anew."""
+    in the midst of answers, which are then read anew. device: type of the one that writes."""
 
     at_once: int
     block: int = BLOCK
@@ -52,6 +54,7 @@ class Writes:
     element: float = 4
     copies: bool = True
     anew: bool = False
+    device: str = "cpu"
 
     def side(self, texts: Texts) -> int:
         """Answers side by side, where the cache has room for them."""
@@ -72,9 +75,9 @@ def held(spec: DecoderSpec, texts: Texts, writes: Writes) -> dict[str, float]:
     """Bytes beside the weights. cache: keys, values, and where a layer's are put side by side. copy: of the
     weights. passing: of one pass, the widest."""
     side, size = writes.side(texts), writes.element
-    # All rows are read as long as the longest, if they differ little.
-    longest = writes.running(texts) * (texts.prompt + texts.longest + writes.block)
-    read = SPARE * longest * layer_token(spec) * size
+    # All rows are read as long as the longest, if they differ little; a CPU reads some at a time.
+    row = (texts.prompt + texts.longest + writes.block) * layer_token(spec) * size
+    read = SPARE * min(writes.running(texts) * row, max(AT_ONCE.get(writes.device, math.inf), row))
     heads, keys = spec.num_heads * spec.head_dim, layer_token(spec)
     # Of a token: as it came, its norm, what is attended with (turned, and halves exchanged); or gate and up.
     token = 3 * spec.dim + max(4 * heads + 2 * keys, 3 * ffn_width(spec))
