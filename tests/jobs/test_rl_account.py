@@ -148,13 +148,14 @@ def test_learning_holds_what_is_counted(name: str, shared: bool) -> None:
         question,
         policy,
         None,
-        rl_memory.Held(Writes(8), None, shape.widest[2], (16, PROMPT) if shape.shared else None),
+        rl_memory.Held(Writes(8), None, shape.widest[2], (shape.shared, PROMPT) if shape.shared else None),
     )
     decoder = Decoder(it)
     init_weights(decoder, 0)
     scorer = Scorer(decoder, torch.device("cpu"))
     widest = max(batches, key=lambda batch: batch.tokens.size)
     assert widest.shared == shared
+    assert shape.shared == (15 if shared else 0)
     most = {}
     for phase in ("preparation", "learning"):
         with LiveBytes(decoder.parameters()) as live, torch.set_grad_enabled(phase == "learning"):
@@ -179,8 +180,10 @@ def test_the_account_tells_phases_and_who_writes(
     assert account["plan_step_seconds"] > 0
     assert ("writer_memory_bytes" in account) == bool(more)
     if more:
-        assert account["writer_memory_bytes"] > 1e8
-        assert account["plan_writer_memory_bytes"] > 1e8
+        # Of a tiny model: what writes has neither gradients nor moments. This process may be larger.
+        began = account["began_memory_bytes"]
+        assert began < account["plan_writer_memory_bytes"] < account["plan_memory_bytes"]
+        assert 0.1 <= account["writer_memory_bytes"] / began <= 1.5
     else:
         few = told["writing"]["plan_memory_bytes"]
         how = {**how, "at_once": 12}
