@@ -85,7 +85,7 @@ def _held(context: JobContext[Any], spec: DecoderSpec, lessons: Reinforcement) -
         writes,
         None if config.apart else texts,
         updates.widest[2],
-        (lessons.group, phases.prompts / phases.answers) if updates.shared else None,
+        (updates.shared, phases.prompts / phases.answers) if updates.shared else None,
         whole=lessons.copies,
         engine_stays=parallel is None,
         reference=bool(config.policy.kl or config.how.divergence),
@@ -165,6 +165,7 @@ def _writes(config: Any, question: Question, parts: int) -> Writes:
         element,
         copies=cpu and element == 4,
         anew=config.staleness > 0 and config.how.swap == "tokens",
+        device=question.fabric.device.type,
     )
 
 

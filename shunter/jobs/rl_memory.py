@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shunter.models.footprint import layer_token, shared_numbers
+from shunter.models.footprint import ffn_width, layer_token, shared_numbers
 from shunter.models.spec import DecoderSpec
 from shunter.plan.choices import Question
 from shunter.plan.score import Prediction
@@ -122,8 +122,6 @@ def _kept(question: Question, policy: Prediction, sharing: float) -> float:
 def _forward(question: Question, policy: Prediction, scores: float) -> float:
     """Of a pass without gradients: what is alive at once of a layer, and the hidden states around it."""
     spec, practice = question.spec, question.practice
-    experts = spec.experts
-    width = spec.ffn_dim if experts is None else experts.per_token * experts.ffn_dim + experts.shared_ffn_dim
-    inside = max(3 * spec.num_heads * spec.head_dim + 2 * layer_token(spec), 4 * width)
+    inside = max(3 * spec.num_heads * spec.head_dim + 2 * layer_token(spec), 4 * ffn_width(spec))
     each = practice.hidden * 3 * spec.dim + practice.compute * inside
     return max(_tokens(question, policy) * each, scores / 2)

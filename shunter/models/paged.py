@@ -20,16 +20,13 @@ from torch import Tensor
 from shunter.models.cache import Places, zeros
 from shunter.models.decode import Stepper
 from shunter.models.decoder import Decoder
-from shunter.models.footprint import SPARE
+from shunter.models.footprint import AT_ONCE, SPARE
 from shunter.models.rope import tables
 from shunter.models.spec import DecoderSpec
 
 # Bytes of keys and values that are copied and read in the time that another group of rows takes besides.
 APART = {"cpu": 600_000}
 APART_ELSEWHERE = 20_000_000
-# Bytes of a copy that a CPU's caches still hold when they are attended to. On 2 cores with 1 MiB of second
-# level cache each, 2 MiB at a time took 0.5 to 0.8 of the time of 6 to 50 MiB at once; 1/4 MiB took twice it.
-AT_ONCE = {"cpu": 2 << 20}
 
 
 class OutOfBlocks(Exception):

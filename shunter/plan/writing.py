@@ -7,16 +7,19 @@ bounds, of memory and of products, which a small model's many calls exceed. Impo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from shunter.cluster.device import DeviceKind
 from shunter.models.footprint import (
+    AT_ONCE,
     BLOCK,
     FILL_TOKENS,
     SPARE,
     cache_bytes,
     cache_tokens,
     copied_bytes,
+    ffn_width,
     layer_token,
 )
 from shunter.models.spec import DecoderSpec
@@ -43,7 +46,7 @@ class Texts:
 class Writes:
     """at_once, block, cache: as of `rl`. element: bytes of a weight, and of a key's number. copies: whether
     products have copies of the weights in an order of their own, as on a CPU in float32. anew: weights change
-    in the midst of answers, which are then read anew."""
+    in the midst of answers, which are then read anew. device: type of the one that writes."""
 
     at_once: int
     block: int = BLOCK
@@ -51,6 +54,7 @@ class Writes:
     element: float = 4
     copies: bool = True
     anew: bool = False
+    device: str = "cpu"
 
     def side(self, texts: Texts) -> int:
         """Answers side by side, where the cache has room for them."""
@@ -71,14 +75,12 @@ def held(spec: DecoderSpec, texts: Texts, writes: Writes) -> dict[str, float]:
     """Bytes beside the weights. cache: keys, values, and where a layer's are put side by side. copy: of the
     weights. passing: of one pass, the widest."""
     side, size = writes.side(texts), writes.element
-    # All rows are read as long as the longest, if they differ little.
-    longest = writes.running(texts) * (texts.prompt + texts.longest + writes.block)
-    read = SPARE * longest * layer_token(spec) * size
-    experts = spec.experts
-    width = spec.ffn_dim if experts is None else experts.per_token * experts.ffn_dim + experts.shared_ffn_dim
+    # All rows are read as long as the longest, if they differ little; a CPU reads some at a time.
+    row = (texts.prompt + texts.longest + writes.block) * layer_token(spec) * size
+    read = SPARE * min(writes.running(texts) * row, max(AT_ONCE.get(writes.device, math.inf), row))
     heads, keys = spec.num_heads * spec.head_dim, layer_token(spec)
     # Of a token: as it came, its norm, what is attended with (turned, and halves exchanged); or gate and up.
-    token = 3 * spec.dim + max(4 * heads + 2 * keys, 3 * width)
+    token = 3 * spec.dim + max(4 * heads + 2 * keys, 3 * ffn_width(spec))
     group = max(1.0, texts.answers / max(texts.prompts, 1.0))
     at_once = min(texts.prompts, -(-side // group)) * texts.prompt
     if writes.anew or writes.tokens(texts) < side * texts.room:  # texts are read with what is written of them

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shunter.data.tokens import IGNORE, Batch
+from shunter.models.footprint import forked_scores
 
 ROUND_WIDTH = 8  # each new shape makes oneDNN build and keep a kernel
 
@@ -109,16 +110,28 @@ def targets(samples: Sequence[Sample]) -> int:
 
 
 def by_prompt(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
-    """Samples that begin with one prompt, for a row of at most `tokens` tokens, or of one sample."""
+    """Samples that begin with one prompt, for a row of at most `tokens` tokens, or of one sample.
+
+    Where attention copies the prompt's keys and values for each answer (`shunter.models.forks`), a row has no
+    more answers than `tokens` hold with a prompt each: else a long prompt's copies, which a short row does
+    not show, would take memory that `tokens` is to bound.
+    """
     rows: dict[tuple[int, ...], list[list[Sample]]] = {}
     for sample in samples:
         begin = list(sample.wrote).index(True)
         parts = rows.setdefault(tuple(sample.ids[:begin]), [[]])
-        used = begin + sum(len(one.ids) - begin for one in parts[-1])
-        if parts[-1] and used + len(sample.ids) - begin > max(tokens, len(sample.ids)):
+        if parts[-1] and _taken([*parts[-1], sample], begin) > tokens:
             parts.append([])
         parts[-1].append(sample)
     return [part for parts in rows.values() for part in parts]
+
+
+def _taken(samples: Sequence[Sample], prompt: int) -> int:
+    """Tokens of a row of these samples, or with copies of their prompt, where it is copied."""
+    count, longest = len(samples), max(len(sample.ids) for sample in samples)
+    length = prompt + sum(len(sample.ids) - prompt for sample in samples)
+    copied = forked_scores(length, prompt, [(count, longest - prompt)]) is not None
+    return max(length, count * longest) if copied else length
 
 
 def grouped(

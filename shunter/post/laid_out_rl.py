@@ -111,7 +111,7 @@ class LaidOutReinforcement(Reinforcement):
 
     def _batches(self, samples: Sequence[Sample]) -> list[Answers]:
         """This rank's. Answers that share a prompt share a row, but where rows are spread over context ranks,
-        or there are fewer of them than micro-batches."""
+        or there would be fewer of them than micro-batches."""
         pupil, parallel = self.laid_out, self.laid_out.parallel
         rows = self._rows_of(samples, parallel.data * parallel.parts)
         if rows is None:
@@ -127,9 +127,15 @@ class LaidOutReinforcement(Reinforcement):
         return grouped(rows, self.scored_tokens, least=least)
 
     def _rows_of(self, samples: Sequence[Sample], least: int) -> list[list[Sample]] | None:
-        """Answers that share a row. None: here they do not, or there would be fewer rows than `least`."""
-        rows = None if self.laid_out.parallel.cp > 1 else self._shared(samples)
-        return None if rows is None or len(rows) < least else rows
+        """Answers that share a row, in shorter rows where there are fewer than `least`. None: here they do
+        not, or no two of them could."""
+        tokens, rows = self.course.how.micro_tokens, None
+        if self.laid_out.parallel.cp == 1:
+            rows = self._shared(samples, tokens)
+        while rows is not None and len(rows) < least:
+            tokens //= 2
+            rows = None if len(rows) == len(samples) else self._shared(samples, tokens)
+        return rows
 
     def _compare(self, samples: Sequence[Sample]) -> dict[str, float]:
         says = of_each(self.laid_out.scorer, samples, self.scored_tokens, cut=self._scored)

@@ -408,13 +408,15 @@ class Reinforcement:
 
     def _batches(self, samples: Sequence[Sample]) -> list[Answers]:
         """Micro-batches."""
-        tokens, rows = self.course.how.micro_tokens, self._shared(samples)
+        tokens = self.course.how.micro_tokens
+        rows = self._shared(samples, tokens)
         return (
             micro_batches([[sample] for sample in samples], tokens) if rows is None else grouped(rows, tokens)
         )
 
-    def _shared(self, samples: Sequence[Sample]) -> list[list[Sample]] | None:
-        """Answers to one prompt share a row, so that the prompt is computed once. None: each has its own.
+    def _shared(self, samples: Sequence[Sample], tokens: int) -> list[list[Sample]] | None:
+        """Answers to one prompt share a row of so many tokens, so that the prompt is computed once. None:
+        each has its own.
 
         So it is where the model counts what it sees (a window), or shares out tokens (experts): there a
         prompt that is there once is another thing than one that is there eight times.
@@ -422,7 +424,7 @@ class Reinforcement:
         spec = self.policy.decoder.spec
         if spec.sliding_window is not None or spec.experts is not None or spec.rope.scaling == "dynamic":
             return None
-        return by_prompt(samples, self.course.how.micro_tokens)
+        return by_prompt(samples, tokens)
 
     def _compare(self, samples: Sequence[Sample]) -> dict[str, float]:
         """The gap between trainer and generator of answers from which nothing is learnt yet."""

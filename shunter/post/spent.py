@@ -15,9 +15,12 @@ from shunter.record.memory import peak_rss, reset_peak
 @dataclass
 class Shape:
     """Of this process's updates, all together: their number, micro-batches, rows, tokens with padding, and
-    targets. widest: rows, their tokens, and targets of the micro-batch with most tokens; shared: of that,
-    whether answers share rows. reference: seconds
-    and tokens of a pass before them, where this attempt has made it."""
+    targets.
+
+    widest: rows, their tokens, and targets of the micro-batch with most tokens; shared: of that, answers that
+    share a row at most; 0: each has its own. reference: seconds and tokens of a pass before them, where this
+    attempt has made it.
+    """
 
     steps: int = 0
     batches: int = 0
@@ -25,7 +28,7 @@ class Shape:
     tokens: int = 0
     targets: int = 0
     widest: tuple[int, int, int] = (0, 0, 0)
-    shared: bool = False
+    shared: int = 0
     reference: tuple[float, int] | None = None
 
     def add(self, batches: Sequence[Answers]) -> None:
@@ -42,7 +45,8 @@ class Shape:
             self.targets += batch.num_valid
             rows, width = batch.tokens.shape
             if rows * width > self.widest[0] * self.widest[1]:
-                self.widest, self.shared = (rows, width, batch.num_valid), batch.shared
+                self.widest = (rows, width, batch.num_valid)
+                self.shared = int(batch.segments.max()) if batch.shared else 0
 
 
 @dataclass

@@ -308,7 +308,7 @@ class _Runner:
             listener = self.progress.event if halting is None else self._heard(halting)
             log = EventLog(work / "log" / "events.jsonl", attempt=attempt, listener=listener)
             log.write("job.begin", job=node.name, kind=node.kind)
-            own_peak = memory.reset_peak()
+            own_peak = memory.begin_job()
             points.reach("job.begin", job=node.name)
             context: JobContext[Any] = JobContext(
                 name=node.name,
@@ -329,7 +329,7 @@ class _Runner:
             points.reach("job.done", job=node.name)
             self._unchanged(step)
             # peak_of_job: False where the system cannot reset the peak, which then is the whole process's.
-            seconds, peak = round(time.perf_counter() - begin, 3), memory.peak_rss()
+            seconds, peak = round(time.perf_counter() - begin, 3), memory.job_peak()
             facts = {"seconds": seconds, "peak_bytes": peak, "peak_of_job": own_peak}
             facts["cpu_seconds"] = round(_cpu_seconds() - used, 3)
             log.write("job.end", outcome="done", **facts)
@@ -393,7 +393,7 @@ class _Runner:
                 log.close()
         if attempts.records and attempts.records[-1].get("outcome") in ("running", "done"):
             with suppress(OSError):
-                attempts.end(outcome, seconds=round(seconds, 3), peak_bytes=memory.peak_rss(), error=text)
+                attempts.end(outcome, seconds=round(seconds, 3), peak_bytes=memory.job_peak(), error=text)
         with suppress(OSError):
             self.run_record.job(node.name, state=outcome, error=text)
         if stopped and not begun:

@@ -9,6 +9,7 @@ from pathlib import Path
 _STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_before = 0  # the largest peak that `reset_peak` has ended since `begin_job`
 
 
 def current_rss() -> int:
@@ -28,6 +29,8 @@ def reset_peak() -> bool:
     Writing 5 to /proc/self/clear_refs resets the high-water mark (proc(5), Linux 4.0 and later). Some
     sandboxes accept the write and ignore it, so the mark is read back.
     """
+    global _before
+    _before = max(_before, peak_rss())
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:
@@ -37,6 +40,19 @@ def reset_peak() -> bool:
         return False
     # Slack for pages that came in between the reset and the read, and for the kernel's per-thread counts.
     return peak <= now + max(4 << 20, now // 50)
+
+
+def begin_job() -> bool:
+    """Begin the peak of a job, which resets of peaks within it leave; False as of `reset_peak`."""
+    global _before
+    done = reset_peak()
+    _before = 0
+    return done
+
+
+def job_peak() -> int:
+    """Largest resident set size since `begin_job` succeeded, whatever was reset since, else as `peak_rss`."""
+    return max(_before, peak_rss())
 
 
 def available() -> int | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 # take 0.68 of the time of those in fp32 with avx512_bf16 alone (AMD EPYC, Zen 4: 0.65 of 0.96 CPU seconds).
 _BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
 
-
 # With them oneDNN multiplies bfloat16 at all, if only as fast as fp32; without, torch has a plain loop.
 _SOME_BF16 = frozenset({"avx512bw", "avx512dq", "avx512vl"})
 

@@ -24,7 +24,7 @@ from shunter.jobs.pairs_account import mean_step
 from shunter.jobs.rl_account import _widest
 from shunter.models import decode
 from shunter.models.decoder import Decoder
-from shunter.models.footprint import cache_tokens, copied_bytes
+from shunter.models.footprint import cache_bytes, cache_tokens, copied_bytes
 from shunter.models.init import init_weights
 from shunter.models.spec import DecoderSpec, ExpertsSpec
 from shunter.models.weights import Ordered
@@ -70,14 +70,16 @@ def writing(it: DecoderSpec, count: int, **more: Any) -> tuple[RolloutEngine, Te
     return engine, texts, writes
 
 
-@pytest.mark.parametrize("more", [{}, {"block": 16}, {"cache": 300, "block": 4}], ids=str)
+# The last of some more than a CPU reads at once.
+@pytest.mark.parametrize("more", [{}, {"block": 16}, {"cache": 300, "block": 4}, {"at_once": 96}], ids=str)
 @pytest.mark.parametrize("name", SPECS)
 def test_writing_holds_what_is_counted(
     name: str, more: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The copy to the byte; with cache and what passes to within three tenths, since not all that is counted
     is alive at one moment, or read at once."""
-    engine, texts, writes = writing(spec(name), 24, at_once=12, **more)
+    more = {"at_once": 12, **more}
+    engine, texts, writes = writing(spec(name), max(24, more["at_once"]), **more)
     parts = held(engine.model.spec, texts, writes)
     copies = [each for each in _weights(engine.stepper) if isinstance(each, Ordered)]
     assert sum(4 * each.weight.numel() for each in copies) == parts["copy"]
@@ -87,7 +89,8 @@ def test_writing_holds_what_is_counted(
     with LiveBytes([*engine.model.parameters(), engine.cache.store]) as live:
         engine.run()
     most = live.peak + engine.cache.store.nbytes
-    assert engine.cache.store.nbytes + 4 * len(engine.cache._read) <= parts["cache"]
+    read = parts["cache"] - cache_bytes(engine.model.spec, writes.tokens(texts), writes.block, 4)
+    assert 0.7 * read <= 4 * len(engine.cache._read) <= read
     assert 0.7 <= most / (parts["cache"] + parts["passing"]) <= 1.15
 
 
@@ -145,13 +148,14 @@ def test_learning_holds_what_is_counted(name: str, shared: bool) -> None:
         question,
         policy,
         None,
-        rl_memory.Held(Writes(8), None, shape.widest[2], (16, PROMPT) if shape.shared else None),
+        rl_memory.Held(Writes(8), None, shape.widest[2], (shape.shared, PROMPT) if shape.shared else None),
     )
     decoder = Decoder(it)
     init_weights(decoder, 0)
     scorer = Scorer(decoder, torch.device("cpu"))
     widest = max(batches, key=lambda batch: batch.tokens.size)
     assert widest.shared == shared
+    assert shape.shared == (15 if shared else 0)
     most = {}
     for phase in ("preparation", "learning"):
         with LiveBytes(decoder.parameters()) as live, torch.set_grad_enabled(phase == "learning"):
@@ -176,8 +180,10 @@ def test_the_account_tells_phases_and_who_writes(
     assert account["plan_step_seconds"] > 0
     assert ("writer_memory_bytes" in account) == bool(more)
     if more:
-        assert account["writer_memory_bytes"] > 1e8
-        assert account["plan_writer_memory_bytes"] > 1e8
+        # Of a tiny model: what writes has neither gradients nor moments. This process may be larger.
+        began = account["began_memory_bytes"]
+        assert began < account["plan_writer_memory_bytes"] < account["plan_memory_bytes"]
+        assert 0.1 <= account["writer_memory_bytes"] / began <= 1.5
     else:
         few = told["writing"]["plan_memory_bytes"]
         how = {**how, "at_once": 12}

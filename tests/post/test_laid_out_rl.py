@@ -485,6 +485,11 @@ def seen(rank: int, groups: Groups, lesson: Lesson) -> tuple[bool, bool]:
     samples = [Sample([i // 2 + 1, 3, 4], [False, False, True], known) for i in range(16)]
     batches = it._batches(samples)
     assert len(batches) == it.laid_out.parallel.parts
+    # One prompt's answers would be one row: they are as many as there are micro-batches.
+    alike = [Sample([1, 3, 4], [False, False, True], known)] * 16
+    for few in (it._batches(alike), it._scored(alike)):
+        assert {batch.shared for batch in few} == {batches[0].shared}
+        assert sum(len(batch.tokens) for batch in few) < 16 or not batches[0].shared
     return it.writes.own, batches[0].shared
 
 

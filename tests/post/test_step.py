@@ -9,7 +9,7 @@ import torch
 
 from shunter.models.decoder import Decoder
 from shunter.models.scores import linear_scores
-from shunter.post.batch import Answers, Sample, grouped, lay_out, micro_batches
+from shunter.post.batch import Answers, Sample, by_prompt, grouped, lay_out, micro_batches
 from shunter.post.objective import ScoreObjective, coefficients
 from shunter.post.policy import Policy, PolicySettings
 from shunter.post.preference import DPO
@@ -113,6 +113,24 @@ def test_answers_that_share_a_prompt_learn_the_same(name: str) -> None:
         assert other == pytest.approx(loss, rel=1e-9)
         for a, b in zip(grads, others, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "count", "tokens", "rows"),
+    [
+        (2000, 128, 16, 4096, [1] * 16),  # copies of a long prompt
+        (500, 100, 16, 4096, [6, 6, 4]),
+        (100, 28, 16, 4096, [16]),
+        (40, 4, 32, 600, [32]),  # a mask costs less: nothing is copied
+        (40, 4, 4, 46, [1] * 4),
+    ],
+)
+def test_a_row_has_no_more_answers_than_there_is_room_for_with_copies_of_their_prompt(
+    prompt: int, answer: int, count: int, tokens: int, rows: list[int]
+) -> None:
+    wrote = [False] * prompt + [True] * answer
+    found = by_prompt([Sample([1] * len(wrote), wrote)] * count, tokens)
+    assert [len(row) for row in found] == rows
 
 
 def test_what_is_said_of_each_answer_is_the_same_where_answers_share_prompts() -> None:

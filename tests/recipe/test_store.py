@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,12 @@ from shunter.config.errors import ShunterError
 from shunter.recipe import disk
 from shunter.recipe.artefact import Artefact
 from shunter.recipe.graph import load_recipe
+from shunter.recipe.job import JobContext
 from shunter.recipe.lock import Busy, Lock, holder
 from shunter.recipe.runner import run_graph
 from shunter.recipe.store import Store
-from tests.recipe.fakes import KINDS, write
+from shunter.record import memory
+from tests.recipe.fakes import KINDS, Source, write
 
 SWEEP = """\
 version: 1
@@ -59,6 +62,24 @@ def test_references(store: Store, made: dict[str, Artefact], tmp_path: Path) -> 
     ]:
         with pytest.raises(ShunterError, match=message):
             store.get(ref)
+
+
+def test_the_peak_of_a_job_is_of_all_its_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job resets the peak as often as it likes."""
+    if not memory.reset_peak():
+        pytest.skip("this system cannot reset the peak")
+    run, before = Source.run, memory.current_rss()
+
+    def phases(self: Source, context: JobContext) -> Any:
+        block = bytearray(b"1") * (64 << 20)
+        del block
+        memory.reset_peak()
+        return run(self, context)
+
+    monkeypatch.setattr(Source, "run", phases)
+    made = run_graph(load_recipe(write(tmp_path, SWEEP), [], KINDS), Store(tmp_path / "store"), quiet=True)
+    peaks = {name: made[name].manifest.attempts[-1]["peak_bytes"] for name in ("corpus", "scores")}
+    assert peaks["scores"] < before + (48 << 20) < peaks["corpus"]
 
 
 def test_an_artefact_is_what_its_manifest_says(store: Store, made: dict[str, Artefact]) -> None:

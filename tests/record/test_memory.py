@@ -25,6 +25,20 @@ def test_peak_sees_a_block_that_is_gone_and_reset_forgets_it():
     assert memory.peak_rss() < before + BLOCK * 0.5
 
 
+def test_the_peak_of_a_job_stays_when_a_part_of_it_begins_a_peak_of_its_own():
+    if not memory.begin_job():
+        pytest.skip("this system cannot reset the peak")
+    before = memory.current_rss()
+    block = bytearray(BLOCK)
+    for page in range(0, BLOCK, 4096):
+        block[page] = 1
+    del block
+    assert memory.reset_peak()
+    assert memory.job_peak() >= before + BLOCK * 0.9
+    assert memory.begin_job()
+    assert memory.job_peak() < before + BLOCK * 0.5
+
+
 def test_without_proc_the_lifetime_peak_is_given_and_the_reset_says_no(monkeypatch):
     monkeypatch.setattr(memory, "_STATUS", Path("/nonexistent/status"))
     monkeypatch.setattr(memory, "_CLEAR_REFS", Path("/nonexistent/clear_refs"))
