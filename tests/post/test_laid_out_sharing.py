@@ -1,4 +1,4 @@
-"""`rl` under any layout: answers to one prompt share a row, where they are learnt from and where they are scored.
+"""`rl` under any layout: answers to one prompt share a row, where it learns from them and where it scores them.
 
 What this cannot show: see `test_laid_out_rl`, whose lessons these are.
 """
