@@ -1,4 +1,4 @@
-"""`rl` under any layout: answers to one prompt share a row, where it learns from them and where it scores them.
+"""`rl` under any layout: answers to one prompt share a row, to be learnt from and to be scored.
 
 What this cannot show: see `test_laid_out_rl`, whose lessons these are.
 """
