@@ -186,8 +186,9 @@ def main() -> None:
             )
             both = {"a": rounded(found["a"]), "b": rounded(found["b"])}
             cases[name] = {**found, **both, "new_tokens": case[0], "reward": case[1], "flat": round(share, 3)}
-    if not tiny:
-        print(save("grpo", {"goal": GOAL, "samples": samples, "cases": cases, "machine": machine()}))
+            if not tiny:  # each case takes minutes
+                kept = {"goal": GOAL, "samples": samples, "cases": cases, "machine": machine()}
+                print(save("grpo", kept), flush=True)
 
 
 if __name__ == "__main__":
