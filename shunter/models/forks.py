@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shunter.models.footprint import forked_scores
+from shunter.models.runs import beginnings
 
 SMALLEST = 16  # answers of up to so many tokens are taken together
 
@@ -60,9 +61,7 @@ class Forks:
         None where there is no answer, or a mask is as fast, unless `always`."""
         (rows, length), device = segments.shape, segments.device
         flat = segments.cpu()
-        here = torch.ones_like(flat, dtype=torch.bool)
-        here[:, 1:] = flat.diff(dim=1) != 0
-        starts = here.flatten().nonzero().flatten()
+        starts = beginnings(flat)
         ends = torch.cat([starts[1:], torch.tensor([rows * length])])
         kinds, lengths = flat.flatten()[starts], ends - starts
         answers, prompts = kinds > 0, kinds == 0

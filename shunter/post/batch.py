@@ -37,6 +37,11 @@ class Sample:
             if len(values) != sum(self.wrote):
                 raise ValueError(f"{name} has {len(values)} numbers for {sum(self.wrote)} tokens")
 
+    @property
+    def teaches(self) -> bool:
+        """Whether a token of it has an advantage."""
+        return bool(np.any(np.asarray(self.known["advantage"]) != 0))
+
 
 @dataclass(frozen=True)
 class Answers(Batch):

@@ -61,7 +61,7 @@ class Gathering:
         """Of a step's samples, `size` a group, those of groups that teach something."""
         for begin in range(0, len(samples), size):
             group = samples[begin : begin + size]
-            if any(np.any(np.asarray(each.known["advantage"]) != 0) for each in group):
+            if any(each.teaches for each in group):
                 self.samples += group
                 self.groups += 1
 

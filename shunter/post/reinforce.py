@@ -393,7 +393,7 @@ class Reinforcement:
         """Whether the policy has something to learn from these."""
         if samples and (self.objective.settings.kl or self.config.entropy):
             return True
-        return any(np.any(np.asarray(each.known["advantage"]) != 0) for each in samples)
+        return any(each.teaches for each in samples)
 
     def _speaking(self, samples: Sequence[Sample]) -> list[Sample]:
         """Those that the gradient depends on. An answer without an advantage adds 0 to it, whatever the
@@ -404,7 +404,7 @@ class Reinforcement:
             return list(samples)
         if any("reference" in each.known for each in samples):
             return list(samples)
-        return [each for each in samples if np.any(np.asarray(each.known["advantage"]) != 0)]
+        return [each for each in samples if each.teaches]
 
     def _batches(self, samples: Sequence[Sample]) -> list[Answers]:
         """Micro-batches."""

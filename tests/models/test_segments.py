@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from shunter.models.decoder import Decoder
 from shunter.models.init import init_weights
-from shunter.models.segments import MASK_UP_TO, SegmentPlan, beginnings
+from shunter.models.runs import beginnings
+from shunter.models.segments import MASK_UP_TO, SegmentPlan
 from shunter.models.spec import DecoderSpec, ExpertsSpec
 
 SPEC = DecoderSpec(
