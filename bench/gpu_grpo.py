@@ -1,28 +1,38 @@
 """Reinforcement on one GPU, phase by phase: writing, reading by the reference, learning.
 
 A random model answers random prompts, 16 of 16 to 256 tokens, 8 answers each of 256 tokens; what it writes is
-noise, but takes the time that sense would. Weights are float32 and learn under bf16's autocast; the generator
-is a bf16 copy that is filled anew after the update, as engines of their own hold one. The gap is between what
-the generator says of its tokens and what the trainer says of them, in nats a token.
+noise, but takes the time that sense would. Weights are float32, learn under bf16's autocast, and write with
+copies in bf16, as in the job `rl`. The gap is between what the generator says of its tokens and what the
+trainer says of them, in nats a token.
+
+Writing is measured three ways: with steps that are replayed (CUDA graphs), with each kernel launched anew,
+and by `generate` of transformers, in bf16. Learning too: each answer behind a prompt of its own, answers that
+share a prompt behind copies of its keys and values, and under a mask of their row. Arms take turns; each
+number is of the second of two turns, of which the first warms up.
 """
 
 from __future__ import annotations
 
 import copy
 import random
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import numpy as np
 import torch
 
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout, RolloutEngine
 from shunter.models.decoder import Decoder
+from shunter.models.forks import Forks
+from shunter.models.hf import save_model
 from shunter.models.init import init_weights
 from shunter.models.spec import DecoderSpec
-from shunter.post.batch import Sample, micro_batches
+from shunter.post.batch import Sample, by_prompt, grouped, micro_batches
 from shunter.post.config import PolicyConfig, PostTrain
 from shunter.post.course import Pupil
 from shunter.post.judged import judge, settings
@@ -31,6 +41,8 @@ from shunter.post.preferences import of_each
 from shunter.post.step import Scorer
 
 GROUP = 8
+TOKENS = 16384  # of a micro-batch
+REPEATS = 20
 
 
 class Phases:
@@ -57,7 +69,7 @@ class Phases:
 
 
 def grpo(device: torch.device, tiny: bool) -> dict[str, Any]:
-    """The second of two steps: the first one warms up."""
+    """Seconds, tokens a second and peak memory of each phase and arm."""
     dim, layers, vocabulary = (64, 2, 512) if tiny else (1280, 24, 32768)
     prompts, longest, new = (4, 16, 8) if tiny else (16, 256, 256)
     spec = DecoderSpec(
@@ -71,16 +83,16 @@ def grpo(device: torch.device, tiny: bool) -> dict[str, Any]:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
-    train = PostTrain(steps=10, lr=1e-5, optimizer="adamw", precision="bf16")
-    policy, config = Pupil(model, train, device), PolicyConfig()
+    # No arm moves the weights of the next one: its gap would be that of another policy.
+    policy = Pupil(model, PostTrain(steps=10, lr=1e-12, optimizer="adamw", precision="bf16"), device)
+    config = PolicyConfig()
     with torch.no_grad():
-        reference, generator = (copy.deepcopy(model).to(torch.bfloat16) for _ in range(2))
+        reference = Scorer(copy.deepcopy(model).to(torch.bfloat16), device, "bf16")
     sampling = SamplingConfig(max_new_tokens=new, batch=prompts * GROUP, temperature=1.0)
-    engine = RolloutEngine(
-        generator, sampling, tokens=prompts * GROUP * (longest + new + 16), tempered=True
-    )  # fmt: skip
-    objective = Policy(settings(config, new))
-    draw = random.Random(0)
+    writers = {name: _writer(model, sampling, longest + new + 16) for name in ("replayed", "launched")}
+    writers["launched"].recorder = None
+    other = _theirs(model, device)
+    objective, draw = Policy(settings(config, new)), random.Random(0)
     told: dict[str, Any] = {}
     for step in range(2):
         phases = Phases(device)
@@ -88,39 +100,77 @@ def grpo(device: torch.device, tiny: bool) -> dict[str, Any]:
             [draw.randrange(vocabulary) for _ in range(draw.randint(longest // 16, longest))]
             for _ in range(prompts)
         ]
-        for prompt in asked:
-            for _ in range(GROUP):
-                engine.submit(prompt)
         written = prompts * GROUP * new
-        done: list[Rollout] = phases.take("write", written, engine.run)
+        done: list[Rollout] = []
+        for name, engine in writers.items():
+            for prompt in asked:
+                for _ in range(GROUP):
+                    engine.submit(prompt)
+            done = phases.take(f"write, {name}", written, engine.run)
+        phases.take("write, transformers", written, lambda: other(asked, new))  # noqa: B023
         texts = [Sample([*d.prompt, *d.ids], [False] * len(d.prompt) + [True] * len(d.ids)) for d in done]
         total = sum(len(text.ids) for text in texts)
-        scorer = Scorer(reference, device, "bf16")
-        far = phases.take("reference", total, lambda: of_each(scorer, texts, 16384))  # noqa: B023
+        far = phases.take("reference", total, lambda: of_each(reference, texts, TOKENS))  # noqa: B023
         rewards = [float(one.ids[0] % 2) for one in done]
-        groups = [i // GROUP for i in range(len(done))]
-        samples = judge(config, done, rewards, groups, far, None)
-        batches = micro_batches([[sample] for sample in samples], 16384)
-        result = phases.take(
-            "learn", total, lambda: policy.learn(objective, batches, step)  # noqa: B023
+        samples = judge(config, done, rewards, [i // GROUP for i in range(len(done))], far, None)
+        own = micro_batches([[each] for each in samples], TOKENS)
+        shared = grouped(by_prompt(samples, TOKENS), TOKENS)
+        behind, masked = partial(Forks.build, always=True), lambda segments: None
+        arms = {"own prompts": own, "copies of the prompt": shared, "a mask": shared}
+        for name, batches in arms.items():
+            with patch.object(Forks, "build", masked if name == "a mask" else behind):
+                result = phases.take(
+                    f"learn, {name}", total, lambda: policy.learn(objective, batches, step)  # noqa: B023
+                )  # fmt: skip
+            told.setdefault("gap", {})[name] = [result.told["gap"], result.told["max/gap"]]
+        for engine in writers.values():
+            engine.new_weights(step + 1)
+    return {
+        "parameters": spec.num_parameters,
+        "answers": len(done),
+        "written": written,
+        "read": total,
+        "phases": phases.found,
+        "gap_mean_max": told["gap"],
+        "step_milliseconds": {name: _milliseconds(engine) for name, engine in writers.items()},
+    }
+
+
+def _writer(model: Decoder, sampling: SamplingConfig, room: int) -> RolloutEngine:
+    tokens = sampling.batch * room
+    return RolloutEngine(model, sampling, tokens=tokens, tempered=True, rounded=torch.bfloat16)
+
+
+def _theirs(model: Decoder, device: torch.device) -> Callable[[Sequence[Sequence[int]], int], object]:
+    """`generate` of transformers with the same weights in bf16: prompts are filled up on the left."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder))
+        other = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+
+    def write(asked: Sequence[Sequence[int]], new: int) -> object:
+        longest = max(map(len, asked))
+        rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in asked for _ in range(GROUP)]
+        seen = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in asked for _ in range(GROUP)]
+        given = {name: torch.tensor(each, device=device) for name, each in (("a", rows), ("b", seen))}
+        return other.generate(
+            given["a"], attention_mask=given["b"], max_new_tokens=new, min_new_tokens=new, do_sample=True,
+            top_k=0, pad_token_id=0,
         )  # fmt: skip
 
-        def refill() -> None:
-            with torch.no_grad():
-                for mine, new_one in zip(generator.parameters(), model.parameters(), strict=True):
-                    mine.copy_(new_one)
-            engine.new_weights(step + 1)  # noqa: B023
+    return write
 
-        phases.take("refill", spec.num_parameters, refill)
-        told = {
-            "parameters": spec.num_parameters,
-            "answers": len(done),
-            "written": written,
-            "read": total,
-            "phases": phases.found,
-            "gap_mean": result.told["gap"],
-            "gap_max": result.told["max/gap"],
-            "seconds": sum(phase["seconds"] for phase in phases.found.values()),
-            "finite": bool(np.isfinite(result.loss)),
-        }
-    return told
+
+def _milliseconds(engine: RolloutEngine) -> float:
+    """Of the largest recorded step, by the device; 0 where none is."""
+    if engine._replays is None or not engine.model.embed.weight.is_cuda:
+        return 0.0
+    recorded = engine._replays.made[max(engine._replays.made)]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(REPEATS):
+        recorded.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) / REPEATS

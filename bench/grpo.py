@@ -7,14 +7,16 @@ are drawn, so the sides do not learn alike; that losses of equal batches are equ
 (tests/post/test_trl.py). trl recomputes no activations; neither has a reference model here (beta 0, kl 0).
 Ours keeps its journal and checkpoint. Setting up is in the time of both: 40 steps make little of it.
 
-Run it with a Python that has trl: `python -m bench.grpo` keeps the result; `--tiny` is a trial.
+Run it with a Python that has trl: `python -m bench.grpo` keeps the result; `--tiny` is a trial. With
+`--device cuda` it is a model of half a billion parameters on a GPU, in bf16's autocast on both sides, with
+answers of at most 256 tokens.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ REWARDS = {
     "any": [{"kind": "format", "pattern": r".*\d.*"}],
     "each": [{"kind": "format", "name": f"has{d}", "pattern": f".*{d}.*", "weight": 0.1} for d in range(10)],
 }
+GPU_CASES = {"0.5B": (256, "each")}
 DIGIT = re.compile(r"\d")
 
 
@@ -60,14 +63,16 @@ def questions() -> list[tuple[str, str]]:
     return [(f"What is {a} plus {b}?", str(a + b)) for a in range(8) for b in range(8)]
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, large: bool = False) -> None:
     """A random model with a tokenizer, and conversations beside it."""
     texts = [f"{q} {a}" for q, a in questions()]
     tokenizers.save(tokenizers.train(texts, 400), folder / "tokenizer", max_length=64)
     tokenizer = Tokenizer.load(folder / "tokenizer")
+    dim, layers, heads, room = (1280, 24, 20, 512) if large else (128, 4, 4, 64)
     spec = DecoderSpec(
-        vocab_size=tokenizer.vocab_size, max_positions=64, dim=128, num_layers=4, num_heads=4, num_kv_heads=4,
-        head_dim=32, ffn_dim=320, qk_norm=True, tied=True, family="qwen3",
+        vocab_size=tokenizer.vocab_size, max_positions=room, dim=dim, num_layers=layers, num_heads=heads,
+        num_kv_heads=heads, head_dim=dim // heads, ffn_dim=3456 if large else 320, qk_norm=True, tied=True,
+        family="qwen3",
     )  # fmt: skip
     model = Decoder(spec)
     init_weights(model, 0)
@@ -123,33 +128,45 @@ def practise(folder: Path, new: int, how: dict[str, Any], **asked: Any) -> list[
         return list(events.read(log / "events.jsonl"))
 
 
-def ours(folder: Path, steps: int, new: int, worth: str = "any") -> None:
+def ours(folder: Path, steps: int, new: int, worth: str = "any", device: str = "cpu") -> None:
     """The job `rl`."""
-    how, train = {"threads": torch.get_num_threads()}, {"steps": steps, "lr": RATE}
+    how, train = _how(device), {"steps": steps, "lr": RATE}
     practise(folder, new, how, train=train, rewards=REWARDS[worth])
 
 
-def flat(folder: Path, steps: int, new: int, worth: str) -> float:
-    """The share of groups that are worth the same throughout, in the mean of a run's steps."""
-    how = {"threads": torch.get_num_threads(), "log_every": 1}
+def _how(device: str) -> dict[str, Any]:
+    gpu = {"micro_tokens": 16384} if device == "cuda" else {}
+    return {"threads": torch.get_num_threads(), "device": device, **gpu}
+
+
+def watched(folder: Path, steps: int, new: int, worth: str, device: str = "cpu") -> dict[str, float]:
+    """Means of a run's steps: the share of groups that are worth the same throughout, tokens of an answer,
+    the gap, and seconds of each phase; the first step, which sets up, is left out."""
+    how = {**_how(device), "log_every": 1}
     found = practise(folder, new, how, train={"steps": steps, "lr": RATE}, rewards=REWARDS[worth])
-    shares = [line["values"]["rl/flat_groups"] for line in found if line["event"] == "metrics"]
-    return sum(shares) / len(shares)
+    told = [line["values"] for line in found if line["event"] == "metrics"][1:]
+    names = ("flat_groups", "length", "gap")
+    named = [f"rl/{name}" for name in names] + [name for name in told[0] if name.endswith("_seconds")]
+    means = {name.rpartition("/")[2]: sum(each[name] for each in told) / len(told) for name in named}
+    return {name: float(f"{mean:.4g}") for name, mean in means.items()}
 
 
-def theirs(folder: Path, steps: int, new: int, worth: str = "any") -> None:
+def theirs(folder: Path, steps: int, new: int, worth: str = "any", device: str = "cpu") -> None:
     """trl's trainer."""
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
+    gpu = device == "cuda"
+    parts = 4 if gpu else 1  # of a step, whose activations would not fit at once
     rows = [{"prompt": [{"role": "user", "content": asked}]} for asked, _ in questions()]
     with tempfile.TemporaryDirectory() as out:
         settings = GRPOConfig(
-            output_dir=out, per_device_train_batch_size=GROUP * PROMPTS, num_generations=GROUP,
+            output_dir=out, per_device_train_batch_size=GROUP * PROMPTS // parts,
+            gradient_accumulation_steps=parts, num_generations=GROUP,
             max_completion_length=new, max_steps=steps, learning_rate=RATE, beta=0.0,
             loss_type="grpo", gradient_checkpointing=False,
-            lr_scheduler_type="constant", use_cpu=True, bf16=False, report_to=[],
+            lr_scheduler_type="constant", use_cpu=not gpu, bf16=gpu, report_to=[],
             save_strategy="no", logging_steps=1000, disable_tqdm=True, temperature=1.0,
         )  # fmt: skip
         trainer = GRPOTrainer(
@@ -163,32 +180,37 @@ def theirs(folder: Path, steps: int, new: int, worth: str = "any") -> None:
 
 
 def main() -> None:
-    tiny = "--tiny" in sys.argv
-    steps, rounds, limit = (3, 2, 0.0) if tiny else (40, 4, 180.0)
+    parser = argparse.ArgumentParser(prog="bench.grpo")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--tiny", action="store_true", help="a trial, which is not kept")
+    chosen = parser.parse_args()
+    device, gpu = chosen.device, chosen.device == "cuda"
+    steps, rounds, limit = (3, 2, 0.0) if chosen.tiny else (5, 2, 0.0) if gpu else (40, 4, 180.0)
     samples = steps * GROUP * PROMPTS
     cases: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        make(folder)
-        for name, case in CASES.items():
+        make(folder, large=gpu)
+        for name, case in (GPU_CASES if gpu else CASES).items():
             found = alternate(
-                lambda case=case: ours(folder, steps, *case),  # type: ignore[misc]
-                lambda case=case: theirs(folder, steps, *case),  # type: ignore[misc]
-                rounds, 1, width=0.1, limit=limit,
+                lambda case=case: ours(folder, steps, *case, device),  # type: ignore
+                lambda case=case: theirs(folder, steps, *case, device),  # type: ignore
+                rounds, 1, width=None if gpu else 0.1, limit=limit,
             )  # fmt: skip
-            share = flat(folder, steps, *case)
+            means = watched(folder, steps, *case, device)
             middle = sorted(found["a"])[len(found["a"]) // 2]
             print(
                 f"{name}: {samples / middle:.0f} samples/s, {found['ratio_median']:.2f}x trl "
                 f"[{found['ratio_low']:.2f}, {found['ratio_high']:.2f}], "
-                f"CPU seconds {found['cpu_ratio_median']:.2f}x; {share:.0%} of the groups flat",
+                f"CPU seconds {found['cpu_ratio_median']:.2f}x; {means['flat_groups']:.0%} of groups flat",
                 flush=True,
             )
             both = {"a": rounded(found["a"]), "b": rounded(found["b"])}
-            cases[name] = {**found, **both, "new_tokens": case[0], "reward": case[1], "flat": round(share, 3)}
-            if not tiny:  # each case takes minutes
-                kept = {"goal": GOAL, "samples": samples, "cases": cases, "machine": machine()}
-                print(save("grpo", kept), flush=True)
+            cases[name] = {**found, **both, "new_tokens": case[0], "reward": case[1], "steps": means}
+            if not chosen.tiny:  # each case takes minutes
+                told = machine() | ({"gpu": torch.cuda.get_device_name()} if gpu else {})
+                kept = {"goal": GOAL, "samples": samples, "cases": cases, "machine": told}
+                print(save("grpo_cuda" if gpu else "grpo", kept), flush=True)
 
 
 if __name__ == "__main__":

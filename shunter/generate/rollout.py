@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -18,6 +17,7 @@ from shunter.generate.sampling import choose, uniforms
 from shunter.models.decoder import Decoder
 from shunter.models.footprint import FILL_TOKENS
 from shunter.models.paged import OutOfBlocks, PagedCache, PagedStepper, Pass, block_size
+from shunter.models.replays import CudaRecorder, Recorder, Replays
 
 Event = Literal["join", "resume", "preempt", "finish", "weights", "turn"]
 Reply = Callable[["Rollout"], "list[int] | None"]  # tokens to go on after, when a turn has ended
@@ -131,12 +131,17 @@ class RolloutEngine:
         version: int = 0,
         tempered: bool = False,
         reply: Reply | None = None,
+        rounded: torch.dtype | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """tokens: that the cache holds (0: of `config.batch` requests that fill the context). size: tokens a
         block (0: 16). tempered: log-probabilities are those at the temperature drawn with; else the model's
         own. reply: sees a text whose model has ended its turn, and may give tokens after which it goes on;
-        the text is read anew then. Raises ShunterError for a model whose rotations depend on how much stands
-        beside a text."""
+        the text is read anew then. rounded: a precision to compute in where weights are in a wider one, of a
+        model without experts; keys and values are held in it. recorder: of steps that are replayed
+        (`Replays`); default: on a GPU.
+
+        Raises ShunterError for a model whose rotations depend on how much stands beside a text."""
         if model.spec.rope.scaling == "dynamic":
             raise ShunterError(
                 "dynamic rope scaling stretches all texts of a batch alike, so they cannot come and go",
@@ -145,9 +150,16 @@ class RolloutEngine:
         self.model, self.config, self.stops, self.seed = model, config, frozenset(stop_ids), seed
         self.version, self.tempered, self.reply = version, tempered, reply
         weight = model.embed.weight
+        # Experts are computed as they are; what they round under autocast is theirs.
+        self.rounded = rounded if rounded != weight.dtype and model.spec.experts is None else None
         size = size or 16
         tokens = tokens or config.batch * model.spec.max_positions
-        self.cache = PagedCache(model.spec, -(-tokens // size), size, weight.dtype, weight.device)
+        held = self.rounded or weight.dtype
+        self.cache = PagedCache(model.spec, -(-tokens // size), size, held, weight.device)
+        self.recorder = recorder or (CudaRecorder(weight.device) if weight.is_cuda else None)
+        self._stepper: PagedStepper | None = None
+        self._replays: Replays | None = None
+        self._changed = False  # the weights, since the stepper was made
         self.waiting: deque[_Request] = deque()
         self.running: list[_Request] = []  # in the order of the cache's rows
         self.finished: list[Rollout] = []
@@ -218,13 +230,31 @@ class RolloutEngine:
         for row in range(len(self.running) - 1, -1, -1):
             self._put_aside(row)
         self.version = version
-        self.__dict__.pop("stepper", None)
+        self._changed = True
+        if self._replays is None:  # a copy of older weights is of no use
+            self.forget()
         self.trace.append((self.steps, "weights", version))
 
-    @cached_property
+    @property
     def stepper(self) -> PagedStepper:
         """Of the weights as they are when the next step begins."""
-        return PagedStepper(self.model)
+        if self._stepper is None or (self._changed and not self._stepper.renew()):
+            self.forget()
+            self._stepper = PagedStepper(self.model, self.rounded)
+        self._changed = False
+        return self._stepper
+
+    @property
+    def replays(self) -> Replays | None:
+        """Recorded steps; None where none is recorded, as the model or the device is not such."""
+        stepper = self.stepper
+        if self._replays is None and self.recorder is not None and stepper.fixed:
+            self._replays = Replays(stepper, self.cache, self.recorder)
+        return self._replays
+
+    def forget(self) -> None:
+        """Give up copies of weights, and what was recorded; the next step makes them anew."""
+        self._stepper = self._replays = None
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -233,7 +263,11 @@ class RolloutEngine:
         self._make_room()
         steps = {row: request.rollout.ids[-1] for row, request in enumerate(self.running)}
         texts = self._join(steps)
-        if self.running:
+        if not self.running:
+            return
+        if not texts and (replays := self.replays) is not None:
+            self._write(list(steps), replays.read(steps))
+        else:
             turn = Pass(self.cache, texts, steps, self.stepper.even)
             self._write(turn.order, self.stepper.read(turn))
 

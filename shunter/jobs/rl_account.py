@@ -166,6 +166,7 @@ def _writes(config: Any, question: Question, parts: int) -> Writes:
         copies=cpu and element == 4,
         anew=config.staleness > 0 and config.how.swap == "tokens",
         device=question.fabric.device.type,
+        rounded=not cpu and element == 4 and question.practice.compute == 2 and question.spec.experts is None,
     )
 
 

@@ -199,6 +199,7 @@ def beside(
                 exact=lessons.exact,
                 whole=config.how.swap == "steps",
                 device=device,
+                precision=lessons.policy.scorer.precision,
                 tools=lessons.tools,
                 server=spoken,
                 # A server may be silent for as long as one request may take.

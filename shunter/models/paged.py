@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -311,11 +312,18 @@ class Pass:
         return y.transpose(1, 2).reshape(tokens, -1)
 
 
+class Attends(Protocol):
+    """A pass over a cache that knows who sees what."""
+
+    def see(self, layer: int, heads: Tensor) -> Tensor:
+        """Attention [N, H d] of queries, keys and values [N, H + 2 K, d]; the latter two are stored first."""
+
+
 class PagedStepper(Stepper):
     """Passes of one model over a `PagedCache`."""
 
-    def __init__(self, model: Decoder) -> None:
-        super().__init__(model, copy=True)
+    def __init__(self, model: Decoder, rounded: torch.dtype | None = None) -> None:
+        super().__init__(model, copy=True, rounded=rounded)
         # Experts count what they get, so there they get no tokens that are nobody's.
         self.even = self.copies and model.spec.experts is None
 
@@ -326,8 +334,7 @@ class PagedStepper(Stepper):
         return found[: len(turn.order)]
 
     def _see(self, number: int, heads: Tensor, mask: Tensor | None, cache: Places) -> Tensor:
-        assert isinstance(cache, Pass)
-        return cache.see(number, heads)
+        return cast(Attends, cache).see(number, heads)
 
 
 def _alike(first: int, end: int, most: int) -> list[tuple[int, int]]:

@@ -48,21 +48,45 @@ class Plain:
         return to + self(x)
 
 
+class Rounded:
+    """A copy of a weight in half precision. Rows are rounded before each product, as under autocast."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.exact = [part for part in (weight, bias) if part is not None]
+        self.parts = [part.detach().to(dtype) for part in self.exact]
+        self.weight, self.bias = self.parts[0], self.parts[1] if bias is not None else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+    def added(self, x: Tensor, to: Tensor) -> Tensor:
+        return to + self(x)
+
+    def renew(self) -> None:
+        """Round again what the weight is now."""
+        for part, exact in zip(self.parts, self.exact, strict=True):
+            part.copy_(exact)
+
+
 class Beside:
     """A frozen weight with its adapters: down [all ranks, K], and up [N, all ranks], scaled."""
 
-    def __init__(self, linear: AdaptedLinear) -> None:
-        self.linear, self.bias = linear, linear.bias
+    def __init__(self, linear: AdaptedLinear, rounded: torch.dtype | None = None) -> None:
+        self.linear, self.bias, self.rounded = linear, linear.bias, rounded
         self.down, self.up = linear.both()
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.linear.frozen.weight(x.dtype), self.bias)
+        if self.rounded is not None:
+            x = x.to(self.rounded)
+        y = F.linear(
+            x, self.linear.frozen.weight(x.dtype), self.bias if self.bias is None else self.bias.to(x.dtype)
+        )
         if not len(self.down):
             return y
         return y.addmm_(torch.mm(x, self.down.to(x.dtype).t()), self.up.to(x.dtype).t())
 
     def added(self, x: Tensor, to: Tensor) -> Tensor:
-        return self(x).add_(to)
+        return to + self(x)
 
 
 class Ordered:
@@ -115,24 +139,30 @@ def ordered(weight: Tensor) -> bool:
 
 
 @torch.no_grad()
-def linear(module: nn.Module, copy: bool) -> Weight:
-    """Of a Linear, or of one with adapters, of which what they are now. copy: where that is faster."""
+def linear(module: nn.Module, copy: bool, rounded: torch.dtype | None = None) -> Weight:
+    """Of a Linear, or of one with adapters, of which what they are now. copy: where that is faster.
+    rounded: in this precision, where the weight is in a wider one."""
     if isinstance(module, AdaptedLinear):
-        return Beside(module)
+        return Beside(module, rounded)
     assert isinstance(module, nn.Linear)
+    if rounded is not None and module.weight.dtype != rounded:
+        return Rounded(module.weight, module.bias, rounded)
     if copy and ordered(module.weight):
         return Ordered(module.weight, module.bias)
     return Plain(module.weight, module.bias)
 
 
-def head(weight: Tensor, copy: bool) -> Weight:
+@torch.no_grad()
+def head(weight: Tensor, copy: bool, rounded: torch.dtype | None = None) -> Weight:
     """Of a head [V, D]."""
+    if rounded is not None and weight.dtype != rounded:
+        return Rounded(weight, None, rounded)
     return Ordered(weight) if copy and ordered(weight) else Plain(weight)
 
 
 @torch.no_grad()
-def gated(module: nn.Module, copy: bool) -> Gated:
+def gated(module: nn.Module, copy: bool, rounded: torch.dtype | None = None) -> Gated:
     """Of a Linear whose upper half is the gate."""
-    if copy and isinstance(module, nn.Linear) and ordered(module.weight):
+    if copy and rounded is None and isinstance(module, nn.Linear) and ordered(module.weight):
         return OrderedGate(module.weight)
-    return PlainGate(linear(module, copy))
+    return PlainGate(linear(module, copy, rounded))

@@ -46,7 +46,8 @@ class Texts:
 class Writes:
     """at_once, block, cache: as of `rl`. element: bytes of a weight, and of a key's number. copies: whether
     products have copies of the weights in an order of their own, as on a CPU in float32. anew: weights change
-    in the midst of answers, which are then read anew. device: type of the one that writes."""
+    in the midst of answers, which are then read anew. device: type of the one that writes. rounded: it
+    computes in half precision with weights in a wider one, of which it has copies."""
 
     at_once: int
     block: int = BLOCK
@@ -55,6 +56,12 @@ class Writes:
     copies: bool = True
     anew: bool = False
     device: str = "cpu"
+    rounded: bool = False
+
+    @property
+    def computed(self) -> float:
+        """Bytes of a key's number, and of what is passed on."""
+        return 2 if self.rounded else self.element
 
     def side(self, texts: Texts) -> int:
         """Answers side by side, where the cache has room for them."""
@@ -74,7 +81,7 @@ class Writes:
 def held(spec: DecoderSpec, texts: Texts, writes: Writes) -> dict[str, float]:
     """Bytes beside the weights. cache: keys, values, and where a layer's are put side by side. copy: of the
     weights. passing: of one pass, the widest."""
-    side, size = writes.side(texts), writes.element
+    side, size = writes.side(texts), writes.computed
     # All rows are read as long as the longest, if they differ little; a CPU reads some at a time.
     row = (texts.prompt + texts.longest + writes.block) * layer_token(spec) * size
     read = SPARE * min(writes.running(texts) * row, max(AT_ONCE.get(writes.device, math.inf), row))
@@ -88,16 +95,25 @@ def held(spec: DecoderSpec, texts: Texts, writes: Writes) -> dict[str, float]:
     passed = side + min(at_once, max(FILL_TOKENS, texts.prompt))
     return {
         "cache": cache_bytes(spec, writes.tokens(texts), writes.block, size) + read,
-        "copy": copied_bytes(spec, size) if writes.copies else 0.0,
+        "copy": copied_bytes(spec, size) if writes.copies else _rounded(spec, writes),
         "passing": max(passed * token * size, side * spec.vocab_size * DRAWN + side * spec.dim * size),
     }
+
+
+def _rounded(spec: DecoderSpec, writes: Writes) -> float:
+    """Bytes of the copies in half precision: of products and the head, so of all but norms and a tied
+    embedding, which is the head's, or of experts all."""
+    if not writes.rounded:
+        return 0.0
+    embedding = 0 if spec.tied else spec.vocab_size * spec.dim
+    return writes.computed * (spec.num_parameters - embedding)
 
 
 def seconds(
     spec: DecoderSpec, texts: Texts, writes: Writes, device: DeviceKind, memory: float = 1.0
 ) -> float:
     """Of a step's answers. memory: share of the described bandwidth that is reached."""
-    running, size = writes.running(texts), writes.element
+    running, size = writes.running(texts), writes.computed
     passes = max(texts.longest, texts.answers * texts.answer / running)
     bandwidth = device.memory_bandwidth * memory
     rate = REACHED * _rate(device, size)

@@ -58,6 +58,7 @@ class Beside:
         exact: bool,
         whole: bool = False,
         device: str = "cpu",
+        precision: str = "fp32",
         tools: Toolbox | None = None,
         server: Mapping[str, Any] | None = None,
         timeout: float = SILENT,
@@ -71,9 +72,9 @@ class Beside:
         tokens of the longest text. exact: with the same bits each time. whole, and exact: all that was asked
         for is written before newer weights are taken. tools: whose configuration it asks; they count here.
         server: that writes in its place: `kind`, `config`, `folder`, and what `save_model` is told
-        (`special`). timeout: seconds without a word, while it owes something. said: a queue that it shares.
-        block, cache: as in `Reinforcement`. cores: that it shares, as the one of this place among all;
-        None: it has `threads`, whoever waits."""
+        (`special`). precision: of the learner. timeout: seconds without a word, while it owes something.
+        said: a queue that it shares. block, cache: as in `Reinforcement`. cores: that it shares, as the one
+        of this place among all; None: it has `threads`, whoever waits."""
         self.hear, self.tools, self.timeout = hear, tools, timeout
         self.cores, self.place = cores, place
         mine, theirs = socket.socketpair()
@@ -121,6 +122,7 @@ class Beside:
                 "exact": exact,
                 "whole": whole,
                 "device": device,
+                "precision": precision,
                 "server": server,
                 "tools": None if tools is None else tools.config.model_dump(mode="json"),
             }

@@ -39,6 +39,7 @@ from shunter.post.rewards import Graded, Grading
 from shunter.post.spent import Phases
 from shunter.post.step import Gradient, Scorer
 from shunter.post.writers import submit, written
+from shunter.train.device import writes_in
 
 SHOWN = 3  # answers of a step that are kept for people to read
 MOMENTS = 5  # steps whose answers are
@@ -123,6 +124,7 @@ class Reinforcement:
             tokens=cache_tokens(sampling.batch, self.room, self.block, self.cache),
             tempered=True,
             reply=self.tools,
+            rounded=writes_in(self.course.device, self.policy.scorer.precision),
         )
 
     @cached_property

@@ -36,7 +36,13 @@ from shunter.post.journal import Journal
 from shunter.post.roles import wire
 from shunter.post.roles.host import describe
 from shunter.post.writers import KEEP, load, submit, tensors
-from shunter.train.device import choose_device, memory_peak, prepare_determinism, set_determinism
+from shunter.train.device import (
+    choose_device,
+    memory_peak,
+    prepare_determinism,
+    set_determinism,
+    writes_in,
+)
 
 EVERY = 5.0  # seconds after which it says that it is alive
 LEFT = 10.0  # seconds for the token at hand when nobody hears it any more
@@ -68,8 +74,9 @@ class Writing:
             room, block = int(request["room"]), int(request["block"])
             tokens = cache_tokens(sampling.batch, room, block, int(request["cache"]))
             self.engine = RolloutEngine(
-                self.decoder, sampling, stops, size=block, tokens=tokens, tempered=True, reply=self.tools
-            )
+                self.decoder, sampling, stops, size=block, tokens=tokens, tempered=True, reply=self.tools,
+                rounded=writes_in(device, request["precision"]),
+            )  # fmt: skip
         else:
             self.engine = self._served(request["server"], sampling, stops, folder)
         self.asked: dict[int, tuple[int, int]] = {}  # request -> step and place

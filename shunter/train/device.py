@@ -61,6 +61,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return nullcontext()
 
 
+def writes_in(device: torch.device, precision: str) -> torch.dtype | None:
+    """The precision in which a learner's answers are written where that is not its weights' own: on a GPU,
+    that of its products. A CPU's products of few rows are as fast with weights as they lie."""
+    return torch.bfloat16 if device.type == "cuda" and precision == "bf16" else None
+
+
 def compile_within(share: float) -> None:
     """Models compiled from now on keep this share of the activations that the compiler would keep.
 

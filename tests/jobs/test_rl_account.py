@@ -83,7 +83,7 @@ def test_writing_holds_what_is_counted(
     parts = held(engine.model.spec, texts, writes)
     copies = [each for each in _weights(engine.stepper) if isinstance(each, Ordered)]
     assert sum(4 * each.weight.numel() for each in copies) == parts["copy"]
-    del engine.stepper
+    engine.forget()
     # Another order is of tensors whose bytes nothing tells.
     monkeypatch.setattr(decode, "ordered", lambda weight: False)
     with LiveBytes([*engine.model.parameters(), engine.cache.store]) as live:

@@ -111,9 +111,9 @@ def test_who_writes_a_prompt_at_a_time_copies_the_weights_once_a_step(
     seen: list[int] = []  # rows side by side
     make, step = PagedStepper.__init__, RolloutEngine.step
 
-    def copied(self: PagedStepper, model: Any) -> None:
+    def copied(self: PagedStepper, model: Any, *more: Any) -> None:
         copies.append(1)
-        make(self, model)
+        make(self, model, *more)
 
     def stepped(self: RolloutEngine) -> None:
         step(self)
