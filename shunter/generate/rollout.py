@@ -13,7 +13,7 @@ from torch import Tensor
 from shunter.config.errors import ShunterError
 from shunter.generate.config import SamplingConfig
 from shunter.generate.engine import Completion, check_prompts
-from shunter.generate.sampling import choose, uniforms
+from shunter.generate.sampling import check, pick, uniforms
 from shunter.models.decoder import Decoder
 from shunter.models.footprint import FILL_TOKENS
 from shunter.models.paged import OutOfBlocks, PagedCache, PagedStepper, Pass, block_size
@@ -249,7 +249,7 @@ class RolloutEngine:
         """Recorded steps; None where none is recorded, as the model or the device is not such."""
         stepper = self.stepper
         if self._replays is None and self.recorder is not None and stepper.fixed:
-            self._replays = Replays(stepper, self.cache, self.recorder)
+            self._replays = Replays(stepper, self.cache, self._pick, self.recorder)
         return self._replays
 
     def forget(self) -> None:
@@ -266,10 +266,26 @@ class RolloutEngine:
         if not self.running:
             return
         if not texts and (replays := self.replays) is not None:
-            self._write(list(steps), replays.read(steps))
+            rows = list(steps)
+            self._write(rows, *replays.read(steps, self._uniforms(rows)))
         else:
             turn = Pass(self.cache, texts, steps, self.stepper.even)
-            self._write(turn.order, self.stepper.read(turn))
+            drawn = self._uniforms(turn.order)
+            uniform = torch.tensor(drawn, dtype=torch.float64, device=self.cache.device) if drawn else None
+            found = self._pick(self.stepper.read(turn), uniform)
+            self._write(turn.order, *(each.tolist() for each in found))
+
+    def _uniforms(self, rows: Sequence[int]) -> list[float]:
+        """What these rows draw their next token by; none where the likeliest is taken."""
+        requests = [self.running[row] for row in rows]
+        return [one.uniforms[one.written] for one in requests if one.uniforms is not None]
+
+    def _pick(self, logits: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.config
+        if self.tempered and config.temperature not in (0, 1):
+            logits = logits / config.temperature
+            config = config.model_copy(update={"temperature": 1.0})
+        return pick(logits, uniform, config)
 
     def _join(self, steps: dict[int, int]) -> dict[tuple[int, ...], list[int]]:
         """Let as many waiting texts join as there is room for. Returns those to read, each with its rows:
@@ -299,21 +315,14 @@ class RolloutEngine:
             self.trace.append((self.steps, "resume" if resumed else "join", request.rollout.number))
         return joined
 
-    def _write(self, rows: Sequence[int], logits: Tensor) -> None:
-        """Choose a token for each of these rows; those that have ended leave."""
-        config = self.config
-        if self.tempered and config.temperature not in (0, 1):
-            logits = logits / config.temperature
-            config = config.model_copy(update={"temperature": 1.0})
-        drawn = None
-        if config.temperature > 0:
-            running = [self.running[row] for row in rows]
-            numbers = [r.uniforms[r.written] for r in running if r.uniforms is not None]
-            drawn = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
-        tokens, logprobs = choose(logits, drawn, config)
+    def _write(
+        self, rows: Sequence[int], tokens: Sequence[int], logprobs: Sequence[float], best: Sequence[float]
+    ) -> None:
+        """A token for each of these rows, as `pick` chose it; those that have ended leave."""
+        check(best)
         gone: list[int] = []
         turned: list[int] = []
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             request = self.running[row]
             rollout = request.rollout
             rollout.write([token], [logprob], self.version)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,20 +31,32 @@ def choose(logits: Tensor, uniform: Tensor | None, config: SamplingConfig) -> tu
     without truncation: what a trainer computes for the same tokens. Raises ShunterError for logits that
     are not finite.
     """
+    tokens, logprobs, best = pick(logits, uniform, config)
+    check(best.tolist())
+    return tokens, logprobs
+
+
+def check(best: Sequence[float]) -> None:
+    """Raise ShunterError where the best log-probability of a row is not finite."""
+    if not all(map(math.isfinite, best)):
+        raise ShunterError(
+            "the model's scores are not finite, so no token can be chosen",
+            mend="Its training may have diverged: look at its loss, and use an earlier checkpoint.",
+        )
+
+
+def pick(logits: Tensor, uniform: Tensor | None, config: SamplingConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """As `choose`, and the largest log-probability of each row, which is finite where the logits are; waits
+    for nothing, and raises nothing."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # One kernel each, where a log-sum-exp is six: of a small model's step they are a few per cent.
     logprobs = wide.log_softmax(dim=-1)
     likeliest = wide.argmax(
         dim=-1, keepdim=True
     )  # of the logits: two of them may round to one log-probability
-    best = logprobs.gather(1, likeliest)
-    if not bool(best.isfinite().all()):
-        raise ShunterError(
-            "the model's scores are not finite, so no token can be chosen",
-            mend="Its training may have diverged: look at its loss, and use an earlier checkpoint.",
-        )
+    best = logprobs.gather(1, likeliest).squeeze(1)
     if uniform is None:
-        return likeliest.squeeze(1), best.squeeze(1)
+        return likeliest.squeeze(1), best, best
     shares = wide.softmax(dim=-1) if config.temperature == 1 else _heated(wide, config.temperature)
     least = _least(shares, config)
     if least is not None:
@@ -50,7 +65,9 @@ def choose(logits: Tensor, uniform: Tensor | None, config: SamplingConfig) -> tu
     # The first sum above the goal belongs to a token that has a share, because it rose there.
     goal = uniform[:, None] * sums[:, -1:]
     tokens = torch.searchsorted(sums, goal, right=True)
-    return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
+    # Beyond the last one where no sum is finite.
+    tokens = tokens.clamp_max(logits.shape[-1] - 1)
+    return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1), best
 
 
 def _heated(logits: Tensor, temperature: float) -> Tensor:

@@ -7,9 +7,10 @@ faster than products with thousands of blocks where they lie. What is copied is 
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Protocol, cast
@@ -28,6 +29,18 @@ from shunter.models.spec import DecoderSpec
 # Bytes of keys and values that are copied and read in the time that another group of rows takes besides.
 APART = {"cpu": 600_000}
 APART_ELSEWHERE = 20_000_000
+
+
+@functools.cache
+def kernel_of(device: torch.device) -> Callable[..., Tensor] | None:
+    """Attention to blocks where they lie (`shunter.models.paged_kernel`); None where triton is missing."""
+    if device.type != "cuda":
+        return None
+    try:
+        from shunter.models.paged_kernel import attend
+    except ImportError:
+        return None
+    return attend
 
 
 class OutOfBlocks(Exception):
@@ -147,6 +160,7 @@ class _Group:
     length: int  # of the longest, the new token included
     blocks: Tensor  # [count * blocks of the longest]
     bias: Tensor | None  # [count, 1, 1, length]: 0 where a row looks, else -inf
+    steps: Tensor | None = None  # [count]: of the new tokens, where a kernel reads the blocks
 
 
 class Pass:
@@ -165,7 +179,7 @@ class Pass:
     ) -> None:
         """texts: with the rows that begin with each. steps: of the other rows, the tokens that follow; there
         is room for them. even: tokens that are nobody's make their number one of few (`even_number`)."""
-        self.cache, self.reads = cache, 0
+        self.cache, self.reads, self.kernel = cache, 0, kernel_of(cache.device)
         self.order: list[int] = []
         ids: list[int] = []
         positions: list[int] = []
@@ -225,6 +239,8 @@ class Pass:
         cache = self.cache
         if not self.steps:
             return []
+        if self.kernel is not None:
+            return [(0, len(self.steps))]
         blocks = [len(cache.rows[row]) for row in self.steps]
         each = cache.layers[0][0].nbytes * cache.size
         apart = APART.get(cache.device.type, APART_ELSEWHERE) / each
@@ -249,6 +265,10 @@ class Pass:
         # What a shorter row lacks is read from its own first block, and hidden.
         table = [cache.rows[row] + cache.rows[row][:1] * (most - len(cache.rows[row])) for row in rows]
         self.reads += len(rows) * most * cache.size
+        blocks = torch.tensor(table, device=cache.device)
+        if self.kernel is not None:
+            steps = torch.tensor(lengths, device=cache.device) - 1
+            return _Group(begin + first, len(rows), longest, blocks, None, steps)
         bias, window = None, cache.spec.sliding_window
         if lengths[0] < longest or (window is not None and longest > window):
             steps, ends = torch.arange(longest), torch.tensor(lengths)[:, None]
@@ -257,8 +277,7 @@ class Pass:
                 seen &= steps >= ends - window
             bias = torch.zeros(seen.shape, dtype=cache.store.dtype).masked_fill_(~seen, -torch.inf)
             bias = bias[:, None, None].to(cache.device)
-        blocks = torch.tensor(table, device=cache.device).flatten()
-        return _Group(begin + first, len(rows), longest, blocks, bias)
+        return _Group(begin + first, len(rows), longest, blocks.flatten(), bias)
 
     # As a cache is asked.
 
@@ -286,6 +305,14 @@ class Pass:
         held.index_copy_(0, self.slots, new if self.source is None else new.index_select(0, self.source))
         parts = [self._read_whole(one, heads) for one in self.whole]
         for group in self.groups:
+            if self.kernel is not None:
+                mine = heads[group.begin : group.begin + group.count]
+                parts.append(
+                    self.kernel(
+                        mine, held, group.blocks, group.steps, spec.num_heads, cache.size, spec.sliding_window
+                    )
+                )
+                continue
             read = cache.read(layer, group.blocks).view(group.count, -1, 2, spec.num_kv_heads, spec.head_dim)
             k, v = read[:, : group.length].to(heads.dtype).permute(2, 0, 3, 1, 4)
             # The query heads of a group stand as queries side by side; nothing is repeated.

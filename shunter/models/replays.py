@@ -8,18 +8,19 @@ copies of the first one, and write what it writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from shunter.models.decode import Stepper
-from shunter.models.paged import PagedCache
+from shunter.models.paged import PagedCache, kernel_of
 
 Work = Callable[[], None]
 Recorder = Callable[[Work], Work]
+Pick = Callable[[Tensor, "Tensor | None"], tuple[Tensor, Tensor, Tensor]]
 
 
 def roomy(count: int) -> int:
@@ -33,27 +34,36 @@ class FixedPass:
 
     def __init__(self, cache: PagedCache, rows: int, blocks: int) -> None:
         self.cache, self.rows = cache, rows
+        self.kernel = kernel_of(cache.device)
         cuda = cache.device.type == "cuda"
-        self.host = torch.zeros(rows * (3 + blocks), dtype=torch.int64, pin_memory=cuda)
+        self.host = torch.zeros(rows * (4 + blocks), dtype=torch.int64, pin_memory=cuda)
         self.numbers = self.host.to(cache.device, copy=True)
-        self.filled = self.host.numpy()
-        self.tokens, steps, self.slots = self.numbers[: 3 * rows].view(3, rows)
-        self._positions, self.blocks = steps[:, None], self.numbers[3 * rows :]
-        self._table = self.filled[3 * rows :].reshape(rows, blocks)
+        self.tokens, steps, self.slots, uniform = self.numbers[: 4 * rows].view(4, rows)
+        self.steps, self.uniform = steps, uniform.view(torch.float64)
+        self.table = self.numbers[4 * rows :].view(rows, blocks)
+        filled = self.host.numpy()
+        self._each, self._table = (
+            filled[: 4 * rows].reshape(4, rows),
+            filled[4 * rows :].reshape(rows, blocks),
+        )
+        self._uniform = self._each[3].view("float64")
         self._bias: Tensor | None = None
 
-    def fill(self, steps: Mapping[int, int]) -> None:
+    def fill(self, steps: Mapping[int, int], uniforms: Sequence[float]) -> None:
         """The tokens that follow rows of the cache; there is room for them."""
-        cache, size, rows = self.cache, self.cache.size, self.rows
-        for at, (row, token) in enumerate(steps.items()):
-            length, held = cache.lengths[row], cache.rows[row]
-            slot = held[length // size] * size + length % size
-            self.filled[at], self.filled[rows + at], self.filled[2 * rows + at] = token, length, slot
+        cache, size, count = self.cache, self.cache.size, len(steps)
+        lengths = [cache.lengths[row] for row in steps]
+        for at, row in enumerate(steps):
+            held = cache.rows[row]
             # What a shorter row lacks is read from its own first block, and hidden.
             self._table[at, : len(held)] = held
             self._table[at, len(held) :] = held[0]
-        count = len(steps)
-        self.filled[: 3 * rows].reshape(3, rows)[:, count:] = self.filled[: 3 * rows : rows][:, None]
+        each = self._each
+        each[0, :count], each[1, :count] = list(steps.values()), lengths
+        last = self._table[range(count), each[1, :count] // size]
+        each[2, :count] = last * size + each[1, :count] % size
+        self._uniform[: len(uniforms)] = uniforms
+        each[:, count:] = each[:, :1]
         self._table[count:] = self._table[0]
         self.numbers.copy_(self.host, non_blocking=True)
 
@@ -62,19 +72,20 @@ class FixedPass:
     def positions(self, count: int) -> Tensor:
         """[N, 1]: of all rows."""
         assert count == 1
-        return self._positions
+        return self.steps[:, None]
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return self.cache.rope(positions, dtype)
 
     def mask(self, count: int) -> None:
         """None, as who sees what is in `see`; what all layers add there is made here."""
-        window = self.cache.spec.sliding_window
-        length = len(self.blocks) // self.rows * self.cache.size
-        at = torch.arange(length, device=self.cache.device)
-        seen = at <= self._positions
+        if self.kernel is not None:
+            return
+        window, steps = self.cache.spec.sliding_window, self.steps[:, None]
+        at = torch.arange(self.table.shape[1] * self.cache.size, device=self.cache.device)
+        seen = at <= steps
         if window is not None:
-            seen &= at > self._positions - window
+            seen &= at > steps - window
         zeros = torch.zeros(seen.shape, dtype=self.cache.store.dtype, device=self.cache.device)
         self._bias = zeros.masked_fill_(~seen, -torch.inf)[:, None, None]
 
@@ -85,7 +96,11 @@ class FixedPass:
         """Attention [N, H d] of queries, keys and values [N, H + 2 K, d]; the latter two are stored first."""
         spec, held, rows = self.cache.spec, self.cache.layers[layer], self.rows
         held.index_copy_(0, self.slots, heads[:, spec.num_heads :].flatten(1).to(held.dtype))
-        read = held.view(self.cache.blocks, -1).index_select(0, self.blocks)
+        if self.kernel is not None:
+            return self.kernel(
+                heads, held, self.table, self.steps, spec.num_heads, self.cache.size, spec.sliding_window
+            )
+        read = held.view(self.cache.blocks, -1).index_select(0, self.table.flatten())
         k, v = read.view(rows, -1, 2, spec.num_kv_heads, spec.head_dim).to(heads.dtype).permute(2, 0, 3, 1, 4)
         q = heads[:, : spec.num_heads].view(rows, spec.num_kv_heads, -1, spec.head_dim)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias).reshape(rows, -1)
@@ -95,6 +110,10 @@ class FixedPass:
 class _Recorded:
     fixed: FixedPass
     replay: Work
+    found: Tensor = field(init=False)  # [3, N] float64: tokens, their log-probabilities, the best ones
+
+    def __post_init__(self) -> None:
+        self.found = self.fixed.uniform.new_empty(3, self.fixed.rows)
 
 
 class Replays:
@@ -103,39 +122,38 @@ class Replays:
     The weights, and what the stepper made of them, must stay where they are; their values may change.
     """
 
-    def __init__(self, stepper: Stepper, cache: PagedCache, recorder: Recorder | None = None) -> None:
-        """recorder: does a work once and returns what does it again; default: a CUDA graph."""
-        self.stepper, self.cache = stepper, cache
-        self.record = recorder or CudaRecorder(cache.device)
+    def __init__(self, stepper: Stepper, cache: PagedCache, pick: Pick, recorder: Recorder) -> None:
+        """pick: chooses tokens, as `shunter.generate.sampling.pick`. recorder: does a work once and returns
+        what does it again."""
+        self.stepper, self.cache, self.pick, self.record = stepper, cache, pick, recorder
         self.made: dict[tuple[int, int], _Recorded] = {}
-        self._logits = torch.empty(0)
 
-    def read(self, steps: Mapping[int, int]) -> Tensor:
-        """Logits [rows, V] after a token each, in their order; good until the next call. There is room."""
+    def read(
+        self, steps: Mapping[int, int], uniforms: Sequence[float]
+    ) -> tuple[list[int], list[float], list[float]]:
+        """What is picked after a token of each row, in their order. There is room. uniforms: to draw by; none
+        where nothing is drawn."""
         cache = self.cache
         key = roomy(len(steps)), roomy(max(len(cache.rows[row]) for row in steps))
-        if len(self._logits) < key[0]:
-            self._grow(key[0])
         found = self.made.get(key)
         if found is None:
             fixed = FixedPass(cache, *key)
-            fixed.fill(steps)
-            found = self.made[key] = _Recorded(fixed, self.record(lambda: self._compute(fixed)))
+            fixed.fill(steps, uniforms)
+            found = self.made[key] = _Recorded(fixed, lambda: None)
+            found.replay = self.record(lambda: self._compute(found, bool(uniforms)))
         else:
-            found.fixed.fill(steps)
+            found.fixed.fill(steps, uniforms)
             found.replay()
         for row in steps:
             cache.lengths[row] += 1
-        return self._logits[: len(steps)]
+        tokens, logprobs, best = found.found[:, : len(steps)].tolist()
+        return [int(token) for token in tokens], logprobs, best
 
-    def _compute(self, fixed: FixedPass) -> None:
-        self._logits[: fixed.rows] = self.stepper.logits(self.stepper.hidden(fixed.tokens, fixed))
-
-    def _grow(self, rows: int) -> None:
-        """One place for the logits of all sizes. Those recorded for a smaller one are given up."""
-        dtype = self.stepper.dtype
-        self._logits = torch.empty(rows, self.cache.spec.vocab_size, dtype=dtype, device=self.cache.device)
-        self.made.clear()
+    def _compute(self, it: _Recorded, drawn: bool) -> None:
+        fixed = it.fixed
+        logits = self.stepper.logits(self.stepper.hidden(fixed.tokens, fixed))
+        picked = self.pick(logits, fixed.uniform if drawn else None)
+        it.found.copy_(torch.stack([each.double() for each in picked]))
 
 
 class CudaRecorder:

@@ -11,10 +11,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bench import grpo
 from shunter.generate.config import SamplingConfig
 from shunter.generate.rollout import Rollout, RolloutEngine
+from shunter.models import paged, replays
 from shunter.models.decoder import Decoder
 from shunter.models.forks import Forks
 from shunter.models.spec import DecoderSpec
@@ -72,9 +74,53 @@ def write(decoder: Decoder, *, replayed: bool, renewed: int = 10**9, **more: Any
     return sorted(engine.finished, key=lambda one: one.number)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rows", "heads", "keys", "width", "size", "blocks", "window"),
+    [(3, 4, 4, 32, 16, 9, None), (5, 6, 2, 24, 4, 33, None), (2, 8, 1, 64, 16, 200, 50),
+     (130, 20, 20, 64, 16, 20, None), (1, 8, 2, 128, 16, 300, None), (3, 4, 2, 32, 3, 60, 7)],
+)  # fmt: skip
+def test_blocks_are_attended_to_where_they_lie(
+    rows: int,
+    heads: int,
+    keys: int,
+    width: int,
+    size: int,
+    blocks: int,
+    window: int | None,
+    dtype: torch.dtype,
+) -> None:
+    """Short rows and long ones, whose parts several programs read, against plain attention in float64."""
+    from shunter.models.paged_kernel import attend
+
+    draw = torch.Generator().manual_seed(rows)
+    layer = torch.randn((rows * blocks + 3) * size, 2 * keys * width, generator=draw).to(dtype)
+    table = torch.randperm(rows * blocks + 3, generator=draw)[: rows * blocks].view(rows, blocks)
+    positions = torch.randint(0, blocks * size, (rows,), generator=draw)
+    positions[0] = rows % 2 * (blocks * size - 1)
+    given = torch.randn(rows, heads + 2 * keys, width, generator=draw).to(dtype)
+    here = [each.to(CUDA) for each in (given, layer, table, positions)]
+    found = attend(*here, heads, size, window).double().cpu()
+    slots = (table[:, :, None] * size + torch.arange(size)).view(rows, -1)
+    k, v = layer[slots].double().view(rows, -1, 2, keys, width).permute(2, 0, 3, 1, 4)
+    at = torch.arange(blocks * size)
+    seen = at <= positions[:, None]
+    if window is not None:
+        seen &= at > positions[:, None] - window
+    q = given[:, :heads].double().view(rows, keys, -1, width)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None]).reshape(rows, -1)
+    assert (found - expected).abs().max() < (1e-5 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("kernel", [True, False])
 @pytest.mark.parametrize("name", SPECS)
-def test_replayed_steps_write_what_a_cpu_writes(name: str) -> None:
+def test_replayed_steps_write_what_a_cpu_writes(
+    name: str, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Until rounding decides a token, which in 40 tokens of float32 is rare."""
+    if not kernel:
+        for module in (paged, replays):
+            monkeypatch.setattr(module, "kernel_of", lambda device: None)
     here = write(model(name).to(CUDA), replayed=True)
     there = write(model(name), replayed=False)
     same = [a.ids == b.ids for a, b in zip(here, there, strict=True)]
