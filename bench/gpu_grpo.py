@@ -120,7 +120,7 @@ def grpo(device: torch.device, tiny: bool) -> dict[str, Any]:
         rewards = [float(one.ids[0] % 2) for one in done]
         samples = judge(config, done, rewards, [i // GROUP for i in range(len(done))], far, None)
         own = micro_batches([[each] for each in samples], TOKENS)
-        shared = grouped(by_prompt(samples, TOKENS), TOKENS)
+        shared = grouped(by_prompt(samples, TOKENS, device="cuda"), TOKENS)
         behind, masked = partial(Forks.build, always=True), lambda segments: None
         arms = {"own prompts": own, "copies of the prompt": shared, "a mask": shared}
         for name, batches in arms.items():

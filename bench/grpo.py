@@ -71,8 +71,8 @@ def make(folder: Path, large: bool = False) -> None:
     dim, layers, heads, room = (1280, 24, 20, 512) if large else (128, 4, 4, 64)
     spec = DecoderSpec(
         vocab_size=tokenizer.vocab_size, max_positions=room, dim=dim, num_layers=layers, num_heads=heads,
-        num_kv_heads=heads, head_dim=dim // heads, ffn_dim=3456 if large else 320, qk_norm=True, tied=True,
-        family="qwen3",
+        num_kv_heads=heads, head_dim=dim // heads, ffn_dim=3456 if large else 320, qk_norm=True,
+        tied=not large, family="qwen3",
     )  # fmt: skip
     model = Decoder(spec)
     init_weights(model, 0)

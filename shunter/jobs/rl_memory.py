@@ -100,7 +100,8 @@ def _sharing(question: Question, policy: Prediction, it: Held) -> float:
     if it.shared is None:
         return 0.0
     answers, prompt = it.shared
-    each = shared_numbers(question.spec, question.row, prompt, answers)
+    device = question.fabric.device.type
+    each = shared_numbers(question.spec, question.row, prompt, answers, device)
     return float(policy.choice.rows[0]) * each * question.practice.compute
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shunter.models.footprint import forked_scores
+from shunter.models.footprint import copies_prompts, forked_scores
 from shunter.models.runs import beginnings
 
 SMALLEST = 16  # answers of up to so many tokens are taken together
@@ -60,6 +60,8 @@ class Forks:
         """From segments [B, T]: 0 of a prompt, from 1 on of the answers behind it, -1 of padding at the end.
         None where there is no answer, or a mask is as fast, unless `always`."""
         (rows, length), device = segments.shape, segments.device
+        if not copies_prompts(device.type) and not always:
+            return None
         flat = segments.cpu()
         starts = beginnings(flat)
         ends = torch.cat([starts[1:], torch.tensor([rows * length])])

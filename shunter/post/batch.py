@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shunter.data.tokens import IGNORE, Batch
-from shunter.models.footprint import forked_scores
+from shunter.models.footprint import copies_prompts, forked_scores
 
+MASKED = 4096  # tokens of a row that is masked on a GPU
 ROUND_WIDTH = 8  # each new shape makes oneDNN build and keep a kernel
 
 
@@ -114,29 +115,32 @@ def targets(samples: Sequence[Sample]) -> int:
     return sum(sum(sample.wrote) for sample in samples)
 
 
-def by_prompt(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
+def by_prompt(samples: Sequence[Sample], tokens: int, *, device: str = "cpu") -> list[list[Sample]]:
     """Samples that begin with one prompt, for a row of at most `tokens` tokens, or of one sample.
 
     Where attention copies the prompt's keys and values for each answer (`shunter.models.forks`), a row has no
     more answers than `tokens` hold with a prompt each: else a long prompt's copies, which a short row does
-    not show, would take memory that `tokens` is to bound.
+    not show, would take memory that `tokens` is to bound. On a device that masks them instead, rows are short
+    enough that the mask, the square of a row, costs little.
     """
+    copies = copies_prompts(device)
+    tokens = tokens if copies else min(tokens, MASKED)
     rows: dict[tuple[int, ...], list[list[Sample]]] = {}
     for sample in samples:
         begin = list(sample.wrote).index(True)
         parts = rows.setdefault(tuple(sample.ids[:begin]), [[]])
-        if parts[-1] and _taken([*parts[-1], sample], begin) > tokens:
+        if parts[-1] and _taken([*parts[-1], sample], begin, copies) > tokens:
             parts.append([])
         parts[-1].append(sample)
     return [part for parts in rows.values() for part in parts]
 
 
-def _taken(samples: Sequence[Sample], prompt: int) -> int:
+def _taken(samples: Sequence[Sample], prompt: int, copies: bool) -> int:
     """Tokens of a row of these samples, or with copies of their prompt, where it is copied."""
     count, longest = len(samples), max(len(sample.ids) for sample in samples)
     length = prompt + sum(len(sample.ids) - prompt for sample in samples)
-    copied = forked_scores(length, prompt, [(count, longest - prompt)]) is not None
-    return max(length, count * longest) if copied else length
+    copies = copies and forked_scores(length, prompt, [(count, longest - prompt)]) is not None
+    return max(length, count * longest) if copies else length
 
 
 def grouped(

@@ -426,7 +426,7 @@ class Reinforcement:
         spec = self.policy.decoder.spec
         if spec.sliding_window is not None or spec.experts is not None or spec.rope.scaling == "dynamic":
             return None
-        return by_prompt(samples, tokens)
+        return by_prompt(samples, tokens, device=self.course.device.type)
 
     def _compare(self, samples: Sequence[Sample]) -> dict[str, float]:
         """The gap between trainer and generator of answers from which nothing is learnt yet."""
