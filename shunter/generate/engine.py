@@ -55,6 +55,10 @@ def generate(
     prompt that is empty or fills the model's context.
     """
     check_prompts(model, prompts)
+    if model.embed.weight.is_cuda and model.spec.rope.scaling != "dynamic":
+        from shunter.generate.rollout import rollouts  # whose steps are replayed there
+
+        return [*rollouts(model, prompts, config, stop_ids, seed, on_token=on_token)]
     done = [Completion() for _ in prompts]
     together = min(len(prompts), config.batch)
     stepper = Stepper(model, copy=together > 1 and len(prompts) * config.max_new_tokens >= COPIED)

@@ -58,6 +58,13 @@ class Rollout(Completion):
         self.versions += [version] * len(ids)
         self.wrote += [True] * len(ids)
 
+    def add(self, token: int, logprob: float, version: int) -> None:
+        """Add one token of the model."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        self.versions.append(version)
+        self.wrote.append(True)
+
     def tell(self, ids: Sequence[int], version: int) -> None:
         """Put in what the model is told between two of its turns."""
         self.ids += ids
@@ -322,20 +329,22 @@ class RolloutEngine:
         check(best)
         gone: list[int] = []
         turned: list[int] = []
+        # For some hundred rows this takes as long as a small model's step on a GPU.
+        running, version, stops = self.running, self.version, self.stops
+        most = self.model.spec.max_positions
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
-            request = self.running[row]
+            request = running[row]
             rollout = request.rollout
-            rollout.write([token], [logprob], self.version)
+            rollout.add(token, logprob, version)
             request.written += 1
-            full = len(rollout.prompt) + len(rollout.ids) >= self.model.spec.max_positions
-            if token in self.stops:
+            if token in stops:
                 rollout.stop_reason = "stop"
                 if self._goes_on(request):
                     turned.append(row)
                     continue
             elif request.written == request.limit:
                 rollout.stop_reason = "length"
-            elif full:
+            elif len(rollout.prompt) + len(rollout.ids) >= most:
                 rollout.stop_reason = "context"
             else:
                 continue
@@ -367,6 +376,8 @@ class RolloutEngine:
 
     def _make_room(self) -> None:
         """A place for the next token of each that runs; the last ones are put aside if there is none."""
+        if self.cache.grow_all():
+            return
         row = 0
         while row < len(self.running):
             try:
@@ -405,12 +416,13 @@ def rollouts(
     reply: Reply | None = None,
     told: int = 0,
     tick: Callable[[int], None] | None = None,
+    on_token: Callable[[int, int], None] | None = None,
 ) -> list[Rollout]:
     """What `generate` gives, by continuous batching: the same streams, so the same tokens but for rounding.
 
     tokens: that the cache holds; 0: what `config.batch` of these prompts may come to. reply, told: what a
     text goes on after when a turn has ended, and how many tokens of that there may be. tick: called now and
-    then with how many are finished; it may raise.
+    then with how many are finished; it may raise. on_token: called with a prompt's number and each id.
     """
     check_prompts(model, prompts)
     lengths = [min(len(p) + config.max_new_tokens + told, model.spec.max_positions) for p in prompts]
@@ -420,8 +432,14 @@ def rollouts(
     engine = RolloutEngine(model, config, stop_ids, seed, tokens=tokens, size=size, reply=reply)
     for prompt in prompts:
         engine.submit(prompt)
+    seen: dict[int, int] = {}
     while engine.waiting or engine.running:
         engine.step()
+        if on_token is not None:
+            for one in (*engine.begun, *engine.finished):
+                for id in one.ids[seen.get(one.number, 0) :]:
+                    on_token(one.number, id)
+                seen[one.number] = len(one.ids)
         if tick is not None and engine.steps % TICK == 0:
             tick(len(engine.finished))
     return engine.run()

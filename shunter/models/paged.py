@@ -113,6 +113,18 @@ class PagedCache:
                 raise OutOfBlocks
             self.rows[row].append(heapq.heappop(self.free))
 
+    def grow_all(self) -> bool:
+        """Room for one more token of each row; False, and nothing done, where there is none for all."""
+        size = self.size
+        full = [
+            held for length, held in zip(self.lengths, self.rows, strict=True) if length == len(held) * size
+        ]
+        if len(full) > len(self.free):
+            return False
+        for held in full:
+            held.append(heapq.heappop(self.free))
+        return True
+
     def remove(self, rows: Sequence[int]) -> None:
         """These rows give their blocks back; those after them move up."""
         for row in sorted(rows, reverse=True):

@@ -18,6 +18,7 @@ from torch import Tensor
 from shunter.models.decode import Stepper
 from shunter.models.paged import PagedCache, kernel_of
 
+NOBODY: tuple[list[int], int] = ([], 0)
 Work = Callable[[], None]
 Recorder = Callable[[Work], Work]
 Pick = Callable[[Tensor, "Tensor | None"], tuple[Tensor, Tensor, Tensor]]
@@ -47,17 +48,21 @@ class FixedPass:
             filled[4 * rows :].reshape(rows, blocks),
         )
         self._uniform = self._each[3].view("float64")
+        self._known = [NOBODY] * rows  # whose blocks stand in the table, and how many
         self._bias: Tensor | None = None
 
     def fill(self, steps: Mapping[int, int], uniforms: Sequence[float]) -> None:
         """The tokens that follow rows of the cache; there is room for them."""
-        cache, size, count = self.cache, self.cache.size, len(steps)
+        cache, size, rows, count = self.cache, self.cache.size, self.rows, len(steps)
         lengths = [cache.lengths[row] for row in steps]
         for at, row in enumerate(steps):
-            held = cache.rows[row]
+            held, (known, blocks) = cache.rows[row], self._known[at]
+            if held is known and len(held) == blocks:
+                continue  # a row's blocks change by a further one alone
             # What a shorter row lacks is read from its own first block, and hidden.
             self._table[at, : len(held)] = held
             self._table[at, len(held) :] = held[0]
+            self._known[at] = held, len(held)
         each = self._each
         each[0, :count], each[1, :count] = list(steps.values()), lengths
         last = self._table[range(count), each[1, :count] // size]
@@ -65,6 +70,7 @@ class FixedPass:
         self._uniform[: len(uniforms)] = uniforms
         each[:, count:] = each[:, :1]
         self._table[count:] = self._table[0]
+        self._known[count:] = [NOBODY] * (rows - count)
         self.numbers.copy_(self.host, non_blocking=True)
 
     # As a cache is asked.

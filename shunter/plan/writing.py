@@ -7,7 +7,6 @@ bounds, of memory and of products, which a small model's many calls exceed. Impo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from shunter.cluster.device import DeviceKind
@@ -24,7 +23,7 @@ from shunter.models.footprint import (
 )
 from shunter.models.spec import DecoderSpec
 
-MOVED = 3  # times that keys and values are moved: read, put side by side, and read again
+MOVED = {"cpu": 3}  # times that keys and values are moved: read, put side by side, and read again
 DRAWN = 28  # bytes a row and word of the vocabulary with which a token is chosen (`generate.sampling`)
 REACHED = 0.5  # share of the described rate that products of few rows reach, assumed
 
@@ -82,9 +81,10 @@ def held(spec: DecoderSpec, texts: Texts, writes: Writes) -> dict[str, float]:
     """Bytes beside the weights. cache: keys, values, and where a layer's are put side by side. copy: of the
     weights. passing: of one pass, the widest."""
     side, size = writes.side(texts), writes.computed
-    # All rows are read as long as the longest, if they differ little; a CPU reads some at a time.
+    # All rows are read as long as the longest, if they differ little, some at a time; a GPU copies nothing.
     row = (texts.prompt + texts.longest + writes.block) * layer_token(spec) * size
-    read = SPARE * min(writes.running(texts) * row, max(AT_ONCE.get(writes.device, math.inf), row))
+    part = AT_ONCE.get(writes.device)
+    read = 0.0 if part is None else SPARE * min(writes.running(texts) * row, max(part, row))
     heads, keys = spec.num_heads * spec.head_dim, layer_token(spec)
     # Of a token: as it came, its norm, what is attended with (turned, and halves exchanged); or gate and up.
     token = 3 * spec.dim + max(4 * heads + 2 * keys, 3 * ffn_width(spec))
@@ -122,7 +122,7 @@ def seconds(
         weights = spec.num_parameters
     keys = layer_token(spec) * spec.num_layers * size
     rows = min(running, texts.answers * texts.answer / passes)
-    read = weights * size + MOVED * rows * (texts.prompt + texts.answer / 2) * keys
+    read = weights * size + MOVED.get(writes.device, 1) * rows * (texts.prompt + texts.answer / 2) * keys
     multiplied = 2.0 * spec.active_parameters
     token = max(read / bandwidth, rows * multiplied / rate)
     return passes * token + texts.prompts * texts.prompt * multiplied / rate

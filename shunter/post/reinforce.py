@@ -83,13 +83,8 @@ class Reinforcement:
             raise ValueError("a divergence that counts needs what it is a divergence from")
         self.course, self.policy, self._reference, self.critic = course, policy, reference, critic
         self.prompts, self.tokenizer, self.grader = prompts, tokenizer, grader
-        self.config, self.group, self.per_step, self.max_gap, self.seed = (
-            config,
-            group,
-            per_step,
-            max_gap,
-            seed,
-        )
+        self.config, self.group, self.per_step = config, group, per_step
+        self.max_gap, self.seed = max_gap, seed
         self.tools = tools
         self.pupils: Mapping[str, Pupil] = {"policy": policy} | ({"critic": critic} if critic else {})
         self.objective = Policy(settings(config, sampling.max_new_tokens))

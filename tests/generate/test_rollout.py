@@ -48,6 +48,15 @@ def test_it_writes_what_generate_writes(name: str, settings: dict[str, float]) -
         assert a.logprobs == pytest.approx(b.logprobs, rel=1e-9)
 
 
+def test_each_token_is_told_once_and_in_order() -> None:
+    told: dict[int, list[int]] = {}
+    config = SamplingConfig(max_new_tokens=20, batch=3)
+    found = rollouts(
+        model(), PROMPTS, config, STOPS, on_token=lambda number, id: told.setdefault(number, []).append(id)
+    )
+    assert told == {number: one.ids for number, one in enumerate(found)}
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.integers(1, 12), min_size=1, max_size=4),

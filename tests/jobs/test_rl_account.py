@@ -94,6 +94,22 @@ def test_writing_holds_what_is_counted(
     assert 0.7 <= most / (parts["cache"] + parts["passing"]) <= 1.15
 
 
+@pytest.mark.parametrize("name", SPECS)
+def test_what_is_rounded_once_a_step_is_counted(name: str) -> None:
+    """As on a GPU in bf16: copies of all products and of the head, keys and values half as wide."""
+    it = spec(name)
+    _, texts, _ = writing(it, 4, at_once=4)
+    writes = Writes(at_once=4, copies=False, rounded=True, device="cuda")
+    stepper = RolloutEngine(Decoder(it), SamplingConfig(batch=4), tokens=64, rounded=torch.bfloat16).stepper
+    copies = [stepper.head, *(w for layer in stepper.layers for w in (layer.qkv, layer.out, layer.ffn[1]))]
+    copies += [layer.ffn[0].both for layer in stepper.layers]
+    exact = sum(part.nbytes for each in copies for part in each.parts)
+    counted = held(it, texts, writes)["copy"]
+    assert exact <= counted <= 1.03 * exact  # norms are counted too
+    half = cache_bytes(it, writes.tokens(texts), writes.block, 2)
+    assert held(it, texts, writes)["cache"] == half  # nothing is copied to be read
+
+
 def _weights(stepper: Any) -> list[Any]:
     found = [stepper.head]
     for layer in stepper.layers:
