@@ -280,7 +280,7 @@ def test_packages_of_the_base_install_are_the_declared_ones() -> None:
         *(t for extra in declared["optional-dependencies"].values() for t in extra),
     ]
     names = {text.split("=")[0].split(">")[0].strip().lower().replace("-", "_") for text in texts}
-    # PyYAML's and lingua-language-detector's modules, and parts that pydantic, jinja2 and torch for CUDA bring.
+    # Modules of PyYAML and lingua-language-detector; parts that pydantic, jinja2, and torch for CUDA bring.
     allowed = names | {"yaml", "lingua", "typing_extensions", "pydantic_core", "markupsafe", "triton"}
     used = {top: name for name, _, top in found(imported)}
     foreign = {top: name for top, name in used.items() if top not in sys.stdlib_module_names}
