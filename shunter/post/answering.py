@@ -4,12 +4,16 @@ longer than anybody waits, and only the main thread of a process can be told tha
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+# Bytes of questions that are asked together: a pipe holds them, so that to ask never waits for an answer.
+ON_THEIR_WAY = 1 << 15
 
 
 class Answering:
@@ -29,22 +33,48 @@ class Answering:
 
     def ask(self, question: Any) -> Any:
         """The answer to a question."""
-        line = json.dumps(question).encode() + b"\n"
-        for _ in range(2):
-            process = self._started()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                process.stdin.write(line)
-                process.stdin.flush()
-                there = select.select([process.stdout], [], [], self.wait)[0]
-                said = process.stdout.readline() if there else b""
-            except OSError:
-                said = b""
-            if said.endswith(b"\n"):
-                return json.loads(said)
+        (found,) = self.ask_all([question])
+        if found is None:
+            raise EOFError
+        return found
+
+    def ask_all(self, questions: Sequence[Any]) -> list[Any]:
+        """The answer to each, in order; None where the second process gives none either. Many are on their
+        way together, so that neither side waits for the other after each."""
+        lines = [json.dumps(question).encode() + b"\n" for question in questions]
+        found: list[Any] = []
+        again = False  # whether the next one has been asked before
+        while (begin := len(found)) < len(lines):
+            end, size = begin + 1, len(lines[begin])
+            while end < len(lines) and (size := size + len(lines[end])) <= ON_THEIR_WAY:
+                end += 1
+            answers = self._exchange(lines[begin:end])
+            found += answers
+            if not answers and again:
+                found.append(None)
+            again = len(answers) < end - begin and (bool(answers) or not again)
+        return found
+
+    def _exchange(self, lines: Sequence[bytes]) -> list[Any]:
+        """Answers to the first of these, up to one that has none; then the process is ended."""
+        process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        said, source = b"", process.stdout.fileno()
+        try:
+            process.stdin.write(b"".join(lines))
+            process.stdin.flush()
+            while said.count(b"\n") < len(lines) and select.select([source], [], [], self.wait)[0]:
+                more = os.read(source, 1 << 16)
+                if not more:
+                    break
+                said += more
+        except OSError:
+            pass
+        answers = [json.loads(line) for line in said.split(b"\n")[:-1]]
+        if len(answers) < len(lines):
             self.close()
-        raise EOFError
+        return answers
 
     def close(self) -> None:
         """End the process."""

@@ -29,13 +29,8 @@ class Aside:
         self.answering = Answering(command, WAIT, {**os.environ, "PYTHONPATH": path})
 
     def grade(self, items: Sequence[Item]) -> list[float | str]:
-        found: list[float | str] = []
-        for item in items:
-            try:
-                found.append(self.answering.ask([item.answer, item.target]))
-            except EOFError:
-                found.append("the process that applies the rule gave no answer")
-        return found
+        found = self.answering.ask_all([[item.answer, item.target] for item in items])
+        return ["the process that applies the rule gave no answer" if one is None else one for one in found]
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
         return self.made.canaries(like)

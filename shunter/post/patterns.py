@@ -12,6 +12,7 @@ import json
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
 if __name__ != "__main__":
@@ -30,11 +31,13 @@ class Patterns:
 
     def match(self, pattern: str, text: str) -> bool | str:
         """Whether the whole text matches, or a sentence on why that is not known."""
-        try:
-            found: bool | str = self.answering.ask([pattern, text, self.seconds])
-        except EOFError:
-            return "the process that matches patterns gave no answer"
+        (found,) = self.match_all([(pattern, text)])
         return found
+
+    def match_all(self, pairs: Sequence[tuple[str, str]]) -> list[bool | str]:
+        """Of each pattern and text, what `match` says."""
+        found = self.answering.ask_all([[pattern, text, self.seconds] for pattern, text in pairs])
+        return ["the process that matches patterns gave no answer" if one is None else one for one in found]
 
     def close(self) -> None:
         """End the process."""

@@ -134,12 +134,10 @@ class Matches:
         self.pattern, self.patterns = pattern, Patterns()
 
     def grade(self, items: Sequence[Item]) -> list[float | str]:
-        found: list[float | str] = []
-        for item in items:
-            pattern = self.OWN[0] if item.prompt == CANARY else self.pattern
-            matched = self.patterns.match(pattern, item.answer.strip())
-            found.append(matched if isinstance(matched, str) else float(matched))
-        return found
+        own, mine = self.OWN[0], self.pattern
+        pairs = [(own if item.prompt == CANARY else mine, item.answer.strip()) for item in items]
+        matched = self.patterns.match_all(pairs)
+        return [one if isinstance(one, str) else float(one) for one in matched]
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
         return [(Item(CANARY, answer, ""), score) for answer, score in self.OWN[1].items()]
