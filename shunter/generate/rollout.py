@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor
 from shunter.config.errors import ShunterError
 from shunter.generate.config import SamplingConfig
 from shunter.generate.engine import Completion, check_prompts
+from shunter.generate.recorder import CudaRecorder
 from shunter.generate.sampling import check, pick, uniforms
+from shunter.models.adapter import AdaptedLinear
 from shunter.models.decoder import Decoder
 from shunter.models.footprint import FILL_TOKENS
 from shunter.models.paged import OutOfBlocks, PagedCache, PagedStepper, Pass, block_size
-from shunter.models.replays import CudaRecorder, Recorder, Replays
+from shunter.models.replays import Recorder, Replays
 
 Event = Literal["join", "resume", "preempt", "finish", "weights", "turn"]
 Reply = Callable[["Rollout"], "list[int] | None"]  # tokens to go on after, when a turn has ended
@@ -145,8 +148,8 @@ class RolloutEngine:
         block (0: 16). tempered: log-probabilities are those at the temperature drawn with; else the model's
         own. reply: sees a text whose model has ended its turn, and may give tokens after which it goes on;
         the text is read anew then. rounded: a precision to compute in where weights are in a wider one, of a
-        model without experts; keys and values are held in it. recorder: of steps that are replayed
-        (`Replays`); default: on a GPU.
+        model without experts and adapters; keys and values are held in it. recorder: of steps that are
+        replayed (`Replays`); default: on a GPU.
 
         Raises ShunterError for a model whose rotations depend on how much stands beside a text."""
         if model.spec.rope.scaling == "dynamic":
@@ -157,13 +160,16 @@ class RolloutEngine:
         self.model, self.config, self.stops, self.seed = model, config, frozenset(stop_ids), seed
         self.version, self.tempered, self.reply = version, tempered, reply
         weight = model.embed.weight
-        # Experts are computed as they are; what they round under autocast is theirs.
-        self.rounded = rounded if rounded != weight.dtype and model.spec.experts is None else None
+        # Experts and adapters are computed as they are.
+        plain = model.spec.experts is None and not any(isinstance(m, AdaptedLinear) for m in model.modules())
+        self.rounded = rounded if plain and rounded != weight.dtype else None
         size = size or 16
         tokens = tokens or config.batch * model.spec.max_positions
         held = self.rounded or weight.dtype
         self.cache = PagedCache(model.spec, -(-tokens // size), size, held, weight.device)
         self.recorder = recorder or (CudaRecorder(weight.device) if weight.is_cuda else None)
+        # No method of this: what replays it would keep this and its cache from being freed.
+        self.pick = partial(_tempered if tempered else pick, config=config)
         self._stepper: PagedStepper | None = None
         self._replays: Replays | None = None
         self._changed = False  # the weights, since the stepper was made
@@ -255,8 +261,13 @@ class RolloutEngine:
     def replays(self) -> Replays | None:
         """Recorded steps; None where none is recorded, as the model or the device is not such."""
         stepper = self.stepper
-        if self._replays is None and self.recorder is not None and stepper.fixed:
-            self._replays = Replays(stepper, self.cache, self._pick, self.recorder)
+        if (
+            self._replays is None
+            and self.recorder is not None
+            and stepper.fixed
+            and not torch.are_deterministic_algorithms_enabled()
+        ):
+            self._replays = Replays(stepper, self.cache, self.pick, self.recorder)
         return self._replays
 
     def forget(self) -> None:
@@ -279,20 +290,13 @@ class RolloutEngine:
             turn = Pass(self.cache, texts, steps, self.stepper.even)
             drawn = self._uniforms(turn.order)
             uniform = torch.tensor(drawn, dtype=torch.float64, device=self.cache.device) if drawn else None
-            found = self._pick(self.stepper.read(turn), uniform)
+            found = self.pick(self.stepper.read(turn), uniform)
             self._write(turn.order, *(each.tolist() for each in found))
 
     def _uniforms(self, rows: Sequence[int]) -> list[float]:
         """What these rows draw their next token by; none where the likeliest is taken."""
         requests = [self.running[row] for row in rows]
         return [one.uniforms[one.written] for one in requests if one.uniforms is not None]
-
-    def _pick(self, logits: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        config = self.config
-        if self.tempered and config.temperature not in (0, 1):
-            logits = logits / config.temperature
-            config = config.model_copy(update={"temperature": 1.0})
-        return pick(logits, uniform, config)
 
     def _join(self, steps: dict[int, int]) -> dict[tuple[int, ...], list[int]]:
         """Let as many waiting texts join as there is room for. Returns those to read, each with its rows:
@@ -405,6 +409,16 @@ class RolloutEngine:
             del self.running[row]
 
 
+def _tempered(
+    logits: Tensor, uniform: Tensor | None, config: SamplingConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `pick`, with log-probabilities at the temperature that is drawn with."""
+    if config.temperature not in (0, 1):
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / config.temperature
+        config = config.model_copy(update={"temperature": 1.0})
+    return pick(logits, uniform, config)
+
+
 def rollouts(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -433,13 +447,16 @@ def rollouts(
     for prompt in prompts:
         engine.submit(prompt)
     seen: dict[int, int] = {}
+    done = 0
     while engine.waiting or engine.running:
         engine.step()
         if on_token is not None:
-            for one in (*engine.begun, *engine.finished):
+            for one in (*(each.rollout for each in engine.running), *engine.finished[done:]):
                 for id in one.ids[seen.get(one.number, 0) :]:
                     on_token(one.number, id)
                 seen[one.number] = len(one.ids)
+            done = len(engine.finished)
         if tick is not None and engine.steps % TICK == 0:
             tick(len(engine.finished))
+    engine.forget()
     return engine.run()

@@ -61,13 +61,20 @@ def pick(logits: Tensor, uniform: Tensor | None, config: SamplingConfig) -> tupl
     least = _least(shares, config)
     if least is not None:
         shares = shares.masked_fill(shares < least, 0.0)
-    sums = shares.double().cumsum(dim=-1)
+    sums = _sums(shares.double())
     # The first sum above the goal belongs to a token that has a share, because it rose there.
     goal = uniform[:, None] * sums[:, -1:]
     tokens = torch.searchsorted(sums, goal, right=True)
     # Beyond the last one where no sum is finite.
     tokens = tokens.clamp_max(logits.shape[-1] - 1)
     return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1), best
+
+
+def _sums(shares: Tensor) -> Tensor:
+    """Cumulative, on the CPU where bits must be the same: sums of a GPU are not, and refused."""
+    if shares.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return shares.cpu().cumsum(dim=-1).to(shares.device)
+    return shares.cumsum(dim=-1)
 
 
 def _heated(logits: Tensor, temperature: float) -> Tensor:

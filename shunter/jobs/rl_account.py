@@ -157,7 +157,8 @@ def _writes(config: Any, question: Question, parts: int) -> Writes:
     from shunter.plan.writing import Writes
 
     at_once = -(-min(config.answers, config.how.at_once) // parts)
-    element, cpu = question.practice.weights, question.fabric.device.type == "cpu"
+    device = (config.how.writers or [question.fabric.device.type])[0].partition(":")[0]
+    element, cpu = question.practice.weights, device == "cpu"
     return Writes(
         at_once,
         config.how.block,
@@ -165,7 +166,7 @@ def _writes(config: Any, question: Question, parts: int) -> Writes:
         element,
         copies=cpu and element == 4,
         anew=config.staleness > 0 and config.how.swap == "tokens",
-        device=question.fabric.device.type,
+        device=device,
         rounded=not cpu and element == 4 and question.practice.compute == 2 and question.spec.experts is None,
     )
 

@@ -93,17 +93,17 @@ class Stepper:
         """Whether all that a step reads stays where it is, and a step waits for nothing."""
         return self._places is not None
 
+    @torch.inference_mode()
     def renew(self) -> bool:
         """Read the weights anew, which have changed. False where they lie elsewhere now, or where copies of
         them were made in another order: then this can no longer be used."""
         if self._places is None or self._places != self._where():
             return False
-        with torch.no_grad():
-            self.norm.copy_(_scaled(self.model.norm))
-            if isinstance(self.head, Rounded):
-                self.head.renew()
-            for layer, block in zip(self.layers, self.blocks, strict=True):
-                layer.renew(block)
+        self.norm.copy_(_scaled(self.model.norm))
+        if isinstance(self.head, Rounded):
+            self.head.renew()
+        for layer, block in zip(self.layers, self.blocks, strict=True):
+            layer.renew(block)
         return True
 
     def _where(self) -> list[int] | None:
@@ -156,9 +156,11 @@ class Stepper:
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """x / rms(x) * weight, with as few operations as it takes."""
         if x.is_cuda:  # has one for it
-            one = weight.to(x.dtype) if weight.ndim == 1 else None
-            normed = F.rms_norm(x, x.shape[-1:], one, self.spec.norm_eps)
-            return normed if one is not None else normed * weight.to(x.dtype)
+            rounded = weight.to(x.dtype)
+            if weight.ndim == 1:
+                return F.rms_norm(x, x.shape[-1:], rounded, self.spec.norm_eps)
+            exact = x.to(torch.promote_types(x.dtype, torch.float32))  # rounded once, as by one kernel
+            return (F.rms_norm(exact, x.shape[-1:], None, self.spec.norm_eps) * rounded).to(x.dtype)
         wide = x if x.dtype == weight.dtype else x.to(weight.dtype)
         # sqrt(dim) is in the weight, so the sum of squares serves for their mean.
         offset = self.spec.norm_eps * x.shape[-1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import heapq
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -31,14 +32,28 @@ APART = {"cpu": 600_000}
 APART_ELSEWHERE = 20_000_000
 
 
-@functools.cache
-def kernel_of(device: torch.device) -> Callable[..., Tensor] | None:
-    """Attention to blocks where they lie (`shunter.models.paged_kernel`); None where triton is missing."""
-    if device.type != "cuda":
+def kernel_of(cache: PagedCache) -> Callable[..., Tensor] | None:
+    """Attention to blocks where they lie (`shunter.models.paged_kernel`); None where there is none for such
+    a cache."""
+    if cache.device.type != "cuda" or cache.store.dtype == torch.float64:
         return None
+    spec = cache.spec
+    return _kernel(cache.device, cache.store.dtype, spec.num_heads // spec.num_kv_heads, spec.head_dim)
+
+
+@functools.cache
+def _kernel(device: torch.device, dtype: torch.dtype, group: int, width: int) -> Callable[..., Tensor] | None:
     try:
         from shunter.models.paged_kernel import attend
-    except ImportError:
+
+        heads = torch.zeros(1, group + 2, width, dtype=dtype, device=device)
+        table = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        attend(heads, heads[0, group:].reshape(1, -1), table, table[0], group, 1)
+    except Exception as error:  # triton compiles at the first call, and raises what its compilers do
+        warnings.warn(
+            f"blocks are copied before they are read, as the kernel for that does not work here ({error})",
+            stacklevel=2,
+        )
         return None
     return attend
 
@@ -191,7 +206,7 @@ class Pass:
     ) -> None:
         """texts: with the rows that begin with each. steps: of the other rows, the tokens that follow; there
         is room for them. even: tokens that are nobody's make their number one of few (`even_number`)."""
-        self.cache, self.reads, self.kernel = cache, 0, kernel_of(cache.device)
+        self.cache, self.reads, self.kernel = cache, 0, kernel_of(cache)
         self.order: list[int] = []
         ids: list[int] = []
         positions: list[int] = []

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-AT_ONCE = 64  # tokens that a program reads together
+AT_ONCE = 128  # bytes of one number of keys, of all tokens that a program reads together
 QUERIES = 16  # rows of the smallest product of matrices
 BUSY = 512  # programs that fill a device
 
@@ -82,18 +82,19 @@ def attend(
     keys = (count - num_heads) // 2
     group = num_heads // keys
     longest = table.shape[1] * size if window is None else min(window, table.shape[1] * size)
-    parts = max(1, min(-(-BUSY // (rows * keys)), longest // (2 * AT_ONCE)))
+    at_once = AT_ONCE // heads.element_size()
+    parts = max(1, min(-(-BUSY // (rows * keys)), longest // (2 * at_once)))
     alone = parts == 1
     out = heads.new_empty(parts, rows, num_heads, width, dtype=heads.dtype if alone else torch.float32)
-    top, total = (
-        heads.new_empty((0 if alone else parts), rows, num_heads, dtype=torch.float32) for _ in "ab"
-    )
-    _attend[rows, keys, parts](
-        heads, heads.stride(0), layer, table, table.stride(0), positions, out, top, total, width**-0.5,
-        longest + 1 if window is None else window, SIZE=size, HEADS=keys, GROUP=group, WIDTH=width,
-        QUERIES=max(QUERIES, triton.next_power_of_2(group)), WIDE=max(16, triton.next_power_of_2(width)),
-        TOKENS=AT_ONCE, num_warps=4,
-    )  # fmt: skip
+    top = heads.new_empty(0 if alone else parts, rows, num_heads, dtype=torch.float32)
+    total = torch.empty_like(top)
+    with torch.cuda.device_of(heads):  # where triton launches
+        _attend[rows, keys, parts](
+            heads, heads.stride(0), layer, table, table.stride(0), positions, out, top, total, width**-0.5,
+            longest + 1 if window is None else window, SIZE=size, HEADS=keys, GROUP=group, WIDTH=width,
+            QUERIES=max(QUERIES, triton.next_power_of_2(group)), WIDE=max(16, triton.next_power_of_2(width)),
+            TOKENS=at_once, num_warps=4, num_stages=2,
+        )  # fmt: skip
     if alone:
         return out.view(rows, -1)
     shares = (top - top.amax(0)).exp_()

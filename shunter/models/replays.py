@@ -9,7 +9,7 @@ copies of the first one, and write what it writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 from shunter.models.decode import Stepper
 from shunter.models.paged import PagedCache, kernel_of
 
+MOST = 64  # sizes that are kept recorded
 NOBODY: tuple[list[int], int] = ([], 0)
 Work = Callable[[], None]
 Recorder = Callable[[Work], Work]
@@ -35,7 +36,7 @@ class FixedPass:
 
     def __init__(self, cache: PagedCache, rows: int, blocks: int) -> None:
         self.cache, self.rows = cache, rows
-        self.kernel = kernel_of(cache.device)
+        self.kernel = kernel_of(cache)
         cuda = cache.device.type == "cuda"
         self.host = torch.zeros(rows * (4 + blocks), dtype=torch.int64, pin_memory=cuda)
         self.numbers = self.host.to(cache.device, copy=True)
@@ -112,14 +113,13 @@ class FixedPass:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias).reshape(rows, -1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Recorded:
+    """found [3, N] float64: tokens, their log-probabilities, the best ones of their rows."""
+
     fixed: FixedPass
     replay: Work
-    found: Tensor = field(init=False)  # [3, N] float64: tokens, their log-probabilities, the best ones
-
-    def __post_init__(self) -> None:
-        self.found = self.fixed.uniform.new_empty(3, self.fixed.rows)
+    found: Tensor
 
 
 class Replays:
@@ -143,10 +143,10 @@ class Replays:
         key = roomy(len(steps)), roomy(max(len(cache.rows[row]) for row in steps))
         found = self.made.get(key)
         if found is None:
-            fixed = FixedPass(cache, *key)
-            fixed.fill(steps, uniforms)
-            found = self.made[key] = _Recorded(fixed, lambda: None)
-            found.replay = self.record(lambda: self._compute(found, bool(uniforms)))
+            found = self._recorded(FixedPass(cache, *key), steps, uniforms)
+            if len(self.made) == MOST:
+                self.made.clear()
+            self.made[key] = found
         else:
             found.fixed.fill(steps, uniforms)
             found.replay()
@@ -155,34 +155,14 @@ class Replays:
         tokens, logprobs, best = found.found[:, : len(steps)].tolist()
         return [int(token) for token in tokens], logprobs, best
 
-    def _compute(self, it: _Recorded, drawn: bool) -> None:
-        fixed = it.fixed
-        logits = self.stepper.logits(self.stepper.hidden(fixed.tokens, fixed))
-        picked = self.pick(logits, fixed.uniform if drawn else None)
-        it.found.copy_(torch.stack([each.double() for each in picked]))
+    def _recorded(self, fixed: FixedPass, steps: Mapping[int, int], uniforms: Sequence[float]) -> _Recorded:
+        """A step of this size, done once."""
+        fixed.fill(steps, uniforms)
+        found = fixed.uniform.new_empty(3, fixed.rows)
+        uniform = fixed.uniform if uniforms else None
 
+        def compute() -> None:
+            logits = self.stepper.logits(self.stepper.hidden(fixed.tokens, fixed))
+            found.copy_(torch.stack([each.double() for each in self.pick(logits, uniform)]))
 
-class CudaRecorder:
-    """Records as CUDA graphs, which share their memory: one at a time is replayed."""
-
-    def __init__(self, device: torch.device) -> None:
-        with torch.cuda.device(device):
-            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
-        self.device = device
-
-    def __call__(self, work: Work) -> Work:
-        """Does the work, and records it as it is done once more; that runs when it is replayed."""
-        with torch.cuda.device(self.device):
-            outside = torch.cuda.current_stream()
-            self.stream.wait_stream(outside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.stream(self.stream):
-                work()  # what libraries set up at their first call cannot be recorded
-                # Other threads of the process may use the device meanwhile.
-                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-                try:
-                    work()
-                finally:
-                    graph.capture_end()
-            outside.wait_stream(self.stream)
-        return graph.replay
+        return _Recorded(fixed, self.record(compute), found)

@@ -71,22 +71,18 @@ class Rounded:
 class Beside:
     """A frozen weight with its adapters: down [all ranks, K], and up [N, all ranks], scaled."""
 
-    def __init__(self, linear: AdaptedLinear, rounded: torch.dtype | None = None) -> None:
-        self.linear, self.bias, self.rounded = linear, linear.bias, rounded
+    def __init__(self, linear: AdaptedLinear) -> None:
+        self.linear, self.bias = linear, linear.bias
         self.down, self.up = linear.both()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.rounded is not None:
-            x = x.to(self.rounded)
-        y = F.linear(
-            x, self.linear.frozen.weight(x.dtype), self.bias if self.bias is None else self.bias.to(x.dtype)
-        )
+        y = F.linear(x, self.linear.frozen.weight(x.dtype), self.bias)
         if not len(self.down):
             return y
         return y.addmm_(torch.mm(x, self.down.to(x.dtype).t()), self.up.to(x.dtype).t())
 
     def added(self, x: Tensor, to: Tensor) -> Tensor:
-        return to + self(x)
+        return self(x).add_(to)
 
 
 class Ordered:
@@ -143,7 +139,7 @@ def linear(module: nn.Module, copy: bool, rounded: torch.dtype | None = None) ->
     """Of a Linear, or of one with adapters, of which what they are now. copy: where that is faster.
     rounded: in this precision, where the weight is in a wider one."""
     if isinstance(module, AdaptedLinear):
-        return Beside(module, rounded)
+        return Beside(module)
     assert isinstance(module, nn.Linear)
     if rounded is not None and module.weight.dtype != rounded:
         return Rounded(module.weight, module.bias, rounded)

@@ -87,22 +87,28 @@ def held(spec: DecoderSpec, texts: Texts, writes: Writes) -> dict[str, float]:
     read = 0.0 if part is None else SPARE * min(writes.running(texts) * row, max(part, row))
     heads, keys = spec.num_heads * spec.head_dim, layer_token(spec)
     # Of a token: as it came, its norm, what is attended with (turned, and halves exchanged); or gate and up.
-    token = 3 * spec.dim + max(4 * heads + 2 * keys, 3 * ffn_width(spec))
+    inside = max(4 * heads + 2 * keys, 3 * ffn_width(spec))
+    token = 3 * spec.dim * writes.element + inside * size
     group = max(1.0, texts.answers / max(texts.prompts, 1.0))
     at_once = min(texts.prompts, -(-side // group)) * texts.prompt
     if writes.anew or writes.tokens(texts) < side * texts.room:  # texts are read with what is written of them
         at_once = min(float(writes.tokens(texts)), writes.running(texts) * (texts.prompt + texts.longest))
     passed = side + min(at_once, max(FILL_TOKENS, texts.prompt))
+    chosen = spec.vocab_size * DRAWN + spec.dim * size
+    # A GPU's recorded steps keep what they pass through; they are of sizes up to a third larger.
+    kept = 0.0
+    if writes.device != "cpu" and spec.experts is None:
+        kept = side * 4 / 3 * max(float(token), chosen)
     return {
-        "cache": cache_bytes(spec, writes.tokens(texts), writes.block, size) + read,
+        "cache": cache_bytes(spec, writes.tokens(texts), writes.block, size) + read + kept,
         "copy": copied_bytes(spec, size) if writes.copies else _rounded(spec, writes),
-        "passing": max(passed * token * size, side * spec.vocab_size * DRAWN + side * spec.dim * size),
+        "passing": max(float(passed * token), float(side * chosen)),
     }
 
 
 def _rounded(spec: DecoderSpec, writes: Writes) -> float:
-    """Bytes of the copies in half precision: of products and the head, so of all but norms and a tied
-    embedding, which is the head's, or of experts all."""
+    """Bytes of the copies in half precision: of products and the head, so of all but norms and an embedding
+    that is not the head's too."""
     if not writes.rounded:
         return 0.0
     embedding = 0 if spec.tied else spec.vocab_size * spec.dim

@@ -14,6 +14,9 @@ from shunter.data.tokens import IGNORE, Batch
 from shunter.models.footprint import copies_prompts, forked_scores
 
 MASKED = 4096  # tokens of a row that is masked on a GPU
+# Tokens of a row of which the mask costs as much as all else: on an H100, a step with rows of 2,180 tokens
+# took 0.79 of the time of one with 1.43 times the tokens in rows without a mask.
+SQUARE = 20_000
 ROUND_WIDTH = 8  # each new shape makes oneDNN build and keep a kernel
 
 
@@ -133,6 +136,20 @@ def by_prompt(samples: Sequence[Sample], tokens: int, *, device: str = "cpu") ->
             parts.append([])
         parts[-1].append(sample)
     return [part for parts in rows.values() for part in parts]
+
+
+def sharing(samples: Sequence[Sample], tokens: int, device: str) -> list[list[Sample]] | None:
+    """`by_prompt`, where rows that share a prompt cost less than a row for each answer; else None. Under a
+    mask, on a GPU, that is where prompts are long enough."""
+    rows = by_prompt(samples, tokens, device=device)
+    if copies_prompts(device):
+        return rows
+    shared = 0.0
+    for row in rows:
+        prompt = list(row[0].wrote).index(True)
+        length = prompt + sum(len(each.ids) - prompt for each in row)
+        shared += length * (1 + length / SQUARE)
+    return rows if shared < sum(len(each.ids) for each in samples) else None
 
 
 def _taken(samples: Sequence[Sample], prompt: int, copies: bool) -> int:

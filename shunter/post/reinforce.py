@@ -26,7 +26,7 @@ from shunter.models.decoder import Decoder
 from shunter.models.footprint import BLOCK, cache_tokens
 from shunter.models.spec import DecoderSpec
 from shunter.post.advantages import Array
-from shunter.post.batch import Answers, Sample, by_prompt, grouped, lay_out, micro_batches, targets
+from shunter.post.batch import Answers, Sample, grouped, lay_out, micro_batches, sharing, targets
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
 from shunter.post.gathering import Flat, Gathering
@@ -421,7 +421,7 @@ class Reinforcement:
         spec = self.policy.decoder.spec
         if spec.sliding_window is not None or spec.experts is not None or spec.rope.scaling == "dynamic":
             return None
-        return by_prompt(samples, tokens, device=self.course.device.type)
+        return sharing(samples, tokens, self.course.device.type)
 
     def _compare(self, samples: Sequence[Sample]) -> dict[str, float]:
         """The gap between trainer and generator of answers from which nothing is learnt yet."""

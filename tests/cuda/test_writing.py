@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from bench import grpo
 from shunter.generate.config import SamplingConfig
+from shunter.generate.engine import generate
 from shunter.generate.rollout import Rollout, RolloutEngine
 from shunter.models import paged, replays
 from shunter.models.decoder import Decoder
@@ -56,8 +57,10 @@ def prompts() -> list[list[int]]:
     return [torch.randint(1, 211, (n,), generator=draw).tolist() for n in LENGTHS for _ in range(2)]
 
 
-def write(decoder: Decoder, *, replayed: bool, renewed: int = 10**9, **more: Any) -> list[Rollout]:
-    config = SamplingConfig(max_new_tokens=40, batch=7, temperature=1.0)
+def write(
+    decoder: Decoder, *, replayed: bool, renewed: int = 10**9, drawn: Any = None, **more: Any
+) -> list[Rollout]:
+    config = SamplingConfig(max_new_tokens=40, batch=7, **(drawn or {"temperature": 1.0}))
     engine = RolloutEngine(decoder, config, [7], 3, size=4, **more)
     if not replayed:
         engine.recorder = None
@@ -120,7 +123,7 @@ def test_replayed_steps_write_what_a_cpu_writes(
     """Until rounding decides a token, which in 40 tokens of float32 is rare."""
     if not kernel:
         for module in (paged, replays):
-            monkeypatch.setattr(module, "kernel_of", lambda device: None)
+            monkeypatch.setattr(module, "kernel_of", lambda cache: None)
     here = write(model(name).to(CUDA), replayed=True)
     there = write(model(name), replayed=False)
     same = [a.ids == b.ids for a, b in zip(here, there, strict=True)]
@@ -130,11 +133,48 @@ def test_replayed_steps_write_what_a_cpu_writes(
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
 
 
-def test_weights_that_change_between_two_tokens() -> None:
-    found = [write(model("normed").to(CUDA), replayed=replayed, renewed=25) for replayed in (True, False)]
+@pytest.mark.parametrize("more", [{}, {"rounded": torch.bfloat16}], ids=str)
+@pytest.mark.parametrize("name", ["normed", "biased"])
+def test_weights_that_change_between_two_tokens(name: str, more: dict[str, Any]) -> None:
+    found = [write(model(name).to(CUDA), replayed=replayed, renewed=25, **more) for replayed in (True, False)]
     same = [a.ids == b.ids for a, b in zip(*found, strict=True)]
     assert sum(same) >= len(same) - 1
     assert {version for one in found[0] for version in one.versions} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [{"temperature": 0.0}, {"temperature": 0.7, "top_k": 9}, {"temperature": 1.0, "top_p": 0.8}],
+    ids=str,
+)
+def test_whatever_is_drawn_by(drawn: dict[str, float]) -> None:
+    found = [write(model("normed").to(CUDA), replayed=on, drawn=drawn, tempered=True) for on in (True, False)]
+    assert sum(a.ids == b.ids for a, b in zip(*found, strict=True)) >= 2 * len(LENGTHS) - 1
+
+
+def test_a_small_cache_puts_aside() -> None:
+    found = [write(model("normed").to(CUDA), replayed=on, tokens=200) for on in (True, False)]
+    assert sum(one.preempted for one in found[0]) > 0
+    assert sum(a.ids == b.ids for a, b in zip(*found, strict=True)) >= 2 * len(LENGTHS) - 1
+
+
+def test_where_bits_must_be_the_same_nothing_is_recorded() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = [write(model("normed").to(CUDA), replayed=False) for _ in range(2)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [(a.ids, a.logprobs) for a in found[0]] == [(b.ids, b.logprobs) for b in found[1]]
+
+
+def test_generate_and_each_token_as_it_comes() -> None:
+    told: dict[int, list[int]] = {}
+    config = SamplingConfig(max_new_tokens=20, batch=7)
+    found = generate(
+        model("grouped").to(CUDA), prompts(), config, [7],
+        on_token=lambda number, id: told.setdefault(number, []).append(id),
+    )  # fmt: skip
+    assert told == {number: one.ids for number, one in enumerate(found)}
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -4,6 +4,8 @@ graph of a GPU does (tests/cuda/test_writing.py): numbers stand where they are r
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from shunter.generate.config import SamplingConfig
 from shunter.generate.engine import generate
 from shunter.generate.rollout import RolloutEngine
+from shunter.models.decode import Stepper
 from shunter.models.decoder import Decoder
 from shunter.models.replays import roomy
 from shunter.post.batch import Sample, lay_out
@@ -114,19 +117,96 @@ def test_what_is_recorded_outlives_new_weights() -> None:
     assert writer.replays is not kept
 
 
-def test_rounded_products_are_those_of_autocast() -> None:
+@pytest.mark.parametrize(
+    "more", [{"qk_norm": True, "family": "qwen3"}, {"qkv_bias": True, "family": "qwen2"}]
+)
+def test_what_is_rounded_is_rounded_anew_and_stays_where_it_is(more: dict[str, Any]) -> None:
+    """A graph reads copies where they were made: biases, norms and products, the head's among them."""
+    decoder = Decoder(model("grouped").spec.model_copy(update=more))
+    writer, _ = engine(decoder, 4, 1, rounded=torch.bfloat16)
+    before: list[int] = []
+    for round_ in range(2):
+        redraw(decoder, round_)
+        writer.new_weights(round_)
+        fresh, _ = engine(decoder, 4, 1, rounded=torch.bfloat16)
+        for each in (writer, fresh):
+            for prompt in PROMPTS[:4]:
+                each.submit(prompt, stream=prompt[0])
+        assert [(one.ids, one.logprobs) for one in writer.run()] == [
+            (one.ids, one.logprobs) for one in fresh.run()
+        ]
+        places = [each.data_ptr() for each in held_by(writer.stepper)]
+        assert not before or places == before
+        before = places
+
+
+def held_by(stepper: Stepper) -> list[torch.Tensor]:
+    """What a step reads beside the model's own parameters."""
+    found = [stepper.norm]
+    products: list[Any] = [stepper.head]
+    for layer in stepper.layers:
+        found += [layer.attention_norm, layer.ffn_norm]
+        found += [] if layer.heads_norm is None else [layer.heads_norm]
+        gate, down = layer.ffn  # type: ignore[misc]
+        products += [layer.qkv, layer.out, gate.both, down]
+    return found + [part for each in products for part in each.parts]
+
+
+def test_a_step_that_could_not_be_recorded_is_recorded_when_it_comes_again() -> None:
+    tries: list[int] = []
+
+    def recorder(work: Callable[[], None]) -> Callable[[], None]:
+        tries.append(1)
+        if len(tries) == 1:
+            raise MemoryError
+        work()
+        return work
+
+    config = SamplingConfig(max_new_tokens=6, batch=1)
+    writer = RolloutEngine(model(), config, (), 1, recorder=recorder)
+    writer.submit(PROMPTS[0])
+    writer.step()
+    with pytest.raises(MemoryError):
+        writer.step()
+    assert [one.ids for one in writer.run()] == [
+        one.ids for one in generate(model(), PROMPTS[:1], config, seed=1)
+    ]
+
+
+def test_an_engine_is_freed_with_its_last_reference() -> None:
+    """Its cache may be most of a GPU's memory, and nobody asks for cycles to be looked for there."""
+
+    def recorder(work: Callable[[], None]) -> Callable[[], None]:
+        work()
+        return lambda: None  # a graph holds no Python
+
+    writer = RolloutEngine(model(), SamplingConfig(max_new_tokens=6, batch=1), (), 1, recorder=recorder)
+    writer.submit(PROMPTS[0])
+    writer.run()
+    assert writer.replays is not None
+    freed = weakref.ref(writer.cache)
+    gc.disable()
+    try:
+        del writer
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_rounded_products_are_those_of_autocast(temperature: float) -> None:
     """A float32 model that learns in bfloat16 writes in it, too: closer to its trainer than a copy of the
     model in bfloat16, whose sums between layers are rounded as well."""
     decoder = model("grouped").float()
     gaps = []
     for rounded in (torch.bfloat16, None):
-        writer, _ = engine(decoder, 6, 4, rounded=rounded)
-        if rounded is None:
-            writer, _ = engine(model("grouped").float().bfloat16(), 6, 4)
+        part = decoder if rounded else model("grouped").float().bfloat16()
+        config = SamplingConfig(max_new_tokens=20, batch=6, temperature=temperature)
+        writer = RolloutEngine(part, config, STOPS, 4, recorder=Recorder(), rounded=rounded, tempered=True)
         for prompt in PROMPTS:
             writer.submit(prompt)
         found, apart = writer.run(), []
-        scorer = Scorer(decoder, torch.device("cpu"), "bf16")
+        scorer = Scorer(decoder, torch.device("cpu"), "bf16", temperature=temperature)
         for one in found:
             ids = [*one.prompt, *one.ids]
             batch = lay_out([Sample(ids, [i >= len(one.prompt) for i in range(len(ids))])])

@@ -9,7 +9,7 @@ import torch
 
 from shunter.models.decoder import Decoder
 from shunter.models.scores import linear_scores
-from shunter.post.batch import Answers, Sample, by_prompt, grouped, lay_out, micro_batches
+from shunter.post.batch import Answers, Sample, by_prompt, grouped, lay_out, micro_batches, sharing
 from shunter.post.objective import ScoreObjective, coefficients
 from shunter.post.policy import Policy, PolicySettings
 from shunter.post.preference import DPO
@@ -131,6 +131,22 @@ def test_a_row_has_no_more_answers_than_there_is_room_for_with_copies_of_their_p
     wrote = [False] * prompt + [True] * answer
     found = by_prompt([Sample([1] * len(wrote), wrote)] * count, tokens)
     assert [len(row) for row in found] == rows
+
+
+@pytest.mark.parametrize(
+    ("device", "prompt", "answer", "shares"),
+    [("cpu", 5, 500, True), ("cuda", 5, 500, False), ("cuda", 200, 256, True), ("cuda", 900, 40, True)],
+)
+def test_where_a_mask_costs_more_than_it_saves_each_answer_has_its_prompt(
+    device: str, prompt: int, answer: int, shares: bool
+) -> None:
+    """And rows under a mask are bounded, whatever a micro-batch may hold."""
+    sample = Sample(range(prompt + answer), [False] * prompt + [True] * answer)
+    rows = sharing([sample] * 32, 100_000, device)
+    assert (rows is not None) == shares
+    if rows is not None and device == "cuda":
+        assert all(prompt + len(row) * answer <= 4096 for row in rows)
+        assert sum(map(len, rows)) == 32
 
 
 def test_what_is_said_of_each_answer_is_the_same_where_answers_share_prompts() -> None:
