@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -40,6 +41,8 @@ settings.load_profile("short")
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "not long":
         settings.load_profile("all")
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        warm.share()  # who starts the workers, which inherit what it sets
 
 
 # Files of few tests that take long. Side by side with others, they come first: one that begins when all
@@ -91,7 +94,12 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Modules that start processes of the package.
-STARTERS = ("shunter.launch.elastic", "shunter.post.beside", "shunter.post.roles.processes")
+STARTERS = (
+    "shunter.launch.drill",
+    "shunter.launch.elastic",
+    "shunter.post.beside",
+    "shunter.post.roles.processes",
+)
 
 
 @pytest.fixture
@@ -101,8 +109,9 @@ def cold() -> None:
 
 def _begin(monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
     for name in STARTERS:
-        if name in sys.modules:
-            monkeypatch.setattr(sys.modules[name], "subprocess", how)
+        # Also what a test or its fixture will import only when it starts the first process.
+        if name in sys.modules or "torch" in sys.modules:
+            monkeypatch.setattr(importlib.import_module(name), "subprocess", how)
 
 
 @pytest.fixture(autouse=True, scope="session")
