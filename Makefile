@@ -6,6 +6,9 @@ PY := $(VENV)/bin/python
 ARGS ?=
 # Test files run side by side in so many processes; 0: all in one, as a debugger wants it.
 WORKERS ?= 2
+# What has been compiled is kept, whatever the person's environment says: each process that a test starts would
+# compile the package again, each run all assertions.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install quickstart test test-all lint bench clean
 

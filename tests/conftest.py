@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -40,6 +41,8 @@ settings.load_profile("short")
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "not long":
         settings.load_profile("all")
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        warm.share()  # who starts the workers, which inherit what it sets
 
 
 # Files of few tests that take long. Side by side with others, they come first: one that begins when all
@@ -64,22 +67,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
-_frozen = 0  # modules that were loaded when that was last done
-
-
 def pytest_collection_finish() -> None:
-    """What is loaded now stays: the collections that each job ends with need not walk over it every time."""
-    global _frozen
-    _frozen = len(sys.modules)
+    """What there is now stays: the collections that each job ends with need not walk over it every time."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _loaded_stays() -> None:
-    """The same for what tests have loaded since."""
-    if len(sys.modules) > _frozen + 200:
-        pytest_collection_finish()
+def _what_is_there_stays() -> None:
+    """The same for what tests have loaded and kept since: after some hundred files a collection would take
+    seven times as long as in a process that runs one."""
+    pytest_collection_finish()
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +89,12 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Modules that start processes of the package.
-STARTERS = ("shunter.launch.elastic", "shunter.post.beside", "shunter.post.roles.processes")
+STARTERS = (
+    "shunter.launch.drill",
+    "shunter.launch.elastic",
+    "shunter.post.beside",
+    "shunter.post.roles.processes",
+)
 
 
 @pytest.fixture
@@ -101,8 +104,9 @@ def cold() -> None:
 
 def _begin(monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
     for name in STARTERS:
-        if name in sys.modules:
-            monkeypatch.setattr(sys.modules[name], "subprocess", how)
+        # Also what a test or its fixture will import only when it starts the first process.
+        if name in sys.modules or "torch" in sys.modules:
+            monkeypatch.setattr(importlib.import_module(name), "subprocess", how)
 
 
 @pytest.fixture(autouse=True, scope="session")

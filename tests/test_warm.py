@@ -33,6 +33,28 @@ def test_it_has_the_folder_environment_and_descriptors_asked_for(tmp_path: Path)
     os.close(read)
 
 
+def test_what_it_says_can_be_read_while_it_says_it(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    process = warm.popen(
+        doing("tell", str(write)), cwd=tmp_path, env={"ONE": "1"}, stdout=subprocess.PIPE, pass_fds=[write]
+    )
+    os.close(write)
+    with process.stdout as said:
+        assert said.read() == f"{tmp_path} ['ONE']\n".encode(), "to its end, as nobody else can write"
+    assert process.wait(60) == 0
+    os.close(read)
+
+
+def test_a_command_is_run_to_its_end() -> None:
+    done = warm.run(doing("fail"), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "ValueError: on purpose" in done.stderr
+    with pytest.raises(subprocess.CalledProcessError):
+        warm.run(doing("exit", "3"), check=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        warm.run(doing("sleep"), timeout=0.05)
+
+
 @pytest.mark.parametrize(
     ("words", "code"), [(["exit", "3"], 3), (["fail"], 1), (["kill"], -signal.SIGKILL)], ids=str
 )

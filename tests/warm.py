@@ -18,6 +18,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,10 +28,10 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
@@ -42,12 +43,33 @@ OTHERS = ("lm_eval", "ray_cluster", "ray_hands", "zygote", "entry", "ray", "toys
 MORE = ("typer.main", "pyarrow.compute", "numpy.ctypeslib", "tokenizers", "hypothesis", "tests.parallel.pool")
 
 
+# The folder of the server that workers of one test run share.
+SHARED = "SHUNTER_TESTS_WARM"
+
+
 class Server:
     """folder: has `warm.sock`, to ask, and a `shunter` for PATH, which asks with its command line."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.place = folder, folder / "warm.sock"
+
+    def wait(self) -> None:
+        """Until it can be asked."""
+        until = time.monotonic() + 300
+        while True:
+            with socket.socket(socket.AF_UNIX) as link:
+                if link.connect_ex(str(self.place)) == 0:
+                    return
+            assert self.folder.exists(), "the warm server is gone"
+            assert time.monotonic() < until, "the warm server does not begin"
+            time.sleep(0.05)
+
+
+class Own(Server):
+    """One that this process has started."""
+
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="warm-"))
-        self.place = self.folder / "warm.sock"
+        super().__init__(Path(tempfile.mkdtemp(prefix="warm-")))
         shim = self.folder / "shunter"
         shim.write_text(SHIM.format(python=sys.executable, place=str(self.place)))
         shim.chmod(0o755)
@@ -55,25 +77,34 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.warm", str(self.place)],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "2"},
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
         )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == b"ready\n"
 
     def close(self) -> None:
         """End it; what it has started ends when its own callers do."""
         self.process.kill()
         self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @cache
 def server() -> Server:
-    """This process's own, started when it is first needed."""
-    made = Server()
+    """That of the test run, else this process's own, started when it is first needed."""
+    if place := os.environ.get(SHARED):
+        found = Server(Path(place))
+    else:
+        found = Own()
+        atexit.register(found.close)
+    found.wait()
+    return found
+
+
+def share() -> None:
+    """One for all workers of a test run, which it outlives not; it loads while they collect."""
+    made = Own()
     atexit.register(made.close)
-    return made
+    os.environ[SHARED] = str(made.folder)
 
 
 # For callers elsewhere: nothing but the standard library, so that it starts in a hundredth of a second.
@@ -117,6 +148,7 @@ class Forked:
         self.pid = int(self._heard.split()[0])
 
     returncode: int | None
+    stdout: IO[bytes] | None = None
 
     def poll(self) -> int | None:
         """Its exit code, or minus the signal; None while it lives."""
@@ -160,19 +192,25 @@ def popen(command: Sequence[Any], **more: Any) -> Any:
     unbuffered = words[1:2] == ["-u"]
     at = 1 + unbuffered
     known = {"cwd", "env", "stdin", "stdout", "stderr", "start_new_session", "preexec_fn", "pass_fds"}
-    piped = subprocess.PIPE in [more.get(name) for name in ("stdin", "stdout", "stderr")]
+    piped = subprocess.PIPE in (more.get("stdin"), more.get("stderr"))
     if words[0] != sys.executable or words[at : at + 1] != ["-m"] or not more.keys() <= known or piped:
         return subprocess.Popen(command, **more)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    try:
-        output = _descriptor(more.get("stdout"), 1, nothing)
+    with ExitStack() as ours:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        ours.callback(os.close, nothing)
+        read = None
+        if more.get("stdout") == subprocess.PIPE:
+            read, output = os.pipe()
+            ours.callback(os.close, output)
+        else:
+            output = _descriptor(more.get("stdout"), 1, nothing)
         errors = more.get("stderr")
         streams = [
             _descriptor(more.get("stdin"), 0, nothing),
             output,
             output if errors == subprocess.STDOUT else _descriptor(errors, 2, nothing),
         ]
-        return Forked(
+        made = Forked(
             words[at + 1],
             words[at + 2 :],
             streams,
@@ -184,8 +222,36 @@ def popen(command: Sequence[Any], **more: Any) -> Any:
             dies=more.get("preexec_fn") is not None,
             unbuffered=unbuffered,
         )
-    finally:
-        os.close(nothing)
+        if read is not None:
+            made.stdout = os.fdopen(read, "rb")
+    return made
+
+
+def run(
+    command: Sequence[Any], *, check: bool = False, timeout: float | None = None, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """subprocess.run of a command that `popen` starts warm, with its output as text."""
+    if more.pop("capture_output", False):
+        more["stdout"] = more["stderr"] = subprocess.PIPE
+    more.pop("text", None)
+    with ExitStack() as files:
+        kept = {}
+        for name in ("stdout", "stderr"):
+            if more.get(name) == subprocess.PIPE:  # a file, which nobody needs to empty meanwhile
+                kept[name] = more[name] = files.enter_context(tempfile.TemporaryFile())
+        process = popen(command, **more)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        for file in kept.values():
+            file.seek(0)
+        said = {name: file.read().decode(errors="replace") for name, file in kept.items()}
+    done = subprocess.CompletedProcess(command, code, said.get("stdout"), said.get("stderr"))
+    if check:
+        done.check_returncode()
+    return done
 
 
 def _descriptor(stream: Any, own: int, nothing: int) -> int:
@@ -207,14 +273,14 @@ def lives(process: int) -> bool:
 class Subprocess:
     """Stands for the module `subprocess` where the package starts processes."""
 
-    Popen = staticmethod(popen)
+    Popen, run = staticmethod(popen), staticmethod(run)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(subprocess, name)
 
 
 def main(place: str) -> None:
-    """Load, say so, and fork for each caller. Nothing is computed here: a fork of a process in which torch
+    """Load, listen, and fork for each caller. Nothing is computed here: a fork of a process in which torch
     has started threads would hang."""
     for room in ROOMS:
         for path in sorted((ROOT / "shunter" / room).rglob("[a-z]*.py")):
@@ -234,7 +300,6 @@ def main(place: str) -> None:
     gc.collect()
     gc.freeze()  # else the first collection of each fork would copy every page
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
-    print("ready", flush=True)
     heard: list[socket.socket | int] = [listener, 0]
     while True:
         ready, _, _ = select.select(heard, [], [])
@@ -254,6 +319,8 @@ def _keep(caller: socket.socket) -> None:
     """In the caller's stead: the parent of what it asks for. Tells of its end, and ends with the caller."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     said, descriptors, _, _ = socket.recv_fds(caller, 1, 64)
+    if not said:  # who only looked whether somebody listens
+        os._exit(0)
     while part := caller.recv(1 << 16):
         said += part
     asked = json.loads(said)

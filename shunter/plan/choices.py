@@ -132,6 +132,12 @@ class Choices:
         return found
 
     @cached_property
+    def known(self) -> dict[Any, tuple[Question, dict[str, float]]]:
+        """Bytes of a rank by what it has, as `score` finds them; with the question, whose id is in the key
+        and must not become another's."""
+        return {}
+
+    @cached_property
     def data(self) -> Ints:
         """Ranks among which a step's rows are shared out."""
         return self.dp * self.fsdp

@@ -268,6 +268,23 @@ def stage_of(
     among: Collection[int] | None = None,
 ) -> memory.Stage:
     """What the rank of the pipeline has, all its stages together. among: those of its layers, and no more."""
+    return _stage(choice, rank, m, _counted(question, bounds, strategies, placement, rank, among))
+
+
+# Layers, those with experts, ends, heads, layers computed again, layers put aside; and where the rank has
+# stages of unequal length, all stages' lengths.
+Counted = tuple[int, int, int, bool, int, int, tuple[int, ...]]
+
+
+def _counted(
+    question: Question,
+    bounds: Sequence[int],
+    strategies: Sequence[int],
+    placement: Sequence[int],
+    rank: int,
+    among: Collection[int] | None = None,
+) -> Counted:
+    """All by which what one rank has differs from what another has."""
     mine = [stage for stage, holder in enumerate(placement) if holder == rank]
     experts = question.spec.experts
     layers = [n for s in mine for n in range(bounds[s], bounds[s + 1]) if among is None or n in among]
@@ -278,25 +295,29 @@ def stage_of(
     head = len(placement) - 1 in mine
     if among is not None:
         ends, head = 0, False
-    again, aside = (
-        [strategies[n] for n in layers].count(name) / max(len(layers), 1) for name in (AGAIN, ASIDE)
-    )
+    theirs = [strategies[n] for n in layers]
+    counts = tuple(end - begin for begin, end in pairwise(bounds))
+    uneven = counts if len(mine) > 1 and len({counts[stage] for stage in mine}) > 1 else ()
+    return len(layers), mixtures, ends, head, theirs.count(AGAIN), theirs.count(ASIDE), uneven
+
+
+def _stage(choice: Choices, rank: int, m: int, counted: Counted) -> memory.Stage:
+    layers, mixtures, ends, head, again, aside, uneven = counted
     flight = memory.in_flight(
         choice.schedule, choice.pp, choice.chunks, np.array([m]), np.array([rank], dtype=np.int64)
     )
-    counts = tuple(end - begin for begin, end in pairwise(bounds))
-    if len(mine) > 1 and len({counts[stage] for stage in mine}) > 1:
+    if uneven:
         name, pp = SCHEDULES[choice.schedule[0]], int(choice.pp[0])
         few = m if m <= 4 * pp else 3 * pp + m % pp
-        flight = np.array([held_at_most(name, pp, few, int(choice.chunks[0]), counts)[rank]])
+        flight = np.array([held_at_most(name, pp, few, int(choice.chunks[0]), uneven)[rank]])
     return memory.Stage(
-        np.array([float(len(layers) - mixtures)]),
+        np.array([float(layers - mixtures)]),
         np.array([float(mixtures)]),
         np.array([float(ends)]),
         np.array([float(head)]),
         flight,
-        np.array([again]),
-        np.array([aside]),
+        np.array([again / max(layers, 1)]),
+        np.array([aside / max(layers, 1)]),
     )
 
 
@@ -311,9 +332,15 @@ def _bytes(
     own: Mapping[int, Choices] | None = None,
     ends: Choices | None = None,
 ) -> dict[str, float]:
-    stage = stage_of(question, choice, bounds, strategies, placement, rank, m)
+    counted = _counted(question, bounds, strategies, placement, rank)
     if not own and ends is None:
-        return {name: float(part[0]) for name, part in memory.stage_bytes(question, choice, stage).items()}
+        # A search that moves layers and devices about asks for the same rank many times.
+        _, held = choice.known.setdefault((id(question), rank, m, counted), (question, {}))
+        if not held:
+            found = memory.stage_bytes(question, choice, _stage(choice, rank, m, counted))
+            held.update((name, float(part[0])) for name, part in found.items())
+        return dict(held)
+    stage = _stage(choice, rank, m, counted)
     own = own or {}
     rest = set(range(question.spec.num_layers)) - own.keys()
     like = stage_of(question, choice, bounds, strategies, placement, rank, m, rest)

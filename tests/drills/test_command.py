@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shunter.cli import main as cli
 from tests.drills.conftest import ROOT, Stage
 
 
@@ -24,8 +25,12 @@ def inject(stage: Stage, store: Path, *options: str) -> str:
     return done.stdout
 
 
-def test_a_kill_in_a_training(stage: Stage, store: Path) -> None:
-    out = inject(stage, store, "--point", "train.update", "--job", "base", "--step", "6")
+def test_a_kill_in_a_training(stage: Stage, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    # Its runs are processes, which begin warm; docs/faults.md has them as a person starts them.
+    words = ["--point", "train.update", "--job", "base", "--step", "6"]
+    told = ["--store", str(store), "--compare", str(stage.whole)]
+    assert cli.main(["inject", str(stage.recipe), *words, *told]) == 0
+    out = capfd.readouterr().out
     assert "kill at train.update, of base, step 6: the run was ended by SIGKILL" in out
     assert "base       2 attempts   equal to the uninterrupted run" in out
     assert "chat       1 attempt    equal to the uninterrupted run" in out

@@ -39,6 +39,7 @@ from shunter.recipe.graph import load_recipe
 from shunter.recipe.runner import run_graph
 from shunter.recipe.store import Store
 from shunter.record import events
+from tests import warm
 from tests.launch import stand_ins
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,9 +178,9 @@ def test_a_run_that_drifts_plans_anew_under_torchrun_too(place: Path) -> None:
 def test_a_process_that_does_not_lead_says_nothing_of_a_mistake(place: Path) -> None:
     for rank, count in (("0", 1), ("1", 0)):
         variables = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-m", "shunter.cli.main", "run", "recipe.yaml", "--stroe", "x"],
-            env={**environment(place), **variables}, capture_output=True, text=True, check=False,
+            env={**environment(place), **variables}, capture_output=True,
         )  # fmt: skip
         assert done.returncode == 2
         assert done.stderr.count("error: ") == count
@@ -205,7 +206,7 @@ def test_how_many_processes_a_recipe_takes(place: Path) -> None:
         together.enough(1, graph, graph.select(None, None))
 
 
-def launch(place: Path, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+def launch(place: Path, *words: str, run: Any = subprocess.run) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
@@ -217,9 +218,10 @@ def launch(place: Path, *words: str, **more: Any) -> subprocess.CompletedProcess
         "store",
         *words,
     ]
-    return subprocess.run(
+    found: subprocess.CompletedProcess[str] = run(
         command, cwd=place, env=environment(place), capture_output=True, text=True, check=False, timeout=120
     )
+    return found
 
 
 def test_a_launch_is_shown_before_it_is_done(place: Path) -> None:
@@ -236,7 +238,7 @@ def test_a_launch_is_shown_before_it_is_done(place: Path) -> None:
         (["--slurm", "--time", "soon"], "SLURM cannot take 'soon'"),
         (["--hosts", "a", "--per-node", "1"], "base takes 2 processes, and 1 were started"),
     ]:
-        done = launch(place, *words)
+        done = launch(place, *words, run=warm.run)
         assert done.returncode == 2, words
         assert says in done.stderr
 

@@ -6,10 +6,12 @@ torch. Not shown: torchrun (tests/jobs/test_together.py), a network (tests/launc
 
 from __future__ import annotations
 
-import multiprocessing
+import dataclasses
+import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +33,6 @@ from shunter.launch.place import Place
 from tests import warm
 
 AHEAD = 5.0  # seconds that the clock of the second node is ahead
-# Forked from a server without threads, in which torch is loaded once.
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["shunter.launch.crew"])
 SHORT = {"BEAT": 0.1, "SILENT": 4.0, "MUTE": 2.0, "GRACE": 0.3, "BUSY": 5.0}
 
 
@@ -54,33 +53,36 @@ def hasten() -> None:
     vars(crews).update(SHORT)
 
 
-def follow(place: Place, tamper: Callable[[Place], None] | None) -> None:
+def follow(place: Place, tamper: str) -> None:
     hasten()
-    if tamper is not None:
-        tamper(place)
+    if tamper:
+        globals()[tamper](place)
     sys.exit(attend(place))
+
+
+def process_of(act: str, place: Place, *more: str) -> Any:
+    """One that has torch loaded, and does what a function here does."""
+    words = [act, json.dumps(dataclasses.asdict(place)), *more]
+    return warm.popen([sys.executable, "-m", "tests.launch.test_crew", *words], cwd=warm.ROOT)
 
 
 class Others:
     """The followers of a crew."""
 
     def __init__(self, places: list[Place], tamper: Callable[[Place], None] | None) -> None:
-        self.processes = [
-            FORK.Process(target=follow, args=(place, tamper), daemon=True) for place in places[1:]
-        ]
-        for process in self.processes:
-            process.start()
+        name = "" if tamper is None else tamper.__name__
+        self.processes = [process_of("follow", place, name) for place in places[1:]]
 
     def codes(self, timeout: float = 15.0) -> list[int | None]:
         for process in self.processes:
-            process.join(timeout)
-        return [process.exitcode for process in self.processes]
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout)
+        return [process.returncode for process in self.processes]
 
     def close(self) -> None:
         for process in self.processes:
-            with suppress(ProcessLookupError):
-                process.kill()
-            process.join()
+            process.kill()
+            process.wait()
 
 
 Start = Callable[..., tuple[list[Place], Others]]
@@ -161,9 +163,9 @@ def test_a_process_that_is_gone_is_named_and_takes_its_rank_with_it(start: Start
     file = tmp_path / "pid"
 
     def kill() -> None:
-        if file.exists() and file.read_text() and others.processes[1].is_alive():
+        if file.exists() and file.read_text() and others.processes[1].poll() is None:
             others.processes[1].kill()
-            others.processes[1].join()
+            others.processes[1].wait()
 
     with pytest.raises(ShunterError, match="rank 2 on n1 is gone"), leading(spots[0]) as crew:
         job(crew, tmp_path / "job", act={"2": "brood", "0": "hang"}, pid=str(file), deaf=True, poll=kill)
@@ -195,10 +197,10 @@ def gone(file: Path) -> bool:
     return not any(map(warm.lives, processes))
 
 
-def lead(place: Place, ready: Path) -> None:
+def lead(place: Place, ready: str) -> None:
     hasten()
     crew = Crew(place)
-    ready.touch()
+    Path(ready).touch()
     time.sleep(600)
     crew.end(0)
 
@@ -208,15 +210,14 @@ def test_without_rank_0_the_others_end(start: Start, number: int, tmp_path: Path
     """Killed, its connections are closed; stopped, it is merely silent, as a machine without a network."""
     spots, others = start()
     ready = tmp_path / "ready"
-    leader = FORK.Process(target=lead, args=(spots[0], ready), daemon=True)
-    leader.start()
+    leader = process_of("lead", spots[0], str(ready))
     until = time.monotonic() + 20
     while not ready.exists() and time.monotonic() < until:
         time.sleep(0.02)
-    os.kill(leader.pid or 0, number)
+    os.kill(leader.pid, number)
     assert others.codes() == [1, 1]
     leader.kill()
-    leader.join()
+    leader.wait()
 
 
 def test_a_signal_that_another_process_hears_is_a_stop_of_the_run(start: Start) -> None:
@@ -228,7 +229,7 @@ def test_a_signal_that_another_process_hears_is_a_stop_of_the_run(start: Start) 
         while crew.stop() is None and time.monotonic() < until:
             time.sleep(0.02)
         assert crew.stop() == signal.SIGTERM
-        assert all(process.is_alive() for process in others.processes), "until rank 0 has saved"
+        assert all(process.poll() is None for process in others.processes), "until rank 0 has saved"
     assert others.codes() == [0, 0]
 
 
@@ -320,3 +321,8 @@ def test_machines_are_compared_and_links_measured_once(start: Start, tmp_path: P
     assert "the clock of n1 is 5.0 s ahead of n0's" in told[1][1]
     with pytest.raises(ShunterError, match="n1 has code of shunter"):
         found.refuse()
+
+
+if __name__ == "__main__":
+    act, place, more = sys.argv[1:]
+    globals()[act](Place(**json.loads(place)), more)

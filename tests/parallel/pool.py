@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import os
+import pickle
 import sys
 import tempfile
 import time
@@ -15,11 +17,12 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing  # how tensors pass between processes
+import torch.multiprocessing  # how tensors pass between processes that `send` leaves to it
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from shunter.layout.grid import Grid
@@ -37,11 +40,39 @@ Task = Callable[[int, Groups, Any], Any]
 GROUPS = ProcessGroups()
 
 
-_NAMES: dict[str, list[str]] = {}  # module -> its constants
+# The package's modules that have been looked through, and where each of their constants stands.
+_SEEN: set[str] = set()
+_PLACES: list[tuple[str, str]] = []
 
 
 class WorkerFailed(Exception):
     """The traceback of a worker."""
+
+
+class _Plain(ForkingPickler):
+    """Tensors by their bytes. As torch would have it, each is a file of shared memory whose descriptor passes
+    through a connection of its own, which for the small ones of tests takes longer than what is tested."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        kind = type(thing)
+        plain = kind in (torch.Tensor, torch.nn.Parameter) and thing.is_leaf and thing.device.type == "cpu"
+        if not plain or thing.layout != torch.strided or thing.is_quantized or thing.is_conj():
+            return NotImplemented
+        data = thing.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return _tensor, (data, thing.dtype, tuple(thing.shape), thing.requires_grad, kind)
+
+
+def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...], grad: bool, kind: type) -> torch.Tensor:
+    made = torch.empty(shape, dtype=dtype)
+    if data:
+        made = torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
+    return torch.nn.Parameter(made, grad) if kind is torch.nn.Parameter else made.requires_grad_(grad)
+
+
+def send(pipe: Connection, thing: Any) -> None:
+    file = io.BytesIO()
+    _Plain(file, pickle.HIGHEST_PROTOCOL).dump(thing)
+    pipe.send_bytes(file.getbuffer())
 
 
 def _work(rank: int, size: int, place: str, pipe: Connection) -> None:
@@ -64,29 +95,31 @@ def _work(rank: int, size: int, place: str, pipe: Connection) -> None:
                 continue
             before = _constants()
             made = task(rank, groups, argument)
-            if left := [name for name, value in _constants().items() if value != before.get(name, value)]:
+            # Those of modules that came meanwhile stand at the end.
+            if left := [
+                ".".join(place)
+                for place, was, value in zip(_PLACES, before, _constants(), strict=False)
+                if was != value
+            ]:
                 raise RuntimeError(
                     f"the task left {', '.join(left)} changed, and other tests use this worker"
                 )
-            pipe.send((True, made))
+            send(pipe, (True, made))
         except BaseException:
-            pipe.send((False, traceback.format_exc()))
+            send(pipe, (False, traceback.format_exc()))
     with contextlib.suppress(Exception):
         dist.destroy_process_group()
 
 
-def _constants() -> dict[str, Any]:
+def _constants() -> list[Any]:
     """Numbers and words that the package's modules have as constants. Where one rank keeps another's value
     for good, ranks send different messages in some later test, and hang."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("shunter.") and name not in _NAMES:
-            found = [(at, value) for at, value in vars(module).items() if at.isupper()]
-            _NAMES[name] = [at for at, value in found if isinstance(value, (bool, int, float, str))]
-    return {
-        f"{module}.{name}": getattr(sys.modules[module], name, None)
-        for module, names in _NAMES.items()
-        for name in names
-    }
+    for name in [each for each in list(sys.modules) if each.startswith("shunter.") and each not in _SEEN]:
+        _SEEN.add(name)
+        found = [(at, value) for at, value in vars(sys.modules[name]).items() if at.isupper()]
+        _PLACES.extend((name, at) for at, value in found if isinstance(value, (bool, int, float, str)))
+    modules = sys.modules
+    return [vars(modules[name]).get(at) for name, at in _PLACES]
 
 
 class Pool:
@@ -123,7 +156,7 @@ class Pool:
             self.broken = False
             self._start(self.size)
         for rank, pipe in enumerate(self.pipes):
-            pipe.send((task if rank < world else None, world, argument, grids))
+            send(pipe, (task if rank < world else None, world, argument, grids))
         answers: dict[int, tuple[bool, Any]] = {}
         until = time.monotonic() + 2 * SECONDS
         while missing := {pipe: rank for rank, pipe in enumerate(self.pipes[:world]) if rank not in answers}:

@@ -27,6 +27,7 @@ from shunter.schedule.order import Order, looped, vee
 from shunter.schedule.simulate import simulate
 from shunter.schedule.synthesize import Synthesis, synthesize
 from shunter.schedule.words import Problem
+from tests.draws import examples
 
 solver = pytest.mark.skipif(
     importlib.util.find_spec("ortools") is None, reason="OR-Tools is not installed (extra `solve`)"
@@ -56,7 +57,7 @@ def sound(found: Synthesis, placement: tuple[int, ...], m: int, caps: list[float
     assert found.proven == (found.elapsed <= found.bound * (1 + 1e-5))
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(20, 60))
 @given(cases())
 def test_within_every_cap_and_no_worse_than_what_it_begins_with(case) -> None:  # type: ignore[no-untyped-def]
     placement, m, costs, caps, links, early = case
@@ -209,6 +210,7 @@ def test_a_proof_that_is_not_found_takes_about_as_long_as_asked(even: bool) -> N
 
 
 @solver
+@settings(max_examples=examples(20, 100))
 @given(cases(most=3))
 def test_a_proof_agrees_with_all_that_is_known(case) -> None:  # type: ignore[no-untyped-def]
     placement, m, costs, caps, links, early = case
