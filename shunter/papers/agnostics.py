@@ -115,7 +115,7 @@ EXPERIMENT = Experiment(
     slug="agnostics",
     recipe=RECIPE,
     arms=_arms,
-    seeds=(0, 1, 2, 3, 4),  # bases differ, so that three cannot show a ratio of two
+    seeds=(0, 1, 2, 3),
     measure=_measure,
     table={
         "new": "pass@1 in the new language",
