@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ class Phases:
         took = time.perf_counter() - begin
         peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if cuda else 0.0
         self.found[name] = {"seconds": took, "tokens_per_second": tokens / took, "peak_mib": peak}
-        print(f"{name}: {took:.3g} s, {tokens / took:,.0f} tokens/s, {peak:,.0f} MiB", flush=True)
+        print(f"{name}: {took:.3g} s, {tokens / took:,.0f} tokens/s, {peak:,.0f} MiB", file=sys.stderr)
         return made
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.data import tokenizer as tokenizers
@@ -240,16 +242,19 @@ def test_another_policy_than_the_generators_stops_the_run(
 ) -> None:
     from shunter.generate import rollout
 
-    choose = rollout.choose
+    pick = rollout.pick
 
-    def off(*args: Any) -> Any:
-        tokens, logprobs = choose(*args)
-        return tokens, logprobs + 0.1
+    def off(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        def picked(*args: Any) -> Any:
+            tokens, logprobs, best = pick(*args)
+            return tokens, change(logprobs), best
 
-    monkeypatch.setattr(rollout, "choose", off)
+        return picked
+
+    monkeypatch.setattr(rollout, "pick", off(lambda logprobs: logprobs + 0.1))
     with pytest.raises(ShunterError, match="trainer and generator differ by"):
         reinforce(work, model, talks)
-    monkeypatch.setattr(rollout, "choose", lambda *a: (choose(*a)[0], choose(*a)[1] * float("nan")))
+    monkeypatch.setattr(rollout, "pick", off(lambda logprobs: logprobs * float("nan")))
     with pytest.raises(ShunterError, match="is not a number"):
         reinforce(work, model, talks, name="broken")
 
