@@ -193,8 +193,8 @@ def main() -> None:
         make(folder, large=gpu)
         for name, case in (GPU_CASES if gpu else CASES).items():
             found = alternate(
-                lambda case=case: ours(folder, steps, *case, device),  # type: ignore
-                lambda case=case: theirs(folder, steps, *case, device),  # type: ignore
+                lambda case=case: ours(folder, steps, *case, device),  # type: ignore[misc, call-arg]
+                lambda case=case: theirs(folder, steps, *case, device),  # type: ignore[misc, call-arg]
                 rounds, 1, width=None if gpu else 0.1, limit=limit,
             )  # fmt: skip
             means = watched(folder, steps, *case, device)

@@ -158,7 +158,7 @@ class RolloutEngine:
                 mend="Use generate, or a model with another scaling.",
             )
         self.model, self.config, self.stops, self.seed = model, config, frozenset(stop_ids), seed
-        self.version, self.tempered, self.reply = version, tempered, reply
+        self.version, self.reply = version, reply
         weight = model.embed.weight
         # Experts and adapters are computed as they are.
         plain = model.spec.experts is None and not any(isinstance(m, AdaptedLinear) for m in model.modules())

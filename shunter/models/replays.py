@@ -44,10 +44,8 @@ class FixedPass:
         self.steps, self.uniform = steps, uniform.view(torch.float64)
         self.table = self.numbers[4 * rows :].view(rows, blocks)
         filled = self.host.numpy()
-        self._each, self._table = (
-            filled[: 4 * rows].reshape(4, rows),
-            filled[4 * rows :].reshape(rows, blocks),
-        )
+        self._each = filled[: 4 * rows].reshape(4, rows)
+        self._table = filled[4 * rows :].reshape(rows, blocks)
         self._uniform = self._each[3].view("float64")
         self._known = [NOBODY] * rows  # whose blocks stand in the table, and how many
         self._bias: Tensor | None = None
