@@ -6,7 +6,9 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,6 +66,14 @@ class Task:
 NAMES = tuple(field.name for field in fields(Task))
 
 
+class AsWritten(SourceFileLoader):
+    """Compiles what the file says now. Python's cache tells a file that changed by its second and its size:
+    one that a script writes twice within a second could run as it was before."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def load(path: Path, settings: Mapping[str, Any] | None = None) -> Task:
     """The task that a Python file defines by these names, or as `task`. The file is run: it is the person's
     own program, named in their recipe. settings: what it finds under that name. Raises ShunterError for one
@@ -72,9 +82,12 @@ def load(path: Path, settings: Mapping[str, Any] | None = None) -> Task:
         raise ShunterError(
             "there is no such file", where=str(path), mend="Name a Python file that defines a task."
         )
-    spec = importlib.util.spec_from_file_location(f"shunter_task_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ShunterError("this is no Python file", where=str(path), mend="Give it a name that ends in .py.")
+    name = f"shunter_task_{path.stem}"
+    loader = AsWritten(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None  # a loader was given
     module = importlib.util.module_from_spec(spec)
     module.__dict__["settings"] = dict(settings or {})
     sys.modules[spec.name] = module  # dataclasses and pickle look for it there
@@ -82,7 +95,7 @@ def load(path: Path, settings: Mapping[str, Any] | None = None) -> Task:
         sys.path.insert(0, folder)  # as for a script: what stands beside it can be imported
     try:
         with told(path):
-            spec.loader.exec_module(module)
+            loader.exec_module(module)
     except BaseException:
         del sys.modules[spec.name]
         raise

@@ -8,8 +8,10 @@ attention kernel, whose draws belong to a batch; other processes than gloo's.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +269,19 @@ def test_a_file_defines_a_task(tmp_path: Path) -> None:
     path.write_text("def model(): pass\ntrain = []\ncollate = list\n")
     assert "needs a function `loss`" in refusal(lambda: load(path))
     assert "no such file" in refusal(lambda: load(tmp_path / "none.py"))
+    text = tmp_path / "mine.txt"
+    text.write_text(FILE)
+    assert "no Python file" in refusal(lambda: load(text))
     assert collate(examples(2))["ids"].shape[0] == 2
+
+
+def test_a_file_runs_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "mine.py"
+    for name in ("modle", "model"):  # as long, within the same second: Python's own cache takes them for one
+        path.write_text(f"def {name}(): pass\ntrain = []\ncollate = list\n")
+        os.utime(path, (1e9, 1e9))
+        assert ("Is it" in refusal(lambda: load(path))) == (name == "modle")
 
 
 def test_weights_may_come_from_a_folder(tmp_path: Path) -> None:
