@@ -14,6 +14,12 @@ from shunter.data.programs import problems, written
 from shunter.data.puzzles import Kind, mistaken, puzzles
 from shunter.data.talks import Talk
 
+# What stands around a planted question, in the order of use.
+PHRASES = [
+    f"{before}{{}}{after}"
+    for after in ("", " Thank you.", " Be quick.", " I wonder.")
+    for before in ("Please tell me. ", "Now this one. ", "One more: ", "")
+]
 Side = Callable[[str], str]  # the split that a key belongs to
 Made = TypeVar("Made")
 
@@ -36,6 +42,14 @@ class PuzzlesConfig(Config):
         le=0.9,
         exclude_if=lambda value: value == 0,  # those without are what they were before there were any
         description="Share of the answers to learn from that are wrong, as in data that nobody has checked.",
+    )
+    planted: int = Field(
+        0,
+        ge=0,
+        le=len(PHRASES),
+        exclude_if=lambda value: value == 0,
+        description="How often each held-out question also stands among those to learn from, answered and "
+        "with a phrase beside it, as in data that holds an evaluation: to measure what `decontaminate` does.",
     )
 
 
@@ -61,6 +75,11 @@ def puzzled(wanted: PuzzlesConfig, side: Side, seed: int) -> Iterator[tuple[str,
             if split == "train" and derive_seed(seed, "wrong", puzzle.key) / 2**63 < wanted.wrong:
                 puzzle = mistaken(puzzle, seed)
             yield split, Talk(f"{puzzle.key}@{number}", kind, puzzle.messages)
+            if split == "heldout":
+                for phrase in PHRASES[: wanted.planted]:
+                    asked, *rest = puzzle.messages
+                    said = {**asked, "content": phrase.format(asked["content"])}
+                    yield "train", Talk(f"{puzzle.key}@{number} {phrase}", kind, [said, *rest])
 
 
 def programmed(wanted: ProgramsConfig, side: Side, seed: int) -> Iterator[tuple[str, Talk]]:

@@ -1,8 +1,8 @@
 """Supervised tuning, preferences by means over tokens, then rewards by rule (arXiv 2411.15124).
 
 One arm is the whole; the stages are its jobs, and all are asked the same questions, none of which was learnt
-from. The other arm prefers by sums over tokens. Decontamination is tried on a mixture in which the questions
-of the suite are planted.
+from. The other arm prefers by sums over tokens. The mixture is made with the suite's questions in it, and
+cleaned; beside the stages one model learns from it as it was, and another as long from what is left.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from shunter.data.puzzles import Kind
 from shunter.papers.experiment import Arm, Experiment, Samples
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "papers" / "tulu3.yaml"
-STAGES = ("early", "sft", "dpo", "rlvr")
+STAGES = ("base", "sft", "dpo", "rlvr")
+CLEANING = ("cleaned", "contaminated")  # of one mixture
 KINDS: tuple[Kind, ...] = ("largest", "count", "sort")
 FRESH = 977  # the seed of questions that no job here asks
 SUMS = "preferences by sums"
@@ -24,7 +25,8 @@ SUMS = "preferences by sums"
 
 def _arms(seed: int, short: bool) -> Mapping[str, Sequence[str]]:
     size = [
-        "jobs.early.train.steps=40", "jobs.early.train.warmup=2", "jobs.sft.train.steps=3",
+        "jobs.base.train.steps=20", "jobs.sft.train.steps=40", "jobs.second.train.steps=20",
+        "jobs.cleaned.train.steps=20", "jobs.contaminated.train.steps=20",
         "jobs.pairs.sampled.count=60", "jobs.dpo.train.steps=2", "jobs.dpo.train.warmup=0",
         "jobs.rlvr.train.steps=2", "jobs.rlvr.train.warmup=0",
     ]  # fmt: skip
@@ -40,6 +42,7 @@ def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
     found: dict[str, Samples] = {}
     for stage in STAGES:
         found[stage] = {**_suite(whole, "scores", stage, "dev"), **_suite(whole, "unseen", stage, "unseen")}
+    found |= {model: _suite(whole, "scores", model, "dev") for model in CLEANING}
     found[SUMS] = _suite(arms[SUMS], "scores", "dpo", "dev")
     return {**found, **_planted(whole)}
 
@@ -54,7 +57,7 @@ def _suite(arm: Arm, job: str, model: str, name: str) -> dict[str, float]:
 
 def _planted(arm: Arm) -> Mapping[str, Samples]:
     """The dev suite's questions among other words: how many are found, and how many other questions of the
-    same kinds are taken for one. What jobs learnt from was cleaned already, and would show nothing."""
+    same kinds are taken for one."""
     from itertools import islice
 
     from shunter.data.contamination import Contamination
@@ -77,6 +80,8 @@ def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     return [
         "dev, unseen: pass@1 of four answers at temperature 1, over three kinds of 60 held-out questions.",
         "found, others: of other questions of the same kinds, those that hold over half of one of the suite.",
+        "contaminated: tuned three times as long as sft, on a mixture that holds each of the questions eight "
+        "times, answered; cleaned: the same on what decontamination leaves of it.",
         "unseen: longer questions of the same kinds; scored for this table alone.",
         "Rewards are learnt from by GRPO, as in Tülu 3.1, without a value model.",
         "Answers are short by their form: what preferences do to length is told, and says little.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -72,6 +74,29 @@ def test_planted_questions_leave_and_nothing_else(work: Work, talks: Path, tmp_p
     lines = [json.loads(line) for line in (out / "contaminated.jsonl").read_text().splitlines()]
     assert [line["question"] for line in lines] == [talk["messages"][0]["content"] for talk in asked[:3]]
     assert "planted" not in (out / "train.jsonl").read_text()
+
+
+def test_a_made_mixture_can_hold_the_suite_until_it_is_cleaned(work: Work) -> None:
+    made = {"kinds": ["sort", "largest"], "count": 300, "test": 20, "length": 4, "wrong": 0.3}
+    config = {"puzzles": made, "heldout": 0.1}
+    suite, _ = work(conversations.JOB, config, name="suite")
+    asked = {tuple(m["content"] for m in talk["messages"]) for talk in talks_of(suite, "heldout")}
+    config["puzzles"] = {**made, "planted": 3}
+    found, _ = work(conversations.JOB, config, name="found")
+    assert (found / "heldout.jsonl").read_text() == (suite / "heldout.jsonl").read_text()
+    said = [tuple(m["content"] for m in talk["messages"]) for talk in talks_of(found, "train")]
+    times = Counter(pair for pair in asked for text, answer in said if pair[0] in text and pair[1] == answer)
+    assert len(said) == 600 + 3 * 40
+    assert times == dict.fromkeys(asked, 3), "with the right answer, whatever others have"
+    config["decontaminate"] = {"against": ["suite"]}
+    cleaned, _ = work(conversations.JOB, config, inputs={"decontaminate.against": [suite]})
+    kept = [talk["messages"][0]["content"] for talk in talks_of(cleaned, "train")]
+    assert not [text for text in kept for question, _ in asked if question in text]
+    assert 400 < len(kept) < 600, "what shares runs of words with the suite leaves too"
+
+
+def talks_of(folder: Path, split: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("unseen", ["locked", "final"])

@@ -87,13 +87,19 @@ def stages(values: list[float]) -> dict[str, dict[str, float]]:
     each = ("largest", "count", "sort")
     return {
         stage: {**dict.fromkeys(each, value), **{f"{kind} length": 3.0 for kind in each}}
-        for stage, value in zip(tulu3.STAGES, values, strict=True)
+        for stage, value in zip((*tulu3.STAGES, *tulu3.CLEANING), values, strict=True)
     }
 
 
 @pytest.mark.parametrize(
     ("values", "broken"),
-    [([0.3, 0.5, 0.6, 0.8], []), ([0.3, 0.5, 0.5, 0.8], [0]), ([0.3, 0.5, 0.6, 0.6], [1])],
+    [
+        ([0.0, 0.5, 0.6, 0.8, 0.5, 0.6], []),
+        ([0.0, 0.5, 0.5, 0.8, 0.5, 0.6], [0]),
+        ([0.0, 0.5, 0.6, 0.6, 0.5, 0.6], [1]),
+        ([0.5, 0.5, 0.6, 0.8, 0.5, 0.6], [2]),
+        ([0.0, 0.5, 0.6, 0.8, 0.6, 0.6], [5]),
+    ],
 )
 def test_tulu3_on_given_measurements(values: list[float], broken: list[int], tmp_path: Path) -> None:
     arms: dict[str, Any] = {}
@@ -114,9 +120,24 @@ def test_each_stage_of_tulu3_begins_with_the_one_before() -> None:
     for short in (False, True):
         for arm, overrides in tulu3.EXPERIMENT.arms(0, short).items():
             nodes = graph(tulu3.EXPERIMENT, arm, overrides).nodes
-            before = {name: nodes[name].config.model for name in ("sft", "dpo", "rlvr")}
-            assert before == {"sft": "early", "dpo": "sft", "rlvr": "dpo"}
-            assert list(nodes["scores"].config.models) == list(tulu3.STAGES)
+            before = {name: nodes[name].config.model for name in ("sft", *tulu3.CLEANING, "dpo", "rlvr")}
+            tuned = dict.fromkeys(("sft", *tulu3.CLEANING), "base")
+            assert before == {**tuned, "dpo": "sft", "rlvr": "dpo"}
+            assert list(nodes["scores"].config.models) == [*tulu3.STAGES, *tulu3.CLEANING]
+
+
+def test_both_tunings_of_tulu3_are_alike_but_for_the_suite() -> None:
+    """What is planted in the one mixture is cleaned out of the other; all else of them is one."""
+    for short in (False, True):
+        nodes = graph(tulu3.EXPERIMENT, "stages", tulu3.EXPERIMENT.arms(0, short)["stages"]).nodes
+        cleaned, found = (nodes[name].config for name in ("mixture", "found"))
+        assert cleaned.decontaminate.against == ["dev", "later"]
+        assert found.puzzles.planted
+        assert cleaned.model_copy(update={"decontaminate": None}) == found
+        tuned = [nodes[name].config for name in tulu3.CLEANING]
+        assert [each.tokens for each in tuned] == ["rows", "found-rows"]
+        assert tuned[0].model_copy(update={"tokens": "found-rows"}) == tuned[1]
+        assert nodes["found"].config.puzzles.test == nodes["dev"].config.puzzles.test
 
 
 def test_both_strategies_read_the_same_rows() -> None:
