@@ -52,7 +52,6 @@ FIRST = (
     "drills/test_faults.py",
     "drills/test_kill.py",
     "train/test_layouts.py",
-    "drills/test_short.py",
     "jobs/test_rank_deaths.py",
     "jobs/test_together.py",
     "jobs/test_curate_trouble.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-SHORT, ALL = 40, 100  # of a test that does not say how many itself
+SHORT, ALL = 20, 100  # of a test that does not say how many itself
 
 
 def examples(few: int, many: int) -> int:

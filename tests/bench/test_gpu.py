@@ -27,6 +27,7 @@ def gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_all_parts_run_in_small() -> None:
     done = gpu("--device", "cpu", "--tiny")
     assert done.returncode == 0, done.stderr

@@ -46,6 +46,7 @@ def stage(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return uninterrupted(zygote, folder / "drill.yaml", folder, SHORTER)
 
 
+@pytest.mark.long
 def test_killed_at_every_point_of_both_trainings_and_at_random(stage: Stage, tmp_path: Path) -> None:
     training = {point for point in POINTS if point.split(".")[0] in ("train", "checkpoint")}
     # Between two checkpoints; for the points of checkpoints, in the second one.

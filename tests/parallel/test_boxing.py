@@ -177,10 +177,12 @@ def test_maximum_and_minimum(pool: Any) -> None:
     run(pool, cases)
 
 
-def test_two_axes(pool: Any) -> None:
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_two_axes(pool: Any, every: int) -> None:
+    """every: one in so many; of three, each layout still comes as source and as target."""
     texts = ["S0", "S1", "B", "P"]
     layouts = [",".join(it) for it in product(texts, repeat=2)]
-    run(pool, [((6, 5), a, b, (2, 2)) for a, b in product(layouts, repeat=2)])
+    run(pool, [((6, 5), a, b, (2, 2)) for a, b in product(layouts, repeat=2)][::every])
 
 
 def move(rank: int, groups: Any, cases: list[Any]) -> list[str]:

@@ -116,7 +116,7 @@ def random_order(seed: int) -> Order:
     return Order(tuple(placement), tuple(map(tuple, actions)), microbatches)
 
 
-@settings(max_examples=examples(25, 200))
+@settings(max_examples=examples(12, 200))
 @given(st.integers(0, 10_000))
 def test_any_valid_program_has_them_too(pool: Pool, seed: int) -> None:
     order = random_order(seed)

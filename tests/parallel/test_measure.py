@@ -23,7 +23,7 @@ def spec(vocabulary: int, *, tied: bool = False) -> DecoderSpec:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
 def test_a_heavy_head_takes_layers_off_the_last_stage(precision: str) -> None:
     costs, first, last = measured_costs(spec(32768), 64, 4, CPU, precision)
     assert len(costs) == 8

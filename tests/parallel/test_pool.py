@@ -55,6 +55,7 @@ def stays(pool: Pool, cases: list[Case]) -> None:
     assert pool.run(opened, pool.size) == before
 
 
+@pytest.mark.long
 def test_thirty_layouts_leave_descriptors_and_threads_as_they_were(pool: Pool) -> None:
     stays(pool, layouts.drawn(30, (2, 3, 4)))
 

@@ -248,7 +248,7 @@ def random_routes(seed: int) -> tuple[Order, list[Route]]:
     return Order(tuple(held[0] for held in holders), tuple(map(tuple, actions)), microbatches), routes
 
 
-@settings(max_examples=examples(20, 100))
+@settings(max_examples=examples(10, 100))
 @given(st.integers(0, 10_000))
 def test_any_ways_have_the_gradients_of_one_process(pool: Pool, seed: int) -> None:
     order, routes = random_routes(seed)

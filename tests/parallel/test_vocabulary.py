@@ -180,7 +180,7 @@ def compare(pool: Pool, case: dict[str, Any]) -> None:
         assert [numbers[m] for m in range(case["microbatches"])] == pytest.approx(losses, rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=examples(10, 60))
+@settings(max_examples=examples(5, 60))
 @given(
     st.sampled_from([1, 2]),
     st.sampled_from(["1f1b", "gpipe", "zb1p", "zbv", "v-half", "interleaved-1f1b"]),

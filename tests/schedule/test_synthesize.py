@@ -57,7 +57,7 @@ def sound(found: Synthesis, placement: tuple[int, ...], m: int, caps: list[float
     assert found.proven == (found.elapsed <= found.bound * (1 + 1e-5))
 
 
-@settings(max_examples=examples(20, 60))
+@settings(max_examples=examples(8, 60))
 @given(cases())
 def test_within_every_cap_and_no_worse_than_what_it_begins_with(case) -> None:  # type: ignore[no-untyped-def]
     placement, m, costs, caps, links, early = case
@@ -210,7 +210,7 @@ def test_a_proof_that_is_not_found_takes_about_as_long_as_asked(even: bool) -> N
 
 
 @solver
-@settings(max_examples=examples(20, 100))
+@settings(max_examples=examples(8, 100))
 @given(cases(most=3))
 def test_a_proof_agrees_with_all_that_is_known(case) -> None:  # type: ignore[no-untyped-def]
     placement, m, costs, caps, links, early = case

@@ -48,7 +48,7 @@ def tuned(draw: st.DrawFn) -> Tuned:
     return Tuned(case, adapter)
 
 
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(each=tuned())
 def test_any_layout_learns_what_one_process_learns(pool: Pool, each: Tuned) -> None:
     check(pool, each)

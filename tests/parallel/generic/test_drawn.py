@@ -129,7 +129,7 @@ def check(pool: Any, spec: dict[str, Any], grid: Grid) -> list[dict[str, Any]]:
     return found
 
 
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(SPECS, st.sampled_from(GRIDS))
 def test_whatever_way_code_takes(pool: Any, spec: dict[str, Any], grid: Grid) -> None:
     check(pool, spec, grid)
