@@ -138,7 +138,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_ends_the_job_and_more_room_completes_it(
     tmp_path: Path, work: Work, small: Path, workers: int
 ) -> None:
-    texts = [f"{n} {text}" for n, text in enumerate(texts_of(3, 400) * 6)]
+    texts = [f"{n} {text}" for n, text in enumerate(texts_of(3, 400) * 3)]
     write(tmp_path / "web", texts, 2)
     config = {**CONFIG, "how": {"workers": workers, "chunk_chars": 60_000}}
     with pytest.raises(OSError, match="No space left") as caught:
@@ -255,7 +255,7 @@ def curated(folder: Path, store: str, seconds: float | None = None) -> bool:
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_killed_at_random_points_nothing_is_doubled_or_lost(tmp_path: Path, kills: int) -> None:
-    texts = [f"{n} {text}" for n, text in enumerate(texts_of(7, 250) * 3)]
+    texts = [f"{n} {text}" for n, text in enumerate(texts_of(7, 250))]
     write(tmp_path / "web", texts, 3)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     begin = time.perf_counter()

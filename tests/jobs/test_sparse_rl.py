@@ -20,6 +20,7 @@ from shunter.post.gathering import Flat, Gathering
 from shunter.post.reinforce import Reinforcement
 from shunter.recipe.job import Stopped
 from shunter.record import events
+from tests.draws import some
 from tests.jobs.conftest import Still, Work
 from tests.jobs.test_post_jobs import HOW, model, reinforce, talks, weights
 
@@ -60,7 +61,7 @@ def test_a_part_of_equal_rewards_leaves_the_policy_as_it_is(
     assert all("train/grad_norm" in row for row in rows if not row["rl/idle"])
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "rloo", "gspo"])
+@some("algorithm", ["grpo", "dapo", "dr_grpo", "rloo", "gspo"])
 @pytest.mark.parametrize(
     "more",
     [{}, {"staleness": 1}, {"how": {"writer": "process", "at_once": 4}}],

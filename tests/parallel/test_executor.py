@@ -20,7 +20,7 @@ from shunter.schedule.check import check
 from shunter.schedule.lower import lower
 from shunter.schedule.order import Order
 from shunter.schedule.program import Program
-from tests.draws import examples
+from tests.draws import examples, some
 from tests.parallel.layers import batches, layers, reference, stages_of
 from tests.parallel.pool import Pool
 
@@ -73,7 +73,7 @@ def random_cut(stages: int, seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "forward-only"])
-@pytest.mark.parametrize(("ranks", "microbatches"), [(1, 2), (2, 4), (2, 5), (2, 7), (4, 8), (4, 9), (4, 12)])
+@some(("ranks", "microbatches"), [(1, 2), (2, 4), (4, 9), (2, 5), (4, 8), (2, 7), (4, 12)])
 def test_every_schedule_has_the_gradients_of_one_process(
     pool: Pool, name: str, ranks: int, microbatches: int
 ) -> None:

@@ -13,6 +13,7 @@ from shunter.schedule.builders import controlled, rounds, single, vee
 from shunter.schedule.costs import Costs
 from shunter.schedule.order import Order, looped
 from shunter.schedule.simulate import Simulation, simulate
+from tests.draws import some
 
 
 def run(order: Order, released_at_input: float = 0.0) -> Simulation:
@@ -82,9 +83,10 @@ def test_as_short_as_known(name: str) -> None:
     assert max(longer.peak_activations) <= KNOWN[name][1]
 
 
-@pytest.mark.parametrize(
+@some(
     ("ranks", "half", "least"),
-    [(4, 26.5, 26.5), (6, 41.5, 41.5), (10, 71.5, 75.5), (12, 86.5, 91), (16, 118, 126)],
+    [(4, 26.5, 26.5), (12, 86.5, 91), (6, 41.5, 41.5), (10, 71.5, 75.5), (16, 118, 126)],
+    every=3,
 )
 def test_v_schedules_at_other_sizes(ranks: int, half: float, least: float) -> None:
     """Twice as many micro-batches as ranks. The first two of v-half are proven by CP-SAT."""

@@ -27,7 +27,7 @@ from shunter.schedule.order import Order, looped, vee
 from shunter.schedule.simulate import simulate
 from shunter.schedule.synthesize import Synthesis, synthesize
 from shunter.schedule.words import Problem
-from tests.draws import examples
+from tests.draws import examples, some
 
 solver = pytest.mark.skipif(
     importlib.util.find_spec("ortools") is None, reason="OR-Tools is not installed (extra `solve`)"
@@ -193,7 +193,7 @@ def test_the_solver_improves_a_bad_start_and_does_so_again() -> None:
 
 
 @solver
-@pytest.mark.parametrize("even", [True, False])
+@some("even", [False, True])
 def test_a_proof_that_is_not_found_takes_about_as_long_as_asked(even: bool) -> None:
     """By the clock of the search, which counts operations: seconds differ between machines."""
     placement, draw, seconds = vee(8), random.Random(0), 0.5

@@ -11,6 +11,7 @@ from torch.distributed.pipelining.schedules import ScheduleInterleavedZeroBubble
 from shunter.schedule.action import texts
 from shunter.schedule.builders import rounds, single, vee
 from shunter.schedule.order import Order
+from tests.draws import some
 
 RANKS = (1, 2, 3, 4, 6, 8)
 MICROBATCHES = (1, 2, 3, 4, 5, 8, 12, 13, 16, 24)
@@ -55,7 +56,7 @@ def torch_group(ranks: int, microbatches: int) -> int | None:
 
 @pytest.mark.parametrize("chunks", [2, 3, 4])
 @pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("microbatches", MICROBATCHES)
+@some("microbatches", MICROBATCHES)
 def test_rounds(ranks: int, microbatches: int, chunks: int) -> None:
     group = torch_group(ranks, microbatches)
     if group is None or microbatches < ranks:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from shunter.models.spec import DecoderSpec
 from shunter.train.layout_parts import Plan
 from shunter.train.layout_traffic import muon_owners
 from shunter.train.optim import Optimizers
+from tests.draws import some
 from tests.parallel.pool import Pool
 from tests.train import layouts
 from tests.train.checkpoint import saving
@@ -40,7 +40,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@some("name", list(LAYOUTS))
 def test_parts_learn_what_whole_matrices_learn(pool: Pool, name: str) -> None:
     layout, spec = LAYOUTS[name]
     case = saving.case(layout, "muon", **spec)

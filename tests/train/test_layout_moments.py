@@ -36,13 +36,13 @@ SPEC: dict[str, Any] = {
 }  # fmt: skip
 CASES: list[dict[str, Any]] = [
     {"dp": 2, "microbatches": 8},  # fullest when gradients are summed
-    {"fsdp": 2, "microbatches": 4},
-    {"tp": 2, "microbatches": 1},
     {"pp": 2, "microbatches": 4, "recompute": True, "schedule": "gpipe"},
     {"fsdp": 2, "microbatches": 2, "ends": {"tp": 2}},
 ]
 MORE: list[dict[str, Any]] = [
     {"dp": 2, "microbatches": 1},
+    {"tp": 2, "microbatches": 1},
+    {"fsdp": 2, "microbatches": 4},
     {"dp": 2, "microbatches": 8, "zero": 1},
     {"fsdp": 2, "microbatches": 1},
     {"fsdp": 2, "microbatches": 1, "reshard": False},

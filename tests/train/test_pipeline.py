@@ -26,6 +26,7 @@ from shunter.train.stage_cut import cut_decoder
 from shunter.train.step import StepResult, train_step
 from shunter.train.validation import validate
 from shunter.train.world import World
+from tests.draws import some
 from tests.parallel.pool import GROUPS, Pool
 from tests.train import corpora
 
@@ -68,7 +69,7 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
     return [vars(result) for result in results], heldout, found
 
 
-@pytest.mark.parametrize(
+@some(
     ("parallel", "tied", "optimizer"),
     [
         ({"pp": 2}, True, "adamw"),

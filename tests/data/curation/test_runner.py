@@ -71,7 +71,7 @@ def work(folder: Path, operators: list[Operator], chunks: list[Documents], worke
 
 
 @given(st.integers(0, 1000), st.integers(1, 70), st.integers(1, 5000))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 def test_cuts_change_nothing(
     tmp_path_factory: pytest.TempPathFactory, seed: int, size: int, batch: int
 ) -> None:
