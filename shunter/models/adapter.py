@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from shunter.models.packed import PackedWeight
 from shunter.models.spec import DecoderSpec
+from shunter.models.uncompiled import uncompiled
 
 Held = Literal["none", "bf16", "int8", "nf4"]  # none: as it is
 
@@ -166,7 +167,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-@torch.compiler.disable
+@uncompiled
 def _adapted(x: Tensor, module: AdaptedLinear) -> Tensor:
     y: Tensor = _Adapted.apply(x, module, *module.a.values(), *module.b.values())
     return y

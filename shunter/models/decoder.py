@@ -153,13 +153,20 @@ def embedded(x: Tensor, segments: SegmentPlan | None) -> Tensor:
     return segments.masks.outside(x, -1, EMBED)
 
 
+def _table(rows: int, dim: int) -> nn.Embedding:
+    """An embedding; where it has no memory, nothing is drawn: that alone would load torch's compiler."""
+    if torch.empty(0).is_meta:
+        return nn.Embedding.from_pretrained(torch.empty(rows, dim), freeze=False)
+    return nn.Embedding(rows, dim)
+
+
 class Decoder(nn.Module):
     """A stack of blocks between an embedding and a head."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.embed = nn.Embedding(spec.vocab_size, spec.dim)
+        self.embed = _table(spec.vocab_size, spec.dim)
         self.layers = nn.ModuleList(Block(spec, layer) for layer in range(spec.num_layers))
         self.norm = RMSNorm(spec.dim, spec.norm_eps)
         self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab_size, bias=False)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from shunter.models.uncompiled import uncompiled
+
 # Operations of a layer that drop; the embedding's is that of layer -1.
 EMBED, ATTENTION, FFN, HEADS, HIDDEN = range(5)
 
@@ -55,7 +57,7 @@ def token_keys(rows: Tensor, places: Tensor) -> Tensor:
     return torch.stack([here[0], _mixed(here[1] ^ _signed(_STEP))])
 
 
-@torch.compiler.disable  # on CPUs the code that torch 2.13 makes of a shift does not compile
+@uncompiled  # on CPUs the code that torch 2.13 makes of a shift does not compile
 def dropped(x: Tensor, keys: Tensor, share: float, layer: int, operation: int, first: int = 0) -> Tensor:
     """x [B, T, F] with `share` of it zero, and the rest divided by 1 - share; keys int32 [2, B, T]."""
     if not share:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from shunter.models.footprint import copies_prompts, forked_scores
 from shunter.models.runs import beginnings
+from shunter.models.uncompiled import uncompiled
 
 SMALLEST = 16  # answers of up to so many tokens are taken together
 
@@ -213,7 +214,7 @@ class _Join(torch.autograd.Function):
         return None, *found
 
 
-@torch.compiler.disable
+@uncompiled
 def forked_attention(q: Tensor, k: Tensor, v: Tensor, forks: Forks) -> Tensor:
     """Attention of prompts, and of answers to their prompt and themselves.
 

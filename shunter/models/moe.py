@@ -15,6 +15,7 @@ from shunter.models.grouped import Later, experts_swiglu
 from shunter.models.router import Router, Routing
 from shunter.models.spec import ExpertsSpec
 from shunter.models.swiglu import SwiGLU
+from shunter.models.uncompiled import uncompiled
 
 
 class Experts(nn.Module):
@@ -60,7 +61,7 @@ class MoE(nn.Module):
         self.dispatch: Dispatch | None = None
         self.pad = False
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(self, x: Tensor, real: Tensor | None = None, *, drop: bool = True) -> Tensor:
         """[B, T, D] from x [B, T, D]; real [B, T] is False on padding, which gets nothing of experts.
 

@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from shunter.models.dropout import Masks
 from shunter.models.forks import Forks
 from shunter.models.runs import beginnings
+from shunter.models.uncompiled import uncompiled
+
+if torch.version.cuda is not None:  # what it loads on its way would take seconds
+    from torch.nn.attention.varlen import varlen_attn
 
 # Longest row that takes a mask. On 2 cores, forward and backward: at 256 the mask is 2.5 times faster than
 # gathering, at 1,024 as fast (float32) or 1.4 times faster (bfloat16), at 2,048 half as fast (float32).
@@ -132,7 +135,7 @@ def window_mask(length: int, window: int, device: torch.device) -> Tensor | None
     return (gap >= 0) & (gap < window)
 
 
-@torch.compiler.disable
+@uncompiled
 def segment_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: SegmentPlan, window: int | None = None
 ) -> Tensor:

@@ -13,16 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from shunter.models.uncompiled import uncompiled
 from shunter.parallel.mesh import Peers
 
 
-@torch.compiler.disable
+@uncompiled
 def gather(x: Tensor, dim: int, peers: Peers) -> Tensor:
     """All ranks' parts one after the other along `dim`; the gradient is added up and shared out."""
     return x if peers.size == 1 else _Gather.apply(x, dim, peers, False)
 
 
-@torch.compiler.disable
+@uncompiled
 def scatter_sum(x: Tensor, dim: int, peers: Peers) -> Tensor:
     """This rank's part along `dim` of the sum of all ranks' tensors; the gradient is gathered.
 
@@ -31,19 +32,19 @@ def scatter_sum(x: Tensor, dim: int, peers: Peers) -> Tensor:
     return x if peers.size == 1 else _Gather.apply(x, dim, peers, True)
 
 
-@torch.compiler.disable
+@uncompiled
 def spread(x: Tensor, peers: Peers) -> Tensor:
     """x, which all ranks have; the gradient is the sum of theirs."""
     return x if peers.size == 1 else _Spread.apply(x, peers)
 
 
-@torch.compiler.disable
+@uncompiled
 def add_up(x: Tensor, peers: Peers) -> Tensor:
     """The sum of all ranks' tensors; the gradient goes to each."""
     return x if peers.size == 1 else _AddUp.apply(x, peers)
 
 
-@torch.compiler.disable
+@uncompiled
 def part(x: Tensor, dim: int, peers: Peers) -> Tensor:
     """This rank's part of x, which all have; the gradient is gathered."""
     return x if peers.size == 1 else _Part.apply(x, dim, peers)

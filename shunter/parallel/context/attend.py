@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from shunter.config.errors import ShunterError
 from shunter.layout.context_traffic import chunk_length
+from shunter.models.uncompiled import uncompiled
 from shunter.parallel.context.blockwise import whole
 from shunter.parallel.context.gathered import gather
 from shunter.parallel.context.ring import ring
@@ -50,7 +50,7 @@ class ContextSight(Sight):
         return self._routes
 
 
-@torch.compiler.disable
+@uncompiled
 def attend(
     q: Tensor,
     k: Tensor,
