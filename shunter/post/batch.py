@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shunter.data.tokens import IGNORE, Batch
 from shunter.models.footprint import copies_prompts, forked_scores
+from shunter.models.spec import DecoderSpec
 
 MASKED = 4096  # tokens of a row that is masked on a GPU
 # Tokens of a row of which the mask costs as much as all else: on an H100, a step with rows of 2,180 tokens
@@ -136,6 +137,13 @@ def by_prompt(samples: Sequence[Sample], tokens: int, *, device: str = "cpu") ->
             parts.append([])
         parts[-1].append(sample)
     return [part for parts in rows.values() for part in parts]
+
+
+def shareable(spec: DecoderSpec) -> bool:
+    """Whether a prompt can be computed once for all that follows it. Not where the model counts what it sees
+    (a window), or shares out tokens (experts): there a prompt that is there once is another thing than one
+    that is there eight times."""
+    return spec.sliding_window is None and spec.experts is None and spec.rope.scaling != "dynamic"
 
 
 def sharing(samples: Sequence[Sample], tokens: int, device: str) -> list[list[Sample]] | None:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shunter.config.errors import ShunterError
-from shunter.data.tokens import IGNORE
 from shunter.models.decoder import Decoder
 from shunter.models.hf import load_model
-from shunter.post.batch import Sample, Sequences, lay_out
+from shunter.post.batch import Answers, Sample, grouped, micro_batches, shareable, sharing
+from shunter.post.preferences import of_each
 from shunter.post.rewards import CANARY, Item
 from shunter.post.step import Scorer
 
 HEAD = "value.safetensors"
-BATCH = 32
+TOKENS = 4096  # that are read at once
 
 
 def new_head(dim: int) -> nn.Linear:
@@ -70,22 +72,21 @@ class Learnt:
             if len(items[i].ids) > spec.max_positions:
                 found[i] = f"the answer is longer than the reward model's context of {spec.max_positions}"
         able = [i for i in able if len(items[i].ids) <= spec.max_positions]
-        able.sort(key=lambda i: len(items[i].ids))
         # Canaries by themselves: what is computed together differs in its last bits by what else is there.
-        apart = [i for i in able if items[i].prompt == CANARY]
-        others = [i for i in able if items[i].prompt != CANARY]
-        for part in (each[i : i + BATCH] for each in (apart, others) for i in range(0, len(each), BATCH)):
-            # A reward stands at the last token, which predicts nothing: one more is laid out after it.
-            samples = [Sample([*items[i].ids, 0], [False] * (len(items[i].ids) + 1)) for i in part]
-            batch = lay_out(samples)
-            assert (batch.targets == IGNORE).all()
-            with torch.no_grad():
-                value = self.scorer(batch, frozenset({"value"})).value
-            assert value is not None
-            last = value.flatten()[Sequences(batch, value.device).last]
-            for i, score in zip(part, last.tolist(), strict=True):
-                found[i] = float(score)
+        for apart in (True, False):
+            mine = [i for i in able if (items[i].prompt == CANARY) == apart]
+            samples = _ended([items[i] for i in mine])
+            for i, says in zip(mine, of_each(self.scorer, samples, TOKENS, "value", self._cut), strict=True):
+                found[i] = float(says[-1])
         return found
+
+    def _cut(self, samples: Sequence[Sample]) -> list[Answers]:
+        """Micro-batches; answers to one prompt in a row, where that can be and is quicker."""
+        if shareable(self.scorer.decoder.spec):
+            rows = sharing(samples, TOKENS, self.scorer.device.type)
+            if rows is not None and len(rows) < len(samples):
+                return grouped(rows, TOKENS)
+        return micro_batches([[each] for each in samples], TOKENS)
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
         """Two rows of tokens, and what this model said of them at the start: a model whose weights change in
@@ -99,3 +100,21 @@ class Learnt:
                 (row, score) for row, score in zip(rows, said, strict=True) if isinstance(score, float)
             ]
         return self._known
+
+
+def _ended(items: Sequence[Item]) -> list[Sample]:
+    """Their tokens, and one more: a reward stands at the last token, which predicts nothing. Learnt from, so
+    to speak, is what the answers to one prompt do not begin with in common."""
+    common: dict[str, NDArray[np.int64]] = {}
+    for item in items:
+        ids = np.asarray(item.ids)
+        before = common.setdefault(item.prompt, ids)
+        length = min(len(before), len(ids))
+        differs = (before[:length] != ids[:length]).nonzero()[0]
+        common[item.prompt] = ids[: differs[0] if len(differs) else length]
+    found = []
+    for item in items:
+        begin = max(1, len(common[item.prompt]))
+        own = len(item.ids) + 1 - begin
+        found.append(Sample([*item.ids, 0], [False] * begin + [True] * own))
+    return found
