@@ -14,11 +14,13 @@ from shunter.data.programs import problems, written
 from shunter.data.puzzles import Kind, mistaken, puzzles
 from shunter.data.talks import Talk
 
-# What stands around a planted question, in the order of use.
+# What stands around a planted question, in the order of use. Never nothing: a conversation that is there twice
+# is kept once.
 PHRASES = [
     f"{before}{{}}{after}"
     for after in ("", " Thank you.", " Be quick.", " I wonder.")
     for before in ("Please tell me. ", "Now this one. ", "One more: ", "")
+    if before or after
 ]
 Side = Callable[[str], str]  # the split that a key belongs to
 Made = TypeVar("Made")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from shunter.data.contamination import Contamination, words
 from shunter.jobs import conversations, evaluate
+from shunter.jobs.practice import PHRASES
 from tests.jobs.conftest import Work, work
 from tests.jobs.test_post_jobs import model, talks
 
@@ -81,13 +82,13 @@ def test_a_made_mixture_can_hold_the_suite_until_it_is_cleaned(work: Work) -> No
     config = {"puzzles": made, "heldout": 0.1}
     suite, _ = work(conversations.JOB, config, name="suite")
     asked = {tuple(m["content"] for m in talk["messages"]) for talk in talks_of(suite, "heldout")}
-    config["puzzles"] = {**made, "planted": 3}
+    config["puzzles"] = {**made, "planted": len(PHRASES)}
     found, _ = work(conversations.JOB, config, name="found")
     assert (found / "heldout.jsonl").read_text() == (suite / "heldout.jsonl").read_text()
     said = [tuple(m["content"] for m in talk["messages"]) for talk in talks_of(found, "train")]
     times = Counter(pair for pair in asked for text, answer in said if pair[0] in text and pair[1] == answer)
-    assert len(said) == 600 + 3 * 40
-    assert times == dict.fromkeys(asked, 3), "with the right answer, whatever others have"
+    assert len(said) == 600 + len(PHRASES) * 40
+    assert times == dict.fromkeys(asked, len(PHRASES)), "with the right answer, whatever others have"
     config["decontaminate"] = {"against": ["suite"]}
     cleaned, _ = work(conversations.JOB, config, inputs={"decontaminate.against": [suite]})
     kept = [talk["messages"][0]["content"] for talk in talks_of(cleaned, "train")]
