@@ -14,8 +14,8 @@ from shunter.data.programs import problems, written
 from shunter.data.puzzles import Kind, mistaken, puzzles
 from shunter.data.talks import Talk
 
-# What stands around a planted question, in the order of use. Never nothing: a conversation that is there twice
-# is kept once.
+# What stands around a planted question, in the order of use; never nothing, as a conversation that is there
+# twice is kept once.
 PHRASES = [
     f"{before}{{}}{after}"
     for after in ("", " Thank you.", " Be quick.", " I wonder.")
