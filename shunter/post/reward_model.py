@@ -74,10 +74,17 @@ class Learnt:
         able = [i for i in able if len(items[i].ids) <= spec.max_positions]
         # Canaries by themselves: what is computed together differs in its last bits by what else is there.
         for apart in (True, False):
-            mine = [i for i in able if (items[i].prompt == CANARY) == apart]
-            samples = _ended([items[i] for i in mine])
-            for i, says in zip(mine, of_each(self.scorer, samples, TOKENS, "value", self._cut), strict=True):
-                found[i] = float(says[-1])
+            same: dict[tuple[int, ...], list[int]] = {}
+            for i in able:
+                if (items[i].prompt == CANARY) == apart:
+                    same.setdefault(tuple(items[i].ids), []).append(i)
+            # Equal texts are read once: at other places of a row their last bits would differ, and a group of
+            # equal answers, which teaches nothing, would seem to.
+            samples = _ended([items[first] for first, *_ in same.values()])
+            says = of_each(self.scorer, samples, TOKENS, "value", self._cut)
+            for mine, each in zip(same.values(), says, strict=True):
+                for i in mine:
+                    found[i] = float(each[-1])
         return found
 
     def _cut(self, samples: Sequence[Sample]) -> list[Answers]:

@@ -93,12 +93,13 @@ def stages(values: list[float]) -> dict[str, dict[str, float]]:
 
 @pytest.mark.parametrize(
     ("values", "broken"),
+    # The last: of the contaminated model, whose lead is what it has above a half; the other's is nothing.
     [
         ([0.0, 0.5, 0.6, 0.8, 0.5, 0.6], []),
         ([0.0, 0.5, 0.5, 0.8, 0.5, 0.6], [0]),
         ([0.0, 0.5, 0.6, 0.6, 0.5, 0.6], [1]),
         ([0.5, 0.5, 0.6, 0.8, 0.5, 0.6], [2]),
-        ([0.0, 0.5, 0.6, 0.8, 0.6, 0.6], [5]),
+        ([0.0, 0.5, 0.6, 0.8, 0.4, 0.5], [5]),
     ],
 )
 def test_tulu3_on_given_measurements(values: list[float], broken: list[int], tmp_path: Path) -> None:
@@ -111,9 +112,23 @@ def test_tulu3_on_given_measurements(values: list[float], broken: list[int], tmp
             lines = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts]
             (place / f"{split}.jsonl").write_text("\n".join(lines))
             suites[job] = SimpleNamespace(path=place)
+        suites["remembered"] = remembered(tmp_path / name / "remembered", texts, lead=values[-1] - 0.5)
         arms[name] = suites
     found, result = verdicts(tulu3.EXPERIMENT, tulu3.EXPERIMENT.measure(arms))
     assert found == [result["claims"][i]["name"] for i in broken]
+
+
+def remembered(place: Path, suite: list[str], lead: float) -> Any:
+    """Items of both models, on the suite's questions and on others."""
+    place.mkdir()
+    items = [
+        {"model": model, "task": kind, "prompt": f"<|user|>{text}", "score": 0.3 + more * (text in suite)}
+        for model, more in zip(tulu3.CLEANING, (0.0, lead), strict=True)
+        for kind in tulu3.KINDS
+        for text in (*suite, "Sort 9 9 9 9.")
+    ]
+    (place / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    return SimpleNamespace(path=place)
 
 
 def test_each_stage_of_tulu3_begins_with_the_one_before() -> None:
@@ -126,8 +141,8 @@ def test_each_stage_of_tulu3_begins_with_the_one_before() -> None:
             assert list(nodes["scores"].config.models) == [*tulu3.STAGES, *tulu3.CLEANING]
 
 
-def test_both_tunings_of_tulu3_are_alike_but_for_the_suite() -> None:
-    """What is planted in the one mixture is cleaned out of the other; all else of them is one."""
+def test_both_tunings_of_tulu3_are_alike_but_for_the_cleaning() -> None:
+    """Of one mixture, as long; and asked are as many questions again that nobody planted."""
     for short in (False, True):
         nodes = graph(tulu3.EXPERIMENT, "stages", tulu3.EXPERIMENT.arms(0, short)["stages"]).nodes
         cleaned, found = (nodes[name].config for name in ("mixture", "found"))
@@ -137,7 +152,9 @@ def test_both_tunings_of_tulu3_are_alike_but_for_the_suite() -> None:
         tuned = [nodes[name].config for name in tulu3.CLEANING]
         assert [each.tokens for each in tuned] == ["rows", "found-rows"]
         assert tuned[0].model_copy(update={"tokens": "found-rows"}) == tuned[1]
-        assert nodes["found"].config.puzzles.test == nodes["dev"].config.puzzles.test
+        suite, planted, both = (nodes[name].config.puzzles for name in ("dev", "found", "both"))
+        assert 2 * suite.test == 2 * planted.test == both.test
+        assert both.model_copy(update={"test": suite.test}) == suite
 
 
 def test_both_strategies_read_the_same_rows() -> None:

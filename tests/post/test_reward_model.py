@@ -67,6 +67,24 @@ def test_each_answer_has_the_reward_that_it_has_alone(
     assert found == pytest.approx([alone(rule, item) for item in items], abs=1e-5)
 
 
+def test_equal_answers_are_worth_the_same() -> None:
+    """To the last bit: a group of them teaches nothing."""
+    rule = learnt()
+    draw = torch.Generator().manual_seed(2)
+    items = []
+    for number, (prompt, answer, count) in enumerate([(24, 6, 8), (33, 1, 8), (40, 20, 16), (1, 3, 5)]):
+        ids = torch.randint(0, VOCAB, (prompt + answer,), generator=draw).tolist()
+        items += [Item(f"q{number}", "", "", ids=ids)] * count
+        items += [Item(f"q{number}", "", "", ids=[*ids[:prompt], n, *ids[prompt + 1 :]]) for n in range(3)]
+    torch.manual_seed(0)
+    order = torch.randperm(len(items)).tolist()
+    found: dict[tuple[int, ...], set[Any]] = {}
+    for item, score in zip([items[i] for i in order], rule.grade([items[i] for i in order]), strict=True):
+        found.setdefault(tuple(item.ids), set()).add(score)
+    assert all(len(scores) == 1 for scores in found.values())
+    assert len(set.union(*found.values())) == len(found)
+
+
 @pytest.mark.parametrize(
     ("changes", "least", "most"),
     [({}, 24 + 8 * 6, 24 + 8 * 7 + 8), ({"sliding_window": 8}, 8 * 30, 8 * 32)],
