@@ -122,6 +122,13 @@ def group_of(name: str) -> torch.distributed.ProcessGroup:
     return _resolve_process_group(name)  # type: ignore[arg-type]
 
 
+def passed_over(function: Any) -> None:
+    """The compiler does not look into frames of this function's own code, whoever calls it."""
+    from torch._dynamo.eval_frame import skip_code
+
+    skip_code(function.__code__)
+
+
 def keep_of_activations(share: float) -> None:
     """Models compiled from now on keep this share of the activations that the compiler would keep."""
     import torch._functorch.config

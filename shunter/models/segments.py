@@ -20,9 +20,6 @@ from shunter.models.forks import Forks
 from shunter.models.runs import beginnings
 from shunter.models.uncompiled import uncompiled
 
-if torch.version.cuda is not None:  # what it loads on its way would take seconds
-    from torch.nn.attention.varlen import varlen_attn
-
 # Longest row that takes a mask. On 2 cores, forward and backward: at 256 the mask is 2.5 times faster than
 # gathering, at 1,024 as fast (float32) or 1.4 times faster (bfloat16), at 2,048 half as fast (float32).
 MASK_UP_TO = 1024
@@ -172,6 +169,8 @@ def edged_attention(q: Tensor, k: Tensor, v: Tensor, edges: Tensor, window: int 
 
     q, k, v: [B, H, T, D] with equal H, v in half precision, on a GPU; returns [B, H, T, D].
     """
+    from torch.nn.attention.varlen import varlen_attn  # with it comes torch's compiler, which takes seconds
+
     rows, heads, length, width = q.shape
     q, k, v = (x.transpose(1, 2).reshape(rows * length, heads, width).to(v.dtype) for x in (q, k, v))
     # The row's length bounds every segment's; the longest itself would be another number in every batch,

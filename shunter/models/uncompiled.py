@@ -10,6 +10,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from shunter.private import passed_over
+
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
 
@@ -18,13 +20,29 @@ def uncompiled(work: Callable[Given, Found]) -> Callable[Given, Found]:
     """The same function, whose operations stand apart from what is compiled around it."""
     apart: Callable[Given, Found] | None = None
 
+    def settle() -> None:
+        nonlocal apart
+        apart = torch.compiler.disable(work)
+        passed_over(called)
+
     @functools.wraps(work)
     def called(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        nonlocal apart
         if apart is None:
             if "torch._dynamo" not in sys.modules:
                 return work(*args, **kwargs)
-            apart = torch.compiler.disable(work)
+            settle()  # compiled by someone who did not call `compiling`
+        assert apart is not None
         return apart(*args, **kwargs)
 
+    _SETTLE.append(settle)
     return called
+
+
+_SETTLE: list[Callable[[], None]] = []
+
+
+def compiling() -> None:
+    """To be called before something of the package is compiled: what stands apart is known to torch then, and
+    the compiler need not find out in the midst of its work, function by function."""
+    while _SETTLE:
+        _SETTLE.pop()()

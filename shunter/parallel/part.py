@@ -26,6 +26,7 @@ from shunter.models.decoder import Decoder, RMSNorm
 from shunter.models.moe import Experts, MoE
 from shunter.models.router import Router
 from shunter.models.sharding import end_holdings, holdings, layer_of
+from shunter.models.uncompiled import compiling
 from shunter.parallel.collect import cut
 from shunter.parallel.context.zigzag import zigzag
 from shunter.parallel.decoder import decoder_stages, drop_others
@@ -134,6 +135,7 @@ class DecoderPart:
                     first_row(self.held[name]), mesh.at(ends).peers("tp"), decoder.spec.vocab_size
                 )
         if compiled:
+            compiling()
             for stage in self.modules.values():
                 for layer in stage.layers:
                     layer.forward = torch.compile(layer.forward)

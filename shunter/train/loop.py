@@ -19,6 +19,7 @@ from shunter.config.errors import ShunterError
 from shunter.data.tokens import TokenRows
 from shunter.models.decoder import Decoder
 from shunter.models.init import draw, init_weights
+from shunter.models.uncompiled import compiling
 from shunter.parallel.mesh import Peers
 from shunter.parallel.part import Fill
 from shunter.recipe.job import Control, Stopped
@@ -185,6 +186,8 @@ class Training:
         if self.layout is not None:
             self.layout.precision = self.precision
             return self.layout
+        if self.how.compile:
+            compiling()
         model = torch.compile(self.decoder) if self.how.compile else self.decoder
         return OnePass(model, self.decoder, self.device, self.precision)  # type: ignore[arg-type]
 

@@ -1,6 +1,7 @@
 """The drill recipe, its trainings and tests shortened: every point of a training and some at random.
 
-The recipe as it stands, every point of every job and the quickstart: test_long.py.
+In `make test` test_kill.py stands for it, with a smaller recipe. The recipe as it stands, every point of
+every job and the quickstart: test_long.py.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from shunter.models.decoder import Decoder
 from shunter.models.spec import DecoderSpec
-from shunter.models.uncompiled import uncompiled
+from shunter.models.uncompiled import compiling, uncompiled
 from tests.jobs.test_post_jobs import model
 
 __all__ = ["model"]  # a fixture
@@ -51,12 +52,18 @@ def graphs_of(work: Callable[[Tensor], Tensor]) -> tuple[list[list[str]], Tensor
     return found, compiled(torch.arange(3.0))
 
 
-def test_it_stands_apart_from_what_is_compiled_around_it() -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_it_stands_apart_from_what_is_compiled_around_it(told: bool) -> None:
+    """told: before something is compiled, as the package does it."""
+
     def double(x: Tensor) -> Tensor:
         assert not torch.compiler.is_compiling()
         return x.mul(2)
 
-    mine, theirs = graphs_of(uncompiled(double)), graphs_of(torch.compiler.disable(double))
+    own = uncompiled(double)
+    if told:
+        compiling()
+    mine, theirs = graphs_of(own), graphs_of(torch.compiler.disable(double))
     assert mine[0] == theirs[0] == [["sin"], ["cos"]]
     torch.testing.assert_close(mine[1], (2 * torch.arange(3.0).sin()).cos())
     assert torch.equal(mine[1], theirs[1])

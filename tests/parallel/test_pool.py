@@ -19,6 +19,7 @@ from shunter.parallel.mesh import Groups
 from shunter.train.pipeline import LaidOutPasses
 from shunter.train.shares import split
 from shunter.train.world import World
+from tests.draws import some
 from tests.parallel.pool import GROUPS, SECONDS, Pool, WorkerFailed
 from tests.train import layouts
 from tests.train.layouts import CPU, Case
@@ -55,9 +56,9 @@ def stays(pool: Pool, cases: list[Case]) -> None:
     assert pool.run(opened, pool.size) == before
 
 
-@pytest.mark.long
-def test_thirty_layouts_leave_descriptors_and_threads_as_they_were(pool: Pool) -> None:
-    stays(pool, layouts.drawn(30, (2, 3, 4)))
+@some("count", [6, 30])
+def test_layouts_leave_descriptors_and_threads_as_they_were(pool: Pool, count: int) -> None:
+    stays(pool, layouts.drawn(count, (2, 3, 4)))
 
 
 def careless(rank: int, groups: Groups, argument: None) -> None:

@@ -89,7 +89,7 @@ def test_as_short_as_known(name: str) -> None:
     every=3,
 )
 def test_v_schedules_at_other_sizes(ranks: int, half: float, least: float) -> None:
-    """Twice as many micro-batches as ranks. The first two of v-half are proven by CP-SAT."""
+    """Twice as many micro-batches as ranks. Those of v-half for four and six ranks are proven by CP-SAT."""
     assert run(controlled.v_half(ranks, 2 * ranks)).elapsed <= half
     assert run(controlled.v_min(ranks, 2 * ranks)).elapsed <= least
 

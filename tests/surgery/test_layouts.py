@@ -23,7 +23,7 @@ from shunter.train.optim import Optimizers
 from shunter.train.passes import OnePass
 from shunter.train.pipeline import LaidOutPasses
 from shunter.train.world import World
-from tests.draws import some
+from tests.draws import layout, some
 from tests.parallel.pool import GROUPS, Pool
 from tests.surgery.tuning import Tuned, alone, attached, drawn_task
 from tests.train import corpora
@@ -99,7 +99,7 @@ CASES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@some("case", CASES, ids=lambda case: f"{case['parallel']}-{case['adapter']}")
+@some("case", CASES, by=layout, ids=lambda case: f"{case['parallel']}-{case['adapter']}")
 def test_two_steps_are_those_of_one_process(pool: Pool, tmp_path: Path, case: dict[str, Any]) -> None:
     rows = corpora.rows(tmp_path / "rows")
     whole = attached(model(case["tied"]), case["adapter"])

@@ -6,6 +6,7 @@ is how much its own rounding to bfloat16 may differ between layouts.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -40,7 +41,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@some("name", list(LAYOUTS))
+@some("name", list(LAYOUTS), by=lambda name: iter(re.split(", | x ", name)))
 def test_parts_learn_what_whole_matrices_learn(pool: Pool, name: str) -> None:
     layout, spec = LAYOUTS[name]
     case = saving.case(layout, "muon", **spec)

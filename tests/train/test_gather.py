@@ -25,7 +25,7 @@ from shunter.train.pipeline import LaidOutPasses
 from shunter.train.shares import split
 from shunter.train.step import train_step
 from shunter.train.world import World
-from tests.draws import some
+from tests.draws import layout, some
 from tests.parallel.pool import GROUPS, Pool
 from tests.train import layouts
 from tests.train.checkpoint.saving import EXPERTS, SPEC
@@ -61,7 +61,7 @@ def trained(
     return found, passes.whole(passes.part.state)
 
 
-@some(("written", "changed"), CASES)
+@some(("written", "changed"), CASES, by=layout)
 def test_the_same_bits(pool: Pool, written: dict[str, Any], changed: dict[str, Any]) -> None:
     grid = Parallel(**written).grid
     expected, found = (

@@ -26,7 +26,7 @@ from shunter.train.optim import Optimizers
 from shunter.train.pipeline import LaidOutPasses
 from shunter.train.step import train_step
 from shunter.train.world import World
-from tests.draws import some
+from tests.draws import layout, some
 from tests.parallel.pool import GROUPS, Pool
 
 CPU = torch.device("cpu")
@@ -160,7 +160,7 @@ def test_stages_send_a_tensor_ranks_own_tokens_alone() -> None:
     assert sent[1] == 2 * sent[0]
 
 
-@some(("parallel", "changed"), CASES)
+@some(("parallel", "changed"), CASES, by=layout)
 def test_bytes_sent_and_elements_held_are_those_counted(
     pool: Pool, parallel: dict[str, Any], changed: dict[str, Any]
 ) -> None:

@@ -26,7 +26,7 @@ from shunter.train.stage_cut import cut_decoder
 from shunter.train.step import StepResult, train_step
 from shunter.train.validation import validate
 from shunter.train.world import World
-from tests.draws import some
+from tests.draws import layout, some
 from tests.parallel.pool import GROUPS, Pool
 from tests.train import corpora
 
@@ -107,6 +107,7 @@ def task(rank: int, groups: Groups, case: dict[str, Any]) -> Any:
         # Held-out loss of nine rows in micro-batches of four: some ranks have none of the last.
         ({"dp": 2, "tp": 2, "microbatches": 2, "layers": [{"of": [1, 2], "fsdp": 4}]}, True, "adamw"),
     ],
+    by=layout,
 )
 def test_two_steps_are_those_of_one_process(
     pool: Pool, tmp_path: Path, parallel: dict[str, Any], tied: bool, optimizer: str

@@ -22,6 +22,7 @@ from shunter.data.curation.pages import Pages
 from shunter.data.curation.paragraphs import RepeatedParagraphs
 from shunter.data.curation.runner import Done, Runner
 from tests.data.curation.killer import Killer
+from tests.draws import examples
 
 WORDS = ("the ship of state sails on over calm and rough water to that shore with all who have been").split()  # noqa: SIM905
 
@@ -71,7 +72,7 @@ def work(folder: Path, operators: list[Operator], chunks: list[Documents], worke
 
 
 @given(st.integers(0, 1000), st.integers(1, 70), st.integers(1, 5000))
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=examples(3, 20), deadline=None)
 def test_cuts_change_nothing(
     tmp_path_factory: pytest.TempPathFactory, seed: int, size: int, batch: int
 ) -> None:
