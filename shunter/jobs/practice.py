@@ -51,7 +51,8 @@ class PuzzlesConfig(Config):
         le=len(PHRASES),
         exclude_if=lambda value: value == 0,
         description="How often each held-out question also stands among those to learn from, answered and "
-        "with a phrase beside it, as in data that holds an evaluation: to measure what `decontaminate` does.",
+        "each time with another phrase beside it, as in data that holds an evaluation: to measure what "
+        "`decontaminate` does.",
     )
 
 

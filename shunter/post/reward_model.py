@@ -90,9 +90,10 @@ class Learnt:
     def _cut(self, samples: Sequence[Sample]) -> list[Answers]:
         """Micro-batches; answers to one prompt in a row, where that can be and is quicker."""
         if shareable(self.scorer.decoder.spec):
-            rows = sharing(samples, TOKENS, self.scorer.device.type)
-            if rows is not None and len(rows) < len(samples):
-                return grouped(rows, TOKENS)
+            rows = sharing(samples, TOKENS, self.scorer.device.type) or []
+            if together := [row for row in rows if len(row) > 1]:
+                alone = [row for row in rows if len(row) == 1]  # needs no mask, which a long one would fill
+                return [*grouped(together, TOKENS), *micro_batches(alone, TOKENS)]
         return micro_batches([[each] for each in samples], TOKENS)
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:

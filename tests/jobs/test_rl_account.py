@@ -34,6 +34,7 @@ from shunter.post.batch import Sample, grouped, micro_batches
 from shunter.post.config import PostTrain, RlHow
 from shunter.post.spent import Shape
 from shunter.post.step import Scorer
+from tests.draws import some
 from tests.jobs.conftest import Work
 from tests.jobs.test_delayed_rl import ANY
 from tests.jobs.test_post_jobs import HOW, model, reinforce, talks
@@ -71,7 +72,7 @@ def writing(it: DecoderSpec, count: int, **more: Any) -> tuple[RolloutEngine, Te
 
 
 # The last of some more than a CPU reads at once.
-@pytest.mark.parametrize("more", [{}, {"block": 16}, {"cache": 300, "block": 4}, {"at_once": 96}], ids=str)
+@some("more", [{}, {"block": 16}, {"cache": 300, "block": 4}, {"at_once": 96}], ids=str)
 @pytest.mark.parametrize("name", SPECS)
 def test_writing_holds_what_is_counted(
     name: str, more: dict[str, int], monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.draws import some
 from tests.mutants.mutant import Mutant
 from tests.mutants.subjects import SUBJECTS, Refused, plainly, with_bug
 from tests.mutants.table import LISTED, MUTANTS
@@ -20,7 +21,7 @@ def test_the_table_is_of_many_bugs_and_each_case_is_used() -> None:
     assert {mutant.case for mutant in LISTED if mutant.name in SOME} == SUBJECTS.keys()
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@some("name", list(SUBJECTS))
 def test_without_a_bug_nothing_differs(pool: Pool, name: str) -> None:
     assert SUBJECTS[name].wrong(plainly(pool)) == []
 

@@ -23,6 +23,7 @@ from shunter.parallel.decoder import drop_others
 from shunter.parallel.mesh import Groups, Peers
 from shunter.parallel.resharding import Resharder, is_even
 from shunter.parallel.tensor import split_tensor
+from tests.draws import some
 from tests.models.small import redraw
 from tests.parallel.pool import GROUPS, Pool
 
@@ -139,7 +140,7 @@ def says(of: DecoderSpec, it: Resharder, rank: int) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("degrees", LAYOUTS, ids=str)
+@some("degrees", LAYOUTS, ids=str)
 def test_bytes_are_those_of_the_table_and_bits_are_the_same(pool: Pool, degrees: dict[str, int]) -> None:
     for style in STYLES:
         layout = Hybrid(**degrees, vanilla=style != "hybridflow")

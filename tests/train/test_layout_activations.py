@@ -23,6 +23,7 @@ from shunter.train.pipeline import LaidOutPasses
 from shunter.train.recording import Recording
 from shunter.train.step import train_step
 from shunter.train.world import World
+from tests.draws import layout, some
 from tests.parallel.pool import GROUPS, Pool
 from tests.train.test_layout_traffic import LENGTH, SPEC, whole_rows
 
@@ -53,7 +54,7 @@ def held(rank: int, groups: Groups, case: tuple[dict[str, Any], dict[str, Any], 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("written", "changed"), CASES)
+@some(("written", "changed"), CASES, by=layout)
 def test_the_most_held_is_about_as_estimated(
     pool: Pool, written: dict[str, Any], changed: dict[str, Any], precision: str
 ) -> None:

@@ -34,7 +34,7 @@ def check(pool: Pool, case: Case) -> None:
     assert not wrong
 
 
-@settings(max_examples=examples(10, 60))
+@settings(max_examples=examples(6, 60))
 @given(case=cases())
 def test_layouts_of_up_to_four_ranks(pool: Pool, case: Case) -> None:
     check(pool, case)

@@ -68,7 +68,8 @@ NAMES = tuple(field.name for field in fields(Task))
 
 class AsWritten(SourceFileLoader):
     """Compiles what the file says now. Python's cache tells a file that changed by its second and its size:
-    one that a script writes twice within a second could run as it was before."""
+    one that a script writes twice within a second could run as it was before. What the file imports is
+    cached as ever."""
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
