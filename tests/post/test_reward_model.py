@@ -72,7 +72,7 @@ def test_equal_answers_are_worth_the_same() -> None:
     rule = learnt()
     draw = torch.Generator().manual_seed(2)
     items = []
-    for number, (prompt, answer, count) in enumerate([(24, 6, 8), (33, 1, 8), (40, 20, 16), (1, 3, 5)]):
+    for number, (prompt, answer, count) in enumerate([(24, 6, 8), (33, 1, 8), (40, 20, 16), (1, 3, 5)] * 4):
         ids = torch.randint(0, VOCAB, (prompt + answer,), generator=draw).tolist()
         items += [Item(f"q{number}", "", "", ids=ids)] * count
         items += [Item(f"q{number}", "", "", ids=[*ids[:prompt], n, *ids[prompt + 1 :]]) for n in range(3)]
