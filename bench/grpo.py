@@ -18,6 +18,7 @@ import argparse
 import json
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +194,8 @@ def main() -> None:
         make(folder, large=gpu)
         for name, case in (GPU_CASES if gpu else CASES).items():
             found = alternate(
-                lambda case=case: ours(folder, steps, *case, device),  # type: ignore[misc, call-arg]
-                lambda case=case: theirs(folder, steps, *case, device),  # type: ignore[misc, call-arg]
+                partial(ours, folder, steps, *case, device),
+                partial(theirs, folder, steps, *case, device),
                 rounds, 1, width=None if gpu else 0.1, limit=limit,
             )  # fmt: skip
             means = watched(folder, steps, *case, device)

@@ -22,8 +22,9 @@ def uncompiled(work: Callable[Given, Found]) -> Callable[Given, Found]:
 
     def settle() -> None:
         nonlocal apart
-        apart = torch.compiler.disable(work)
-        passed_over(called)
+        if apart is None:
+            apart = torch.compiler.disable(work)
+            passed_over(called)
 
     @functools.wraps(work)
     def called(*args: Given.args, **kwargs: Given.kwargs) -> Found:

@@ -139,16 +139,17 @@ def by_prompt(samples: Sequence[Sample], tokens: int, *, device: str = "cpu") ->
     return [part for parts in rows.values() for part in parts]
 
 
-def shareable(spec: DecoderSpec) -> bool:
-    """Whether a prompt can be computed once for all that follows it. Not where the model counts what it sees
-    (a window), or shares out tokens (experts): there a prompt that is there once is another thing than one
-    that is there eight times."""
-    return spec.sliding_window is None and spec.experts is None and spec.rope.scaling != "dynamic"
+def sharing(
+    samples: Sequence[Sample], tokens: int, spec: DecoderSpec, device: str
+) -> list[list[Sample]] | None:
+    """`by_prompt`, where rows that share a prompt can be computed and cost less than a row for each answer;
+    else None. Under a mask, on a GPU, they cost less where prompts are long enough.
 
-
-def sharing(samples: Sequence[Sample], tokens: int, device: str) -> list[list[Sample]] | None:
-    """`by_prompt`, where rows that share a prompt cost less than a row for each answer; else None. Under a
-    mask, on a GPU, that is where prompts are long enough."""
+    Not where the model counts what it sees (a window), or shares out tokens (experts): there a prompt that is
+    there once is another thing than one that is there eight times.
+    """
+    if spec.sliding_window is not None or spec.experts is not None or spec.rope.scaling == "dynamic":
+        return None
     rows = by_prompt(samples, tokens, device=device)
     if copies_prompts(device):
         return rows

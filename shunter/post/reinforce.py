@@ -26,7 +26,7 @@ from shunter.models.decoder import Decoder
 from shunter.models.footprint import BLOCK, cache_tokens
 from shunter.models.spec import DecoderSpec
 from shunter.post.advantages import Array
-from shunter.post.batch import Answers, Sample, grouped, lay_out, micro_batches, shareable, sharing, targets
+from shunter.post.batch import Answers, Sample, grouped, lay_out, micro_batches, sharing, targets
 from shunter.post.config import PolicyConfig
 from shunter.post.course import Course, Pupil
 from shunter.post.gathering import Flat, Gathering
@@ -414,9 +414,7 @@ class Reinforcement:
     def _shared(self, samples: Sequence[Sample], tokens: int) -> list[list[Sample]] | None:
         """Answers to one prompt share a row of so many tokens, so that the prompt is computed once. None:
         each has its own."""
-        if not shareable(self.policy.decoder.spec):
-            return None
-        return sharing(samples, tokens, self.course.device.type)
+        return sharing(samples, tokens, self.policy.decoder.spec, self.course.device.type)
 
     def _compare(self, samples: Sequence[Sample]) -> dict[str, float]:
         """The gap between trainer and generator of answers from which nothing is learnt yet."""

@@ -14,7 +14,7 @@ from torch import nn
 from shunter.config.errors import ShunterError
 from shunter.models.decoder import Decoder
 from shunter.models.hf import load_model
-from shunter.post.batch import Answers, Sample, grouped, micro_batches, shareable, sharing
+from shunter.post.batch import Answers, Sample, grouped, micro_batches, sharing
 from shunter.post.preferences import of_each
 from shunter.post.rewards import CANARY, Item
 from shunter.post.step import Scorer
@@ -89,12 +89,11 @@ class Learnt:
 
     def _cut(self, samples: Sequence[Sample]) -> list[Answers]:
         """Micro-batches; answers to one prompt in a row, where that can be and is quicker."""
-        if shareable(self.scorer.decoder.spec):
-            rows = sharing(samples, TOKENS, self.scorer.device.type) or []
-            if together := [row for row in rows if len(row) > 1]:
-                alone = [row for row in rows if len(row) == 1]  # needs no mask, which a long one would fill
-                return [*grouped(together, TOKENS), *micro_batches(alone, TOKENS)]
-        return micro_batches([[each] for each in samples], TOKENS)
+        rows = sharing(samples, TOKENS, self.scorer.decoder.spec, self.scorer.device.type)
+        if rows is None:
+            return micro_batches([[each] for each in samples], TOKENS)
+        alone = [row for row in rows if len(row) == 1]  # needs no mask, which a long one would fill
+        return [*grouped([row for row in rows if len(row) > 1], TOKENS), *micro_batches(alone, TOKENS)]
 
     def canaries(self, like: Item) -> list[tuple[Item, float]]:
         """Two rows of tokens, and what this model said of them at the start: a model whose weights change in

@@ -186,10 +186,11 @@ class Training:
         if self.layout is not None:
             self.layout.precision = self.precision
             return self.layout
+        model: Any = self.decoder
         if self.how.compile:
             compiling()
-        model = torch.compile(self.decoder) if self.how.compile else self.decoder
-        return OnePass(model, self.decoder, self.device, self.precision)  # type: ignore[arg-type]
+            model = torch.compile(model)
+        return OnePass(model, self.decoder, self.device, self.precision)
 
     def _resume(self) -> None:
         latest = self.checkpointer.latest()

@@ -142,7 +142,7 @@ def test_where_a_mask_costs_more_than_it_saves_each_answer_has_its_prompt(
 ) -> None:
     """And rows under a mask are bounded, whatever a micro-batch may hold."""
     sample = Sample(range(prompt + answer), [False] * prompt + [True] * answer)
-    rows = sharing([sample] * 32, 100_000, device)
+    rows = sharing([sample] * 32, 100_000, model().spec, device)
     assert (rows is not None) == shares
     if rows is not None and device == "cuda":
         assert all(prompt + len(row) * answer <= 4096 for row in rows)

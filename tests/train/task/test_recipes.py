@@ -17,7 +17,6 @@ import torch
 from shunter.layout.grid import Grid
 from shunter.parallel.mesh import Groups
 from shunter.train.task.face import Task, load
-from tests.draws import some
 from tests.parallel import pool as pools
 from tests.train.task.tasks import losses, started
 
@@ -46,7 +45,7 @@ def _on_rank(rank: int, groups: Groups, given: Any) -> str:
     return ", ".join(sorted(set(run.laid.computed.values())))
 
 
-@some("name", list(SETTINGS))
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_recipes_task_is_the_same_on_several_ranks(pool: Any, tmp_path: Path, name: str) -> None:
     alone = started(
         _task(name, 80 if name == "sft" else 32), tmp_path / "one", micro_batch=64, **SETTINGS[name]
