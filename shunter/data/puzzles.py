@@ -6,13 +6,14 @@ where it does not matter for the answer: no held-out puzzle stands in the train 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from shunter.config.seed import derive_seed
 
-Kind = Literal["parity", "largest", "count", "sort", "reverse", "calculate"]
+Kind = Literal["parity", "largest", "count", "sort", "reverse", "calculate", "odd"]
 LETTERS = "abcde"
 
 
@@ -51,6 +52,8 @@ def mistaken(puzzle: Puzzle, seed: int) -> Puzzle:
     words = right.split()
     if right in ("even", "odd"):
         wrong = "odd" if right == "even" else "even"
+    elif puzzle.kind == "odd":
+        wrong = _picked(puzzle, draw)
     elif len(words) > 1:
         swaps = [i for i in range(len(words) - 1) if words[i] != words[i + 1]]
         if swaps:
@@ -105,6 +108,22 @@ def _reverse(draw: Draw, length: int) -> Puzzle:
     return _asked("reverse", "".join(shown), f"Turn {' '.join(shown)} round.", " ".join(shown[::-1]))
 
 
+def _odd(draw: Draw, length: int) -> Puzzle:
+    """An answer of any length up to that of what is shown, and never none."""
+    shown = _digits(draw, length - 1)
+    shown.insert(draw.below(length), str(2 * draw.below(5) + 1))
+    right = [digit for digit in shown if int(digit) % 2]
+    return _asked("odd", "".join(sorted(shown)), f"Which of {' '.join(shown)} are odd?", " ".join(right))
+
+
+def _picked(puzzle: Puzzle, draw: Draw) -> str:
+    """Of what is shown, half of the odd digits and a quarter of the others, on average."""
+    shown = re.findall(r"\d", puzzle.messages[0]["content"])
+    said = [digit for digit in shown if draw.below(4) < (2 if int(digit) % 2 else 1)] or shown[:1]
+    wrong = " ".join(said)
+    return f"{wrong} {said[0]}" if wrong == puzzle.messages[-1]["content"] else wrong
+
+
 def _calculate(draw: Draw, length: int) -> Puzzle:
     """With a tool: the model writes what is to be calculated, is told the result, and says it."""
     low = 10 ** (length - 1)
@@ -128,4 +147,5 @@ _MAKERS: dict[str, Callable[[Draw, int], Puzzle]] = {
     "sort": _sort,
     "reverse": _reverse,
     "calculate": _calculate,
+    "odd": _odd,
 }

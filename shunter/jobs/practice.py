@@ -31,7 +31,7 @@ class PuzzlesConfig(Config):
 
     kinds: list[Kind] = Field(
         min_length=1,
-        description="parity, largest of some digits, count of a letter, sort, reverse; calculate.",
+        description="parity, largest of some digits, count of a letter, sort, reverse, odd ones; calculate.",
     )
     count: PositiveInt | dict[Kind, PositiveInt] = Field(
         1000, description="To learn from: of each kind, or by kind."

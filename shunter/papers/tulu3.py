@@ -4,7 +4,7 @@ One arm is the whole; the stages are its jobs, and all are asked the same questi
 from. The other arm prefers by sums over tokens. The mixture is made with the suite's questions in it, and
 cleaned; beside the stages one model learns from it as it was, and another as long from what is left. Cleaning
 takes more than those questions, so these two are compared by how much better they answer the suite than other
-questions of the same kinds.
+questions of the same kinds. What preferences do to the length of answers: see `tulu3_length`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shunter.data.puzzles import Kind
+from shunter.papers import tulu3_length
 from shunter.papers.experiment import Arm, Experiment, Samples
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "papers" / "tulu3.yaml"
@@ -37,6 +38,7 @@ def _arms(seed: int, short: bool) -> Mapping[str, Sequence[str]]:
     return {
         "stages": [*chosen, "jobs.unseen.unseen=final"],
         SUMS: [*chosen, "jobs.dpo.loss=dpo", "jobs.rlvr.train.steps=1", "jobs.rlvr.train.warmup=0"],
+        **tulu3_length.overrides(short),
     }
 
 
@@ -48,7 +50,7 @@ def _measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
     leads = _leads(whole)
     found |= {model: {**_suite(whole, "scores", model, "dev"), "lead": leads[model]} for model in CLEANING}
     found[SUMS] = _suite(arms[SUMS], "scores", "dpo", "dev")
-    return {**found, **_planted(whole)}
+    return {**found, **tulu3_length.measure(arms), **_planted(whole)}
 
 
 def _suite(arm: Arm, job: str, model: str, name: str) -> dict[str, float]:
@@ -109,13 +111,14 @@ def _notes(verdicts: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
         "lead: the score on these questions less that on as many others that stand in neither mixture.",
         "unseen: longer questions of the same kinds; scored for this table alone.",
         "Rewards are learnt from by GRPO, as in Tülu 3.1, without a value model.",
-        "Answers are short by their form: what preferences do to length is told, and says little.",
+        *tulu3_length.NOTES,
     ]
 
 
 EXPERIMENT = Experiment(
     slug="tulu3",
     recipe=RECIPE,
+    recipes=dict.fromkeys(tulu3_length.ARMS, tulu3_length.RECIPE),
     arms=_arms,
     seeds=(0, 1, 2),
     measure=_measure,
@@ -125,6 +128,7 @@ EXPERIMENT = Experiment(
         **{f"dev {kind}": "pass@1" for kind in KINDS},
         "lead": "pass@1",
         "length": "characters of an answer",
+        **tulu3_length.TABLE,
         "found": "share of questions",
     },
     notes=_notes,

@@ -25,7 +25,7 @@ TAKEN = frozenset(
 )  # fmt: skip
 
 RewardKind = Literal[
-    "number", "boxed", "exact", "contains", "format", "constraints", "code", "checker", "model"
+    "number", "boxed", "exact", "contains", "f1", "format", "constraints", "code", "checker", "model"
 ]
 
 
@@ -43,8 +43,8 @@ class RewardConfig(Config):
 
     kind: RewardKind = Field(
         description="number: the last number is the target's; boxed: TeX in \\boxed{}; exact, contains: the "
-        "target's text; format: a pattern; constraints: countable demands; code: a program passes tests; "
-        "checker: a program of your own says it; model: a reward model."
+        "target's text; f1: words in common with it; format: a pattern; constraints: countable demands; "
+        "code: a program passes tests; checker: a program of your own says it; model: a reward model."
     )
     weight: float = Field(1.0, description="Factor of this part in the sum.")
     name: str | None = Field(

@@ -90,6 +90,9 @@ class Rule(Protocol):
         """Answers with known scores; `like` shows what targets look like."""
 
 
+TEXTS: Mapping[str, Callable[[str, str], float]] = {
+    "exact": verifiers.exact, "contains": verifiers.contains, "f1": verifiers.f1,
+}  # fmt: skip
 Known = tuple[str, str, float]  # an answer, a target, and the score of the one for the other
 
 
@@ -319,9 +322,9 @@ def _rule(config: RewardConfig) -> Rule:
         return Verified("number", _number, _known_numbers)
     if kind == "boxed":
         return Verified("boxed", verifiers.boxed, _known_boxed)
-    if kind in ("exact", "contains"):
-        verify = verifiers.exact if kind == "exact" else verifiers.contains
-        return Verified(kind, verify, lambda t: [(t, t, 1.0)] + [("", t, 0.0)] * bool(t.split()))
+    if kind in TEXTS:
+        verify = TEXTS[kind]
+        return Verified(kind, verify, lambda t: [(t, t, 1.0)] + [("", t, 0.0)] * (verify("", t) < 1))
     if kind == "format":
         return Matches(config.pattern or "")
     if kind == "constraints":

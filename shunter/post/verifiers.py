@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+import string
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from shunter.data.answers import last_boxed, mathematical, normal, value
+
+_NO_PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
 
 
 def number(answer: str, target: str) -> float:
@@ -39,6 +43,21 @@ def contains(answer: str, target: str) -> float:
     while at >= 0 and not _alone(said, at, at + len(wanted)):
         at = said.find(wanted, at + 1)
     return float(at >= 0)
+
+
+def f1(answer: str, target: str) -> float:
+    """How much of the target is said, and how little else: the harmonic mean of recall and precision of
+    words, each as often as it stands there, in any order. Words are as SQuAD has them (arXiv 1606.05250):
+    without case, ASCII punctuation and the English articles. Two texts without any are the same."""
+    said, wanted = (Counter(_compared(text)) for text in (answer, target))
+    if not said or not wanted:
+        return float(said == wanted)
+    return 2 * (said & wanted).total() / (said.total() + wanted.total())
+
+
+def _compared(text: str) -> list[str]:
+    bare = text.lower().translate(_NO_PUNCTUATION)
+    return [word for word in bare.split() if word not in ("a", "an", "the")]
 
 
 def _alone(text: str, begin: int, end: int) -> bool:

@@ -34,6 +34,8 @@ def solved(kind: str, question: str) -> str:
         return " ".join(sorted(shown))
     if kind == "reverse":
         return " ".join(reversed(shown))
+    if kind == "odd":
+        return " ".join(digit for digit in shown if digit in "13579")
     a, op, b = question.removeprefix("What is ").removesuffix("?").split()
     return str(int(a) + int(b) if op == "+" else int(a) * int(b))
 
@@ -55,7 +57,21 @@ def test_mistakes_are_wrong_and_of_the_same_form(kind: Kind) -> None:
         right = puzzle.messages[-1]["content"]
         assert wrong.messages[-1]["content"] != right
         assert wrong.messages[:-1] == puzzle.messages[:-1]
-        assert abs(len(wrong.messages[-1]["content"]) - len(right)) <= 2
+        most = 6 if kind == "odd" else 2  # of which one up to as many as are shown may be named
+        assert abs(len(wrong.messages[-1]["content"]) - len(right)) <= most
+
+
+def test_wrong_answers_of_any_length_leave_out_more_than_they_add() -> None:
+    """And name nothing that is not shown."""
+    lengths = []
+    for puzzle in islice(puzzles("odd", 8, 3), 400):
+        asked, right = (message["content"] for message in puzzle.messages)
+        said = mistaken(puzzle, 1).messages[-1]["content"].split()
+        assert set(said) <= set(asked)
+        lengths.append((len(said), len(right.split())))
+    wrong, right = (sum(each) / len(lengths) for each in zip(*lengths, strict=True))
+    assert wrong < 0.85 * right
+    assert {said - wanted for said, wanted in lengths} >= set(range(-3, 3))
 
 
 def test_a_share_of_the_answers_to_learn_from_is_wrong(work: Work) -> None:

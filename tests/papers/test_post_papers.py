@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shunter.jobs.registry import KINDS
-from shunter.papers import agnostics, harness, sft_small_llms, tulu3
+from shunter.papers import agnostics, harness, sft_small_llms, tulu3, tulu3_length
 from shunter.recipe.graph import Graph, load_recipe
 
 EXPERIMENTS = [agnostics.EXPERIMENT, tulu3.EXPERIMENT, sft_small_llms.EXPERIMENT]
@@ -96,6 +96,7 @@ def stages(values: list[float]) -> dict[str, dict[str, float]]:
     # The last: of the contaminated model, whose lead is what it has above a half; the other's is nothing.
     [
         ([0.0, 0.5, 0.6, 0.8, 0.5, 0.6], []),
+        ([0.0, 0.5, 0.6, 0.8, 0.5, 0.6], [6]),
         ([0.0, 0.5, 0.5, 0.8, 0.5, 0.6], [0]),
         ([0.0, 0.5, 0.6, 0.6, 0.5, 0.6], [1]),
         ([0.5, 0.5, 0.6, 0.8, 0.5, 0.6], [2]),
@@ -104,7 +105,11 @@ def stages(values: list[float]) -> dict[str, dict[str, float]]:
 )
 def test_tulu3_on_given_measurements(values: list[float], broken: list[int], tmp_path: Path) -> None:
     arms: dict[str, Any] = {}
+    longer = {"means": 4 if broken == [6] else 1, "sums": 2, "heavier sums": 3}
     for name in tulu3.EXPERIMENT.arms(0, False):
+        if name in tulu3_length.ARMS:
+            arms[name] = {"scores": answered(tmp_path / name, longer[tulu3_length.ARMS[name][0]])}
+            continue
         suites = {job: scores(tmp_path / name, job, stages(values)) for job in ("scores", "unseen")}
         for job, split, texts in (("dev", "heldout", ["Sort 3 1 2 9.", "Which is the largest of 4 5 1 2?"]),):
             place = tmp_path / name / job
@@ -116,6 +121,37 @@ def test_tulu3_on_given_measurements(values: list[float], broken: list[int], tmp
         arms[name] = suites
     found, result = verdicts(tulu3.EXPERIMENT, tulu3.EXPERIMENT.measure(arms))
     assert found == [result["claims"][i]["name"] for i in broken]
+
+
+def answered(place: Path, more: int) -> Any:
+    """Items before and after preferences: three answers in four are better, and so much longer."""
+    place.mkdir()
+    said = {"sft": "3", "dpo": "3 5" + " 7" * (more - 1)}
+    items = [
+        {"model": model, "id": str(i), "response": said[model if i else "sft"], "target": "3 5 7 9 1"}
+        for i in range(4)
+        for model in said
+    ]
+    (place / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    return SimpleNamespace(path=place)
+
+
+def test_growth_is_the_slope_through_no_more_words_for_half_of_the_wins() -> None:
+    assert tulu3_length.growth([(0.6, 1.0), (0.7, 2.0), (0.9, 4.0)]) == pytest.approx(1.0)
+    assert tulu3_length.growth([(0.6, 1.0), (0.7, 3.0)]) == pytest.approx((0.1 + 0.6) / 0.05 / 10)
+    assert tulu3_length.growth([(0.5, 3.0)]) == 0.0
+
+
+def test_both_losses_of_tulu3_learn_from_one_model_and_the_same_pairs() -> None:
+    made = {
+        arm: graph(tulu3.EXPERIMENT, arm, tulu3.EXPERIMENT.arms(0, False)[arm]) for arm in tulu3_length.ARMS
+    }
+    dpo = {arm: each.nodes["dpo"].config for arm, each in made.items()}
+    alike = [config.model_copy(update={"loss": "", "beta": 0, "train": None}) for config in dpo.values()]
+    assert all(each == alike[0] for each in alike)
+    assert {(each.loss, each.beta, each.train.steps) for each in dpo.values()} == {
+        (*tulu3_length.LOSSES[loss], steps) for loss in tulu3_length.LOSSES for steps in tulu3_length.STEPS
+    }
 
 
 def remembered(place: Path, suite: list[str], lead: float) -> Any:
@@ -134,6 +170,8 @@ def remembered(place: Path, suite: list[str], lead: float) -> Any:
 def test_each_stage_of_tulu3_begins_with_the_one_before() -> None:
     for short in (False, True):
         for arm, overrides in tulu3.EXPERIMENT.arms(0, short).items():
+            if arm in tulu3_length.ARMS:
+                continue
             nodes = graph(tulu3.EXPERIMENT, arm, overrides).nodes
             before = {name: nodes[name].config.model for name in ("sft", *tulu3.CLEANING, "dpo", "rlvr")}
             tuned = dict.fromkeys(("sft", *tulu3.CLEANING), "base")

@@ -33,7 +33,7 @@ def test_an_answer_that_was_cut_off_has_exactly_the_reward_given_for_that() -> N
     assert [one.total for one in graded] == [-10.0, 10.0]
 
 
-@pytest.mark.parametrize("kind", ["number", "boxed", "exact", "contains"])
+@pytest.mark.parametrize("kind", ["number", "boxed", "exact", "contains", "f1"])
 def test_canaries_ride_in_every_batch_and_a_broken_rule_is_seen(kind: str) -> None:
     made = rule(RewardConfig(kind=kind))  # type: ignore[arg-type]
     seen: list[int] = []

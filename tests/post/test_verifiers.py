@@ -79,6 +79,23 @@ def test_contains(answer: str, target: str, expected: float) -> None:
     assert verifiers.contains(answer, target) == expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "target", "expected"),
+    [
+        ("3 5", "5 3", 1),
+        ("3", "3 5", 2 / 3),
+        ("3 3 3", "3 5", 0.4),  # one in common of three and two
+        ("The Eiffel Tower.", "eiffel tower", 1),
+        ("7", "3 5", 0),
+        ("", "3", 0),
+        ("3", "", 0),
+        (" the", "", 1),
+    ],
+)
+def test_f1_counts_each_word_as_often_as_it_stands_there(answer: str, target: str, expected: float) -> None:
+    assert verifiers.f1(answer, target) == pytest.approx(expected)
+
+
 LOOPS = {
     "boxed": r"\boxed{" * 4000,
     "closed": r"\boxed{" * 2000 + "}" * 2000,
@@ -97,7 +114,7 @@ def test_an_answer_that_goes_round_in_circles_takes_no_longer_than_it_is(name: s
     """About 30 kB, as of a model that repeats itself: what is quadratic in that takes seconds to minutes."""
     text = LOOPS[name]
     begin = time.process_time()
-    for verify in (verifiers.number, verifiers.boxed, verifiers.exact, verifiers.contains):
+    for verify in (verifiers.number, verifiers.boxed, verifiers.exact, verifiers.contains, verifiers.f1):
         verify(text, "12")
     last_program(text)
     for constraint in verifiers.CONSTRAINTS.values():
@@ -166,3 +183,5 @@ def test_no_text_breaks_a_verifier(answer: str, target: str) -> None:
     for verify in (verifiers.number, verifiers.boxed, verifiers.exact, verifiers.contains):
         assert verify(answer, target) in (0.0, 1.0)
     assert verifiers.exact(answer, f" {answer}\n") == 1
+    assert 0 <= verifiers.f1(answer, target) == verifiers.f1(target, answer) <= 1
+    assert verifiers.f1(answer, f"The {answer}!") == 1
