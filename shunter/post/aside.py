@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from shunter.post.answering import Answering
 from shunter.post.config import RewardConfig
-from shunter.post.rewards import RULE_SECONDS, Item, Rule, rule
+from shunter.post.rewards import RULE_SECONDS, TARGETS, Item, Rule, rule
 
 WAIT = 30.0 + 10 * RULE_SECONDS  # seconds by the clock for one answer: then the process is given up
 
@@ -24,6 +24,7 @@ class Aside:
     def __init__(self, config: RewardConfig, made: Rule) -> None:
         """made: the same rule in this process."""
         self.name, self.made = made.name, made
+        self.mend = getattr(made, "mend", TARGETS)
         path = os.pathsep.join(each for each in sys.path if each)
         command = ["-m", __name__, config.model_dump_json()]
         self.answering = Answering(command, WAIT, {**os.environ, "PYTHONPATH": path})

@@ -82,6 +82,12 @@ class RewardConfig(Config):
     partial: float = Field(
         0.0, ge=0, lt=1, description="code: reward of a program that runs and prints something wrong."
     )
+    failed: float = Field(
+        0.0,
+        exclude_if=lambda value: value == 0,  # rewards without are what they were before there was a choice
+        description="checker, model: score, before the weight, that counts for an answer that it cannot "
+        "grade. Of other kinds that is the worst that they give: 0, or 1 with a weight below 0.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> RewardConfig:
@@ -103,6 +109,8 @@ class RewardConfig(Config):
             raise ValueError("language and seconds belong to rewards of the kinds code and checker")
         if self.kind != "code" and self.partial:
             raise ValueError("partial belongs to a reward of the kind code")
+        if self.kind not in ("checker", "model") and self.failed:
+            raise ValueError("failed belongs to rewards of the kinds checker and model")
         if self.name in TAKEN:
             raise ValueError(f"the name {self.name!r} is that of another number of a step; choose another")
         if self.target is not None and not self.compares:

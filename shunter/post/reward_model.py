@@ -16,7 +16,7 @@ from shunter.models.decoder import Decoder
 from shunter.models.hf import load_model
 from shunter.post.batch import Answers, Sample, grouped, micro_batches, sharing
 from shunter.post.preferences import of_each
-from shunter.post.rewards import CANARY, Item
+from shunter.post.rewards import CANARY, Item, Unbounded
 from shunter.post.step import Scorer
 
 HEAD = "value.safetensors"
@@ -48,10 +48,11 @@ def load_head(folder: Path) -> nn.Linear:
     return head
 
 
-class Learnt:
+class Learnt(Unbounded):
     """A rule that a model has learnt. It reads the very tokens that were written: tokenizers must agree."""
 
     name = "model"
+    mend = "Take a reward model with the policy's tokenizer, and a context that its answers fit in."
     tolerance = 1e-4  # a device may sum in another order the second time
     computes = True
 

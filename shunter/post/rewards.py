@@ -24,6 +24,7 @@ from shunter.post.patterns import Patterns
 
 CANARY = "\x00canary"  # the prompt of one; no person's prompt begins so
 RULE_SECONDS = 2.0  # of CPU time that a rule may take for one answer
+TARGETS = "Look at the targets in the conversations that the job reads."
 
 
 @contextmanager
@@ -69,8 +70,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Graded:
-    """total: the weighted sum. parts: each rule's score before its weight, by name. failed: of each rule that
-    could not grade, what it said. unasked: rules that the data gives nothing to compare with."""
+    """total: the weighted sum. parts: each rule's score before its weight, by name; where it could not grade,
+    what counts for one. failed: of each rule that could not grade, what it said. unasked: rules that the data
+    gives nothing to compare with."""
 
     total: float
     parts: Mapping[str, float]
@@ -90,6 +92,19 @@ class Rule(Protocol):
         """Answers with known scores; `like` shows what targets look like."""
 
 
+class Unbounded:
+    """A rule whose scores may be any number; those of others are from 0 to 1. failed: the score that counts
+    for an answer that it cannot grade, as nobody knows its worst."""
+
+    failed: float = 0.0
+
+
+def _worst(rule: Rule, weight: float) -> float:
+    """The score that counts for an answer that a rule cannot grade. With 0 for all, an answer that makes a
+    rule fail would escape what is taken from it by a weight below 0."""
+    return rule.failed if isinstance(rule, Unbounded) else float(weight < 0)
+
+
 TEXTS: Mapping[str, Callable[[str, str], float]] = {
     "exact": verifiers.exact, "contains": verifiers.contains, "f1": verifiers.f1,
 }  # fmt: skip
@@ -97,7 +112,10 @@ Known = tuple[str, str, float]  # an answer, a target, and the score of the one 
 
 
 class Verified:
-    """A function of answer and target, applied one by one."""
+    """A function of answer and target, applied one by one. mend: what people should do where it can grade
+    nothing."""
+
+    mend = TARGETS
 
     def __init__(
         self,
@@ -131,6 +149,7 @@ class Matches:
     matched where the person's is, whatever that is."""
 
     name = "format"
+    mend = "Write its `pattern` so that it takes less time, without repetitions of repetitions."
     OWN = ("ab+", {"abb": 1.0, "aba": 0.0})
 
     def __init__(self, pattern: str) -> None:
@@ -168,7 +187,8 @@ class Grading(Protocol):
 
 
 class Grader:
-    """All rules of a reward. failures: answers that a rule could not grade, by rule; they count as 0."""
+    """All rules of a reward. failures: answers that a rule could not grade, by rule; they count as the worst
+    that it gives (see `Unbounded` for those without one)."""
 
     def __init__(
         self,
@@ -225,10 +245,11 @@ class Grader:
         scores: dict[str, list[float | str]] = {}
         for rule, _ in self.rules:
             scores[rule.name] = self._applied(rule, items)
+        worst = {rule.name: _worst(rule, weight) for rule, weight in self.rules}
         found = []
         for number, item in enumerate(items):
             each = {name: values[number] for name, values in scores.items()}
-            parts = {name: value if isinstance(value, float) else 0.0 for name, value in each.items()}
+            parts = {name: value if isinstance(value, float) else worst[name] for name, value in each.items()}
             failed = [f"{name}: {value}" for name, value in each.items() if isinstance(value, str)]
             total = sum(weight * parts[rule.name] for rule, weight in self.rules)
             if not item.finished and self.unfinished is not None:
@@ -246,7 +267,7 @@ class Grader:
             asked = [one for one in graded if rule.name not in one.unasked]
             failed = [each for one in asked for each in one.failed if each.startswith(begin)]
             if asked and len(failed) == len(asked):
-                raise _ungraded(rule.name, failed[0].removeprefix(begin))
+                raise _ungraded(rule, failed[0].removeprefix(begin))
             if failed and self.later:
                 self.failures[rule.name] = self.failures.get(rule.name, 0) + len(failed)
 
@@ -292,16 +313,16 @@ class Grader:
                 )
         failed = [score for score in found if isinstance(score, str)]
         if len(failed) == len(found) and not self.patient:
-            raise _ungraded(rule.name, failed[0])
+            raise _ungraded(rule, failed[0])
         if failed and not self.later:
             self.failures[rule.name] = self.failures.get(rule.name, 0) + len(failed)
         return found
 
 
-def _ungraded(name: str, why: str) -> ShunterError:
+def _ungraded(rule: Rule, why: str) -> ShunterError:
     return ShunterError(
-        f"the reward {name} could grade no answer of a step ({why})",
-        mend="Look at the targets in the conversations that the job reads.",
+        f"the reward {rule.name} could grade no answer of a step ({why})",
+        mend=getattr(rule, "mend", TARGETS),
     )
 
 
@@ -313,6 +334,8 @@ def rule(config: RewardConfig) -> Rule:
 def named(made: Rule, config: RewardConfig) -> Rule:
     """The same rule, called as its configuration says."""
     made.name = config.label
+    if isinstance(made, Unbounded):
+        made.failed = config.failed
     return made
 
 
@@ -335,7 +358,9 @@ def _rule(config: RewardConfig) -> Rule:
 
         demand = '{"no_commas": ""}'
         met = [] if fixed else [("a", demand, 1.0), ("a, b", demand, 0.0)]
-        return Verified("constraints", kept, lambda _: [("", demand, 0.0), *met])
+        made = Verified("constraints", kept, lambda _: [("", demand, 0.0), *met])
+        made.mend = "Look at the values of its `constraints`." if fixed else TARGETS
+        return made
     raise ValueError(f"a reward of the kind {kind} needs more than a configuration")
 
 

@@ -69,7 +69,7 @@ class Wanted:
             if bad:
                 told.append(
                     f"{len(bad)} of {count} targets cannot be read by the reward {label}, first {bad[0]}; "
-                    "answers to these are worth nothing by it"
+                    "answers to these count as the worst by it"
                 )
             if count < self.seen:
                 told.append(

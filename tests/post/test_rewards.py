@@ -10,7 +10,7 @@ import pytest
 from shunter.config.errors import ShunterError
 from shunter.post import rewards
 from shunter.post.config import RewardConfig
-from shunter.post.rewards import Grader, Item, Verified, rule
+from shunter.post.rewards import Grader, Item, Matches, Unbounded, Verified, named, rule
 
 
 def items(*answers: str, target: str = "7") -> list[Item]:
@@ -149,6 +149,70 @@ def test_where_all_may_fail_nothing_ends() -> None:
     assert grader.failures == {"number": 1}
 
 
+@pytest.mark.parametrize("weight", [-2.0, 0.0, 2.0])
+def test_no_answer_gains_by_making_a_rule_fail(weight: float) -> None:
+    def verify(answer: str, _: str) -> float:
+        if answer == "hostile":
+            raise ValueError("it is lost")
+        return float(answer)
+
+    grader = Grader([(rule(RewardConfig(kind="exact")), 1.0), (Verified("own", verify), weight)])
+    zero, one, hostile = grader.grade(items("0", "1", "hostile"))
+    assert hostile.total == min(zero.total, one.total)
+    assert hostile.total == weight * hostile.parts["own"]
+    assert grader.failures == {"own": 1}
+    (unasked,) = grader.grade([Item("q", "hostile", "7", targets={"own": None})])
+    assert (unasked.total, unasked.failed) == (0.0, []), "nothing was asked of it"
+
+
+class Unsure(Unbounded):
+    """A rule with scores of any size."""
+
+    name = "any"
+
+    def grade(self, items: Sequence[Item]) -> list[float | str]:
+        return [float(item.answer) if item.answer else "it is lost" for item in items]
+
+    def canaries(self, like: Item) -> list[tuple[Item, float]]:
+        return []
+
+
+@pytest.mark.parametrize("weight", [-2.0, 2.0])
+@pytest.mark.parametrize("kind", ["checker", "model"])
+def test_what_a_failure_of_a_rule_without_bounds_counts_is_said(kind: str, weight: float) -> None:
+    config = {"kind": kind, "weight": weight} | ({"file": "own.py"} if kind == "checker" else {})
+    for given, counts in (({}, 0.0), ({"failed": -50.0}, -50.0)):
+        made = named(Unsure(), RewardConfig.model_validate({**config, **given}))
+        told, failed = Grader([(made, weight)]).grade(items("-7", ""))
+        assert told.total == weight * -7
+        assert (failed.total, failed.parts) == (weight * counts, {kind: counts})
+
+
+@pytest.mark.parametrize(
+    ("config", "target", "mend"),
+    [
+        ({"kind": "number"}, "none", "Look at the targets"),
+        ({"kind": "constraints"}, "none", "Look at the targets"),
+        ({"kind": "constraints", "constraints": {"paragraphs": "a"}}, "7", "values of its `constraints`"),
+        ({"kind": "format", "pattern": "(a+)+b"}, "7", "its `pattern`"),
+    ],
+)
+def test_where_nothing_can_be_graded_people_are_sent_to_what_is_at_fault(
+    config: dict[str, object], target: str, mend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = rule(RewardConfig.model_validate(config))
+    monkeypatch.setattr(made, "canaries", lambda like: [])
+    grader = Grader([(made, 1.0)])
+    if isinstance(made, Matches):
+        made.patterns.seconds = 0.05
+    try:
+        with pytest.raises(ShunterError, match="could grade no answer of a step") as caught:
+            grader.grade(items("a" * 60, target=target))
+    finally:
+        grader.close()
+    assert mend in str(caught.value.mend)
+
+
 @pytest.mark.parametrize("lost", [float("nan"), float("inf"), -float("inf")])
 def test_a_score_that_is_not_a_number_counts_as_nothing_and_is_counted(lost: float) -> None:
     grader = Grader([(Verified("own", lambda answer, _: lost if answer == "b" else 1.0), 1.0)])
@@ -167,6 +231,8 @@ def test_a_score_that_is_not_a_number_counts_as_nothing_and_is_counted(lost: flo
         ({"kind": "number", "file": "x.py"}, "file belongs to"),
         ({"kind": "number", "language": "c"}, "belong to rewards of the kinds code and checker"),
         ({"kind": "format", "pattern": ".", "seconds": 9}, "seconds belong to"),
+        ({"kind": "number", "failed": -1}, "failed belongs to"),
+        ({"kind": "model", "failed": float("nan")}, "finite"),
         ({"kind": "number", "pattern": "a"}, "belongs to a reward of the kind format"),
         ({"kind": "format", "pattern": "("}, "no regular expression"),
         ({"kind": "number", "constraints": {"json": ""}}, "belong to a reward of the kind constraints"),

@@ -148,4 +148,4 @@ def test_configurations_that_contradict(config: dict[str, Any], says: str) -> No
 
 
 def test_what_is_not_asked_for_is_in_no_identity() -> None:
-    assert not {"name", "target"} & RewardConfig(kind="number").model_dump().keys()
+    assert not {"name", "target", "failed"} & RewardConfig(kind="number").model_dump().keys()

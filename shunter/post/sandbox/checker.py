@@ -10,13 +10,13 @@ from pathlib import Path
 
 from shunter.config.errors import ShunterError
 from shunter.post.config import Known, RewardConfig
-from shunter.post.rewards import Item
+from shunter.post.rewards import Item, Unbounded
 from shunter.post.sandbox.box import Case, Program, Sandbox
 from shunter.post.sandbox.code import Passes
 from shunter.post.sandbox.languages import Language, language
 
 
-class Checker:
+class Checker(Unbounded):
     """The rule `checker`. For each answer the program is run anew, in a fork that is used once: what it reads
     was written by a model, and may be meant to harm it.
 
@@ -25,6 +25,10 @@ class Checker:
     """
 
     name = "checker"
+    mend = (
+        "Look at its program, which `file` names: whether it reads such answers and targets, and prints a "
+        "number within `seconds`."
+    )
 
     def __init__(
         self,

@@ -60,8 +60,11 @@ def test_a_checker_that_is_wrong_about_a_known_answer_ends_the_run(box: Sandbox)
     with pytest.raises(ShunterError, match="whose score is known to be 0"):
         Grader([(broken, 1.0)]).grade(items("abc"))
     raises = Checker(box, PYTHON, "raise ValueError('no idea')")
-    with pytest.raises(ShunterError, match=r"could grade no answer of a step .*no idea"):
+    with pytest.raises(ShunterError, match=r"could grade no answer of a step .*no idea.*Look at its program"):
         Grader([(raises, 1.0)]).grade(items("abc"))
+    endless = Checker(box, PYTHON, "while True: pass", seconds=0.2)
+    with pytest.raises(ShunterError, match=r"timeout.*Look at its program.*`seconds`"):
+        Grader([(endless, 1.0)]).grade(items("abc"))
 
 
 def test_a_checker_is_a_file_that_makes_another_job_when_it_changes(tmp_path: Path) -> None:
