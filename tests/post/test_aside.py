@@ -21,13 +21,13 @@ TEXTS = st.text(alphabet='a1./ {}\\"\n\ud800é', max_size=12) | st.sampled_from(
 
 SLOW = """
 import sys
-from shunter.post import aside, rewards, verifiers
+from shunter.post import aside, rewards
 rewards.RULE_SECONDS = 0.1
 def slow(answer, target):
     while answer == "slow":
         pass
     return 1.0
-verifiers.exact = slow
+rewards.TEXTS["exact"] = slow
 aside._serve(sys.argv[1])
 """
 
