@@ -79,11 +79,14 @@ class Wanted:
         return told
 
     def _try(self, reward: RewardConfig, name: str, target: str) -> None:
-        """Read demands before anything is answered: an unknown one is a mistake in the data."""
-        if reward.kind != "constraints":
-            return
+        """Read demands and cases before anything is answered: what is none is a mistake in the data."""
         try:
-            instructions(target)
+            if reward.kind == "constraints":
+                instructions(target)
+            elif reward.kind == "code":
+                from shunter.post.sandbox.code import cases
+
+                cases(target)
         except ValueError as error:
             self.bad[reward.label].append(f"{name}: {error}")
 

@@ -101,6 +101,9 @@ def test_ifevals_own_columns() -> None:
         ({}, [{}, {}], "it answers nowhere"),
         ({"kind": "constraints"}, [{"said": "no_comma"}], "can read no target"),
         ({"kind": "constraints"}, [{"said": '{"no_comas": ""}'}], "Did you mean no_commas?"),
+        ({"kind": "code"}, [{"id": "p7", "said": "13"}], "can read no target (p7: the target is no list"),
+        ({"kind": "code"}, [{"id": "p7", "said": "a sum"}], "(p7: the target is no JSON (Expecting value"),
+        ({"kind": "code"}, [{"said": '[{"input": "1"}]'}], 'as in [{"input": "1 2", "output": "3"}]'),
     ],
 )
 def test_a_reward_that_nothing_is_there_for_is_refused(
@@ -128,6 +131,10 @@ def test_what_is_there_for_some_is_told(tmp_path: Path) -> None:
     assert told[0].startswith("1 of 2 targets cannot be read by the reward constraints, first 2: ")
     assert told[1].startswith("1 of 3 prompts have nothing that the reward constraints compares")
     assert survey(path, "t", rewards({"kind": "format", "pattern": "."})) == []
+    lines[0]["messages"] = [ask, {**say, "content": '[{"input": "1", "output": "2"}]'}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = survey(path, "t", rewards({"kind": "code"}))
+    assert told[0].startswith("1 of 2 targets cannot be read by the reward code, first 2: ")
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,8 @@ class Passes:
 
 _SAMPLE = "\x00sample"  # the prompt of a canary in the language that is taught; others are Python
 
+_FORM = 'it is to be as in [{"input": "1 2", "output": "3"}]'
+
 
 def cases(target: str) -> list[tuple[str, str]]:
     """Inputs and outputs of a target. Raises ValueError for one that has none."""
@@ -123,12 +125,14 @@ def cases(target: str) -> list[tuple[str, str]]:
         found: Any = json.loads(target)
     except RecursionError:
         raise ValueError("the target is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"the target is no JSON ({error}); {_FORM}") from None
     if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):
-        raise ValueError("the target is no list of cases")
+        raise ValueError(f"the target is no list of cases; {_FORM}")
     try:
         made = [(str(each["input"]), str(each["output"])) for each in found]
     except KeyError as error:
-        raise ValueError(f"a case has no {error}") from None
+        raise ValueError(f"a case has no {error}; {_FORM}") from None
     for text in (text for pair in made for text in pair):
         text.encode()  # half of a pair of surrogates is a ValueError
     return made
