@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
 
 SPLITS = ("train", "heldout")
 AT_ONCE = 16  # prompts between two looks at whether a stop was requested
+SHOWN = 3  # causes that a sentence names, the most frequent ones
 
 
 class SampledConfig(Config):
@@ -71,11 +73,17 @@ class PreferencesJob:
 
     def run(self, context: JobContext[PreferencesConfig]) -> dict[str, Any]:
         counts: Counter[str] = Counter()
+        causes: Counter[str] = Counter()
+        first = ""
         out = {split: (context.out / f"{split}.jsonl").open("w", encoding="utf-8") for split in SPLITS}
         bad = (context.out / "problems.jsonl").open("w", encoding="utf-8")
 
-        def report(problem: Problem) -> None:
+        def report(problem: Problem, cause: str = "") -> None:
+            nonlocal first
             counts["problems"] += 1
+            causes[cause or problem.problem] += 1
+            place = f"{problem.file}:{problem.line}" if problem.line else problem.file
+            first = first or f"{place}: {problem.problem}"
             bad.write(json.dumps(vars(problem), ensure_ascii=False) + "\n")
 
         try:
@@ -96,14 +104,38 @@ class PreferencesJob:
             for file in (*out.values(), bad):
                 file.close()
         if not counts["train"]:
-            raise ShunterError(
-                "there is no pair to learn from",
-                where=context.name,
-                mend="See problems.jsonl; where models answer, let them differ more (temperature).",
-            )
+            # What is staged goes when a job fails; its log stays.
+            shutil.copyfile(context.out / "problems.jsonl", context.log / "problems.jsonl")
+            raise _nothing(counts, causes, first, context.log)
         found = {name: counts[name] for name in (*SPLITS, "problems", "ties", "unfinished", "too_long")}
         (context.out / "summary.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
         return found
+
+
+def _nothing(counts: Counter[str], causes: Counter[str], first: str, log: Path) -> ShunterError:
+    """Why there is no pair. causes: how many have which problem. first: place and problem."""
+    told, mend = [], "Give more pairs, or more prompts."
+    if problems := counts["problems"]:
+        by_cause = ", ".join(f"{count} {cause}" for cause, count in causes.most_common(SHOWN))
+        more = f" ({by_cause}{', ...' if len(causes) > SHOWN else ''})" if len(causes) > 1 else ""
+        told.append(f"{problems} could not be used, the first at {first}{more}")
+        mend = (
+            "problems.jsonl there has each: a record has `prompt` or `messages`, and two answers that "
+            "differ, `chosen` and `rejected`."
+        )
+    if long := counts["too_long"]:
+        told.append(f"{long} prompts are too long")
+    if ties := counts["ties"]:
+        told.append(f"{ties} prompts have answers that are all worth the same")
+    if cut := counts["unfinished"]:
+        told.append(f"{cut} prompts have no better answer than one that was cut off")
+    if ties or cut:
+        mend = "Let answers differ more (temperature, per_prompt), or be longer (max_new_tokens)."
+    if held := counts["heldout"]:
+        told.append(f"{held} {'are' if held > 1 else 'is'} held out")
+        mend = "Lower heldout, or give more pairs." if len(told) == 1 else mend
+    what = "there is no pair to learn from: " + ("; ".join(told) or "the sources are empty")
+    return ShunterError(what, where=str(log), mend=mend)
 
 
 def _own(context: JobContext[PreferencesConfig], report: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -129,8 +161,8 @@ def _own(context: JobContext[PreferencesConfig], report: Any) -> Iterator[tuple[
 def recognise(fields: Mapping[str, Any]) -> tuple[list[dict[str, str]], str, str]:
     """Prompt, better and worse answer of a record: `chosen` and `rejected` as texts after `prompt` or
     `messages`, or as whole conversations that differ in their last message. Raises ShunterError."""
-    if "chosen" not in fields or "rejected" not in fields:
-        raise ShunterError("no fields chosen and rejected")
+    if missing := [name for name in ("chosen", "rejected") if name not in fields]:
+        raise ShunterError(f"no field {' and '.join(missing)}")
     chosen, rejected = fields["chosen"], fields["rejected"]
     asked = fields.get("messages", fields.get("prompt"))
     if isinstance(chosen, list) and isinstance(rejected, list):
@@ -230,7 +262,8 @@ def _sampled(
                 mine = [next(graded) for _ in answers[name]]
                 failed = [one.failed[0] for one in mine if one.failed]
                 if failed and len(failed) == len(mine):  # its target is at fault, not the answers
-                    report(Problem(str(talks / f"{split}.jsonl"), None, f"{name}: {failed[0]}", "skipped"))
+                    problem = Problem(str(talks / f"{split}.jsonl"), None, f"{name}: {failed[0]}", "skipped")
+                    report(problem, failed[0])
                     continue
                 pair = _judged(name, answers[name], [one.total for one in mine], context.config.seed)
                 if isinstance(pair, str):
