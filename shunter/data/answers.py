@@ -85,10 +85,49 @@ _SPELLINGS = (
     (re.compile(r"\\[dt]frac"), r"\\frac"),
     (re.compile(r"\\left|\\right|\\!|\\,|\\;|\\ |~|\\\$|\$|\\%|%|\^\\circ|\^\{\\circ\}"), ""),
     (re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*(\d)\s*(\w)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
+    (re.compile(r"\\sqrt\s*(\d|(?<=\s)[A-Za-z])"), r"\\sqrt{\1}"),
     (re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), ""),
     (re.compile(r"\s+"), ""),
 )
+
+
+# What may stand beside an answer: a unit behind a number, a variable's name before all.
+_UNIT = re.compile(r"(?<=[\d})])(?:\s|~|\\[,;! ])*\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}(\^\{?\d\}?)?\Z")
+_NAME = re.compile(r"([A-Za-z])=([^=]+)")
+_QUOTIENT = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(\d+)\}")
+
+
+def alike(text: str, other: str) -> bool:
+    r"""Whether two answers in TeX mean the same, about as the normaliser of MATH has it (arXiv 2103.03874):
+    0.5 is \frac{1}{2}, and a name before it (x = 5) or a unit behind it (5\text{ cm}) may be left out. Unlike
+    there, it must be the same where both have one: 10\text{ AM} is not 10\text{ PM}."""
+    if mathematical(text) == mathematical(other):
+        return True
+    (name, bare, unit), (other_name, other_bare, other_unit) = _parted(text), _parted(other)
+    if bare != other_bare:
+        return False
+    return all(not a or not b or a == b for a, b in ((name, other_name), (unit, other_unit)))
+
+
+def _parted(text: str) -> tuple[str, str | Fraction, str]:
+    """Name, answer and unit; a number as what it is worth."""
+    text, unit = text.rstrip(" .\n"), ""
+    if match := _UNIT.search(text):
+        text, unit = text[: match.start()], mathematical(match[1] + (match[2] or ""))
+    text, name = mathematical(text), ""
+    if match := _NAME.fullmatch(text):
+        name, text = match[1], match[2]
+    return name, _exact(text), unit
+
+
+def _exact(text: str) -> str | Fraction:
+    if len(text) > _LONGEST:
+        return text
+    if match := _QUOTIENT.fullmatch(text):
+        return Fraction(int(match[1] + "1") * int(match[2]), int(match[3])) if int(match[3]) else text
+    return Fraction(text) if re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)", text) else text
 
 
 def mathematical(text: str) -> str:

@@ -11,7 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from shunter.data.answers import last_boxed, mathematical, normal, value
+from shunter.data.answers import alike, last_boxed, normal, value
 
 _NO_PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
 
@@ -24,10 +24,11 @@ def number(answer: str, target: str) -> float:
 
 
 def boxed(answer: str, target: str) -> float:
-    r"""Whether the last \boxed{} holds the target, as TeX means it; a target may itself be boxed (MATH)."""
+    r"""Whether the last \boxed{} holds the target, as TeX means it (`alike`); a target may itself be boxed
+    (MATH)."""
     found = last_boxed(answer)
     wanted = last_boxed(target)
-    return float(found is not None and mathematical(found) == mathematical(wanted or target))
+    return float(found is not None and alike(found, wanted or target))
 
 
 def exact(answer: str, target: str) -> float:
