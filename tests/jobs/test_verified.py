@@ -13,10 +13,12 @@ import pytest
 
 from shunter.config.errors import ShunterError
 from shunter.data.tokenizer import Tokenizer
+from shunter.evaluate import verified
 from shunter.generate.toolbox import Toolbox
 from shunter.jobs import accepted, evaluate, rl, taught
 from shunter.post.config import RewardConfig
 from shunter.post.prompts import read_prompts
+from shunter.post.rewards import Grader, Verified
 from shunter.post.sandbox.box import Sandbox
 from shunter.record import events
 from tests.jobs.conftest import Work
@@ -115,6 +117,37 @@ def test_a_languages_prefix_stands_in_training_alone(model: Path, talks: Path, t
         {"kind": "evaluate", "models": ["m"], "conversations": "t", "tasks": [task]}
     )
     assert evaluate.JOB.reads(asked, tmp_path) == [tmp_path / "polish.yaml"]
+
+
+def test_no_prefix_of_a_language_is_asked_where_it_is_measured(
+    work: Work, model: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model is given, and what items.jsonl shows of it. Programs are graded by no sandbox here."""
+    (tmp_path / "polish.yaml").write_text(
+        "name: polish\nfilename: a.pre\nexecute: warm /toys/prefix.py {file}\nprompt: 'In front. '\n"
+        "sample: {program: '1', input: '', output: '1'}\n"
+    )
+    cases = '[{"input": "", "output": "1"}]'
+    for path in talks.glob("*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            line["messages"][-1]["content"] = cases
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given: list[str] = []
+    tokenizer, write = Tokenizer.load(model), verified.write
+
+    def told(subject: Any, prompts: Any, **more: Any) -> Any:
+        given.extend(tokenizer.decode(ids) for ids in prompts)
+        return write(subject, prompts, **more)
+
+    monkeypatch.setattr(verified, "write", told)
+    never = Verified("code", lambda answer, target: 0.0)
+    monkeypatch.setattr(taught, "grader", lambda *given, **more: Grader([(never, 1.0)]))
+    reward = {"kind": "code", "language": "polish.yaml"}
+    _, items = measured(work, model, talks, rewards=[reward])
+    plain = read_prompts(talks / "heldout.jsonl", tokenizer, None, 40)
+    assert sorted(item["prompt"] for item in items) == sorted(each.text for each in plain.items)
+    assert sorted(given) == sorted(tokenizer.decode(each.ids) for each in plain.items)
 
 
 TOOLS = {"tools": ["calculator"], "form": "note", "most": 2, "room": 12}
