@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -149,6 +150,18 @@ class _Tally:
         return {name: value / self.counts[name] for name, value in self.sums.items()}
 
 
+@contextmanager
+def placing(job: str, step: int) -> Iterator[None]:
+    """An error from inside names the job and the step: an engine, or a role, knows of neither. step: from 1,
+    as progress is told."""
+    try:
+        yield
+    except ShunterError as error:
+        place = f"{job}, step {step}"
+        error.where = place if error.where in (None, job) else f"{place}: {error.where}"
+        raise
+
+
 class Course:
     """Runs lessons to the last step, or continues where an earlier attempt was."""
 
@@ -187,7 +200,8 @@ class Course:
             self._resume(lessons)
             while self.done < self.train.steps:
                 self._heed(lessons)
-                values = lessons.step(self.done)
+                with placing(self.place.name, self.done + 1):
+                    values = lessons.step(self.done)
                 self.done += 1
                 self.tally.add(values)
                 last = self.done == self.train.steps

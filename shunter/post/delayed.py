@@ -246,7 +246,8 @@ class Delayed(Reinforcement):
             raise RuntimeError(f"other prompts were asked than those of step {number}")
         graded = [row["reward"] for row in self._taken]
         self.grader.check(graded)
-        self._complain(graded)
+        prompts = [chosen[row["number"] // self.group] for row in self._taken]
+        self._complain(number, prompts, graded)
         far = [row["reference"] for row in self._taken] if refers else None
         return [row["answer"] for row in self._taken], graded, far
 

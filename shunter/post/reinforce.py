@@ -35,7 +35,7 @@ from shunter.post.judged import flat_groups, judge, settings
 from shunter.post.policy import Policy, Value
 from shunter.post.preferences import of_each
 from shunter.post.prompts import Prompt, Read
-from shunter.post.rewards import Graded, Grading
+from shunter.post.rewards import Graded, Grading, ungraded
 from shunter.post.spent import Phases
 from shunter.post.step import Gradient, Scorer
 from shunter.post.writers import submit, written
@@ -181,7 +181,7 @@ class Reinforcement:
         prompts = [chosen[at // self.group] for at in range(len(done))]
         with self.phases.timed("grading"):
             graded = self._grade(prompts, done)
-        self._complain(graded)
+        self._complain(number, prompts, graded)
         if not self._asks_reference(number):
             return done, graded, None
         with self.phases.timed("preparation"):
@@ -325,11 +325,10 @@ class Reinforcement:
             items.append(prompt.item(text, one.stop_reason == "stop", whole))
         return self.grader.grade(items)
 
-    def _complain(self, graded: Sequence[Graded]) -> None:
-        """Write down which answers could not be graded."""
-        for each in graded:
-            for failure in each.failed[:1]:
-                self.course.place.events.write("problem", problem=f"an answer was not graded: {failure}")
+    def _complain(self, number: int, prompts: Sequence[Prompt], graded: Sequence[Graded]) -> None:
+        """Write down, once a step, that answers could not be graded. prompts: of each answer."""
+        if said := ungraded([prompt.id for prompt in prompts], graded):
+            self.course.place.events.write("problem", problem=f"step {number + 1}: {said}")
 
     def _learn(self, number: int, samples: Sequence[Sample]) -> dict[str, float]:
         if self.config.least_groups == 1:

@@ -326,6 +326,17 @@ def _ungraded(rule: Rule, why: str) -> ShunterError:
     )
 
 
+def ungraded(prompts: Sequence[str], graded: Sequence[Graded]) -> str | None:
+    """How many of these answers a rule could not grade, and the first; None: each was graded. prompts: the id
+    of each answer's."""
+    bad = [(prompt, one.failed[0]) for prompt, one in zip(prompts, graded, strict=True) if one.failed]
+    if not bad:
+        return None
+    were = "answer was" if len(bad) == 1 else "answers were"
+    prompt, why = bad[0]
+    return f"{len(bad)} of {len(graded)} {were} not graded, the first to the prompt {prompt} ({why})"
+
+
 def rule(config: RewardConfig) -> Rule:
     """The rule of a configuration that needs nothing but answer and target, under its name."""
     return named(_rule(config), config)

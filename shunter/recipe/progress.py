@@ -56,7 +56,10 @@ class Progress:
         if event["event"] == "progress":
             self._progress(event)
         elif event["event"] in TOLD:
-            facts = ", ".join(f"{k} {v}" for k, v in event.items() if k in TOLD[event["event"]])
+            told = TOLD[event["event"]]
+            facts = ", ".join(
+                str(v) if k == event["event"] else f"{k} {v}" for k, v in event.items() if k in told
+            )
             self._line(self._number, self._name, f"{event['event']}: {facts}", "yellow")
 
     def _progress(self, event: Mapping[str, Any]) -> None:
@@ -167,7 +170,7 @@ class Progress:
 
 
 # Metrics that are told wherever they stand, unless they are 0: nothing is lost in silence.
-LOST = ("dropped", "problems", "overlong")
+LOST = ("dropped", "problems", "overlong", "not_graded")
 
 
 def problems(artefact: Artefact) -> str:

@@ -74,12 +74,14 @@ def test_what_could_not_be_read_is_told_with_its_first_place(
 
     def troubled(self: object, context: Any) -> dict[str, Any]:
         work(self, context)
+        context.events.write("problem", problem="half of it is lost")
+        context.events.write("saved", step=7, why="stop")
         lines = [
             {"file": "a.txt", "line": line, "problem": "byte 0xdf is not utf-8", "action": "replaced"}
             for line in (7, 9)
         ]
         (context.out / "problems.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "dropped": 6, "problems": 2}
+        return {"one": 1, "two": 2, "three": 3, "four": 4, "dropped": 6, "problems": 2, "not_graded": 3}
 
     monkeypatch.setattr(source, "run", troubled)
     store = Store(tmp_path / "store")
@@ -90,7 +92,9 @@ def test_what_could_not_be_read_is_told_with_its_first_place(
         "warning: corpus: 2 places could not be read as written, first a.txt:7 "
         f"(byte 0xdf is not utf-8: replaced). The list is {path}"
     ]
-    assert "one 1, two 2, three 3, four 4, dropped 6, problems 2\n" in told.out
+    assert "one 1, two 2, three 3, four 4, dropped 6, problems 2, not_graded 3\n" in told.out
+    assert "  problem: half of it is lost\n" in told.out
+    assert "  saved: step 7, why stop\n" in told.out
     run_graph(load_recipe(write(tmp_path), [], KINDS), store)
     assert capsys.readouterr().err == "", "told when it is made, not each time it is used"
 

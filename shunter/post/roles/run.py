@@ -15,6 +15,7 @@ from typing import Any
 
 from shunter.config.errors import ShunterError
 from shunter.post.config import RlHow
+from shunter.post.course import placing
 from shunter.post.gathering import Flat
 from shunter.post.reinforce import MOMENTS, SHOWN
 from shunter.post.roles import scripts
@@ -96,12 +97,13 @@ class _Run:
             rows, cast = None, self.cast
             if self.ahead is not None:
                 rows, cast = self.ahead.rows, self.ahead.cast
-            (step,) = self.script(cast, range(number, number + 1), self.updates, rows)
-            if self.ahead is None:
-                self.flow.wait()
-            else:
-                self.ahead.after(number + 1)
-            values = self._values(step)
+            with placing(self.place.name, number + 1):
+                (step,) = self.script(cast, range(number, number + 1), self.updates, rows)
+                if self.ahead is None:
+                    self.flow.wait()
+                else:
+                    self.ahead.after(number + 1)
+                values = self._values(step)
             self._keep(number, step)
             self.told.done += 1
             for name, value in values.items():
