@@ -18,6 +18,7 @@ from typing import Any
 
 from shunter.config.errors import ShunterError
 from shunter.post.sandbox import groups
+from shunter.post.sandbox.jail import USERS
 from shunter.post.sandbox.languages import TOYS, Language
 
 ENTRY = Path(__file__).parent / "entry.py"
@@ -70,10 +71,10 @@ class Sandbox:
     def __init__(self, *, slots: int = 0, output: int = 1 << 20, grouped: bool = True) -> None:
         """slots: programs that run side by side, 256 at most; 0: one a core. output: bytes. grouped: with
         control groups, where there are any."""
-        self.slots = min(slots or len(os.sched_getaffinity(0)), 256)
+        self.slots = min(slots or len(os.sched_getaffinity(0)), USERS)
         self.output = output
         self.paths: tuple[str, ...] = ()  # what languages show beside the system's programs
-        self.starts = 0
+        self.starts = self._sent = 0
         self.limits = "cgroup" if grouped else "resource limits"
         self._group: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -168,7 +169,9 @@ class Sandbox:
         assert self._control is not None
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(self._control, [bytes([slot])], [theirs.fileno()])
+            who = user(slot, self.slots, self._sent)
+            socket.send_fds(self._control, [bytes([slot, who])], [theirs.fileno()])
+        self._sent += 1
         ours.sendall(json.dumps(request).encode())
         ours.shutdown(socket.SHUT_WR)
         return ours
@@ -255,6 +258,16 @@ class Sandbox:
         self._control.settimeout(None)
         refused: str | None = told.get("refused")
         return refused
+
+
+def user(slot: int, slots: int, request: int) -> int:
+    """Which of the zygote's users the n-th request is, of those that its slot has for itself: processes are
+    counted by user, and what one program holds must not be taken from another that runs beside it.
+
+    A slot has several, where there are enough: of a supervisor that was killed, the program may still be
+    ending when the slot is given away.
+    """
+    return slot + slots * (request % (USERS // slots))
 
 
 def reply(said: bytes) -> list[Case] | None:

@@ -27,13 +27,14 @@ SINGLE = ("/usr", "/etc/ld.so.cache", "/etc/alternatives", "/dev/null", "/dev/ze
 
 
 class Users:
-    """Who programs are. number: of the n-th request, as the zygote sees it; 0: its own, in a namespace."""
+    """Who programs are. number: of a place in the block, as the zygote sees it; 0: its own, in a
+    namespace."""
 
     def __init__(self, first: int) -> None:
         self.first = first
 
-    def number(self, request: int) -> int:
-        return self.first + request % USERS if self.first else 0
+    def number(self, place: int) -> int:
+        return self.first + place if self.first else 0
 
     def become(self, user: int, proc: int) -> None:
         """Let this process be a program of that user, who can be nobody else from here on."""

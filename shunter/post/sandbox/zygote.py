@@ -63,24 +63,24 @@ def serve(control: socket.socket, users: Users, outside: Outside) -> None:
     """Fork a supervisor for each descriptor that comes, until the other side is gone.
 
     Requests are read in the fork: what one program was given is never in the memory that others come from.
-    With each comes a byte, its slot. Each slot has a network of its own, without a link: names of sockets are
-    in it, and programs that run at one time must not take each other's. To make one a program takes longer.
+    With each come two bytes: its slot, and which user of the block it is. Each slot has a network of its own,
+    without a link: names of sockets are in it, and programs that run at one time must not take each other's.
+    To make one a program takes longer.
     """
-    number = 0
     networks: list[int] = []
     while True:
-        said, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        said, descriptors, _, _ = socket.recv_fds(control, 2, 1)
         if not said:
             return
-        number += 1
-        while len(networks) <= said[0]:
+        slot, user = said
+        while len(networks) <= slot:
             kernel.unshare(kernel.NEWNET)
             networks.append(os.open("self/ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=outside.proc))
         if os.fork() == 0:
             kernel.die_with_parent()
             control.close()
-            kernel.enter(networks[said[0]])
-            supervise(socket.socket(fileno=descriptors[0]), users, users.number(number), outside)
+            kernel.enter(networks[slot])
+            supervise(socket.socket(fileno=descriptors[0]), users, users.number(user), outside)
         os.close(descriptors[0])
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import select
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from shunter.config.errors import ShunterError
 from shunter.post.sandbox import box as boxes
 from shunter.post.sandbox import jail
-from shunter.post.sandbox.box import Program, Sandbox
+from shunter.post.sandbox.box import Case, Program, Sandbox
 from tests.post.sandbox.running import COUNT, PYTHON
 
 SYSTEM = "/usr/bin/python3"
@@ -57,6 +59,39 @@ def test_without_a_superuser_programs_run_in_a_user_namespace(monkeypatch: pytes
         assert found[1].output == "31\n", "what one program has is not another's, though they are one user"
         assert found[2].output == "1 1000 [] -1 -1 False []\nno\nno\n"
         assert made.starts == 1
+
+
+def test_who_runs_beside_a_program_is_never_the_same_user() -> None:
+    """However many requests come while it runs: processes are counted by user, and it may have all it may."""
+    holds = "import os, time\nfor _ in range(31):\n  if os.fork() == 0: time.sleep(60)\ntime.sleep(60)"
+    forks = "import os\nif os.fork() == 0: os._exit(0)\nos.wait()\nprint(1)"
+    try:
+        made = Sandbox(slots=2)
+    except ShunterError as refused:
+        pytest.skip(str(refused))
+
+    def answered(code: str, *inputs: str) -> list[Case] | None:
+        with made._send(made._request(Program(PYTHON, code, inputs)), slot=0) as ours:
+            said = b""
+            while part := ours.recv(1 << 16):
+                said += part
+        return boxes.reply(said)
+
+    with made:
+        beside = made._send(made._request(Program(PYTHON, holds, [""], 60.0)), slot=1)
+        for _ in range(jail.USERS - 1):
+            assert answered("") == []
+        assert [[case.output for case in answered(forks, "") or []] for _ in range(3)] == [["1\n"]] * 3
+        assert select.select([beside], [], [], 0)[0] == [], "it has run all the time"
+        beside.close()
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 100, 256])
+def test_each_slot_has_users_of_its_own(slots: int) -> None:
+    users = [{boxes.user(slot, slots, n) for n in range(600)} for slot in range(slots)]
+    assert sum(map(len, users)) == len(set().union(*users)), "no two slots share one"
+    assert all(0 <= number < jail.USERS for each in users for number in each)
+    assert boxes.user(0, slots, 0) != boxes.user(0, slots, 1) or slots > jail.USERS // 2
 
 
 def test_a_folder_that_somebody_else_could_have_made_holds_no_locks(tmp_path: Path) -> None:
