@@ -23,11 +23,12 @@ from shunter.post.sandbox.languages import TOYS, Language
 
 ENTRY = Path(__file__).parent / "entry.py"
 PACKAGE = Path(__file__).parents[3]
-COMPILE_SECONDS = 30.0
 START = 60.0  # seconds within which the zygote must be ready
 END = 10.0  # and those in which it ends when it is told to
-# A program that waits uses no CPU seconds: it ends after so many times of them by the clock.
-WALL = 10.0
+# A program that waits uses no CPU seconds: a case ends after so many times of them by the clock, or LEAST.
+# All cases of a program have one clock too, so that it does not wait in each anew. For each case after the
+# first it has FURTHER times the CPU seconds: as many as a program can spend, beside one that does the same.
+WALL, LEAST, FURTHER = 10.0, 5.0, 2.0
 LENGTH = struct.Struct("!Q")  # before each reply, as the zygote writes it
 MIB = 1 << 20
 FILES = 32 * MIB  # of a program's own file system at least; an eighth of its memory where that is more
@@ -35,7 +36,9 @@ FILES = 32 * MIB  # of a program's own file system at least; an eighth of its me
 
 @dataclass(frozen=True)
 class Program:
-    """What to run, and what to give it, case by case. seconds: CPU time of each case."""
+    """What to run, and what to give it, case by case. seconds: CPU time of each case; by the
+    clock a case has ten times as long, at least 5 s, and all cases that and twice `seconds` for each further
+    one."""
 
     language: Language
     code: str
@@ -142,7 +145,7 @@ class Sandbox:
                     slot = min(set(range(self.slots)) - set(slots.values()))
                     ours = self._send(request, slot)
                     slots[ours] = slot
-                    active[ours] = (number, [], time.monotonic() + request["wall"] + 60.0)
+                    active[ours] = (number, [], time.monotonic() + request["ends"] + 60.0)
                     chosen.register(ours, selectors.EVENT_READ)
                 for key, _ in chosen.select(timeout=1.0):
                     ours = key.fileobj  # type: ignore[assignment]
@@ -177,7 +180,8 @@ class Sandbox:
         return ours
 
     def _request(self, program: Program) -> dict[str, Any]:
-        language, wall = program.language, max(5.0, WALL * program.seconds)
+        language, wall = program.language, max(LEAST, WALL * program.seconds)
+        whole = wall + FURTHER * program.seconds * max(0, len(program.inputs) - 1)
         command = None if language.compile is None else language.words(language.compile)
         memory = language.memory * MIB
         space = max(memory, (language.address_space or 0) * MIB)
@@ -191,8 +195,12 @@ class Sandbox:
             "proc": language.proc,
             "files": max(FILES, memory // 8),
         }
-        compiling = {"seconds": COMPILE_SECONDS, "wall": 10 * COMPILE_SECONDS, "memory": 4 * memory,
-                     "address_space": 4 * space}  # fmt: skip
+        compiling = {
+            "seconds": language.compile_seconds,
+            "wall": max(LEAST, WALL * language.compile_seconds),
+            "memory": 4 * memory,
+            "address_space": 4 * space,
+        }
         return {
             "filename": language.filename,
             "code": program.code,
@@ -201,7 +209,8 @@ class Sandbox:
             "execute": language.words(language.execute),
             "inputs": list(program.inputs),
             "limits": limits,
-            "wall": wall * len(program.inputs) + (10 * COMPILE_SECONDS if command else 0),
+            "wall": whole,
+            "ends": whole + (compiling["wall"] if command else 0),
         }
 
     def _start(self) -> None:

@@ -108,8 +108,8 @@ class Passes:
                 f"the language {language.name} cannot be run in the sandbox: its sample ended "
                 f"with {ended.status} (code {ended.code}): {said[-300:]}",
                 mend=f"Programs see /usr, /bin, /lib and Python, and have {language.memory} MiB, "
-                f"{language.processes} processes and {self.seconds:g} s: `paths`, `memory`, `address_space` "
-                "and `processes` in the language's file, and `seconds`, give them more. "
+                f"{language.processes} processes and {self.seconds:g} s: `paths`, `memory`, `address_space`, "
+                "`processes` and `compile_seconds` in the language's file, and `seconds`, give them more. "
                 f"{language.install or ''}".strip(),
             )
 

@@ -11,7 +11,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from shunter.config.base import Config
 from shunter.config.check import parse
@@ -38,6 +38,11 @@ class Language(Config):
         description="Command that runs it; `warm` as its first word: a Python file, without starting Python."
     )
     compile: str | None = Field(None, description="Command that runs before, once.")
+    compile_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="CPU time that compiling may take, in seconds; by the clock ten times as long.",
+    )
     install: str | None = Field(None, description="What a person does to have it; never run by shunter.")
     prompt: str = Field("", description="What a model is told before each problem while it learns.")
     sample: Sample | None = Field(
@@ -73,6 +78,12 @@ class Language(Config):
             if not path.startswith("/") or path != os.path.normpath(path) or path == "/":
                 raise ValueError(f"{path!r} is no plain path from / on, below it")
         return paths
+
+    @model_validator(mode="after")
+    def _compiled(self) -> Language:
+        if self.compile is None and "compile_seconds" in self.model_fields_set:
+            raise ValueError("compile_seconds belongs to a language with `compile`")
+        return self
 
     def words(self, command: str) -> list[str]:
         """A command's words; no shell reads them."""

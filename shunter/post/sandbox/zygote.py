@@ -117,8 +117,10 @@ def attempt(asked: dict[str, Any], users: Users, user: int, outside: Outside) ->
         if made["status"] != "ok":
             return [{**made, "status": f"compile-{made['status']}"}]
     found = []
+    end = time.monotonic() + asked["wall"]  # for all cases together
     for text in asked["inputs"]:
-        found.append(case(asked["execute"], text, folder, users, user, asked["limits"], outside))
+        limits = {**asked["limits"], "wall": min(asked["limits"]["wall"], end - time.monotonic())}
+        found.append(case(asked["execute"], text, folder, users, user, limits, outside))
         if found[-1]["status"] != "ok":
             break
     return found
@@ -388,7 +390,7 @@ def trial(users: Users, outside: Outside) -> None:
     limits = {"seconds": 5, "wall": 60, "memory": 1 << 29, "address_space": 1 << 30, "output": 1 << 16,
               "files": 1 << 20, "processes": 4, "proc": False}  # fmt: skip
     asked = {"filename": "main.py", "code": code, "compile": None, "execute": ["warm", "main.py"],
-             "inputs": [""], "limits": limits}  # fmt: skip
+             "inputs": [""], "limits": limits, "wall": 60}  # fmt: skip
     read, write = os.pipe()
     if os.fork() == 0:  # in a fork, as each request: the folders are its own
         (found,) = attempt(asked, users, users.number(0), outside)

@@ -137,6 +137,28 @@ def test_compiling_has_limits_of_its_own_and_the_first_failure_ends(box: Sandbox
     assert [case.status for case in run(box, code, lang=lang)] == ["compile-error"]
     found = run(box, "print(1 // int(input()))", "1", "0", "1")
     assert [case.status for case in found] == ["ok", "error"]
+    spin = "import sys, time\nwhile '--check' in sys.argv and time.process_time() < 0.4: pass\n"
+    assert [case.status for case in run(box, spin, "", "", lang=lang, seconds=0.2)] == ["ok", "ok"]
+    hasty = lang.model_copy(update={"compile_seconds": 0.2})
+    assert [case.status for case in run(box, spin, lang=hasty, seconds=5.0)] == ["compile-timeout"]
+    with pytest.raises(ValueError, match="belongs to a language with `compile`"):
+        Language(name="x", filename="x", execute="x", compile_seconds=3)
+
+
+def test_a_program_that_waits_does_not_wait_in_each_case_anew(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One clock for all cases, beside that of each; with time for one that spends its CPU seconds in all."""
+    monkeypatch.setattr(boxes, "LEAST", 0.5)
+    monkeypatch.setattr(boxes, "WALL", 1.0)
+    monkeypatch.setattr(boxes, "FURTHER", 0.5)
+    statuses = [case.status for case in run(box, "import time\ntime.sleep(0.3)", *"abcde", seconds=0.2)]
+    assert len(statuses) < 5
+    assert statuses == ["ok"] * (len(statuses) - 1) + ["timeout"]
+    monkeypatch.undo()
+    for count, seconds in ((1, 2.0), (20, 2.0), (100, 0.1)):
+        asked = box._request(Program(PYTHON, "", [""] * count, seconds))
+        assert 2 * seconds * count <= asked["wall"] < max(5.0, 10 * seconds) + 2 * seconds * count
 
 
 def test_a_new_language_is_configuration_only(box: Sandbox, tmp_path: Path) -> None:
