@@ -58,18 +58,12 @@ ATTACKS = {
 }  # fmt: skip
 
 
-# Half a second of CPU time each: the rest takes milliseconds.
-SLOW = [name for name, (_, expected) in ATTACKS.items() if expected == "timeout"]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [n if n not in SLOW[1:] else pytest.param(n, marks=pytest.mark.long) for n in ATTACKS],
-)
+@pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_ends_and_its_neighbours_are_as_before(box: Sandbox, name: str) -> None:
     code, expected = ATTACKS[name]
     good = Program(PYTHON, "print(sum(map(int, input().split())))", ["1 2"], 5.0)
-    found = box.run([good, Program(PYTHON, code, [""], 0.5), good])
+    # What ends by its time takes all of it; the others take milliseconds.
+    found = box.run([good, Program(PYTHON, code, [""], 0.15 if expected == "timeout" else 0.5), good])
     assert found[1][0].status == expected
     assert [(case.status, case.output) for case in (found[0][0], found[2][0])] == [("ok", "3\n")] * 2
     assert box.starts == 1, "the zygote lives on"
