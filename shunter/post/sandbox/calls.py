@@ -22,18 +22,25 @@ REFUSED = {
     "x86_64": (0xC000003E, [int(number) for number in _X86.split()]),
     "aarch64": (0xC00000B7, [int(number) for number in _ARM.split()]),
 }
-# Refused by their first argument: prctl, clone, socket, socketpair; and clone3, whose flags a filter cannot
-# see: told to be absent, so that a library takes clone.
-LOOKED_INTO = {"x86_64": (157, 56, 41, 53, 435), "aarch64": (167, 220, 198, 199, 435)}
+# Refused by their arguments: prctl, clone, socket, socketpair, setsockopt.
+LOOKED_INTO = {"x86_64": (157, 56, 41, 53, 54), "aarch64": (167, 220, 198, 199, 208)}
+# Told to be absent, so that a library takes another: clone3, whose flags a filter cannot see; sendfile,
+# splice, vmsplice, by which a socket holds whole pages and counts the few bytes of them that are sent.
+TOLD_ABSENT = {"x86_64": (435, 40, 275, 278), "aarch64": (435, 71, 76, 75)}
 SPACES = 0x7E020000  # CLONE_NEW*, but NEWTIME, which clone cannot make
 UNIX = 1  # the one family of sockets: vsock is in no network namespace, others a program has no use for
+# `watch` counts a socket as what it can hold when it is made. SO_SNDBUF would change that, and filters, which
+# have two names, would add to it. At a socket of datagrams a dozen wait, each as large as what another can
+# hold; kinds with this bit are theirs.
+OPTIONS, DATAGRAMS = (7, 26, 51), 2
 X32 = 1 << 30  # another table of calls, by the same numbers with this bit
 
 LOAD, EQUAL, ABOVE, ANY, GIVE = 0x20, 0x15, 0x35, 0x45, 0x06
-AUDIT, NUMBER, FIRST = 4, 0, 16  # where they stand in what a filter reads
+AUDIT, NUMBER, FIRST, SECOND, THIRD = 4, 0, 16, 24, 32  # where they stand in what a filter reads
 KILL, ALLOW = 0x80000000, 0x7FFF0000
 DENY, ABSENT, NO_FAMILY = (0x00050000 | error for error in (1, 38, 97))  # EPERM, ENOSYS, EAFNOSUPPORT
 Word = tuple[int, int, int, int]  # operation, how far to jump where it is so, where not, its number
+Step = tuple[int, int | None, int | None, int]  # the same, with an end to go to; None: the next word
 
 
 def words(machine: str) -> list[Word]:
@@ -41,26 +48,31 @@ def words(machine: str) -> list[Word]:
     if machine not in REFUSED:
         raise OSError(f"the system calls of {machine} are not known")
     audit, refused = REFUSED[machine]
-    prctl, clone, socket, pair, clone3 = LOOKED_INTO[machine]
+    prctl, clone, socket, pair, option = LOOKED_INTO[machine]
     ends = (KILL, DENY, ABSENT, NO_FAMILY, ALLOW)
-    # Each with where to go when it is so and when not: an end, or None for the next word.
-    steps: list[tuple[int, int | None, int | None, int]] = [
+    steps: list[Step] = [
         (LOAD, None, None, AUDIT),
         (EQUAL, None, KILL, audit),
         (LOAD, None, None, NUMBER),
         (ABOVE, DENY, None, X32),
         *((EQUAL, DENY, None, number) for number in refused),
-        (EQUAL, ABSENT, None, clone3),
+        *((EQUAL, ABSENT, None, number) for number in TOLD_ABSENT[machine]),
     ]
-    first: list[Word] = []
-    looks = (
-        ((prctl,), (EQUAL, DENY, ALLOW, 1)),  # PR_SET_PDEATHSIG: it ends with what watches over it
-        ((clone,), (ANY, DENY, ALLOW, SPACES)),
-        ((socket, pair), (EQUAL, ALLOW, NO_FAMILY, UNIX)),
-    )
-    # Blocks of three: the number, its argument, the decision. Who does not have the number jumps over two.
-    blocks = [(number, decide) for numbers, decide in looks for number in numbers]
-    total = len(steps) + 3 * len(blocks) + 1  # and one that allows what comes through
+    family: list[Step] = [
+        (LOAD, None, None, FIRST),
+        (EQUAL, None, NO_FAMILY, UNIX),
+        (LOAD, None, None, SECOND),
+        (ANY, DENY, ALLOW, DATAGRAMS),
+    ]
+    looks: list[tuple[int, list[Step]]] = [
+        # PR_SET_PDEATHSIG: it ends with what watches over it
+        (prctl, [(LOAD, None, None, FIRST), (EQUAL, DENY, ALLOW, 1)]),
+        (clone, [(LOAD, None, None, FIRST), (ANY, DENY, ALLOW, SPACES)]),
+        (socket, family),
+        (pair, family),
+        (option, [(LOAD, None, None, THIRD), *((EQUAL, DENY, None, number) for number in OPTIONS)]),
+    ]
+    total = len(steps) + sum(len(look) + 2 for _, look in looks) + 1  # and one that allows what comes through
     place = {end: total + i for i, end in enumerate(ends)}
 
     def word(at: int, op: int, yes: int | None, no: int | None, number: int) -> Word:
@@ -68,9 +80,11 @@ def words(machine: str) -> list[Word]:
         return (op, far[0], far[1], number)
 
     first = [word(i, *step) for i, step in enumerate(steps)]
-    for number, decide in blocks:
-        first += [(EQUAL, 0, 2, number), (LOAD, 0, 0, FIRST)]
-        first.append(word(len(first), *decide))
+    for number, look in looks:  # who does not have the number jumps over the rest
+        first.append((EQUAL, 0, len(look) + 1, number))
+        for step in look:
+            first.append(word(len(first), *step))
+        first.append((GIVE, 0, 0, ALLOW))
     first.append((GIVE, 0, 0, ALLOW))
     return first + [(GIVE, 0, 0, end) for end in ends]
 

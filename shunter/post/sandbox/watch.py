@@ -3,21 +3,26 @@
 When a program has ended, the kernel tells the time of it and of the children that were waited for. Children
 that nobody waits for (their signal is ignored, or they are still there at the end) are in no sum, so their
 times are read while they live. Memory is read too: some runtimes reserve far more than they use, so that
-their address space says nothing.
+their address space says nothing. What is in a socket is in no process: each is counted as what it can hold.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import time
 
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+with socket.socket(socket.AF_UNIX) as _one:
+    SOCKET = _one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # bytes; `calls` lets nobody change it
 MARGIN = 1.5  # an estimate is held against so many times the limit
 
 
 class Watch:
-    """The processes of a program: those in the namespace that this process makes for its children.
+    """The processes of a program: those in the namespace that this process makes for its children; and the
+    sockets of the network that this process is in, but for those that were there before: of an earlier
+    program, which the kernel has not yet cleared away. Make it before the program is there.
 
     spent: CPU seconds that were seen; at most a tick (10 ms) a process too few. guessed: with what is likely
     to have gone unseen. A process that is running when it is first seen stands for all like it that came and
@@ -29,6 +34,8 @@ class Watch:
         """proc: a descriptor of /proc. seconds, memory (bytes): of all processes together."""
         # A descriptor of our own: reading a folder moves a place that its copies share.
         self.proc = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+        self.network = os.open("self/net/unix", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        self.before = self._sockets()
         self.seconds, self.memory = seconds, memory
         self.every = min(0.05, max(0.005, seconds / 50))
         self.last = time.monotonic()
@@ -56,10 +63,11 @@ class Watch:
             new = before is None and state == b"R" and len(self._seen) > 1
             self.guessed += max(used, now - self.last) if new else used
             resident += pages * PAGE
-        if resident > self.memory:
+        memory = self.memory - SOCKET * max(0, self._sockets() - self.before)
+        if resident > memory:
             resident = sum(self._own(pid) for pid in found)
         self.last, self.due = now, time.monotonic() + self.every
-        if resident > self.memory:
+        if resident > memory:
             return "memory"
         return "timeout" if self.late() else None
 
@@ -68,8 +76,17 @@ class Watch:
         return self.spent > self.seconds or self.guessed > MARGIN * self.seconds
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Give the descriptors back."""
         os.close(self.proc)
+        os.close(self.network)
+
+    def _sockets(self) -> int:
+        """How many there are: a line each, also of those that no process has, as before they are accepted."""
+        os.lseek(self.network, 0, os.SEEK_SET)
+        lines = 0
+        while part := os.read(self.network, 1 << 16):
+            lines += part.count(b"\n")
+        return lines
 
     def _processes(self) -> list[int]:
         if not self._space:

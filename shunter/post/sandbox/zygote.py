@@ -184,6 +184,7 @@ def run(
     group = f"program-{os.getpid()}"
     if outside.groups >= 0:
         grouped.make(outside.groups, group, limits["memory"], limits["processes"])
+    watch = Watch(outside.proc, limits["seconds"], limits["memory"])
     program = os.fork()
     if program == 0:
         try:
@@ -197,7 +198,6 @@ def run(
         os.close(fd)
     said: dict[int, bytes] = {out: b"", err: b""}
     status = None
-    watch = Watch(outside.proc, limits["seconds"], limits["memory"])
     deadline = time.monotonic() + limits["wall"]
     chosen = selectors.DefaultSelector()
     for fd in said:

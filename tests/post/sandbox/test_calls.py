@@ -11,15 +11,17 @@ from shunter.post.sandbox import calls
 from shunter.post.sandbox.calls import ABSENT, ALLOW, DENY, KILL, NO_FAMILY, X32
 
 
-def said(machine: str, number: int, first: int = 0, audit: int | None = None) -> int:
+def said(
+    machine: str, number: int, first: int = 0, second: int = 1, third: int = 0, audit: int | None = None
+) -> int:
     """What the filter gives for a call: it is interpreted as linux/Documentation/networking/filter says."""
     words = calls.words(machine)
     seen = {
         calls.AUDIT: calls.REFUSED[machine][0] if audit is None else audit,
         calls.NUMBER: number,
-        calls.FIRST: first & 0xFFFFFFFF,
-        calls.FIRST + 4: first >> 32,
     }
+    for place, value in ((calls.FIRST, first), (calls.SECOND, second), (calls.THIRD, third)):
+        seen |= {place: value & 0xFFFFFFFF, place + 4: value >> 32}
     at, held = 0, 0
     while True:
         code, yes, no, value = words[at]
@@ -48,7 +50,7 @@ def test_each_refused_call_is_refused_in_both_tables(machine: str) -> None:
 
 
 def test_what_is_looked_into(machine: str) -> None:
-    prctl, clone, socket, pair, clone3 = calls.LOOKED_INTO[machine]
+    prctl, clone, socket, pair, option = calls.LOOKED_INTO[machine]
     assert [said(machine, prctl, option) for option in (1, 2, 15, 22)] == [DENY, ALLOW, ALLOW, ALLOW]
     assert said(machine, prctl, 1 << 32 | 1) == DENY, (
         "the kernel reads an int: the half above is nothing to it"
@@ -59,7 +61,12 @@ def test_what_is_looked_into(machine: str) -> None:
     for call in (socket, pair):
         found = [said(machine, call, family) for family in (1, 0, 2, 10, 16, 17, 38, 40)]
         assert found == [ALLOW] + [NO_FAMILY] * 7
-    assert said(machine, clone3) == ABSENT
+        found = [said(machine, call, 1, kind | flags) for kind in (1, 2, 3, 5) for flags in (0, 0x80800)]
+        assert found == [ALLOW, ALLOW, DENY, DENY, DENY, DENY, ALLOW, ALLOW], "a stream, datagrams, packets"
+        assert said(machine, call, 2, 1) == said(machine, call, 2, 2) == NO_FAMILY
+    found = [said(machine, option, 3, 1, third) for third in (2, 7, 1 << 32 | 7, 8, 16, 26, 51)]
+    assert found == [ALLOW, DENY, DENY, ALLOW, ALLOW, DENY, DENY]
+    assert [said(machine, number) for number in calls.TOLD_ABSENT[machine]] == [ABSENT] * 4
 
 
 def test_other_machines_calls_end_the_process_and_unknown_machines_are_refused(machine: str) -> None:

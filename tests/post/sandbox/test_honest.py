@@ -17,9 +17,11 @@ import pytest
 from shunter.config.errors import ShunterError
 from shunter.post.rewards import Grader, Item
 from shunter.post.sandbox import box as boxes
+from shunter.post.sandbox import watch
 from shunter.post.sandbox.box import Program, Sandbox
 from shunter.post.sandbox.code import Passes
 from shunter.post.sandbox.languages import LANGUAGES, Language, Sample
+from shunter.post.sandbox.watch import Watch
 from tests.post.sandbox.running import COUNT, PYTHON, run
 
 IDIOMS = {
@@ -31,6 +33,14 @@ IDIOMS = {
     ),
     "a pair of sockets": (
         "import socket\na, b = socket.socketpair()\na.send(b'/tmp/')\nprint(b.recv(9).decode())"
+    ),
+    "a listener": (
+        "from multiprocessing.connection import Client, Listener\nwith Listener(family='AF_UNIX') as at:\n"
+        "  one = Client(at.address)\n  other = at.accept()\none.send('/tmp/')\nprint(other.recv())"
+    ),
+    "a copy of a file": (
+        "import shutil\nwith open('a', 'w') as f: f.write('/tmp/')\n"
+        "shutil.copyfile('a', 'b')\nprint(open('b').read())"
     ),
     "an event loop": "import asyncio\nasync def f(): return '/tmp/'\nprint(asyncio.run(f()))",
     "another Python": (
@@ -103,6 +113,54 @@ def test_memory_is_of_all_processes_together(box: Sandbox) -> None:
     small = PYTHON.model_copy(update={"memory": 64, "address_space": 512})
     assert run(box, code.format(1, 1), lang=small)[0].status == "ok"
     assert run(box, code.format(3, 3), lang=small)[0].status == "memory"
+
+
+# Listed by the kernel are those that nobody has accepted, or that are on their way to somebody, too.
+SOCKETS = {
+    "of several processes": (
+        "import os, socket, time\nfor _ in range(2):\n"
+        "  if os.fork() == 0: kept = [socket.socketpair() for _ in range({0} // 4)]; break\n"
+        "time.sleep(0.5)"
+    ),
+    "that nobody accepts": (
+        "import socket, time\nat = socket.socket(socket.AF_UNIX)\nat.bind('\\0a')\nat.listen(4096)\n"
+        "for _ in range({0}):\n  with socket.socket(socket.AF_UNIX) as one: one.connect('\\0a')\n"
+        "time.sleep(0.5)"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", SOCKETS)
+def test_what_sockets_can_hold_is_memory(box: Sandbox, which: str) -> None:
+    small = PYTHON.model_copy(update={"memory": 64, "address_space": 512})
+    counts = [mib * boxes.MIB // watch.SOCKET for mib in (16, 80)]
+    found = box.run([Program(small, SOCKETS[which].format(count), [""], 5.0) for count in counts])
+    assert [each[0].status for each in found] == ["ok", "memory"]
+
+
+def test_sockets_that_an_earlier_program_has_left_are_not_a_programs_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [100]
+    monkeypatch.setattr(Watch, "_sockets", lambda self: found[-1])
+    monkeypatch.setattr(Watch, "_processes", lambda self: [])
+    proc = os.open("/proc", os.O_RDONLY)
+    watched = Watch(proc, 1.0, 10 * watch.SOCKET)
+    os.close(proc)
+    for count, expected in ((110, None), (111, "memory"), (90, None)):
+        found.append(count)
+        watched.due = 0.0
+        assert watched.look() == expected
+    watched.close()
+
+
+def test_a_socket_holds_no_more_than_is_counted(box: Sandbox) -> None:
+    """Whether its other end is there or not; one message may go beyond."""
+    code = (
+        "import socket\na, b = socket.socketpair()\na.setblocking(False)\nheld = 0\n"
+        "try:\n  while True: held += a.send(bytes(4096))\nexcept OSError: print(held)"
+    )
+    assert 0 < int(run(box, code)[0].output) <= watch.SOCKET + 4096
 
 
 def test_processes_and_files_are_limited_by_the_language(box: Sandbox) -> None:

@@ -258,6 +258,8 @@ HIDDEN = {
     "a file in memory": "c.memfd_create(b'x', 0)",
     "a key": f"c.syscall({217 if os.uname().machine == 'aarch64' else 248}, b'user', b'x', b'y', 1, -3)",
     "a namespace": "c.unshare(0x20000)",
+    "datagrams": "c.socket(1, 2, 0)",
+    "a large socket": "c.setsockopt(c.socket(1, 1, 0), 1, 7, ctypes.byref(ctypes.c_int(1 << 20)), 4)",
 }
 
 
