@@ -22,6 +22,7 @@ from shunter.post.course import Guard, Pupil
 from shunter.post.laid_out import VALUE, LaidOutScorer, laid_out_step
 from shunter.post.layout import PAIR, Unit, must_fit, row_multiple, row_width, settled
 from shunter.post.objective import ScoreObjective
+from shunter.post.samplers import balanced
 from shunter.post.step import Gradient, ScoredResult
 from shunter.train.checkpoint.lifecycle import Checkpointer, State
 from shunter.train.checkpoint.shared import SharedCheckpointer, found_in
@@ -187,7 +188,8 @@ def dealt(
     parts: int,
     length: Callable[[Sequence[Sample]], int] = longest,
 ) -> list[list[Sequence[Sample]]]:
-    """Those of this rank's micro-batches. Units of like length share one; no rank has more long ones."""
-    order = sorted(range(len(units)), key=lambda i: (length(units[i]), i))
-    mine = [units[i] for i in order[data.index :: data.size]]
+    """Those of this rank's micro-batches. Ranks have sums of lengths that are alike, and units of like length
+    share a micro-batch."""
+    lengths = {i: float(length(unit)) for i, unit in enumerate(units)}
+    mine = [units[i] for i in sorted(balanced(lengths, data.size)[data.index], key=lambda i: (lengths[i], i))]
     return [[mine[int(i)] for i in part] for part in np.array_split(np.arange(len(mine)), parts)]

@@ -293,7 +293,16 @@ def test_units_are_dealt_each_once_and_long_ones_to_all() -> None:
         assert lengths == [1, 2, 3, 6, 7, 8, 9]
         assert all(part for mine in dealt_out for part in mine)
         sums = [sum(len(unit[0].ids) for part in mine for unit in part) for mine in dealt_out]
-        assert max(sums) - min(sums) <= 10
+        assert max(sums) - min(sums) <= 2
+
+
+def test_ranks_do_as_much_where_a_few_units_are_long() -> None:
+    """Dealt out by turns in the order of their lengths, the ranks would have 72 and 96 tokens."""
+    units = [(Sample([1] * n, [False] + [True] * (n - 1)),) for n in (50, 49, 30, 10, 9, 8, 7, 5)]
+    peers = [replace(Peers.alone(), ranks=(0, 1), index=i) for i in (0, 1)]
+    sums = [sum(len(u[0].ids) for part in dealt(units, each, 2) for u in part) for each in peers]
+    assert sum(sums) == 168
+    assert abs(sums[0] - sums[1]) <= 14
 
 
 def test_too_few_pairs_for_a_layout_are_refused() -> None:

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shunter.post.batch import Sample
+from shunter.data.tokens import IGNORE
+from shunter.post.batch import Sample, lay_out
 from shunter.post.divergence import divergence
-from shunter.post.objective import Likelihood, ScoreObjective
+from shunter.post.objective import Likelihood, ScoreObjective, Scores, loss_of
 from shunter.post.policy import Policy, PolicySettings, Value
 from shunter.post.preference import DPO, SimPO
 from tests.post.layouts import LAYOUTS, draw, evaluate, places
@@ -212,12 +213,19 @@ def test_rloo_is_reinforce_on_whole_answers() -> None:
     from shunter.post.judged import settings as of
 
     lengths, advantages = (2, 7, 4), (1.0, -0.5, 0.25)
-    scores = [torch.randn(n, dtype=torch.float64, requires_grad=True) for n in lengths]
+    drawn = np.random.default_rng(0)
     samples = [
-        Sample([0] * (n + 1), [False] + [True] * n, {"old": s.detach().numpy(), "advantage": np.full(n, a)})
-        for n, s, a in zip(lengths, scores, advantages, strict=True)
+        Sample([0] * (n + 1), [False] + [True] * n, {"old": drawn.normal(size=n), "advantage": np.full(n, a)})
+        for n, a in zip(lengths, advantages, strict=True)
     ]
-    plain_policy(of(PolicyConfig(algorithm="rloo"), 16))(scores, samples).backward()
-    for score, advantage in zip(scores, advantages, strict=True):
-        assert score.grad is not None
-        np.testing.assert_allclose(score.grad, np.full(len(score), -advantage / 3))
+    batch = lay_out(samples)
+    objective = Policy(of(PolicyConfig(algorithm="rloo"), 16))
+    logprob = torch.from_numpy(batch.known["old"].copy()).requires_grad_()
+    loss_of(objective.terms(Scores(logprob), batch, objective.weights(batch))).backward()
+    assert logprob.grad is not None
+    for row, (length, advantage) in enumerate(zip(lengths, advantages, strict=True)):
+        answer = batch.targets[row] != IGNORE
+        assert answer.sum() == length
+        np.testing.assert_allclose(
+            logprob.grad[row][torch.from_numpy(answer)], np.full(length, -advantage / 3)
+        )

@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from shunter.post.batch import Sample, lay_out
+from shunter.post.config import PolicyConfig
+from shunter.post.judged import settings
 from shunter.post.objective import Scores, loss_of
 from shunter.post.policy import Policy, PolicySettings
-from shunter.post.preference import DPO, BradleyTerry
+from shunter.post.preference import DPO, BradleyTerry, SimPO
 
 trl = pytest.importorskip("trl", reason="trl is a reference: pip install 'shunter[test]'")
 
@@ -97,6 +99,54 @@ def test_policy_losses(kind: str, level: str, ours: PolicySettings, beta: float,
     torch.testing.assert_close(loss, theirs, rtol=1e-10, atol=1e-10)
     for a, b in zip(torch.autograd.grad(loss, logprob), torch.autograd.grad(theirs, logprob), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_of_whole_answers(seed: int) -> None:
+    """RLOO, by its own trainer."""
+    ours = settings(PolicyConfig(algorithm="rloo"), 11)
+    batch = lay_out(samples(seed))
+    logprob = drawn(batch, seed)
+    objective = Policy(ours)
+    loss = loss_of(objective.terms(Scores(logprob), batch, objective.weights(batch)))
+    mask = torch.from_numpy(batch.targets != -100)
+    trainer = mock.MagicMock(
+        epsilon_low=ours.clip_low, epsilon_high=ours.clip_high, aux_loss_enabled=False,
+        accelerator=accelerator(), _metrics=defaultdict(lambda: defaultdict(list)),
+    )  # fmt: skip
+    trainer._get_per_token_logps_and_entropies.return_value = (logprob, torch.zeros_like(logprob), None)
+    inputs = {
+        "prompt_ids": torch.zeros(len(LENGTHS), 1, dtype=torch.int64),
+        "prompt_mask": torch.ones(len(LENGTHS), 1, dtype=torch.int64),
+        "completion_ids": torch.from_numpy(batch.targets).clamp_min(0),
+        "completion_mask": mask.long(),
+        "advantages": torch.from_numpy(batch.known["advantage"][:, 0]),
+        "old_logps": (torch.from_numpy(batch.known["old"]) * mask).sum(1),
+    }
+    theirs = trl.RLOOTrainer._compute_loss(trainer, None, inputs)
+    torch.testing.assert_close(loss, theirs, rtol=1e-10, atol=1e-10)
+    for a, b in zip(torch.autograd.grad(loss, logprob), torch.autograd.grad(theirs, logprob), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_preference_without_a_reference() -> None:
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    batch = lay_out(samples(0))
+    logprob = drawn(batch, 0)
+    objective = SimPO(2.0, 0.5)
+    loss = loss_of(objective.terms(Scores(logprob), batch, objective.weights(batch)))
+    mask = torch.from_numpy(batch.targets != -100)
+    means = (logprob * mask).sum(1) / mask.sum(1)
+    trainer = mock.MagicMock(
+        alpha=0.0,
+        loss_type="simpo",
+        simpo_gamma=0.5,
+        beta=2.0,
+        label_smoothing=0.0,
+        accelerator=accelerator(),
+    )
+    theirs, _, _ = cpo.CPOTrainer.cpo_loss(trainer, means[0::2], means[1::2])
+    torch.testing.assert_close(loss, theirs.mean(), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("kind", "normalised"), [("sigmoid", False), ("sigmoid_norm", True)])

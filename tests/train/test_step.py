@@ -163,6 +163,35 @@ def test_padding_and_position_of_rows_do_not_matter(rows: corpora.TokenRows) -> 
         torch.testing.assert_close(grad, grads_b[name], rtol=1e-9, atol=1e-12)
 
 
+def test_packing_changes_neither_loss_nor_gradient(rows: corpora.TokenRows) -> None:
+    """Documents that share rows, against one a row and padding behind it."""
+    model = wide(corpora.decoder())
+    packed = rows.rows(np.arange(5))
+    packed.targets[:, ::3] = IGNORE  # as in conversations, not all is learnt from
+    apart = [
+        (row, packed.segments[row] == segment)
+        for row in range(5)
+        for segment in range(int(packed.segments[row].max()) + 1)
+    ]
+    assert len(apart) > 5
+    longest = max(int(here.sum()) for _, here in apart)
+
+    def alone(values: np.ndarray, fill: int) -> Any:
+        return np.stack(
+            [np.pad(v := values[r][h], (0, longest - len(v)), constant_values=fill) for r, h in apart]
+        )
+
+    single = Batch(
+        alone(packed.tokens, 0), alone(packed.targets, IGNORE), alone(packed.segments * 0, -1),
+        alone(packed.positions, 0), np.arange(len(apart)),
+    )  # fmt: skip
+    a, grads_a = gradient(model, [packed], 0.01)
+    b, grads_b = gradient(model, [single], 0.01)
+    assert a == pytest.approx(b, rel=1e-12)
+    for name, grad in grads_a.items():
+        torch.testing.assert_close(grad, grads_b[name], rtol=1e-9, atol=1e-12)
+
+
 @pytest.fixture
 def _poison() -> Iterator[None]:
     points.install(lambda point, facts: "nan" if point == "train.step" else None)
