@@ -11,8 +11,9 @@ from pydantic import Field
 
 from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
-from shunter.jobs import taught
+from shunter.jobs import contexts, taught
 from shunter.post.config import RewardConfig
+from shunter.recipe.graph import Graph, Node
 from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class AcceptedJob:
     def check(self, config: AcceptedConfig, base: Path) -> Sequence[str]:
         taught.check_rewards(config.rewards, None, base)
         return []
+
+    def check_graph(self, node: Node, graph: Graph) -> Sequence[str]:
+        config = node.config
+        assert isinstance(config, AcceptedConfig)
+        return contexts.check(graph, node, "model", {"max_new_tokens": config.max_new_tokens})
 
     def reads(self, config: AcceptedConfig, base: Path) -> Sequence[Path]:
         return taught.reads(config.rewards, base)

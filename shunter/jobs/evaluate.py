@@ -21,9 +21,10 @@ from shunter.evaluate.config import (
     VerifiedTask,
     label,
 )
-from shunter.jobs import taught
+from shunter.jobs import contexts, taught
 from shunter.recipe import disk
 from shunter.recipe.artefact import Artefact
+from shunter.recipe.graph import Graph, Node
 from shunter.recipe.job import How, Input, JobConfig, JobContext, Stopped
 
 if TYPE_CHECKING:
@@ -109,6 +110,16 @@ class EvaluateJob:
                         mend=f"Correct the path of the task {label(task)!r}.",
                     )
         return []
+
+    def check_graph(self, node: Node, graph: Graph) -> Sequence[str]:
+        config = node.config
+        assert isinstance(config, EvaluateConfig)
+        asked = {
+            f"tasks.{i}.max_new_tokens": task.max_new_tokens
+            for i, task in enumerate(config.tasks)
+            if isinstance(task, ExactMatchTask | VerifiedTask)
+        }
+        return contexts.check(graph, node, "models", asked)
 
     def reads(self, config: EvaluateConfig, base: Path) -> Sequence[Path]:
         found: list[Path] = []

@@ -54,6 +54,12 @@ def _input(graph: Graph, node: Node, field: str) -> Node | None:
     return graph.nodes[names[0]] if len(names) == 1 else None
 
 
+def made(graph: Graph, node: Node) -> DecoderSpec | None:
+    """The model that a job makes; None where the recipe does not tell."""
+    found = _made(graph, node)
+    return None if found is None else found[0]
+
+
 def _made(graph: Graph, node: Node) -> tuple[DecoderSpec, tuple[str, ...]] | None:
     """The model that a job makes."""
     if isinstance(node.config, ImportConfig):

@@ -16,8 +16,9 @@ from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.data import chat, checks
 from shunter.data.sources import Problem, Record, SourceConfig, contents, files
-from shunter.jobs import taught
+from shunter.jobs import contexts, taught
 from shunter.post.config import RewardConfig
+from shunter.recipe.graph import Graph, Node
 from shunter.recipe.job import Input, JobConfig, JobContext, Stopped
 
 SPLITS = ("train", "heldout")
@@ -66,6 +67,12 @@ class PreferencesJob:
         if config.sampled is not None:
             taught.check_rewards(config.sampled.rewards, None, base)
         return []
+
+    def check_graph(self, node: Node, graph: Graph) -> Sequence[str]:
+        config = node.config
+        assert isinstance(config, PreferencesConfig)
+        asked = {} if config.sampled is None else {"sampled.max_new_tokens": config.sampled.max_new_tokens}
+        return contexts.check(graph, node, "sampled.models", asked)
 
     def reads(self, config: PreferencesConfig, base: Path) -> Sequence[Path]:
         told = [] if config.sampled is None else taught.reads(config.sampled.rewards, base)

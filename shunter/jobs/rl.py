@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 
 from shunter.config.errors import ShunterError
 from shunter.generate.config import ToolConfig
-from shunter.jobs import models, placed, ranks, rl_account, rl_parts, taught
+from shunter.jobs import contexts, models, placed, ranks, rl_account, rl_parts, taught
 from shunter.post.config import PolicyConfig, PostTrain, RewardConfig, RlHow
+from shunter.recipe.graph import Graph, Node
 from shunter.recipe.job import Input, JobConfig, JobContext
 from shunter.surgery.config import AdapterConfig
 
@@ -148,6 +149,11 @@ class RlJob:
         if config.how.placement is not None:
             placed.check(config)
         return []
+
+    def check_graph(self, node: Node, graph: Graph) -> Sequence[str]:
+        config = node.config
+        assert isinstance(config, RlConfig)
+        return contexts.check(graph, node, "model", {"max_new_tokens": config.max_new_tokens})
 
     def reads(self, config: RlConfig, base: Path) -> Sequence[Path]:
         return taught.reads(config.rewards, base)

@@ -23,6 +23,7 @@ from shunter.recipe.graph import Graph
 if TYPE_CHECKING:
     from shunter.recipe.store import Store
 
+ARM, NUMBER = "arm, mean over seeds", 9  # the first column of a table; the signs that a number takes
 DEFAULT_STORE = "shunter-store"
 
 
@@ -130,16 +131,23 @@ def show(result: Mapping[str, Any]) -> None:
 
     console = Console()
     console.print(f"[bold]{result['slug']}[/bold]: {result['claim']}\n")
-    arms = list(dict.fromkeys(row["arm"] for row in result["table"]))
     metrics = {row["metric"]: row["unit"] for row in result["table"]}
-    table = Table(Column("arm, mean over seeds", no_wrap=True), *metrics, box=None, header_style="bold")
     means = {(row["arm"], row["metric"]): row["mean"] for row in result["table"]}
-    for arm in arms:
-        cells = (means.get((arm, metric)) for metric in metrics)
-        table.add_row(arm, *("" if cell is None else f"{cell:.4g}" for cell in cells))
-    console.print(table)
+    for arms, measured in _alike(result["table"]):
+        room = console.width - max(len(arm) for arm in (*arms, ARM)) - 2
+        most = max(1, room // (NUMBER + 2))  # columns that can be read side by side
+        for begin in range(0, len(measured), most):
+            some = measured[begin : begin + most]
+            columns = [Column(metric.replace("_", " "), min_width=NUMBER, overflow="fold") for metric in some]
+            table = Table(Column(ARM, no_wrap=True), *columns, box=None, header_style="bold")
+            for arm in arms:
+                cells = [means.get((arm, metric)) for metric in some]
+                if any(cell is not None for cell in cells):
+                    table.add_row(arm, *("" if cell is None else f"{cell:.4g}" for cell in cells))
+            console.print(table)
+            console.print()
     for metric, unit in metrics.items():
-        console.print(f"  {metric}: {unit}", style="dim", highlight=False)
+        console.print(f"  {metric.replace('_', ' ')}: {unit}", style="dim", highlight=False)
     verdicts = Table("claim", "holds", "baseline", "ours", "why", box=None, header_style="bold")
     for verdict in result["claims"]:
         mark = "[green]yes[/green]" if verdict["holds"] else "[red]no[/red]"
@@ -152,6 +160,20 @@ def show(result: Mapping[str, Any]) -> None:
     ending = "holds" if result["holds"] else "does not hold"
     caveat = " (short form: this proves the machinery, not the claim)" if result["short"] else ""
     console.print(f"\nThe claim {ending} over seeds {result['seeds']}, {result['seconds']} s{caveat}.")
+
+
+def _alike(table: Sequence[Mapping[str, Any]]) -> list[tuple[list[str], list[str]]]:
+    """Arms that have metrics in common, in one way or another, with all metrics of theirs: where arms measure
+    different things, one table of all would be mostly empty, and too wide to read."""
+    found: list[tuple[list[str], list[str]]] = []
+    for row in table:
+        mine = [each for each in found if row["arm"] in each[0] or row["metric"] in each[1]]
+        arms, metrics = ([name for each in mine for name in each[i]] for i in (0, 1))
+        joined = (list(dict.fromkeys([*arms, row["arm"]])), list(dict.fromkeys([*metrics, row["metric"]])))
+        at = found.index(mine[0]) if mine else len(found)
+        found = [each for each in found if each not in mine]
+        found.insert(at, joined)
+    return found
 
 
 def _run_seed(

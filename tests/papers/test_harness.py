@@ -106,6 +106,23 @@ def test_holds_is_computed_from_all_claims() -> None:
     json.dumps(broken, allow_nan=False)
 
 
+@pytest.mark.parametrize("path", sorted(catalogue.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_number_can_be_read_in_a_narrow_terminal(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many metrics there are, and where arms measure different things."""
+    monkeypatch.setenv("COLUMNS", "80")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    harness.show(result)
+    shown = capsys.readouterr().out.partition("\n claim ")[0]
+    assert "\u2026" not in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    numbers = [number for line in shown.splitlines() for number in line.split()]
+    for row in result["table"]:
+        assert f"{row['mean']:.4g}" in numbers, row
+        assert any(line.startswith(f" {row['arm']} ") for line in shown.splitlines())
+
+
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     wide = dict.fromkeys(("no-optimizer", "no-schedule", "no-data", "no-rng"), 0.5)
     for deviations, code in ((wide, 0), ({}, 3)):
