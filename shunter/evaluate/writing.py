@@ -60,18 +60,22 @@ def write(
     stream = derive_seed(seed, "prompts", 0)
     box: Toolbox | None = None
     if tools is not None:
-        from shunter.generate.toolbox import Toolbox
+        from shunter.post.tools import Tools
 
-        box = Toolbox(tools, subject.tokenizer)
+        box = Tools(tools, subject.tokenizer)
     done: Sequence[Completion]
-    if subject.decoder.spec.rope.scaling == "dynamic":  # its texts cannot come and go
-        done = _by_batches(subject, prompts, config, stream, tick)
-    else:
-        told = 0 if tools is None else tools.most * tools.room
-        done = rollouts(
-            subject.decoder, prompts, config, stops, stream,
-            reply=box, told=told, tick=lambda count: tick(count, len(prompts)),
-        )  # fmt: skip
+    try:
+        if subject.decoder.spec.rope.scaling == "dynamic":  # its texts cannot come and go
+            done = _by_batches(subject, prompts, config, stream, tick)
+        else:
+            told = 0 if tools is None else tools.most * tools.room
+            done = rollouts(
+                subject.decoder, prompts, config, stops, stream,
+                reply=box, told=told, tick=lambda count: tick(count, len(prompts)),
+            )  # fmt: skip
+    finally:
+        if box is not None:
+            box.close()
     tick(len(done), len(prompts))
     return [Written(_said(subject, one, box), str(one.stop_reason)) for one in done]
 

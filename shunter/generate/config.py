@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shunter.config.base import Config
 
@@ -39,8 +39,11 @@ class ServerConfig(Config):
 class ToolConfig(Config):
     """Tools that a model may ask while it answers, and how it writes a call."""
 
-    tools: list[Literal["calculator"]] = Field(
-        ["calculator"], min_length=1, max_length=1, description="Those that there are."
+    tools: list[Literal["calculator", "python"]] = Field(
+        ["calculator"],
+        min_length=1,
+        max_length=2,
+        description="calculator; python: a program runs in a sandbox, and what it prints is the answer.",
     )
     form: Literal["note", "json"] = Field(
         "note",
@@ -49,3 +52,19 @@ class ToolConfig(Config):
     )
     most: int = Field(4, ge=1, le=100, description="Calls in one answer; the turn after the last ends it.")
     room: int = Field(32, ge=1, description="Tokens of what a tool says, about: memory set aside.")
+    seconds: float = Field(
+        2.0,
+        gt=0,
+        exclude_if=lambda value: value == 2.0,  # tools without are what they were before there was any
+        description="python: CPU time of a program.",
+    )
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> ToolConfig:
+        if len(set(self.tools)) < len(self.tools):
+            raise ValueError("a tool is named twice")
+        if self.form == "note" and len(self.tools) > 1:
+            raise ValueError("a note names no tool: set form to json for several, or leave one")
+        if self.seconds != 2.0 and "python" not in self.tools:
+            raise ValueError("seconds is of programs, and there is no tool python")
+        return self

@@ -104,12 +104,11 @@ class Toolbox:
     def __init__(
         self, config: ToolConfig, tokenizer: Tokenizer, tools: Mapping[str, Tool] | None = None
     ) -> None:
-        """tools: by name; without, those of the configuration. Raises ShunterError for a chat template that
-        cannot go on after an answer."""
+        """tools: by name; without, those of the configuration that run nothing (`post.tools` has the others).
+        Raises ShunterError for a chat template that cannot go on after an answer."""
         self.config, self.tokenizer = config, tokenizer
-        self.tools: Mapping[str, Tool] = {name: TOOLS[name] for name in config.tools}
-        if tools is not None:
-            self.tools = tools
+        own = {name: TOOLS[name] for name in config.tools if name in TOOLS}
+        self.tools: Mapping[str, Tool] = own if tools is None else tools
         ids, wrote = tokenizer.encode_chat(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         )
@@ -127,6 +126,9 @@ class Toolbox:
             return None
         self.count(1, 0)
         return self._said([{"role": "tool", "content": self._answer(*asked)}])
+
+    def close(self) -> None:
+        """End what runs beside: of functions nothing."""
 
     def count(self, calls: int, failed: int) -> None:
         """So many more, from any thread."""

@@ -179,6 +179,7 @@ class RlJob:
         from shunter.post.prompts import read_prompts
         from shunter.post.reinforce import Reinforcement, room_of
         from shunter.post.reward_model import new_head
+        from shunter.post.tools import Tools
         from shunter.record.memory import current_rss
         from shunter.train.device import choose_precision
 
@@ -202,7 +203,9 @@ class RlJob:
             context.events.write("problem", problem=told)
         course = pupils.course(context, "rl/reward")
         device = course.device
-        tools = None if config.tools is None else Toolbox(config.tools, tokenizer)
+        # Where another process writes, it asks them.
+        opened = Toolbox if config.apart else Tools
+        tools = None if config.tools is None else opened(config.tools, tokenizer)
         sampling = SamplingConfig(
             temperature=config.temperature,
             max_new_tokens=config.max_new_tokens,

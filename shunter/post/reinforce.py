@@ -253,6 +253,8 @@ class Reinforcement:
     def close(self) -> None:
         """Give back what is held besides memory."""
         self.grader.close()
+        if self.tools is not None:
+            self.tools.close()
 
     def saved(self, oldest: int) -> None:
         self.journal.forget(oldest)

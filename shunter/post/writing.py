@@ -64,8 +64,9 @@ class Writing:
         self.tools: Toolbox | None = None
         if request["tools"] is not None:
             from shunter.data.tokenizer import Tokenizer
+            from shunter.post.tools import Tools
 
-            self.tools = Toolbox(ToolConfig.model_validate(request["tools"]), Tokenizer.load(folder))
+            self.tools = Tools(ToolConfig.model_validate(request["tools"]), Tokenizer.load(folder))
         sampling = SamplingConfig.model_validate(request["sampling"])
         stops = [int(id) for id in request["stops"]]
         self.ordered = self.exact or request["whole"] or request["server"] is not None
@@ -123,6 +124,8 @@ class Writing:
                 if time.monotonic() - self.kept > KEEP:
                     self._keep()
         self._keep()
+        if self.tools is not None:
+            self.tools.close()
 
     def end(self, *signal: object) -> None:
         """Write no more than the token at hand."""

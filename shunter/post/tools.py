@@ -1,0 +1,80 @@
+"""Tools that run what a model writes: a Python interpreter, in the sandbox that rewards for programs use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from shunter.data.tokenizer import Tokenizer
+from shunter.generate.config import ToolConfig
+from shunter.generate.toolbox import TOOLS, Tool, Toolbox
+from shunter.post.sandbox.box import Program, Sandbox
+from shunter.post.sandbox.languages import LANGUAGES
+
+BETWEEN = " ... "  # stands for what is left out of a long output
+
+
+class Interpreter:
+    """The tool `python`: what a program prints. Each runs by itself, and knows nothing of those before it.
+
+    Raises ShunterError where the machine has no sandbox. Calls raise ValueError, of which the model is told, for
+    a program that ends with an error, takes longer than `seconds` of CPU time, or prints nothing.
+    """
+
+    def __init__(self, seconds: float, shorten: Callable[[str], str]) -> None:
+        """shorten: an output to as much as a model is to be told."""
+        self.box, self.seconds, self.shorten = Sandbox(slots=1), seconds, shorten
+        self._one = threading.Lock()  # answers that a server writes ask from threads
+
+    def __call__(self, code: str) -> str:
+        with self._one:
+            ended = self.box.run([Program(LANGUAGES["python"], code, [""], self.seconds)])[0][-1]
+        if ended.status == "error":
+            raise ValueError(
+                self.shorten((ended.errors.strip().splitlines() or [f"exit code {ended.code}"])[-1])
+            )
+        if ended.status != "ok":
+            raise ValueError(f"the program was ended: {ended.status}")
+        if not ended.output.strip():
+            raise ValueError("nothing was printed")
+        return self.shorten(ended.output.strip())
+
+    def close(self) -> None:
+        """End the sandbox."""
+        self.box.close()
+
+
+class Tools(Toolbox):
+    """A toolbox with all that a configuration names. Use it as a context, or `close` it."""
+
+    def __init__(self, config: ToolConfig, tokenizer: Tokenizer) -> None:
+        """Raises ShunterError for a chat template that cannot go on after an answer, and for a tool that
+        needs a sandbox where there is none."""
+        super().__init__(config, tokenizer, {})
+        self.interpreter: Interpreter | None = None
+        if "python" in config.tools:
+            self.interpreter = Interpreter(config.seconds, self._shortened)
+        ready: dict[str, Tool | None] = {**TOOLS, "python": self.interpreter}
+        self.tools = {name: tool for name in config.tools if (tool := ready[name]) is not None}
+
+    def __enter__(self) -> Tools:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what runs beside."""
+        if self.interpreter is not None:
+            self.interpreter.close()
+
+    def _shortened(self, text: str) -> str:
+        """Its beginning and its end, about as many tokens as there is room for."""
+        ids = self.tokenizer.encode(text)
+        if len(ids) <= self.config.room:
+            return text
+        half = max(1, (self.config.room - len(self.tokenizer.encode(BETWEEN))) // 2)
+        return self.tokenizer.decode(ids[:half]) + BETWEEN + self.tokenizer.decode(ids[-half:])

@@ -1,0 +1,68 @@
+"""Programs that a policy asks for while it answers: run in a training and in an evaluation, and ended with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shunter.config.errors import ShunterError
+from shunter.data.tokenizer import Tokenizer
+from shunter.generate.toolbox import Toolbox
+from shunter.jobs import evaluate, rl
+from shunter.post.sandbox.box import Sandbox
+from tests.jobs.conftest import Work
+from tests.jobs.test_post_jobs import model, reinforce, talks
+
+__all__ = ["model", "talks"]  # fixtures
+
+TOOLS = {"tools": ["python"], "form": "note", "most": 1, "room": 12}
+
+
+@pytest.fixture
+def boxes(monkeypatch: pytest.MonkeyPatch) -> list[Sandbox]:
+    """All that are opened. Every turn asks for the same program: a random model asks for none."""
+    try:
+        Sandbox(slots=1).close()
+    except ShunterError as refused:
+        pytest.skip(str(refused))
+    found: list[Sandbox] = []
+    start = Sandbox.__init__
+
+    def opened(self: Sandbox, **more: Any) -> None:
+        start(self, **more)
+        found.append(self)
+
+    def asks(self: Toolbox, done: Any) -> list[int] | None:
+        if done.turns > self.config.most:
+            return None
+        self.count(1, 0)
+        return self._said([{"role": "tool", "content": self._answer("python", "print(6 * 7)")}])
+
+    monkeypatch.setattr(Sandbox, "__init__", opened)
+    monkeypatch.setattr(Toolbox, "__call__", asks)
+    return found
+
+
+def test_a_policy_learns_beside_programs(
+    work: Work, model: Path, talks: Path, boxes: list[Sandbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops = list(range(0, Tokenizer.load(model).vocab_size, 3))  # some turns end
+    monkeypatch.setattr(rl, "stops", lambda folder: stops)
+    out, metrics = reinforce(work, model, talks, tools=TOOLS, max_new_tokens=9)
+    samples = [json.loads(line)["response"] for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert any("<|tool|>42<|end|><|assistant|>" in text for text in samples)
+    assert metrics["max_gap"] < 1e-5
+    assert [box._process for box in boxes] == [None]
+
+
+def test_a_model_is_evaluated_with_programs(
+    work: Work, model: Path, talks: Path, boxes: list[Sandbox]
+) -> None:
+    task = {"kind": "verified", "task": "sums", "rewards": [{"kind": "number"}], "max_new_tokens": 6}
+    config = {"models": ["m"], "conversations": "t", "tasks": [{**task, "tools": TOOLS}]}
+    out, _ = work(evaluate.JOB, config, inputs={"models": [model], "conversations": talks})
+    assert json.loads((out / "scores.json").read_text())["models"]
+    assert [box._process for box in boxes] == [None]

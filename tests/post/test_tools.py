@@ -1,0 +1,84 @@
+"""The tool `python`: programs of a model run in the sandbox, and the model is told what they print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from pydantic import ValidationError
+
+from shunter.config.errors import ShunterError
+from shunter.data.tokenizer import Tokenizer
+from shunter.generate.config import ToolConfig
+from shunter.post.tools import BETWEEN, Tools
+from tests.evaluate.small import a_tokenizer
+from tests.generate.test_toolbox import said
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return a_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def box(tokenizer: Tokenizer) -> Iterator[Tools]:
+    config = ToolConfig(tools=["python", "calculator"], form="json", room=48, seconds=0.3)
+    try:
+        made = Tools(config, tokenizer)
+    except ShunterError as refused:
+        pytest.skip(str(refused))
+    with made:
+        yield made
+
+
+def told(box: Tools, name: str, what: str) -> str:
+    call = json.dumps({"name": name, "arguments": {"code": what}})
+    ids = box(said(box.tokenizer, f"<tool_call>{call}</tool_call>"))
+    assert ids is not None
+    return box.tokenizer.decode(ids).removeprefix("<|tool|>").removesuffix("<|end|><|assistant|>")
+
+
+def test_what_a_program_prints_is_the_answer(box: Tools) -> None:
+    assert told(box, "python", "for n in range(3):\n    print(n, n * n)") == "0 0\n1 1\n2 4"
+    assert told(box, "calculator", "6*7") == "42"
+    assert told(box, "python", "x = 1") == "error: nothing was printed"
+
+
+def test_each_program_runs_by_itself(box: Tools) -> None:
+    told(box, "python", "x = 5\nopen('/tmp/x', 'w').write('5')\nprint(x)")
+    assert "NameError" in told(box, "python", "print(x)")
+    assert "FileNotFoundError" in told(box, "python", "print(open('/tmp/x').read())")
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("while True: pass", "error: the program was ended: timeout"),
+        ("import socket; socket.create_connection(('127.0.0.1', 9))", "error: "),
+        ("import os; os._exit(3)", "error: exit code 3"),
+        ("(", "error: SyntaxError"),
+    ],
+)
+def test_a_program_that_fails_is_told_and_counted(box: Tools, code: str, why: str) -> None:
+    box.taken()
+    assert told(box, "python", code).startswith(why)
+    assert box.taken() == (1, 1)
+
+
+def test_of_much_output_beginning_and_end_are_told(box: Tools) -> None:
+    found = told(box, "python", "print('first', 'and ' * 500, 'last')")
+    assert found.startswith("first and")
+    assert BETWEEN in found
+    assert found.endswith("last")
+    assert len(box.tokenizer.encode(found)) <= 54
+
+
+def test_settings_that_cannot_be() -> None:
+    for wrong in (
+        {"tools": ["python", "calculator"]},
+        {"tools": ["python", "python"], "form": "json"},
+        {"seconds": 1.0},
+    ):
+        with pytest.raises(ValidationError):
+            ToolConfig.model_validate(wrong)
