@@ -107,8 +107,9 @@ class Toolbox:
         """tools: by name; without, those of the configuration that run nothing (`post.tools` has the others).
         Raises ShunterError for a chat template that cannot go on after an answer."""
         self.config, self.tokenizer = config, tokenizer
-        own = {name: TOOLS[name] for name in config.tools if name in TOOLS}
-        self.tools: Mapping[str, Tool] = own if tools is None else tools
+        if tools is None:
+            tools = {str(name): TOOLS[name] for name in config.tools if name in TOOLS}
+        self.tools = tools
         ids, wrote = tokenizer.encode_chat(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         )

@@ -85,8 +85,6 @@ class RlConfig(JobConfig):
             raise ValueError("generator, vllm or sglang, and how.server, where it is, belong together")
         if served and (self.how.placement is not None or self.how.deterministic):
             raise ValueError("a server draws by itself, so it goes with neither deterministic nor placement")
-        if self.apart and self.adapter is not None:
-            raise ValueError("another process writes with whole models so far: leave adapter out")
         if self.how.writer != "auto" and self.how.placement is not None:
             raise ValueError("how.writer says nothing where roles are placed; leave one of the two out")
         if self.how.swap != "tokens" and not self.apart:
@@ -181,6 +179,7 @@ class RlJob:
         from shunter.post.reward_model import new_head
         from shunter.post.tools import Tools
         from shunter.record.memory import current_rss
+        from shunter.surgery.lora import merged
         from shunter.train.device import choose_precision
 
         began = current_rss()
@@ -238,6 +237,7 @@ class RlJob:
                 early=config.how.early,
                 theirs=rl_parts.held_beside(config, model.decoder, sampling.batch, devices, longest),
                 cores=cores,
+                whole=None if config.adapter is None else merged,
             )
         elif config.staleness:
             kind = partial(Delayed, staleness=config.staleness, early=config.how.early)

@@ -26,6 +26,7 @@ from shunter.config.errors import ShunterError
 from shunter.config.seed import derive_seed
 from shunter.data.loader import Loader
 from shunter.generate.rollout import Rollout
+from shunter.models.decoder import Decoder
 from shunter.post.advantages import Array
 from shunter.post.batch import Sample
 from shunter.post.cores import Cores
@@ -65,14 +66,17 @@ class Delayed(Reinforcement):
         early: bool = False,
         theirs: int = 0,
         cores: Cores | None = None,
+        whole: Callable[[Decoder], Decoder] | None = None,
         **more: Any,
     ) -> None:
         """given, more: as of `Reinforcement`. beside: makes a writer that is not this process, which tells
         `hear` what it has written; theirs: bytes of this machine's memory that it holds. early: take
         gradients before a step is complete, where that can be. cores: that this process shares with those
-        that write; None: each has its own."""
+        that write; None: each has its own. whole: an ordinary model that computes as the policy's does, which
+        is what a writer of another process is handed; None: the policy's is one."""
         super().__init__(*given, **more)
         self.staleness, self._beside, self._theirs, self.cores = staleness, beside, theirs, cores
+        self._whole = whole
         if cores is not None:
             for pupil in self.pupils.values():
                 pupil.scorer.between = cores.take
@@ -153,8 +157,9 @@ class Delayed(Reinforcement):
         self.kept = {version: weights for version, weights in self.kept.items() if version >= oldest}
         assert self.writer is not None
         if self.updates not in self.kept:
-            self.kept[self.updates] = snapshot(self.policy.decoder)
-            self.writer.renew(self.updates, self.kept[self.updates])
+            mine = self.kept[self.updates] = snapshot(self.policy.decoder)
+            handed = mine if self._whole is None else snapshot(self._whole(self.policy.decoder))
+            self.writer.renew(self.updates, handed)
         steps = range(first, min(number + self.staleness + 1, self.course.train.steps))
         self._chosen |= {step: self._prompts(step) for step in steps}
         for step in steps:

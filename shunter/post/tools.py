@@ -18,8 +18,8 @@ BETWEEN = " ... "  # stands for what is left out of a long output
 class Interpreter:
     """The tool `python`: what a program prints. Each runs by itself, and knows nothing of those before it.
 
-    Raises ShunterError where the machine has no sandbox. Calls raise ValueError, of which the model is told, for
-    a program that ends with an error, takes longer than `seconds` of CPU time, or prints nothing.
+    Raises ShunterError where the machine has no sandbox. Calls raise ValueError, of which the model is told,
+    for a program that ends with an error, takes longer than `seconds` of CPU time, or prints nothing.
     """
 
     def __init__(self, seconds: float, shorten: Callable[[str], str]) -> None:

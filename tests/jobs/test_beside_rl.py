@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 
 from shunter.config.errors import ShunterError
+from shunter.models.hf import load_model
 from shunter.post import beside, delayed
 from shunter.post.journal import Journal
 from shunter.recipe.job import Stopped
+from shunter.surgery import lora
 from tests.jobs.conftest import Still, Work, work_in
 from tests.jobs.test_delayed_rl import EXACT, rows_of, until
 from tests.jobs.test_post_jobs import HOW, model, reinforce, talks, weights
@@ -57,6 +59,30 @@ def test_another_process_writes_the_same_bits(
     assert [row["rl/staleness"] for row in rows_of(out)] == [min(step, bound) for step in range(4)]
     assert 0 < metrics["max_gap"] < 1e-5
     assert {len(versions) for versions in seen} == {1}, "no weights were taken in the midst of an answer"
+
+
+@pytest.mark.parametrize("handed", ["merged", "base"])
+def test_another_process_writes_for_adapters(
+    work: Work, model: Path, talks: Path, handed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is handed the whole model that they make: by the one under them the gap would end the run."""
+    if handed == "base":
+        monkeypatch.setattr(lora, "merged", lambda decoder: load_model(model))
+    more: dict[str, Any] = {
+        "staleness": 1,
+        "train": {"steps": 4, "lr": 0.05},
+        "adapter": {"rank": 4},
+        "how": {**EXACT, "writer": "process"},
+    }
+    if handed == "base":
+        with pytest.raises(ShunterError, match="differ"):
+            reinforce(work, model, talks, **more)
+        return
+    out, metrics = reinforce(work, model, talks, **more)
+    assert [row["rl/staleness"] for row in rows_of(out)] == [0, 1, 1, 1]
+    assert 0 < metrics["max_gap"] < 1e-4
+    assert (out / "adapter").is_dir()
+    assert weights(out) != weights(model)
 
 
 def test_stopped_what_is_being_written_is_kept_to_its_last_token(

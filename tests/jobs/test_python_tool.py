@@ -1,4 +1,4 @@
-"""Programs that a policy asks for while it answers: run in a training and in an evaluation, and ended with them."""
+"""Programs that a policy asks for while it answers: in a training and an evaluation, and ended with them."""
 
 from __future__ import annotations
 
