@@ -60,7 +60,7 @@ def write(
     stream = derive_seed(seed, "prompts", 0)
     box: Toolbox | None = None
     if tools is not None:
-        from shunter.post.tools import Tools
+        from shunter.post.interpreter import Tools
 
         box = Tools(tools, subject.tokenizer)
     done: Sequence[Completion]

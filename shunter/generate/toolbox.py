@@ -104,7 +104,7 @@ class Toolbox:
     def __init__(
         self, config: ToolConfig, tokenizer: Tokenizer, tools: Mapping[str, Tool] | None = None
     ) -> None:
-        """tools: by name; without, those of the configuration that run nothing (`post.tools` has the others).
+        """tools: by name; without, those of the configuration that run no program (`post.interpreter` does).
         Raises ShunterError for a chat template that cannot go on after an answer."""
         self.config, self.tokenizer = config, tokenizer
         if tools is None:

@@ -173,11 +173,11 @@ class RlJob:
         from shunter.generate.toolbox import Toolbox
         from shunter.jobs import pupils
         from shunter.post.delayed import Delayed
+        from shunter.post.interpreter import Tools
         from shunter.post.layout import ANSWER
         from shunter.post.prompts import read_prompts
         from shunter.post.reinforce import Reinforcement, room_of
         from shunter.post.reward_model import new_head
-        from shunter.post.tools import Tools
         from shunter.record.memory import current_rss
         from shunter.surgery.lora import merged
         from shunter.train.device import choose_precision

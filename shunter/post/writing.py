@@ -64,7 +64,7 @@ class Writing:
         self.tools: Toolbox | None = None
         if request["tools"] is not None:
             from shunter.data.tokenizer import Tokenizer
-            from shunter.post.tools import Tools
+            from shunter.post.interpreter import Tools
 
             self.tools = Tools(ToolConfig.model_validate(request["tools"]), Tokenizer.load(folder))
         sampling = SamplingConfig.model_validate(request["sampling"])
@@ -124,8 +124,6 @@ class Writing:
                 if time.monotonic() - self.kept > KEEP:
                     self._keep()
         self._keep()
-        if self.tools is not None:
-            self.tools.close()
 
     def end(self, *signal: object) -> None:
         """Write no more than the token at hand."""
@@ -214,6 +212,8 @@ def main(descriptor: str) -> None:
         writing = Writing(link, request)
         signal.signal(signal.SIGTERM, writing.end)  # which comes when the learner is killed, too
         writing.run()
+        if writing.tools is not None:
+            writing.tools.close()
     except wire.Closed:
         return
     except Exception as error:

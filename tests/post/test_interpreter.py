@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from shunter.config.errors import ShunterError
 from shunter.data.tokenizer import Tokenizer
 from shunter.generate.config import ToolConfig
-from shunter.post.tools import BETWEEN, Tools
+from shunter.post.interpreter import BETWEEN, Tools
 from tests.evaluate.small import a_tokenizer
 from tests.generate.test_toolbox import said
 
