@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shunter.config.base import Config
 from shunter.config.nearest import nearest
@@ -295,8 +295,14 @@ class RlHow(LaidOutHow):
 Algorithm = Literal["ppo", "grpo", "dapo", "dr_grpo", "rloo", "reinforce++", "gspo"]
 
 
+# Where the divergence from the reference is a part of the reward, not of the loss.
+IN_REWARD = ("ppo", "reinforce++", "rloo")
+
+
 class PolicyConfig(Config):
-    """How rewards become a gradient. What is not given is as the algorithm's paper has it."""
+    """How rewards become a gradient. An algorithm stands for its paper's advantage, ratio, clip and average.
+
+    What else a paper does is asked for by itself, as `least_groups` for DAPO's groups that differ."""
 
     algorithm: Algorithm = Field("grpo", description="Advantages, ratio, clip and average together.")
     clip_low: float | None = Field(None, gt=0, description="How far below 1 a ratio counts.")
@@ -321,10 +327,32 @@ class PolicyConfig(Config):
     value_weight: float = Field(0.5, gt=0, description="ppo: weight of the value model's loss.")
     value_lr: float | None = Field(None, gt=0, description="ppo: the value model's rate; default: the same.")
 
+    @field_validator("estimator", mode="before")
+    @classmethod
+    def _in_a_loss(cls, given: object) -> object:
+        if given == "k1":
+            raise ValueError(
+                "k1 has no gradient in the mean: it is what ppo, reinforce++ and rloo take off the reward. "
+                "In a loss, use k2 or k3"
+            )
+        return given
+
     @property
     def compares(self) -> bool:
         """Whether an answer is worth what it is beside others to the same prompt."""
         return self.algorithm not in ("ppo", "reinforce++")
+
+    @model_validator(mode="after")
+    def _is_read(self) -> PolicyConfig:
+        for name in ("gamma", "lam", "value_clip", "value_weight", "value_lr"):
+            if self.algorithm != "ppo" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} belongs to ppo; {self.algorithm} does not read it: leave it out")
+        if self.algorithm in IN_REWARD and self.estimator != "k3":
+            raise ValueError(
+                f"{self.algorithm} has the divergence in the reward, as k1, and not in the loss: leave "
+                "estimator out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gathers_groups(self) -> PolicyConfig:

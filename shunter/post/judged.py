@@ -19,11 +19,9 @@ from shunter.post.advantages import (
     whitened,
 )
 from shunter.post.batch import Sample
-from shunter.post.config import PolicyConfig
+from shunter.post.config import IN_REWARD, PolicyConfig
 from shunter.post.policy import PolicySettings
 
-# Where the divergence from the reference is a part of the reward, not of the loss.
-IN_REWARD = ("ppo", "reinforce++", "rloo")
 _SETTINGS = {
     "ppo": PolicySettings(average="token"),
     "grpo": PolicySettings(),
