@@ -19,6 +19,7 @@ from shunter.post.batch import Sample
 
 WATCHED = 20  # steps after which it is told that hardly any group teaches anything
 MOST = 0.9  # share of groups that are worth the same throughout from which on that is told
+EASE = "Ask what is neither too hard nor too easy for the model at this temperature"
 
 
 class Flat:
@@ -27,18 +28,29 @@ class Flat:
     def __init__(self) -> None:
         self.steps, self.sum = 0, 0.0
 
-    def step(self, share: float, rewards: Sequence[float]) -> str | None:
+    def step(self, share: float, rewards: Sequence[float], *, last: bool = False) -> str | None:
         """share: of a step's groups, those whose answers are all worth the same. rewards: of all steps so
-        far. A sentence where people should know, once."""
+        far. last: no step comes after it. A sentence where people should know: once on the way, and at the
+        end where no group has taught anything."""
         self.steps, self.sum = self.steps + 1, self.sum + share
-        mean = self.sum / self.steps
+        mean, none = self.sum / self.steps, self.sum == self.steps
+        worth = f"all answers are worth the same ({sum(rewards) / len(rewards):.2g} in the mean)"
+        if last and none:
+            return (
+                f"in every group of all {self.steps} steps {worth}: rewards have taught nothing. "
+                f"{EASE}, or raise group"
+            )
         if self.steps != WATCHED or mean < MOST:
             return None
+        if none:
+            return (
+                f"in every group of the first {WATCHED} steps {worth}: rewards teach nothing. {EASE}, or "
+                "raise group"
+            )
         return (
-            f"in {mean:.0%} of the groups of the first {WATCHED} steps all answers are worth the same "
-            f"({sum(rewards) / len(rewards):.2g} in the mean): the few others move the policy alone. Ask "
-            "what is neither too hard nor too easy for the model at this temperature, raise group, or let "
-            "updates wait for more of them (policy.least_groups)"
+            f"in {min(mean, 0.99):.0%} of the groups of the first {WATCHED} steps {worth}: the few others "
+            f"move the policy alone. {EASE}, raise group, or let updates wait for more of them "
+            "(policy.least_groups)"
         )
 
     def state(self) -> list[float]:

@@ -154,7 +154,7 @@ class Reinforcement:
         self.rewards.append(float(np.mean(rewards)))
         self._keep(number, chosen, done, graded)
         ends, flat = self.grader.ends(), flat_groups(rewards, groups)
-        said = self.flat.step(flat, self.rewards)
+        said = self.flat.step(flat, self.rewards, last=number + 1 == self.course.train.steps)
         if said is not None and self.config.compares:
             self.course.place.events.write("problem", problem=said)
         parts = {f"rl/{name}": _mean([g.parts[name] for g in graded]) for name in graded[0].parts}

@@ -171,19 +171,26 @@ def test_what_waits_is_kept_with_its_bits() -> None:
     assert made.groups == 0
 
 
-def test_that_hardly_any_group_teaches_is_told_once(
+def test_that_hardly_any_group_teaches_is_told(
     work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gathering, "WATCHED", 2)
     same = [{"kind": "format", "pattern": ".*"}]
     out, _ = reinforce(work, model, talks, rewards=same, train={"steps": 3, "lr": 1e-3})
     said = [row["problem"] for row in events.read(out.parent / "log" / "events.jsonl") if "problem" in row]
-    assert len(said) == 1
-    assert "in 100% of the groups of the first 2 steps" in said[0]
+    assert len(said) == 2
+    assert "in every group of the first 2 steps" in said[0]
+    assert "in every group of all 3 steps" in said[1]
+    assert not any("few others" in each for each in said)
     some = Flat()
-    assert [some.step(0.8, [0.5]) for _ in range(4)] == [None] * 4
+    assert [some.step(0.8, [0.5], last=number == 3) for number in range(4)] == [None] * 4
     other = Flat()
     assert other.step(1.0, [0.0]) is None
     later = Flat()
     later.restore(other.state())
-    assert "(0 in the mean)" in (later.step(0.9, [0.0, 0.0]) or "")
+    assert "90% of the groups of the first 2 steps all answers are worth the same (0 in the mean)" in (
+        later.step(0.8, [0.0, 0.0]) or ""
+    )
+    most = Flat()
+    most.step(1.0, [0.0])
+    assert "in 99% of the groups" in (most.step(0.995, [0.0, 0.0]) or ""), "not all of them"

@@ -127,7 +127,8 @@ class _Run:
         self.told.rewards.append(graded["reward"])
         flat = Flat()
         flat.restore(self.told.flat)
-        said = flat.step(graded["flat_groups"], self.told.rewards)
+        last = self.told.done + 1 == self.play.train.steps
+        said = flat.step(graded["flat_groups"], self.told.rewards, last=last)
         if said is not None and self.play.policy.compares:
             self.place.events.write("problem", problem=said)
         self.told.flat = flat.state()
