@@ -109,7 +109,7 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
         task=config.task,
         prefix=taught.prefix(config.rewards, context.base),
         reward_model=context.one("reward_model").path if config.reward_model else None,
-        unfinished=config.unfinished,
+        unfinished=config.cut_off,
         stops=sorted({*Tokenizer.load(folder).stop_ids, *stops(folder)}),
         max_gap=config.largest_gap("fp32" if config.train.precision == "fp32" else "bf16"),
         micro_tokens=config.how.micro_tokens,

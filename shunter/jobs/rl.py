@@ -29,8 +29,10 @@ class RlConfig(JobConfig):
     )
     task: str | None = Field(None, description="Conversations to ask: those of this task; none: all.")
     rewards: list[RewardConfig] = Field(min_length=1, description="What an answer is worth: a weighted sum.")
-    unfinished: float | None = Field(
-        None, description="Reward of an answer that was cut off, whatever it says; none: as if it had ended."
+    unfinished: float | Literal["mask"] | None = Field(
+        None,
+        description="Reward of an answer that was cut off, whatever it says; none: as if it had ended; mask: "
+        "likewise, and it counts in the mean of its group, but is not learnt from.",
     )
     reward_model: Annotated[str | None, Input("reward")] = Field(
         None, description="Job that made the reward model, for a reward of the kind model."
@@ -107,12 +109,19 @@ class RlConfig(JobConfig):
                 "policy.least_groups lets answers wait, which goes with neither staleness nor how.placement "
                 "so far"
             )
+        if self.unfinished == "mask" and self.how.placement is not None:
+            raise ValueError("unfinished: mask does not go with how.placement so far: leave one of them out")
         return self
 
     @property
     def answers(self) -> int:
         """Of a step."""
         return self.group * self.prompts_per_step
+
+    @property
+    def cut_off(self) -> float | None:
+        """Reward of an answer that was cut off, whatever it says; None: what rewards say of it."""
+        return None if self.unfinished == "mask" else self.unfinished
 
     @property
     def apart(self) -> bool:
@@ -267,6 +276,7 @@ class RlJob:
             engine=engine,
             block=config.how.block,
             cache=config.how.cache,
+            masks=config.unfinished == "mask",
         )
         lessons.phases.began = began
         try:

@@ -94,9 +94,7 @@ def grader(config: RlConfig, context: JobContext[RlConfig], course: Course) -> G
 
         return Elsewhere()
     meanwhile = config.apart or config.staleness > 0
-    return taught.grader(
-        config.rewards, context, course.device, unfinished=config.unfinished, beside=meanwhile
-    )
+    return taught.grader(config.rewards, context, course.device, unfinished=config.cut_off, beside=meanwhile)
 
 
 def server(config: RlConfig, folder: Path, work: Path) -> dict[str, Any] | None:

@@ -29,11 +29,13 @@ class Sample:
     wrote: of each token, whether it is one to learn from; never true of the first, which nothing predicts.
     known: numbers of each token that is learnt from, by name: `old` (log-probability under the policy that
            wrote it), `reference`, `advantage`, `value`, `return`.
+    masked: nothing of it is learnt from, though it has its place among the sequences of a batch.
     """
 
     ids: Sequence[int]
     wrote: Sequence[bool]
     known: Mapping[str, Sequence[float] | NDArray[np.float64]] = field(default_factory=dict)
+    masked: bool = False
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.wrote) or not self.ids or self.wrote[0]:
@@ -44,8 +46,8 @@ class Sample:
 
     @property
     def teaches(self) -> bool:
-        """Whether a token of it has an advantage."""
-        return bool(np.any(np.asarray(self.known["advantage"]) != 0))
+        """Whether a token of it that is learnt from has an advantage."""
+        return not self.masked and bool(np.any(np.asarray(self.known["advantage"]) != 0))
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def lay_out(samples: Sequence[Sample], pad: int = 0, width: int | None = None) -
             raise ValueError(f"a sample of {length} tokens does not fit rows of {width}")
         tokens[row, :length], segments[row, :length] = ids[:length], 0
         positions[row, :length] = np.arange(length)
+        if sample.masked:
+            continue
         places = wrote[1:].nonzero()[0]
         targets[row, places] = ids[1:][places]
         for name in names:
@@ -106,17 +110,18 @@ def beside(samples: Sequence[Sample], pad: int = 0, width: int | None = None) ->
         here = slice(at, at + len(wrote))
         tokens[0, here], segments[0, here] = ids[:-1], number
         positions[0, here] = begin - 1 + np.arange(len(wrote))
-        places = at + wrote.nonzero()[0]
-        targets[0, places] = ids[1:][wrote]
-        for name, values in sample.known.items():
-            known[name][0, places] = values
+        if not sample.masked:
+            places = at + wrote.nonzero()[0]
+            targets[0, places] = ids[1:][wrote]
+            for name, values in sample.known.items():
+                known[name][0, places] = values
         at += len(wrote)
     return Answers(tokens, targets, segments, positions, np.zeros(1, dtype=np.int64), known, shared=True)
 
 
 def targets(samples: Sequence[Sample]) -> int:
     """Their tokens that are learnt from."""
-    return sum(sum(sample.wrote) for sample in samples)
+    return sum(sum(sample.wrote) for sample in samples if not sample.masked)
 
 
 def by_prompt(samples: Sequence[Sample], tokens: int, *, device: str = "cpu") -> list[list[Sample]]:

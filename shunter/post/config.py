@@ -302,7 +302,9 @@ IN_REWARD = ("ppo", "reinforce++", "rloo")
 class PolicyConfig(Config):
     """How rewards become a gradient. An algorithm stands for its paper's advantage, ratio, clip and average.
 
-    What else a paper does is asked for by itself, as `least_groups` for DAPO's groups that differ."""
+    What else a paper does is asked for by itself. Of DAPO, `dapo` is the clip and the mean over tokens:
+    batches of groups that differ are `least_groups`, and answers that are cut off and not learnt from are the
+    job's `unfinished: mask`. Its penalty on length is not here."""
 
     algorithm: Algorithm = Field("grpo", description="Advantages, ratio, clip and average together.")
     clip_low: float | None = Field(None, gt=0, description="How far below 1 a ratio counts.")

@@ -324,7 +324,8 @@ class Delayed(Reinforcement):
             rows = list(taken.values())
             far = [row["reference"] for row in rows] if "reference" in columns else None
             done, rewards = [row["answer"] for row in rows], [row["reward"].total for row in rows]
-            samples = judge(self.config, done, rewards, [row["group"] for row in rows], far)
+            groups = [row["group"] for row in rows]
+            samples = judge(self.config, done, rewards, groups, far, masks=self.masks)
             if self.early is None:
                 self.early = Gradient.early(self.policy.scorer, self.objective, self.count)
             with self.phases.timed("learning"):

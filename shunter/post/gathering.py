@@ -94,6 +94,7 @@ class Gathering:
             {
                 "ids": [int(each) for each in sample.ids],
                 "wrote": [bool(each) for each in sample.wrote],
+                "masked": sample.masked,
                 "known": {name: [float(v) for v in values] for name, values in sample.known.items()},
             }
             for sample in self.samples
@@ -104,6 +105,11 @@ class Gathering:
         """What `state` gave."""
         self.groups = int(state["groups"])
         self.samples = [
-            Sample(row["ids"], row["wrote"], {k: np.asarray(v, np.float64) for k, v in row["known"].items()})
+            Sample(
+                row["ids"],
+                row["wrote"],
+                {k: np.asarray(v, np.float64) for k, v in row["known"].items()},
+                bool(row.get("masked")),  # of a checkpoint from before there was such
+            )
             for row in state["samples"]
         ]

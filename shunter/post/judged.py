@@ -50,12 +50,15 @@ def judge(
     groups: Sequence[int],
     reference: Sequence[Array] | None,
     values: Sequence[Array] | None = None,
+    *,
+    masks: bool = False,
 ) -> list[Sample]:
     """A sample a rollout, with `old` and `advantage` of each token that the model wrote, and for ppo `value`
     and `return`.
 
     reference: its log-probability of each token written, which the samples then hold; None where it is not
-    asked, which needs a `kl` of 0. values: the value model's.
+    asked, which needs a `kl` of 0. values: the value model's. masks: what was cut off counts where others are
+    compared with it, as its reward says, and is not learnt from itself.
     """
     assert reference is not None or config.kl == 0
     old = [np.asarray(one.logprobs, dtype=np.float64)[np.asarray(one.wrote)] for one in done]
@@ -86,6 +89,7 @@ def judge(
             [*one.prompt, *one.ids],
             [False] * len(one.prompt) + one.wrote,
             {"old": o, "advantage": a, **known},
+            masked=masks and one.stop_reason != "stop",
         )
         for one, o, a, known in zip(done, old, advantages, more, strict=True)
     ]

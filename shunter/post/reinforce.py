@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -73,19 +74,21 @@ class Reinforcement:
         engine: Engine | None = None,
         block: int = BLOCK,
         cache: int = 0,
+        masks: bool = False,
     ) -> None:
         """reference: makes what tells how likely the first model finds answers, when it is first asked.
         None: it never is, which needs a `kl` of 0. group: answers to each prompt. per_step: prompts of a
         step. max_gap: nats, mean over tokens. tools: that the policy may ask between two turns of an answer.
         engine: that writes in the place of our own, with the policy's weights. block, cache: tokens of a
-        block of our own's cache, and of all of it (0: room for all that is written side by side)."""
+        block of our own's cache, and of all of it (0: room for all that is written side by side). masks:
+        as of `judge`."""
         if reference is None and config.kl:
             raise ValueError("a divergence that counts needs what it is a divergence from")
         self.course, self.policy, self._reference, self.critic = course, policy, reference, critic
         self.prompts, self.tokenizer, self.grader = prompts, tokenizer, grader
         self.config, self.group, self.per_step = config, group, per_step
         self.max_gap, self.seed = max_gap, seed
-        self.tools = tools
+        self.tools, self.masks = tools, masks
         self.pupils: Mapping[str, Pupil] = {"policy": policy} | ({"critic": critic} if critic else {})
         self.objective = Policy(settings(config, sampling.max_new_tokens))
         self.value = Value(config.value_clip, config.value_weight)
@@ -146,7 +149,7 @@ class Reinforcement:
         if self.critic is not None:
             with self.phases.timed("preparation"):
                 values = self._says(self.critic.scorer, done, "value")
-        samples = judge(self.config, done, rewards, groups, far, values)
+        samples = judge(self.config, done, rewards, groups, far, values, masks=self.masks)
         stale = self._stale(done)
         with self.phases.timed("learning"):
             told = self._learn(number, samples)
@@ -378,7 +381,7 @@ class Reinforcement:
                         told |= {f"rl/{name}_loss": v for name, v in result.terms.items()}
                         told |= {"train/grad_norm": result.grad_norm, "rl/idle": 0.0}
                 # Equal rewards are what a critic has to learn too.
-                if self.critic is not None:
+                if self.critic is not None and not all(each.masked for each in some):
                     taught = self.critic.learn(self.value, batches, number)
                     self.phases.taught += 1
                     self.course.learnt(taught, number)
@@ -389,8 +392,8 @@ class Reinforcement:
 
     def _teaches(self, samples: Sequence[Sample]) -> bool:
         """Whether the policy has something to learn from these."""
-        if samples and (self.objective.settings.kl or self.config.entropy):
-            return True
+        if self.objective.settings.kl or self.config.entropy:
+            return not all(each.masked for each in samples)
         return any(each.teaches for each in samples)
 
     def _speaking(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -419,7 +422,7 @@ class Reinforcement:
 
     def _compare(self, samples: Sequence[Sample]) -> dict[str, float]:
         """The gap between trainer and generator of answers from which nothing is learnt yet."""
-        batches = self._batches(samples)
+        batches = self._batches([replace(each, masked=False) for each in samples])
         count = max(1, sum(batch.num_valid for batch in batches))
         gaps = [
             np.abs(says - batch.known["old"])[batch.targets != IGNORE]

@@ -41,6 +41,7 @@ from shunter.record import points
 from shunter.record.events import EventLog
 from shunter.train.loop import Place
 from shunter.train.world import World
+from tests.draws import some
 from tests.parallel.pool import GROUPS, Pool
 from tests.train import layouts
 from tests.train.layouts import CPU, Case, cases
@@ -64,7 +65,7 @@ class Killed(BaseException):
 @dataclass(frozen=True)
 class Lesson:
     """A layout and a model as for pre-training, and what is learnt. answers: of an update, at least. place:
-    a folder that all ranks see."""
+    a folder that all ranks see. masks: as of `judge`."""
 
     case: Case
     policy: str = "grpo"
@@ -74,6 +75,7 @@ class Lesson:
     how: dict[str, Any] = field(default_factory=dict)
     place: str = ""
     kill: tuple[str, int] | None = None
+    masks: bool = False
 
     @property
     def config(self) -> PolicyConfig:
@@ -218,6 +220,7 @@ def made(lesson: Lesson, world: World | None) -> Reinforcement:
     found: Reinforcement = kind(
         course, policy, lambda: before, critic, read, Numbers(), grader, lesson.config, sampling,
         group=GROUP, per_step=lesson.per_step, max_gap=1e-9, seed=lesson.case.seed,
+        masks=lesson.masks,
     )  # fmt: skip
     return found
 
@@ -323,6 +326,18 @@ def check(pool: Pool, lesson: Lesson, folder: Path) -> None:
 )
 def test_each_axis(pool: Pool, tmp_path: Path, parallel: dict[str, int], policy: str) -> None:
     check(pool, Lesson(small(**parallel), policy, 8, 0.7), tmp_path)
+
+
+@some(
+    ("parallel", "policy"),
+    [({"cp": 2}, "dapo"), ({"dp": 2}, "ppo"), ({"tp": 2}, "dapo"), ({"pp": 2}, "ppo")],
+    ids=str,
+)
+def test_masked_answers_on_each_axis(
+    pool: Pool, tmp_path: Path, parallel: dict[str, int], policy: str
+) -> None:
+    """Most are cut off, so ranks have rows of which nothing is learnt from."""
+    check(pool, Lesson(small(**parallel), policy, 8, masks=True), tmp_path)
 
 
 @settings(max_examples=2)
