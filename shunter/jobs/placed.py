@@ -111,7 +111,7 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
         reward_model=context.one("reward_model").path if config.reward_model else None,
         unfinished=config.cut_off,
         stops=sorted({*Tokenizer.load(folder).stop_ids, *stops(folder)}),
-        max_gap=config.largest_gap("fp32" if config.train.precision == "fp32" else "bf16"),
+        max_gap=config.gap_allowed("fp32" if config.train.precision == "fp32" else "bf16"),
         micro_tokens=config.how.micro_tokens,
         keep=max(2, config.how.keep),  # the state names one that a save may be about to push out
         base=context.base,
@@ -138,7 +138,7 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
     return {
         "reward_first": sum(told.rewards[:share]) / share,
         "reward_last": sum(told.rewards[-share:]) / share,
-        "max_gap": told.most_gap,
+        "largest_gap": told.most_gap,
         "prompts": told.prompts,
         "too_long": told.too_long,
         "not_graded": told.not_graded,

@@ -130,7 +130,7 @@ class RlConfig(JobConfig):
             return False
         return self.how.writer == "process" or (self.how.writer == "auto" and self.staleness > 0)
 
-    def largest_gap(self, precision: str) -> float:
+    def gap_allowed(self, precision: str) -> float:
         """The bound on the gap where models compute in this precision.
 
         In float32 both differ by about 1e-5; weights one small update old differ by a hundred times that."""
@@ -269,7 +269,7 @@ class RlJob:
             sampling,
             group=config.group,
             per_step=config.prompts_per_step,
-            max_gap=config.largest_gap(precision),
+            max_gap=config.gap_allowed(precision),
             seed=config.seed,
             stop_ids=stops(folder),
             tools=tools,
@@ -293,7 +293,7 @@ class RlJob:
         return {
             "reward_first": sum(rewards[:share]) / share,
             "reward_last": sum(rewards[-share:]) / share,
-            "max_gap": lessons.most_gap,
+            "largest_gap": lessons.most_gap,
             "prompts": prompts.num_rows,
             "too_long": prompts.too_long,
             "not_graded": sum(lessons.grader.failures.values()),

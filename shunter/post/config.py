@@ -17,10 +17,10 @@ from shunter.train.config import Parallel, TrainConfig
 # What metrics of a step are called besides (`rl/length`, ...): a reward of such a name would hide one.
 TAKEN = frozenset(
     {
-        "reward", "length", "finished", "flat_groups", "staleness", "idle", "gap", "max_gap", "kl", "entropy",
-        "ratio", "max_ratio", "clipped", "tool_calls", "tool_failures", "value_error", "policy_loss",
-        "value_loss", "kl_loss", "entropy_loss", "not_graded", "moved_mb", "answers", "gathered",
-        "writing_seconds", "grading_seconds", "preparation_seconds", "learning_seconds",
+        "reward", "length", "finished", "flat_groups", "staleness", "idle", "gap", "largest_gap", "kl",
+        "entropy", "ratio", "max_ratio", "clipped", "tool_calls", "tool_failures", "value_error",
+        "policy_loss", "value_loss", "kl_loss", "entropy_loss", "not_graded", "moved_mb", "answers",
+        "gathered", "writing_seconds", "grading_seconds", "preparation_seconds", "learning_seconds",
     }
 )  # fmt: skip
 

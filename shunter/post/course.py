@@ -126,6 +126,11 @@ class Lessons(Protocol):
         """Continue from `state`."""
 
 
+def is_largest(metric: str) -> bool:
+    """Whether it is the largest of something: of several steps the largest is told, and not the mean."""
+    return "/max_" in metric or "/largest_" in metric
+
+
 @dataclass
 class _Tally:
     """Sums since the last line of the log."""
@@ -139,7 +144,7 @@ class _Tally:
                 self.sums["train/not_finite"] = self.sums.get("train/not_finite", 0.0) + 1
                 self.counts["train/not_finite"] = 1
                 continue
-            if "/max_" in name:
+            if is_largest(name):
                 self.sums[name] = max(self.sums.get(name, -math.inf), value)
                 self.counts[name] = 1
             else:

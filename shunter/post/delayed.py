@@ -374,9 +374,9 @@ class Delayed(Reinforcement):
         if self.parts:
             held["rl/early"] = len(self.had) / len(samples)
         told = super()._learn(number, samples)
-        gap, most = told.pop("rl/gap"), told.pop("rl/max_gap")
+        gap, most = told.pop("rl/gap"), told.pop("rl/largest_gap")
         if self._fresh:
-            held |= {"rl/gap": gap, "rl/max_gap": most}
+            held |= {"rl/gap": gap, "rl/largest_gap": most}
         return {**told, "rl/off_policy": gap, **held}
 
     def _by_newest(self) -> bool:
@@ -417,7 +417,7 @@ class Delayed(Reinforcement):
             return {}
         gaps = np.concatenate(apart)
         super()._guard({"gap": float(gaps.mean())})
-        return {"rl/gap": float(gaps.mean()), "rl/max_gap": float(gaps.max())}
+        return {"rl/gap": float(gaps.mean()), "rl/largest_gap": float(gaps.max())}
 
     def _of(self, group: int) -> range:
         return range(group * self.group, (group + 1) * self.group)

@@ -142,7 +142,7 @@ class LaidOutReinforcement(Reinforcement):
         gaps = np.concatenate([np.abs(s - m.known["old"]) for s, m in zip(says, samples, strict=True)])
         told = {"gap": float(gaps.sum()) / max(1, len(gaps)), "max/gap": float(gaps.max())}
         self._guard(told)
-        return {"rl/gap": told["gap"], "rl/max_gap": told["max/gap"]}
+        return {"rl/gap": told["gap"], "rl/largest_gap": told["max/gap"]}
 
     def _tell(self, fact: Any, what: str) -> list[Any]:
         with answering(self.world.rank, what):

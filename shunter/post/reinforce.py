@@ -153,7 +153,7 @@ class Reinforcement:
         stale = self._stale(done)
         with self.phases.timed("learning"):
             told = self._learn(number, samples)
-        self.most_gap = max(self.most_gap, told.get("rl/max_gap", 0.0))
+        self.most_gap = max(self.most_gap, told.get("rl/largest_gap", 0.0))
         self.rewards.append(float(np.mean(rewards)))
         self._keep(number, chosen, done, graded)
         ends, flat = self.grader.ends(), flat_groups(rewards, groups)
@@ -375,7 +375,7 @@ class Reinforcement:
                     self.updates += 1
                     self._renew()
                     if first:
-                        told |= {f"rl/{n.replace('max/', 'max_')}": v for n, v in result.told.items()}
+                        told |= {f"rl/{n.replace('max/', 'largest_')}": v for n, v in result.told.items()}
                         # Of all tokens: those of answers that were left out are never clipped.
                         told["rl/clipped"] *= targets(self._speaking(some)) / max(1, targets(some))
                         told |= {f"rl/{name}_loss": v for name, v in result.terms.items()}
@@ -433,7 +433,7 @@ class Reinforcement:
             "max/gap": max(float(g.max()) for g in gaps),
         }
         self._guard(told)
-        return {"rl/gap": told["gap"], "rl/max_gap": told["max/gap"]}
+        return {"rl/gap": told["gap"], "rl/largest_gap": told["max/gap"]}
 
     def _finite(self, gap: float) -> None:
         if not math.isfinite(gap):

@@ -22,7 +22,7 @@ PANELS: list[tuple[str, str, str, bool]] = [
     ("rl/reward", "Reward of a step's answers", "", False),
     ("rl/kl", "Divergence from the model at the start", "nats per token", True),
     ("rl/length", "Length of answers", "tokens", True),
-    ("rl/max_gap", "Largest gap of log-probabilities between trainer and generator", "nats", True),
+    ("rl/largest_gap", "Largest gap of log-probabilities between trainer and generator", "nats", True),
     ("rl/staleness", "Age of the weights that wrote", "updates", True),
     ("rl/off_policy", "Distance of the policy from the weights that wrote", "nats per token", True),
     ("rl/waited", "Time in which learning waited for answers", "s", True),

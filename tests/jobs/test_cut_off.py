@@ -139,7 +139,7 @@ def test_where_all_are_cut_off_nothing_is_learnt(
     )
     rows = events.read_metrics(out.parent / "log" / "events.jsonl")
     assert [(row["rl/finished"], row["rl/idle"]) for row in rows] == [(0.0, 1.0)] * 2
-    assert metrics["max_gap"] > 0
+    assert metrics["largest_gap"] > 0
     assert not learnt, "nor by a critic"
     assert weights(out) == weights(model)
 

@@ -80,9 +80,9 @@ def test_placed_is_as_without_a_placement(
     ]
     assert said[0] == said[1]
     assert len(said[0]) == int("algorithm" not in policy)  # a critic learns from equal rewards too
-    needed = {"rl/kl", "rl/gap", "rl/max_gap", "rl/length", "rl/flat_groups", "train/grad_norm"}
+    needed = {"rl/kl", "rl/gap", "rl/largest_gap", "rl/length", "rl/flat_groups", "train/grad_norm"}
     assert needed <= rows[-1].keys()
-    assert 0 < metrics["max_gap"] < 1e-4
+    assert 0 < metrics["largest_gap"] < 1e-4
 
 
 def test_on_processes_stopped_and_continued_it_is_the_same_bits(work: Work, model: Path) -> None:

@@ -49,8 +49,8 @@ def test_a_writer_behind_is_as_in_one_process(
     rows = events.read_metrics(placed.parent / "log" / "events.jsonl")
     updates = policy.get("updates", 1)
     assert [row["rl/staleness"] for row in rows] == [min(step, bound) * updates for step in range(4)]
-    assert 0 < metrics["max_gap"] < 1e-4
-    assert rows[-1]["rl/off_policy"] > metrics["max_gap"]
+    assert 0 < metrics["largest_gap"] < 1e-4
+    assert rows[-1]["rl/off_policy"] > metrics["largest_gap"]
 
 
 def _same_bits_when_stopped(work: Work, model: Path, placement: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def test_what_an_earlier_attempt_wrote_is_not_held_against_weights_unless_they_a
         return
     out, metrics = reinforce(work, model, "cut", INLINE, **more)
     assert '"reused"' in (out.parent / "log" / "events.jsonl").read_text()
-    assert metrics["max_gap"] < 1e-4, "of what this attempt wrote"
+    assert metrics["largest_gap"] < 1e-4, "of what this attempt wrote"
 
 
 @pytest.mark.parametrize("together", [(), ("reward",), ("reward", "reference")], ids=str)

@@ -124,7 +124,7 @@ def test_updates_wait_for_groups_that_differ_and_learn_from_each_once(
         waiting = 0 if done else waiting
     assert [(row["rl/idle"], row["rl/gathered"]) for row in rows] == expected
     assert {idle for idle, _ in expected} == {0.0, 1.0}
-    assert metrics["max_gap"] < 1e-5
+    assert metrics["largest_gap"] < 1e-5
 
 
 def test_groups_that_wait_outlast_a_stop(work: Work, model: Path, talks: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_training_with_tools_learns_from_what_the_model_wrote(
     monkeypatch.setattr(rl, "stops", lambda folder: stops)
     more = {"tools": TOOLS, "max_new_tokens": 9}
     out, metrics = reinforce(work, model, talks, **more)
-    assert metrics["max_gap"] < 1e-5
+    assert metrics["largest_gap"] < 1e-5
     rows = events.read_metrics(out.parent / "log" / "events.jsonl")
     assert all(0.5 < row["rl/tool_calls"] <= 2 for row in rows)
     assert all(row["rl/length"] <= 9 for row in rows)

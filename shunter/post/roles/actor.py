@@ -100,10 +100,10 @@ class Actor(Learning, Writes):
         self.version += 1
         self.tell(idle=0.0, loss=result.loss, grad_norm=result.grad_norm, updated=float(result.updated))
         self.tell(**{f"{name}_loss": value for name, value in result.terms.items()})
-        told = {name.replace("max/", "max_"): value for name, value in result.told.items()}
+        told = {name.replace("max/", "largest_"): value for name, value in result.told.items()}
         if self.staleness:
             told = {"off_policy" if name == "gap" else name: value for name, value in told.items()}
-            del told["max_gap"]
+            del told["largest_gap"]
         self.tell(**told)
 
     def _stale(self, judged: Rows) -> float:
@@ -172,7 +172,7 @@ class Actor(Learning, Writes):
         ]
         every = told_by_all(mine, self.copies, self.station.device)
         gap = sum(each[0] for each in every) / max(1, sum(each[1] for each in every))
-        told = {"gap": gap, "max_gap": max(each[2] for each in every)}
+        told = {"gap": gap, "largest_gap": max(each[2] for each in every)}
         if any(each[1] for each in every):
             self.tell(**told)
         return told

@@ -15,7 +15,7 @@ from typing import Any
 
 from shunter.config.errors import ShunterError
 from shunter.post.config import RlHow
-from shunter.post.course import placing
+from shunter.post.course import is_largest
 from shunter.post.gathering import Flat
 from shunter.post.reinforce import MOMENTS, SHOWN
 from shunter.post.roles import scripts
@@ -132,7 +132,7 @@ class _Run:
         if said is not None and self.play.policy.compares:
             self.place.events.write("problem", problem=said)
         self.told.flat = flat.state()
-        self.told.most_gap = max(self.told.most_gap, actor.get("max_gap", 0.0))
+        self.told.most_gap = max(self.told.most_gap, actor.get("largest_gap", 0.0))
         self.told.skipped += actor.get("updated") == 0.0
         found = {f"rl/{name}": value for name, value in {**graded, **actor}.items() if name != "grad_norm"}
         if "grad_norm" in actor:
@@ -150,7 +150,7 @@ class _Run:
         for name, values in self.since.items():
             finite = [value for value in values if math.isfinite(value)]
             if finite:
-                means[name] = max(finite) if "/max_" in name else sum(finite) / len(finite)
+                means[name] = max(finite) if is_largest(name) else sum(finite) / len(finite)
             if len(finite) < len(values):  # in no mean, but seen
                 means["train/not_finite"] = means.get("train/not_finite", 0.0) + len(values) - len(finite)
         self.place.events.metrics(self.told.done, **means)
