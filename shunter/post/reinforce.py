@@ -6,7 +6,6 @@ Everything is drawn from (seed, step), so a run that was killed writes the same 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -39,6 +38,7 @@ from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grading, ungraded
 from shunter.post.spent import Phases
 from shunter.post.step import Gradient, Scorer
+from shunter.post.watched import Watch, agree, finite
 from shunter.post.writers import submit, written
 from shunter.train.device import writes_in
 
@@ -51,6 +51,7 @@ class Reinforcement:
 
     newest = True  # weights write what is learnt from
     copies = False  # what writes is a copy, in the place of what learns
+    _fresh = True  # the weights as they are now wrote what a step begins to learn from
     leaves_out = True  # of the gradient, answers that have no part in it
 
     def __init__(
@@ -105,7 +106,7 @@ class Reinforcement:
         self.samples: list[dict[str, Any]] = []
         self.most_gap = 0.0
         self.gathering = Gathering()  # where an update needs more than one group
-        self.flat = Flat()
+        self.flat, self.watch = Flat(), Watch(policy.decoder.spec.vocab_size)
 
     @cached_property
     def engine(self) -> Engine:
@@ -158,8 +159,8 @@ class Reinforcement:
         self._keep(number, chosen, done, graded)
         ends, flat = self.grader.ends(), flat_groups(rewards, groups)
         said = self.flat.step(flat, self.rewards, last=number + 1 == self.course.train.steps)
-        if said is not None and self.config.compares:
-            self.course.place.events.write("problem", problem=said)
+        self._say(said if self.config.compares else None)
+        self._say(self.watch.step(samples, self.rewards))
         parts = {f"rl/{name}": _mean([g.parts[name] for g in graded]) for name in graded[0].parts}
         return {
             "rl/reward": self.rewards[-1],
@@ -250,6 +251,7 @@ class Reinforcement:
             "canaries": self.grader.canaries,
             "most_gap": self.most_gap,
             "flat": self.flat.state(),
+            "watch": self.watch.state(),
             "gathering": self.gathering.state(),
         }
 
@@ -272,6 +274,8 @@ class Reinforcement:
         if "gathering" in state:  # of a checkpoint from before there was one
             self.flat.restore(state["flat"])
             self.gathering.restore(state["gathering"])
+        if "watch" in state:  # likewise
+            self.watch.restore(state["watch"])
 
     def _renew(self) -> None:
         """The policy's weights have changed."""
@@ -374,6 +378,7 @@ class Reinforcement:
                     self.course.learnt(result, number)
                     self.updates += 1
                     self._renew()
+                    self._say(self.watch.update(result.told, fresh=first and self._fresh))
                     if first:
                         told |= {f"rl/{n.replace('max/', 'largest_')}": v for n, v in result.told.items()}
                         # Of all tokens: those of answers that were left out are never clipped.
@@ -436,23 +441,15 @@ class Reinforcement:
         return {"rl/gap": told["gap"], "rl/largest_gap": told["max/gap"]}
 
     def _finite(self, gap: float) -> None:
-        if not math.isfinite(gap):
-            raise ShunterError(
-                "a log-probability of the generator or the trainer is not a number",
-                where=self.course.place.name,
-                mend="Lower train.lr, and go on from an earlier checkpoint.",
-            )
+        finite(gap, self.course.place.name)
 
     def _guard(self, told: Mapping[str, float]) -> None:
-        gap = told["gap"]
-        self._finite(gap)
-        if gap > self.max_gap:
-            raise ShunterError(
-                f"trainer and generator differ by {gap:.2g} nats a token, more than {self.max_gap:g}: they "
-                "do not compute the same policy, so ratios mean nothing",
-                where=self.course.place.name,
-                mend="Set train.precision to fp32, or raise max_gap if it is bfloat16's rounding.",
-            )
+        agree(told["gap"], self.max_gap, self.course.place.name)
+
+    def _say(self, said: str | None) -> None:
+        """Write down what people should know, if there is anything."""
+        if said is not None:
+            self.course.place.events.write("problem", problem=said)
 
     def _keep(
         self, number: int, chosen: Sequence[Prompt], done: Sequence[Rollout], graded: Sequence[Graded]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -23,6 +22,7 @@ from shunter.post.roles.role import Station
 from shunter.post.roles.rows import Rows
 from shunter.post.roles.writes import Writes
 from shunter.post.step import Scorer
+from shunter.post.watched import agree
 from shunter.post.writers import HELD, Weights, arrays, load, snapshot
 
 
@@ -178,19 +178,7 @@ class Actor(Learning, Writes):
         return told
 
     def _compare(self, told: Mapping[str, float]) -> None:
-        gap = told["gap"]
-        if not math.isfinite(gap):
-            raise ShunterError(
-                "a log-probability of the generator or the trainer is not a number",
-                where=self.station.name,
-                mend="Lower train.lr, and go on from an earlier checkpoint.",
-            )
-        if gap > self.max_gap:
-            raise ShunterError(
-                f"trainer and generator differ by {gap:.2g} nats a token, more than {self.max_gap:g}",
-                where=self.station.name,
-                mend="Set train.precision to fp32, or raise max_gap if it is bfloat16's rounding.",
-            )
+        agree(told["gap"], self.max_gap, self.station.name)
 
     @operation("one_to_all")
     def write(self, folder: str) -> None:

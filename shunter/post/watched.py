@@ -1,0 +1,120 @@
+"""Whether trainer and generator are one policy, and whether learning still goes where it should.
+
+What is told here, once each, ends no run: numbers far outside of a healthy training, for a person to look at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shunter.config.errors import ShunterError
+from shunter.post.batch import Sample
+
+LASTING = 3  # steps in a row after which an entropy is told; so many first and last rewards are compared
+LOW = 0.05  # of the entropy at first: less is one answer to everything
+HIGH = 0.5  # of the way from there to the entropy of blind draws: no text has so much
+# Nats a token in the mean, between the weights that wrote and those that learn. A clip of 0.2 ends at about
+# as many nats: at five times that, most ratios are far outside, and say little of what answers are worth.
+MOVED = 1.0
+CLIPPED = 0.1  # share of tokens that are clipped before anything is learnt, where none should be
+
+
+def finite(gap: float, where: str) -> None:
+    """Raise ShunterError for a gap that is not a number."""
+    if not math.isfinite(gap):
+        raise ShunterError(
+            "a log-probability of the generator or the trainer is not a number",
+            where=where,
+            mend="Lower train.lr, and go on from an earlier checkpoint.",
+        )
+
+
+def agree(gap: float, most: float, where: str) -> None:
+    """Raise ShunterError where trainer and generator differ by more than `most`, nats a token."""
+    finite(gap, where)
+    if gap > most:
+        raise ShunterError(
+            f"trainer and generator differ by {gap:.2g} nats a token, more than {most:g}: they do not "
+            "compute the same policy, so ratios mean nothing",
+            where=where,
+            mend="Set train.precision to fp32, or raise max_gap if it is bfloat16's rounding.",
+        )
+
+
+class Watch:
+    """What a run should be told, each kind once: `step` and `update` return a sentence, or None.
+
+    A policy's entropy is seen in its answers: in the mean it is how unlikely they were, in nats a token, to
+    the weights that wrote them and at their temperature."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.blind = math.log(vocabulary)
+        self.first: float | None = None  # the entropy of the first step
+        self.low = self.high = 0  # steps in a row
+        self.told: set[str] = set()
+
+    def step(self, samples: Sequence[Sample], rewards: Sequence[float]) -> str | None:
+        """samples: a step's. rewards: the mean of each step so far."""
+        old = np.concatenate([np.asarray(sample.known["old"]) for sample in samples])
+        if not len(old):
+            return None
+        now = -float(old.mean())
+        if self.first is None:
+            self.first = now
+        self.low = self.low + 1 if now < LOW * self.first else 0
+        risen = self.first < HIGH * self.blind and now > self.first + HIGH * (self.blind - self.first)
+        self.high = self.high + 1 if risen else 0
+        entropy = f"answers have an entropy of {now:.2g} nats a token, {self.first:.2g} at first"
+        begin, end = (float(np.mean(some)) for some in (rewards[:LASTING], rewards[-LASTING:]))
+        if self.low >= LASTING and end < begin:
+            return self._once(
+                "low",
+                f"{entropy}, and are worth less ({end:.2g}, {begin:.2g} at first): the policy has come to "
+                "say the same always. Begin anew with a lower train.lr, or with a policy.kl",
+            )
+        if self.high >= LASTING:
+            return self._once(
+                "high",
+                f"{entropy}, and {self.blind:.2g} would be blind draws: the policy forgets what it knew. "
+                "Begin anew with a lower train.lr, or with less policy.entropy",
+            )
+        return None
+
+    def update(self, told: Mapping[str, float], *, fresh: bool) -> str | None:
+        """told: `gap` and `clipped` of the objective, before an update. fresh: the weights as they are wrote
+        these answers."""
+        gap = told["gap"]
+        if fresh and told["clipped"] > CLIPPED:
+            return self._once(
+                "clipped",
+                f"{told['clipped']:.0%} of the tokens are clipped before anything is learnt, by what trainer "
+                f"and generator differ alone ({gap:.2g} nats a token): they teach nothing. Set "
+                "train.precision to fp32, or widen policy.clip_low and policy.clip_high",
+            )
+        if not fresh and gap > MOVED:
+            return self._once(
+                "moved",
+                f"the policy is {gap:.2g} nats a token from the weights that wrote what it learns from, and "
+                "ratios are clipped long before. Begin anew with a lower train.lr, or with fewer updates "
+                "from one answer (policy.updates, policy.epochs, staleness)",
+            )
+        return None
+
+    def _once(self, kind: str, said: str) -> str | None:
+        if kind in self.told:
+            return None
+        self.told.add(kind)
+        return said
+
+    def state(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"first": self.first, "low": self.low, "high": self.high, "told": sorted(self.told)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """What `state` gave."""
+        self.first, self.low, self.high = state["first"], int(state["low"]), int(state["high"])
+        self.told = set(state["told"])
