@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from shunter.config.errors import ShunterError
-from shunter.jobs import taught
+from shunter.jobs import rl_parts, taught
 from shunter.launch import ray_cluster
 from shunter.recipe.job import JobContext
 
@@ -109,6 +109,7 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
         task=config.task,
         prefix=taught.prefix(config.rewards, context.base),
         reward_model=context.one("reward_model").path if config.reward_model else None,
+        value_model=rl_parts.value_model(context, spec, spec.max_positions),
         unfinished=config.cut_off,
         stops=sorted({*Tokenizer.load(folder).stop_ids, *stops(folder)}),
         max_gap=config.gap_allowed("fp32" if config.train.precision == "fp32" else "bf16"),

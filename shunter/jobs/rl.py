@@ -37,6 +37,12 @@ class RlConfig(JobConfig):
     reward_model: Annotated[str | None, Input("reward")] = Field(
         None, description="Job that made the reward model, for a reward of the kind model."
     )
+    value_model: Annotated[str | None, Input("reward")] = Field(
+        None,
+        exclude_if=lambda value: value is None,  # jobs without are those that they were before there were any
+        description="ppo: job that made the reward model with whose weights and head the value model begins; "
+        "none: with the policy's weights and a head of zeros.",
+    )
     policy: PolicyConfig = Field(PolicyConfig(), description="How rewards become a gradient.")
     group: int = Field(8, ge=1, description="Answers to each prompt.")
     prompts_per_step: int = Field(16, ge=1, description="Prompts in a step.")
@@ -108,6 +114,10 @@ class RlConfig(JobConfig):
             raise ValueError(
                 "policy.least_groups lets answers wait, which goes with neither staleness nor how.placement "
                 "so far"
+            )
+        if self.value_model is not None and self.policy.algorithm != "ppo":
+            raise ValueError(
+                f"value_model belongs to ppo; {self.policy.algorithm} has no value model: leave it out"
             )
         if self.unfinished == "mask" and self.how.placement is not None:
             raise ValueError("unfinished: mask does not go with how.placement so far: leave one of them out")
@@ -186,7 +196,7 @@ class RlJob:
         from shunter.post.layout import ANSWER
         from shunter.post.prompts import read_prompts
         from shunter.post.reinforce import Reinforcement, room_of
-        from shunter.post.reward_model import new_head
+        from shunter.post.reward_model import load_head, new_head
         from shunter.record.memory import current_rss
         from shunter.surgery.lora import merged
         from shunter.train.device import choose_precision
@@ -227,8 +237,10 @@ class RlJob:
         before = rl_parts.reference(config, folder, policy, precision)
         critic = None
         if config.policy.algorithm == "ppo":
-            beside = pupils.Model.open(folder, context, config.adapter)
-            head, rate = new_head(model.spec.dim), config.policy.value_lr
+            begins = rl_parts.value_model(context, model.spec, longest)
+            beside = pupils.Model.open(begins or folder, context, config.adapter)
+            head = new_head(model.spec.dim) if begins is None else load_head(begins)
+            rate = config.policy.value_lr
             critic = beside.learner(course, units, longest, ANSWER, head, lr=rate)
         engine = None
         kind: Any = Reinforcement

@@ -53,6 +53,8 @@ def _held(context: JobContext[Any], spec: DecoderSpec, lessons: Reinforcement) -
         raise ShunterError(f"the cost model does not know {what}")
     if not phases.updates.steps:
         raise ShunterError("this attempt made no update")
+    if lessons.critic is not None and lessons.critic.decoder.spec != spec:
+        raise ShunterError("the cost model does not know a value model of another shape than the policy's")
     parallel: Parallel | None = getattr(lessons.policy, "parallel", None)
     ranks = 1 if parallel is None else parallel.grid.size
     found = machine.described(ranks, config.how.device)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shunter.generate.toolbox import Toolbox
     from shunter.jobs.rl import RlConfig
     from shunter.models.decoder import Decoder
+    from shunter.models.spec import DecoderSpec
     from shunter.post.cores import Cores
     from shunter.post.course import Course, Pupil
     from shunter.post.delayed import Delayed
@@ -85,6 +86,29 @@ def reference(config: RlConfig, folder: Path, policy: Pupil, precision: str) -> 
         before = LaidOutBefore(scorer)
         return lambda: before
     return lambda: Scorer(load_model(folder).to(device), device, precision, temperature=temperature)
+
+
+def value_model(context: JobContext[RlConfig], spec: DecoderSpec, longest: int) -> Path | None:
+    """The folder of the reward model that the value model begins as; None: as the policy, whose spec this is.
+    Raises ShunterError for one that cannot read the policy's texts, of at most `longest` tokens."""
+    from shunter.models.hf import read_spec
+
+    if context.config.value_model is None:
+        return None
+    folder = context.one("value_model").path
+    theirs = read_spec(folder)
+    for what, has, ours, fits in (
+        ("vocabulary", theirs.vocab_size, spec.vocab_size, theirs.vocab_size == spec.vocab_size),
+        ("context", theirs.max_positions, longest, theirs.max_positions >= longest),
+    ):
+        if not fits:
+            raise ShunterError(
+                f"the value model is to read the policy's texts, with a {what} of {ours} tokens, and the "
+                f"reward model that it begins as has one of {has}",
+                where="value_model",
+                mend="Make it with reward_model, from the model that is tuned or one of its kind.",
+            )
+    return folder
 
 
 def grader(config: RlConfig, context: JobContext[RlConfig], course: Course) -> Grading:

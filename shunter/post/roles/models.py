@@ -28,7 +28,7 @@ from shunter.post.course import Pupil
 from shunter.post.objective import ScoreObjective
 from shunter.post.policy import Value
 from shunter.post.preferences import of_each
-from shunter.post.reward_model import new_head
+from shunter.post.reward_model import load_head, new_head
 from shunter.post.roles.cut import CutModel
 from shunter.post.roles.learning import shared_step
 from shunter.post.roles.protocol import operation
@@ -118,11 +118,13 @@ class Learning(_Scoring):
         train: Mapping[str, Any],
         seed: int = 0,
         value: bool = False,
+        head: str | None = None,
         temperature: float = 1.0,
         lr: float | None = None,
         keep: int = 2,
         **more: Any,
     ) -> None:
+        """head: a folder with the value head to begin with, where there is to be one; none: zeros."""
         super().__init__(station, **more)
         self.model, self.seed = Path(model), seed
         decoder = load_model(self.model)
@@ -136,8 +138,10 @@ class Learning(_Scoring):
             self.optimizers = Optimizers(decoder, self.config, self.cut.part)
             name += f"-{self.cut.mates.index}-of-{self.cut.mates.size}"
         else:
-            head = new_head(decoder.spec.dim) if value else None
-            self.pupil = Pupil(decoder, config, station.device, value=head, temperature=temperature, lr=lr)
+            given = None
+            if value:
+                given = new_head(decoder.spec.dim) if head is None else load_head(Path(head))
+            self.pupil = Pupil(decoder, config, station.device, value=given, temperature=temperature, lr=lr)
             self.scorer, self.copies = self.pupil.scorer, station.everyone
             self.config, self.optimizers = self.pupil.config, self.pupil.optimizers
         self.skipped = self.version = 0

@@ -20,9 +20,10 @@ from shunter.post.roles.scripts import Cast
 @dataclass(frozen=True)
 class Play:
     """What is learnt from what. costs: rewards of the cost, for scripts that have one. room: tokens of a
-    prompt at most. prefix: stands before what the person says last. objective: instead of the algorithm's,
-    as ReMax has it. staleness: steps that a writer may be behind; 0: the actor writes. journal: answers
-    outlive a crash, in the flow's folder, which is then this play's."""
+    prompt at most. prefix: stands before what the person says last. objective: instead of the algorithm's, as
+    ReMax has it. value_model: a reward model that the critic begins as; None: as the actor, with a head of
+    zeros. staleness: steps that a writer may be behind; 0: the actor writes. journal: answers outlive a
+    crash, in the flow's folder, which is then this play's."""
 
     model: Path
     prompts: Path
@@ -38,6 +39,7 @@ class Play:
     prefix: str = ""
     costs: Sequence[RewardConfig] = ()
     reward_model: Path | None = None
+    value_model: Path | None = None
     unfinished: float | None = None
     stops: Sequence[int] = ()
     max_gap: float = 0.02
@@ -101,6 +103,8 @@ def _settings(role: str, play: Play) -> Mapping[str, Any]:
         }  # fmt: skip
     if role in ("critic", "cost_critic"):
         policy = play.policy
+        if role == "critic" and play.value_model is not None:
+            model = {**model, "model": play.value_model, "head": play.value_model}
         return {
             **model, **train, "lr": policy.value_lr, "clip": policy.value_clip, "weight": policy.value_weight,
         }  # fmt: skip
