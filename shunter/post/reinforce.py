@@ -38,7 +38,7 @@ from shunter.post.prompts import Prompt, Read
 from shunter.post.rewards import Graded, Grading, ungraded
 from shunter.post.spent import Phases
 from shunter.post.step import Gradient, Scorer
-from shunter.post.watched import Watch, agree, finite
+from shunter.post.watched import Watch, agree, finite, surprise
 from shunter.post.writers import submit, written
 from shunter.train.device import writes_in
 
@@ -160,7 +160,7 @@ class Reinforcement:
         ends, flat = self.grader.ends(), flat_groups(rewards, groups)
         said = self.flat.step(flat, self.rewards, last=number + 1 == self.course.train.steps)
         self._say(said if self.config.compares else None)
-        self._say(self.watch.step(samples, self.rewards))
+        self._say(self.watch.step(surprise(samples), self.rewards))
         parts = {f"rl/{name}": _mean([g.parts[name] for g in graded]) for name in graded[0].parts}
         return {
             "rl/reward": self.rewards[-1],

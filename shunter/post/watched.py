@@ -45,11 +45,15 @@ def agree(gap: float, most: float, where: str) -> None:
         )
 
 
-class Watch:
-    """What a run should be told, each kind once: `step` and `update` return a sentence, or None.
+def surprise(samples: Sequence[Sample]) -> float:
+    """How unlikely answers were, in nats a token, to the weights that wrote them and at their temperature: in
+    the mean a policy's entropy. NaN without a token."""
+    old = np.concatenate([np.asarray(sample.known["old"]) for sample in samples])
+    return -float(old.mean()) if len(old) else math.nan
 
-    A policy's entropy is seen in its answers: in the mean it is how unlikely they were, in nats a token, to
-    the weights that wrote them and at their temperature."""
+
+class Watch:
+    """What a run should be told, each kind once: `step` and `update` return a sentence, or None."""
 
     def __init__(self, vocabulary: int) -> None:
         self.blind = math.log(vocabulary)
@@ -57,12 +61,10 @@ class Watch:
         self.low = self.high = 0  # steps in a row
         self.told: set[str] = set()
 
-    def step(self, samples: Sequence[Sample], rewards: Sequence[float]) -> str | None:
-        """samples: a step's. rewards: the mean of each step so far."""
-        old = np.concatenate([np.asarray(sample.known["old"]) for sample in samples])
-        if not len(old):
+    def step(self, now: float, rewards: Sequence[float]) -> str | None:
+        """now: the `surprise` of a step's answers. rewards: the mean of each step so far."""
+        if not math.isfinite(now):
             return None
-        now = -float(old.mean())
         if self.first is None:
             self.first = now
         self.low = self.low + 1 if now < LOW * self.first else 0

@@ -15,7 +15,7 @@ import torch
 
 from shunter.generate import rollout
 from shunter.post.batch import Sample
-from shunter.post.watched import LASTING, Watch
+from shunter.post.watched import LASTING, Watch, surprise
 from shunter.recipe.job import Stopped
 from shunter.record import events
 from tests.jobs.conftest import Still, Work
@@ -30,11 +30,16 @@ def said(out: Path) -> list[str]:
 
 
 def seen(watch: Watch, entropies: list[float], rewards: list[float]) -> list[str | None]:
-    found = []
-    for number, entropy in enumerate(entropies, 1):
-        sample = Sample([1, 2, 3], [False, True, True], {"old": np.full(2, -entropy)})
-        found.append(watch.step([sample], rewards[:number]))
-    return found
+    return [watch.step(entropy, rewards[:number]) for number, entropy in enumerate(entropies, 1)]
+
+
+def test_how_unlikely_answers_were_is_a_mean_over_tokens() -> None:
+    one = Sample([1, 2, 3], [False, True, True], {"old": np.asarray([-1.0, -2.0])})
+    other = Sample([1, 2], [False, True], {"old": np.asarray([-6.0])})
+    assert surprise([one, other]) == 3.0
+    none = Sample([1], [False], {"old": np.zeros(0)})
+    assert math.isnan(surprise([none]))
+    assert Watch(300).step(math.nan, [0.0]) is None
 
 
 def test_a_policy_that_says_the_same_always_and_is_worth_less() -> None:
@@ -66,25 +71,30 @@ def test_what_was_seen_and_told_outlasts_a_stop() -> None:
     assert other.first == 2.0
     assert seen(other, fallen[-1:], worse) == [None], "of a reward that has not fallen yet"
     other.restore(one.state())
-    sample = Sample([1, 2], [False, True], {"old": np.asarray([-0.01])})
-    assert other.step([sample], worse) is not None
+    assert other.step(0.01, worse) is not None
     again = Watch(300)
     again.restore(other.state())
-    assert again.step([sample], worse) is None
+    assert again.step(0.01, worse) is None
 
 
-def test_a_rate_that_is_far_too_high_is_told_once(work: Work, model: Path, talks: Path) -> None:
+@pytest.mark.parametrize("placement", [None, {"backend": "inline"}], ids=["plain", "placed"])
+def test_a_rate_that_is_far_too_high_is_told_once(
+    work: Work, model: Path, talks: Path, placement: Any
+) -> None:
+    more = {**ASTRAY, "how": {**HOW, "placement": placement}}
     with pytest.raises(Stopped):
-        reinforce(work, model, talks, name="high", control=Still(stop_after=2), **ASTRAY)
-    out, _ = reinforce(work, model, talks, name="high", **ASTRAY)
+        reinforce(work, model, talks, name="high", control=Still(stop_after=2), **more)
+    out, _ = reinforce(work, model, talks, name="high", **more)
     (told,) = (each for each in said(out) if "entropy" in each)
     assert "worth less" in told
     assert "5.6 at first" in told
-    plain, _ = reinforce(work, model, talks, name="plain")
-    assert said(plain) == []
+    slow, _ = reinforce(work, model, talks, name="slow", how=more["how"])
+    assert said(slow) == []
 
 
-@pytest.mark.parametrize("how", [{}, {"writer": "here"}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{}, {"writer": "here"}, {"placement": {"backend": "inline"}}], ids=["epochs", "stale", "placed"]
+)
 def test_updates_that_leave_the_weights_that_wrote_are_told(
     work: Work, model: Path, talks: Path, how: dict[str, Any]
 ) -> None:
@@ -96,9 +106,16 @@ def test_updates_that_leave_the_weights_that_wrote_are_told(
     assert said(slow) == []
 
 
+@pytest.mark.parametrize("placement", [None, {"backend": "inline"}], ids=["plain", "placed"])
 @pytest.mark.parametrize(("algorithm", "told"), [("gspo", 1), ("grpo", 0)])
 def test_clips_by_rounding_alone_are_told(
-    work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str, told: int
+    work: Work,
+    model: Path,
+    talks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    algorithm: str,
+    told: int,
+    placement: Any,
 ) -> None:
     """As of a generator in bfloat16: GSPO's clip is at 3e-4."""
     pick, draw = rollout.pick, torch.Generator().manual_seed(0)
@@ -109,7 +126,8 @@ def test_clips_by_rounding_alone_are_told(
 
     monkeypatch.setattr(rollout, "pick", off)
     policy, train = {"algorithm": algorithm}, {"steps": 4, "lr": 1e-5}
-    out, _ = reinforce(work, model, talks, max_gap=0.02, policy=policy, train=train)
+    how = {**HOW, "placement": placement}
+    out, _ = reinforce(work, model, talks, max_gap=0.02, policy=policy, train=train, how=how)
     found = [each for each in said(out) if "are clipped before anything is learnt" in each]
     assert len(found) == told
     assert all("Set train.precision to fp32, or widen policy.clip_low" in each for each in found)

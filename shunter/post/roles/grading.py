@@ -19,6 +19,7 @@ from shunter.post.roles.models import ENDS
 from shunter.post.roles.protocol import operation
 from shunter.post.roles.role import Role, Station
 from shunter.post.roles.rows import Array, Rows, numbers, strings, texts
+from shunter.post.watched import surprise
 
 
 class Reward(Role):
@@ -106,7 +107,7 @@ class Judge(Role):
         self, written: Rows, graded: Rows, far: Rows | None = None, values: Rows | None = None
     ) -> Rows:
         """By the algorithm of `policy`: `old`, `advantage`, with values `value` and `return`, with far
-        `reference`. Tells whether any answer is better than another."""
+        `reference`. Tells the `surprise` of the answers."""
         done, rewards = rollouts_of(written), _rewards(graded)
         groups = [row // written.unit for row in range(len(written))]
         samples = judge(
@@ -117,6 +118,7 @@ class Judge(Role):
             None if far is None else [np.asarray(each, dtype=np.float64) for each in far["reference"]],
             None if values is None else [np.asarray(each, dtype=np.float64) for each in values["value"]],
         )
+        self.tell(surprise=surprise(samples))
         known = {name: [np.asarray(s.known[name]) for s in samples] for name in samples[0].known}
         return _judged(written, known)
 

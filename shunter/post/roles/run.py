@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shunter.config.errors import ShunterError
+from shunter.models.hf import read_spec
 from shunter.post.config import RlHow
 from shunter.post.course import is_largest
 from shunter.post.gathering import Flat
@@ -23,6 +24,7 @@ from shunter.post.roles.flow import Flow, Future
 from shunter.post.roles.placement import Placement
 from shunter.post.roles.rows import strings
 from shunter.post.roles.stage import Play, stage
+from shunter.post.watched import Watch
 from shunter.recipe.job import Stopped
 from shunter.record.track import open_trackers
 from shunter.train.loop import Place
@@ -33,8 +35,9 @@ STATE = "placed.json"
 @dataclass
 class Told:
     """What a run has to tell. done: steps. prompts: that there are, without the too_long. flat: groups that
-    taught nothing (`Flat.state`). not_graded: answers that a rule could not grade, of this attempt. moved:
-    bytes from worker to worker, control: to and from the controller, both of this attempt."""
+    taught nothing (`Flat.state`). watch: what was told (`Watch.state`). not_graded: answers that a rule could
+    not grade, of this attempt. moved: bytes from worker to worker, control: to and from the controller, both
+    of this attempt."""
 
     done: int = 0
     rewards: list[float] = field(default_factory=list)
@@ -42,6 +45,7 @@ class Told:
     most_gap: float = 0.0
     skipped: int = 0
     flat: list[float] = field(default_factory=lambda: Flat().state())
+    watch: dict[str, Any] = field(default_factory=dict)
     prompts: int = 0
     too_long: int = 0
     not_graded: int = 0
@@ -83,7 +87,7 @@ class _Run:
         if play.staleness:
             self.ahead = scripts.Ahead(self.cast, play.staleness, play.train.steps)
         self.file = place.work / STATE
-        self.told = Told()
+        self.told, self.watch = Told(), Watch(read_spec(play.model).vocab_size)
         self.since: dict[str, list[float]] = {}
 
     def whole(self) -> Told:
@@ -129,9 +133,14 @@ class _Run:
         flat.restore(self.told.flat)
         last = self.told.done + 1 == self.play.train.steps
         said = flat.step(graded["flat_groups"], self.told.rewards, last=last)
-        if said is not None and self.play.policy.compares:
-            self.place.events.write("problem", problem=said)
+        self._say(said if self.play.policy.compares else None)
         self.told.flat = flat.state()
+        self._say(self.watch.step(step["judge"].told()["surprise"], self.told.rewards))
+        if "clipped" in actor:  # of the first update
+            gap = actor["off_policy" if self.play.staleness else "gap"]
+            update = {"gap": gap, "clipped": actor["clipped"]}
+            self._say(self.watch.update(update, fresh=not self.play.staleness))
+        self.told.watch = self.watch.state()
         self.told.most_gap = max(self.told.most_gap, actor.get("largest_gap", 0.0))
         self.told.skipped += actor.get("updated") == 0.0
         found = {f"rl/{name}": value for name, value in {**graded, **actor}.items() if name != "grad_norm"}
@@ -144,6 +153,10 @@ class _Run:
         if reused := step["written"].told_in_all("reused"):
             self.place.events.write("reused", step=self.told.done, answers=int(reused))
         return {**found, "rl/moved_mb": self.flow.moved / 1e6}
+
+    def _say(self, said: str | None) -> None:
+        if said is not None:
+            self.place.events.write("problem", problem=said)
 
     def _log(self) -> None:
         means = {}
@@ -209,6 +222,8 @@ class _Run:
             )
         self.since = state.pop("since")
         self.told = Told(**state)
+        if self.told.watch:
+            self.watch.restore(self.told.watch)
         for role in self.learners:
             role.forget(after=self.told.done).wait()
             role.restore(step=self.told.done)

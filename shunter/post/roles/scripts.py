@@ -152,7 +152,7 @@ def grpo(cast: Cast, steps: range, updates: Updates = ONCE, rows: Asked | None =
         graded = cast.reward.grade(asked, written)
         judged = cast.judge.advantages(written, graded, far)
         learnt = updates.of(cast.actor, judged, step)
-        yield {"actor": learnt, "reward": graded, "written": written, "asked": asked}
+        yield {"actor": learnt, "judge": judged, "reward": graded, "written": written, "asked": asked}
 
 
 def ppo(cast: Cast, steps: range, updates: Updates = ONCE, rows: Asked | None = None) -> Iterator[Step]:
@@ -165,7 +165,14 @@ def ppo(cast: Cast, steps: range, updates: Updates = ONCE, rows: Asked | None = 
         judged = cast.judge.advantages(written, graded, far, values)
         critic = updates.of(cast.critic, judged, step)
         learnt = updates.of(cast.actor, judged, step)
-        yield {"actor": learnt, "critic": critic, "reward": graded, "written": written, "asked": asked}
+        yield {
+            "actor": learnt,
+            "critic": critic,
+            "judge": judged,
+            "reward": graded,
+            "written": written,
+            "asked": asked,
+        }
 
 
 def remax(cast: Cast, steps: range, updates: Updates = ONCE) -> Iterator[Step]:
