@@ -14,9 +14,9 @@ import numpy as np
 from shunter.config.errors import ShunterError
 from shunter.post.batch import Sample
 
-LASTING = 3  # steps in a row after which an entropy is told; so many first and last rewards are compared
+LASTING = 3  # steps in a row after which a low entropy is told; so many first and last rewards are compared
 LOW = 0.05  # of the entropy at first: less is one answer to everything
-HIGH = 0.5  # of the way from there to the entropy of blind draws: no text has so much
+HIGH = 0.5  # of the way from there to the entropy of blind draws; one update at too high a rate makes it
 # Nats a token in the mean, between the weights that wrote and those that learn. A clip of 0.2 ends at about
 # as many nats: at five times that, most ratios are far outside, and say little of what answers are worth.
 MOVED = 1.0
@@ -58,7 +58,7 @@ class Watch:
     def __init__(self, vocabulary: int) -> None:
         self.blind = math.log(vocabulary)
         self.first: float | None = None  # the entropy of the first step
-        self.low = self.high = 0  # steps in a row
+        self.low = 0  # steps in a row
         self.told: set[str] = set()
 
     def step(self, now: float, rewards: Sequence[float]) -> str | None:
@@ -69,7 +69,6 @@ class Watch:
             self.first = now
         self.low = self.low + 1 if now < LOW * self.first else 0
         risen = self.first < HIGH * self.blind and now > self.first + HIGH * (self.blind - self.first)
-        self.high = self.high + 1 if risen else 0
         entropy = f"answers have an entropy of {now:.2g} nats a token, {self.first:.2g} at first"
         begin, end = (float(np.mean(some)) for some in (rewards[:LASTING], rewards[-LASTING:]))
         if self.low >= LASTING and end < begin:
@@ -78,7 +77,7 @@ class Watch:
                 f"{entropy}, and are worth less ({end:.2g}, {begin:.2g} at first): the policy has come to "
                 "say the same always. Begin anew with a lower train.lr, or with a policy.kl",
             )
-        if self.high >= LASTING:
+        if risen:
             return self._once(
                 "high",
                 f"{entropy}, and {self.blind:.2g} would be blind draws: the policy forgets what it knew. "
@@ -114,9 +113,8 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"first": self.first, "low": self.low, "high": self.high, "told": sorted(self.told)}
+        return {"first": self.first, "low": self.low, "told": sorted(self.told)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """What `state` gave."""
-        self.first, self.low, self.high = state["first"], int(state["low"]), int(state["high"])
-        self.told = set(state["told"])
+        self.first, self.low, self.told = state["first"], int(state["low"]), set(state["told"])
