@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from shunter.config.errors import ShunterError
 from shunter.jobs import rl
+from shunter.models.decoder import Decoder
 from shunter.models.hf import load_model, save_model
+from shunter.models.init import init_weights
 from shunter.post.course import Pupil
 from shunter.post.reward_model import load_head, new_head, save_head
 from shunter.record import events
@@ -41,15 +43,20 @@ def judge(model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def learn(work: Work, model: Path, talks: Path, judge: Path, name: str = "rl", **more: Any) -> Path:
+def learn(*given: Any, **more: Any) -> Path:
+    return learnt(*given, **more)[0]
+
+
+def learnt(
+    work: Work, model: Path, talks: Path, judge: Path, name: str = "rl", **more: Any
+) -> tuple[Path, dict[str, Any]]:
     config = {
         "model": "m", "prompts": "t", "value_model": "v", "policy": {"algorithm": "ppo"}, "group": 4,
         "rewards": [{"kind": "format", "pattern": ".*[a-m].*"}], "prompts_per_step": 3, "max_new_tokens": 5,
         "train": {"steps": 2, "lr": 1e-3}, "how": HOW, **more,
     }  # fmt: skip
     inputs = {"model": model, "prompts": talks, "value_model": judge}
-    out, _ = work(rl.JOB, config, inputs=inputs, name=name)
-    return out
+    return work(rl.JOB, config, inputs=inputs, name=name)
 
 
 @pytest.fixture
@@ -91,6 +98,19 @@ def test_placed_it_learns_as_without(work: Work, model: Path, talks: Path, judge
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (plain, placed))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_one_of_another_shape_learns_and_its_cost_is_not_foretold(
+    work: Work, model: Path, talks: Path, tmp_path: Path
+) -> None:
+    """The account would else be of two models of one size."""
+    folder = tmp_path / "small" / "out"
+    small = Decoder(load_model(model).spec.model_copy(update={"num_layers": 1}))
+    init_weights(small, 0)
+    save_model(small, folder, tokenizer_folder=model)
+    save_head(new_head(small.spec.dim), folder)
+    _, metrics = learnt(work, model, talks, folder)
+    assert "of another shape" in metrics["account"]["unpredicted"]
 
 
 @pytest.mark.long
