@@ -54,7 +54,7 @@ def test_a_policy_learns_beside_programs(
     out, metrics = reinforce(work, model, talks, tools=TOOLS, max_new_tokens=9)
     samples = [json.loads(line)["response"] for line in (out / "samples.jsonl").read_text().splitlines()]
     assert any("<|tool|>42<|end|><|assistant|>" in text for text in samples)
-    assert metrics["max_gap"] < 1e-5
+    assert metrics["largest_gap"] < 1e-5
     assert [box._process for box in boxes] == [None]
 
 

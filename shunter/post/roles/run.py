@@ -16,7 +16,7 @@ from typing import Any
 from shunter.config.errors import ShunterError
 from shunter.models.hf import read_spec
 from shunter.post.config import RlHow
-from shunter.post.course import is_largest
+from shunter.post.course import is_largest, placing
 from shunter.post.gathering import Flat
 from shunter.post.reinforce import MOMENTS, SHOWN
 from shunter.post.roles import scripts
