@@ -93,16 +93,34 @@ _SPELLINGS = (
 )
 
 
-# What may stand beside an answer: a unit behind a number, a variable's name before all.
-_UNIT = re.compile(r"(?<=[\d})])(?:\s|~|\\[,;! ])*\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}(\^\{?\d\}?)?\Z")
+# What may stand beside an answer: a unit behind a number, a variable's name before all. Units are those
+# that are listed: other words may be half of the answer (2 million, 5 or more, 3i).
+_WORDS = {
+    "mm": "millimeter millimeters", "cm": "centimeter centimeters", "m": "meter meters metre metres",
+    "km": "kilometer kilometers", "in": "inch inches", "ft": "foot feet", "yd": "yard yards",
+    "mi": "mile miles",
+    "mg": "milligram milligrams", "g": "gram grams", "kg": "kilogram kilograms", "lb": "lbs pound pounds",
+    "oz": "ounce ounces", "ton": "tons", "s": "sec second seconds", "min": "minute minutes",
+    "h": "hr hour hours",
+    "day": "days", "week": "weeks", "month": "months", "year": "years", "ml": "milliliter milliliters",
+    "l": "liter liters litre litres", "gal": "gallon gallons", "cup": "cups", "qt": "quart quarts",
+    "mph": "", "km/h": "kph", "m/s": "", "unit": "units", "degree": "degrees", "rad": "radian radians",
+    "dollar": "dollars",
+}  # fmt: skip
+_UNITS = {word: unit for unit, words in _WORDS.items() for word in (unit, *words.split())}
+_UNIT = re.compile(
+    r"(?<=[\d})])((?:\s|~|\\[,;! ])*)(?:\\(?:text|mathrm|mbox)\s*\{([^{}]{1,40})\}|([A-Za-z/]{1,20}))"
+    r"(?:\^\{?(\d)\}?)?\Z"
+)
+_SQUARED = re.compile(r"(square|sq|cubic|cu)\.? (.+)")
 _NAME = re.compile(r"([A-Za-z])=([^=]+)")
-_QUOTIENT = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(\d+)\}")
+_QUOTIENT = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}")
 
 
 def alike(text: str, other: str) -> bool:
     r"""Whether two answers in TeX mean the same, about as the normaliser of MATH has it (arXiv 2103.03874):
     0.5 is \frac{1}{2}, and a name before it (x = 5) or a unit behind it (5\text{ cm}) may be left out. Unlike
-    there, it must be the same where both have one: 10\text{ AM} is not 10\text{ PM}."""
+    there, it must be the same where both have one, and words that are no units of measure count."""
     if mathematical(text) == mathematical(other):
         return True
     (name, bare, unit), (other_name, other_bare, other_unit) = _parted(text), _parted(other)
@@ -114,12 +132,24 @@ def alike(text: str, other: str) -> bool:
 def _parted(text: str) -> tuple[str, str | Fraction, str]:
     """Name, answer and unit; a number as what it is worth."""
     text, unit = text.rstrip(" .\n"), ""
-    if match := _UNIT.search(text):
-        text, unit = text[: match.start()], mathematical(match[1] + (match[2] or ""))
+    if (match := _UNIT.search(text)) and (found := _unit(match)):
+        text, unit = text[: match.start()], found
     text, name = mathematical(text), ""
     if match := _NAME.fullmatch(text):
-        name, text = match[1], match[2]
+        name, text = match[1], mathematical(match[2])
     return name, _exact(text), unit
+
+
+def _unit(match: re.Match[str]) -> str:
+    """A unit of measure as it is written short, with its power; "" for other words. A letter alone is one
+    as text behind a space: 3 m may be three times m."""
+    said = match[2] or match[3]
+    words, power = " ".join(said.lower().split()), match[4] or ""
+    if more := _SQUARED.fullmatch(words):
+        words, power = more[2], "2" if more[1].startswith("s") else "3"
+    if len(words) == 1 and (match[3] or not (match[1] or said[0].isspace())):
+        return ""
+    return f"{_UNITS[words]}{power}" if words in _UNITS else ""
 
 
 def _exact(text: str) -> str | Fraction:

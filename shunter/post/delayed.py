@@ -106,8 +106,14 @@ class Delayed(Reinforcement):
     def step(self, number: int) -> Mapping[str, float]:
         """Learn from a step's rows, and let those be written that its weights allow."""
         if self.writer is None:
-            size = sum(value.nbytes for value in trained(self.policy.decoder).values())
-            must_hold(size, self.staleness, None if self._beside is None else self._theirs)
+            decoder = self.policy.decoder
+            size = sum(value.nbytes for value in trained(decoder).values())
+            merged = decoder.spec.num_parameters * decoder.embed.weight.itemsize
+            must_hold(
+                size, self.staleness, None if self._beside is None else self._theirs,
+                whole=sum(value.nbytes for value in decoder.state_dict().values()),
+                handed=size if self._whole is None else merged,
+            )  # fmt: skip
             if self._beside is None:
                 self.writer = Here(self.engine, self.seed, self.journal, self.exact, self.hear)
             else:
@@ -158,12 +164,16 @@ class Delayed(Reinforcement):
         assert self.writer is not None
         if self.updates not in self.kept:
             mine = self.kept[self.updates] = snapshot(self.policy.decoder)
-            handed = mine if self._whole is None else snapshot(self._whole(self.policy.decoder))
-            self.writer.renew(self.updates, handed)
+            self.writer.renew(self.updates, mine if self._whole is None else self._merged(self._whole))
         steps = range(first, min(number + self.staleness + 1, self.course.train.steps))
         self._chosen |= {step: self._prompts(step) for step in steps}
         for step in steps:
             self._ask(step)
+
+    def _merged(self, whole: Callable[[Decoder], Decoder]) -> Weights:
+        """What who writes is handed where the policy has adapters: nobody else's, so it is not copied."""
+        made = trained(whole(self.policy.decoder))
+        return {name: value.detach() for name, value in made.items()}
 
     def _ask(self, step: int) -> None:
         """Have the answers of a step written that are not there, or on disk."""

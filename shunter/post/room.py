@@ -22,14 +22,20 @@ def writer_bytes(
     return int(found)
 
 
-def must_hold(size: int, staleness: int, writers: int | None) -> None:
+def must_hold(
+    size: int, staleness: int, writers: int | None, *, whole: int | None = None, handed: int | None = None
+) -> None:
     """Raise ShunterError where there is too little memory. size: bytes of the weights that learn. writers:
-    bytes of the processes that write on this machine's memory; None: there are no others, nor on devices."""
+    bytes of the processes that write on this machine's memory; None: there are no others, nor on devices.
+    whole: of the model with what does not learn; handed: of what who writes is given each time. Both: as of
+    what learns, which is all, unless told."""
     moments = staleness + 2 if staleness else 1  # one each, and one to compute with
+    held = size * (moments - 1) + (whole or size) if staleness else size
     # Each step's weights wait as a file in memory until who writes takes them.
+    sent = 0 if writers is None else (handed or size) * (staleness + 1)
     parts = {
-        f"weights of {moments} moments" if moments > 1 else "a copy of the weights": size * moments,
-        "those on their way to the processes that write": 0 if writers is None else size * (staleness + 1),
+        f"weights of {moments} moments" if moments > 1 else "a copy of the weights": held,
+        "those on their way to the processes that write": sent,
         "what these hold": writers or 0,
     }
     need, have = sum(parts.values()), available()

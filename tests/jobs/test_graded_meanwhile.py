@@ -244,6 +244,22 @@ def test_memory_for_who_writes_and_weights_on_their_way_is_asked_for_too(
         reinforce(work, model, talks, f"{count}", how=how, **more)
 
 
+def test_with_adapters_whole_models_are_on_their_way(
+    work: Work, model: Path, talks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two are sent, a third is computed with here, and who writes has a fourth and the cache; what is kept of
+    each step is adapters alone, here a quarter of a model."""
+    size = sum(tensor.nbytes for tensor in load_file(model / "model.safetensors").values())
+    more = {"staleness": 1, "train": {"steps": 2, "lr": 1e-3}, "adapter": {"rank": 1}}
+    for sizes, enough in ((3.9, False), (8.0, True)):
+        monkeypatch.setattr(room, "available", lambda sizes=sizes: int(sizes * size))
+        if enough:
+            reinforce(work, model, talks, "enough", how={**ANY, "cache": 16}, **more)
+            continue
+        with pytest.raises(ShunterError, match=r"way to the processes that write \(.*\), what these hold \("):
+            reinforce(work, model, talks, "less", how={**ANY, "cache": 16}, **more)
+
+
 def test_a_step_that_was_graded_in_part_is_graded_whole_by_who_takes_whole_steps() -> None:
     """As where `deterministic` is given to a training that goes on: of step 0 a group is graded, of step 1
     all rows are, of step 2 a row is not written yet."""

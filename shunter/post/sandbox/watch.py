@@ -63,7 +63,9 @@ class Watch:
             new = before is None and state == b"R" and len(self._seen) > 1
             self.guessed += max(used, now - self.last) if new else used
             resident += pages * PAGE
-        memory = self.memory - SOCKET * max(0, self._sockets() - self.before)
+        sockets = self._sockets()
+        self.before = min(self.before, sockets)  # those that the kernel clears away make no room for others
+        memory = self.memory - SOCKET * (sockets - self.before)
         if resident > memory:
             resident = sum(self._own(pid) for pid in found)
         self.last, self.due = now, time.monotonic() + self.every
