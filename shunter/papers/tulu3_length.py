@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shunter.papers.experiment import Arm, Samples
 from shunter.post.verifiers import f1
 
@@ -19,11 +21,11 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "papers" / "tulu3-length.yaml"
 LOSSES = {"means": ("dpo_norm", 5.0), "sums": ("dpo", 0.1), "heavier sums": ("dpo", 0.6)}
 STEPS = (10, 20, 40, 80)
 ARMS = {f"{loss}, {steps} steps": (loss, steps) for loss in LOSSES for steps in STEPS}
-TABLE = {"growth": "words more for ten points of wins", "wins": "share of questions", "words": "words more"}
+TABLE = {"growth": "words more at equal wins", "wins": "share of questions", "words": "words more"}
 NOTES = (
     "wins, words: of another kind of question, with answers of any length, how many have a better answer "
     "than before preferences, half of those with as good a one included; and how many words more it has.",
-    "growth: words more for ten points of wins, by the line through none at a half that is nearest to all.",
+    "growth: words more where all losses win as often: by lines between steps, the mean over those wins.",
 )
 
 
@@ -42,12 +44,10 @@ def overrides(short: bool) -> Mapping[str, Sequence[str]]:
 
 
 def measure(arms: Mapping[str, Arm]) -> Mapping[str, Samples]:
-    """Of each arm wins and words, of each loss its growth."""
+    """Of each arm wins and words, of each loss the words more at equal wins."""
     points = {arm: _against_before(arms[arm]) for arm in ARMS}
-    found: dict[str, Samples] = {
-        loss: {"growth": growth([points[arm] for arm, (name, _) in ARMS.items() if name == loss])}
-        for loss in LOSSES
-    }
+    curves = {loss: [points[arm] for arm, (name, _) in ARMS.items() if name == loss] for loss in LOSSES}
+    found: dict[str, Samples] = {loss: {"growth": growth} for loss, growth in at_equal_wins(curves).items()}
     return {**found, **{arm: {"wins": wins, "words": words} for arm, (wins, words) in points.items()}}
 
 
@@ -66,7 +66,14 @@ def _against_before(arm: Arm) -> tuple[float, float]:
     return wins / len(answers), words / len(answers)
 
 
-def growth(points: Sequence[tuple[float, float]]) -> float:
-    """Words for ten points of wins, by the line through (one half, 0) that is nearest to (wins, words)."""
-    squares = sum((wins - 0.5) ** 2 for wins, _ in points)
-    return 0.1 * sum((wins - 0.5) * words for wins, words in points) / squares if squares else 0.0
+def at_equal_wins(curves: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, float]:
+    """Of each curve of (wins, words) the words more where all win as often: by straight lines between its
+    points, the mean over the wins that all curves have. It begins at a half of the wins, with none."""
+    lines = {name: sorted([(0.5, 0.0), *points]) for name, points in curves.items()}
+    low = max(min(wins for wins, _ in points) for points in curves.values())
+    high = max(low, min(line[-1][0] for line in lines.values()))
+    at = np.linspace(low, high, 64)
+    return {
+        name: float(np.interp(at, [wins for wins, _ in line], [words for _, words in line]).mean())
+        for name, line in lines.items()
+    }

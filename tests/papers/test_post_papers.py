@@ -6,6 +6,7 @@ That a claim holds is measured by `shunter reproduce`, not here.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,6 +98,7 @@ def stages(values: list[float]) -> dict[str, dict[str, float]]:
     [
         ([0.0, 0.5, 0.6, 0.8, 0.5, 0.6], []),
         ([0.0, 0.5, 0.6, 0.8, 0.5, 0.6], [6]),
+        ([0.0, 0.5, 0.6, 0.8, 0.5, 0.6], [7]),
         ([0.0, 0.5, 0.5, 0.8, 0.5, 0.6], [0]),
         ([0.0, 0.5, 0.6, 0.6, 0.5, 0.6], [1]),
         ([0.5, 0.5, 0.6, 0.8, 0.5, 0.6], [2]),
@@ -105,7 +107,9 @@ def stages(values: list[float]) -> dict[str, dict[str, float]]:
 )
 def test_tulu3_on_given_measurements(values: list[float], broken: list[int], tmp_path: Path) -> None:
     arms: dict[str, Any] = {}
-    longer = {"means": 4 if broken == [6] else 1, "sums": 2, "heavier sums": 3}
+    longer = {
+        "means": 5 if broken == [6] else 1, "sums": 4, "heavier sums": 5 if broken == [7] else 2,
+    }  # fmt: skip
     for name in tulu3.EXPERIMENT.arms(0, False):
         if name in tulu3_length.ARMS:
             arms[name] = {"scores": answered(tmp_path / name, longer[tulu3_length.ARMS[name][0]])}
@@ -136,10 +140,17 @@ def answered(place: Path, more: int) -> Any:
     return SimpleNamespace(path=place)
 
 
-def test_growth_is_the_slope_through_no_more_words_for_half_of_the_wins() -> None:
-    assert tulu3_length.growth([(0.6, 1.0), (0.7, 2.0), (0.9, 4.0)]) == pytest.approx(1.0)
-    assert tulu3_length.growth([(0.6, 1.0), (0.7, 3.0)]) == pytest.approx((0.1 + 0.6) / 0.05 / 10)
-    assert tulu3_length.growth([(0.5, 3.0)]) == 0.0
+def test_words_are_compared_where_all_win_as_often() -> None:
+    """Whoever wins more for more steps is not longer for that."""
+    straight = [(0.6, 1.0), (0.7, 2.0)]
+    found = tulu3_length.at_equal_wins(
+        {"a": straight, "b": [*straight, (0.9, 4.0)], "c": [(0.6, 3.0), (0.8, 5.0)]}
+    )
+    assert found["a"] == pytest.approx(1.5)
+    assert found["b"] == pytest.approx(1.5)
+    assert found["c"] == pytest.approx(3.5)
+    alone = tulu3_length.at_equal_wins({"a": [(0.5, 3.0)], "b": [(0.4, 1.0)]})
+    assert all(math.isfinite(words) for words in alone.values())
 
 
 def test_both_losses_of_tulu3_learn_from_one_model_and_the_same_pairs() -> None:
