@@ -80,15 +80,14 @@ def gae(rewards: Array, values: Array, gamma: float = 1.0, lam: float = 0.95) ->
     return found
 
 
-def whitened(parts: Sequence[Array], eps: float = 1e-8) -> list[Array]:
+def whitened(parts: Sequence[Array], eps: float = 1e-8, *, left_out: Sequence[bool] = ()) -> list[Array]:
     """Mean 0 and variance 1 over all tokens of all sequences together; exact zeros where all are equal but
-    for the rounding of a sum."""
-    together = np.concatenate(parts) if parts else np.zeros(0)
-    if not len(together):
-        return list(parts)
-    mean, deviation = together.mean(), together.std()
-    if together.max() - together.min() <= 1e-12 * np.abs(together).max():
+    for the rounding of a sum. left_out: of each sequence, whether those two are of the others alone."""
+    out = left_out or [False] * len(parts)
+    together = np.concatenate([np.zeros(0), *(part for part, no in zip(parts, out, strict=True) if not no)])
+    if not len(together) or together.max() - together.min() <= 1e-12 * np.abs(together).max():
         return [np.zeros_like(part) for part in parts]
+    mean, deviation = together.mean(), together.std()
     return [(part - mean) / (deviation + eps) for part in parts]
 
 

@@ -57,10 +57,11 @@ def judge(
     and `return`.
 
     reference: its log-probability of each token written, which the samples then hold; None where it is not
-    asked, which needs a `kl` of 0. values: the value model's. masks: what was cut off counts where others are
-    compared with it, as its reward says, and is not learnt from itself.
+    asked, which needs a `kl` of 0. values: the value model's. masks: what was cut off counts in the mean of
+    its group, as its reward says, and is not learnt from itself; nor is it whitened with what is.
     """
     assert reference is not None or config.kl == 0
+    masked = [masks and one.stop_reason != "stop" for one in done]
     old = [np.asarray(one.logprobs, dtype=np.float64)[np.asarray(one.wrote)] for one in done]
     more: list[dict[str, Array]] = [{} for _ in done]
     apart = reference or old
@@ -72,7 +73,7 @@ def judge(
             more = [{"value": v, "return": a + v} for a, v in zip(raw, values, strict=True)]
         else:
             raw = [returns(r) for r in each]
-        advantages = whitened(raw)
+        advantages = whitened(raw, left_out=masked)
     else:
         if config.algorithm == "rloo":
             far = [float((o - f).sum()) for o, f in zip(old, apart, strict=True)]
@@ -89,9 +90,9 @@ def judge(
             [*one.prompt, *one.ids],
             [False] * len(one.prompt) + one.wrote,
             {"old": o, "advantage": a, **known},
-            masked=masks and one.stop_reason != "stop",
+            masked=out,
         )
-        for one, o, a, known in zip(done, old, advantages, more, strict=True)
+        for one, out, o, a, known in zip(done, masked, old, advantages, more, strict=True)
     ]
 
 

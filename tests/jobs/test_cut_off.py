@@ -35,15 +35,20 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "reinforce++"])
-def test_others_are_compared_with_what_is_masked(algorithm: Any) -> None:
-    """As in trl's `mask_truncated_completions`: the reward stays in the group's mean."""
-    done = [
+def answers(*cuts: bool) -> list[Rollout]:
+    """Of two tokens each, cut off or not."""
+    return [
         Rollout(
             [5, 6], [-0.1] * 2, "length" if cut else "stop", prompt=[1], versions=[0, 0], wrote=[True] * 2
         )
-        for cut in (True, False, False)
+        for cut in cuts
     ]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_others_are_compared_with_what_is_masked(algorithm: Any) -> None:
+    """As in trl's `mask_truncated_completions`: the reward stays in the group's mean."""
+    done = answers(True, False, False)
     config, given = PolicyConfig(algorithm=algorithm), ([1.0, 0.0, 0.5], [0, 0, 0], None)
     plain, masked = judge(config, done, *given), judge(config, done, *given, masks=True)
     assert [each.masked for each in plain] == [False] * 3
@@ -52,6 +57,20 @@ def test_others_are_compared_with_what_is_masked(algorithm: Any) -> None:
         np.testing.assert_array_equal(one.known["advantage"], other.known["advantage"])
     assert plain[0].teaches
     assert not masked[0].teaches
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce++"])
+def test_what_is_masked_is_not_whitened_with_what_is_learnt_from(algorithm: Any) -> None:
+    """Else a step of cut-off answers with small rewards would make all others good."""
+    values = [np.zeros(2)] * 5 if algorithm == "ppo" else None
+    done, rewards = answers(True, False, False, True, False), [-9.0, 0.0, 0.5, -9.0, 1.0]
+    config = PolicyConfig(algorithm=algorithm)
+    samples = judge(config, done, rewards, [0] * 5, None, values, masks=True)
+    learnt = np.concatenate([each.known["advantage"] for each in samples if not each.masked])
+    assert (len(learnt), learnt.mean(), learnt.std()) == pytest.approx((6, 0, 1), abs=1e-6)
+    given = [values[:3] if values else None]
+    alone = judge(config, answers(False, False, False), [0.0, 0.5, 1.0], [0] * 3, None, *given)
+    np.testing.assert_array_equal(learnt, np.concatenate([each.known["advantage"] for each in alone]))
 
 
 @pytest.mark.parametrize("average", ["sequence", "token", "constant"])
