@@ -16,7 +16,11 @@ from shunter.post.batch import Sample
 
 LASTING = 3  # steps in a row after which a low entropy is told; so many first and last rewards are compared
 LOW = 0.05  # of the entropy at first: less is one answer to everything
-HIGH = 0.5  # of the way from there to the entropy of blind draws; one update at too high a rate makes it
+# Of the way from there to the entropy of blind draws. One update at too high a rate makes it, and it does not
+# last; where there are few words, or the first answers were sure, so does a policy that begins to try others.
+HIGH = 0.5
+BLIND = 0.9  # of the same way: no policy that still knows something
+APART = 0.05  # of the first rewards' size, the least by which later ones are said to differ
 # Nats a token in the mean, between the weights that wrote and those that learn. A clip of 0.2 ends at about
 # as many nats: at five times that, most ratios are far outside, and say little of what answers are worth.
 MOVED = 1.0
@@ -52,32 +56,51 @@ def surprise(samples: Sequence[Sample]) -> float:
     return -float(old.mean()) if len(old) else math.nan
 
 
+def ends(rewards: Sequence[float]) -> tuple[float, float, int]:
+    """The mean of the first and of the last few steps' rewards, and whether these are more (1), less (-1), or
+    the same for all that the noise of steps tells (0): by three times the error of the difference, since it
+    is looked at after every step, and by `APART`."""
+    given = np.asarray(rewards, dtype=np.float64)
+    count = min(LASTING, len(given) // 2)
+    if count < 2:
+        return float(given[0]), float(given[-1]), 0
+    begin, end = float(given[:count].mean()), float(given[-count:].mean())
+    # Neighbours differ by noise and by what each step gains, but for one in which all may have changed.
+    steps = np.diff(given)
+    noise = steps[np.argsort(np.abs(steps))][:-1].var(ddof=1) / 2
+    apart = abs(end - begin) > max(3 * math.sqrt(noise * 2 / count), APART * abs(begin))
+    return begin, end, int(np.sign(end - begin)) if apart else 0
+
+
 class Watch:
     """What a run should be told, each kind once: `step` and `update` return a sentence, or None."""
 
     def __init__(self, vocabulary: int) -> None:
         self.blind = math.log(vocabulary)
         self.first: float | None = None  # the entropy of the first step
-        self.low = 0  # steps in a row
+        self.low = self.high = 0  # steps in a row
         self.told: set[str] = set()
 
     def step(self, now: float, rewards: Sequence[float]) -> str | None:
-        """now: the `surprise` of a step's answers. rewards: the mean of each step so far."""
+        """now: the `surprise` of a step's answers. rewards: the mean of each step so far, of this one too."""
         if not math.isfinite(now):
             return None
         if self.first is None:
+            if len(rewards) > 1:  # of a run whose beginning nobody watched, there is nothing to compare with
+                return None
             self.first = now
-        self.low = self.low + 1 if now < LOW * self.first else 0
-        risen = self.first < HIGH * self.blind and now > self.first + HIGH * (self.blind - self.first)
+        way = now - self.first, self.blind - self.first
+        begin, end, better = ends(rewards)
+        self.low = self.low + 1 if now < LOW * self.first and better < 0 else 0
+        self.high = self.high + 1 if self.first < HIGH * self.blind and way[0] > HIGH * way[1] else 0
         entropy = f"answers have an entropy of {now:.2g} nats a token, {self.first:.2g} at first"
-        begin, end = (float(np.mean(some)) for some in (rewards[:LASTING], rewards[-LASTING:]))
-        if self.low >= LASTING and end < begin:
+        if self.low >= LASTING:
             return self._once(
                 "low",
-                f"{entropy}, and are worth less ({end:.2g}, {begin:.2g} at first): the policy has come to "
+                f"{entropy}, and are worth less ({end:.3g}, {begin:.3g} at first): the policy has come to "
                 "say the same always. Begin anew with a lower train.lr, or with a policy.kl",
             )
-        if risen:
+        if self.high and better <= 0 and (self.high > 1 or better < 0 or way[0] > BLIND * way[1]):
             return self._once(
                 "high",
                 f"{entropy}, and {self.blind:.2g} would be blind draws: the policy forgets what it knew. "
@@ -113,8 +136,9 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"first": self.first, "low": self.low, "told": sorted(self.told)}
+        return {"first": self.first, "low": self.low, "high": self.high, "told": sorted(self.told)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """What `state` gave."""
         self.first, self.low, self.told = state["first"], int(state["low"]), set(state["told"])
+        self.high = int(state.get("high", 0))  # of a checkpoint from before it was counted

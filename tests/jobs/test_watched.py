@@ -6,6 +6,7 @@ What this cannot show: that the bands are right for a large model; they are far 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from shunter.generate import rollout
 from shunter.post.batch import Sample
-from shunter.post.watched import LASTING, Watch, surprise
+from shunter.post.watched import Watch, surprise
 from shunter.recipe.job import Stopped
 from shunter.record import events
 from tests.jobs.conftest import Still, Work
@@ -53,17 +54,50 @@ def test_a_policy_that_says_the_same_always_and_is_worth_less() -> None:
     assert seen(Watch(300), [2.0, 0.01, 0.01, 1.0, 0.01, 0.01, 1.0], worse) == [None] * 7, "now and then"
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(0.95, 0.004), (0.0, 0.01), (0.5, 0.05)])
+def test_a_sure_policy_is_not_worth_less_by_noise(mean: float, spread: float) -> None:
+    noise = np.random.default_rng(1).normal(size=60)
+    rewards = (mean + spread * noise).tolist()
+    assert np.mean(rewards[3:6]) < np.mean(rewards[:3])
+    assert seen(Watch(300), [2.0] * 3 + [0.01] * 57, rewards) == [None] * 60
+    worse = [*rewards[:30], *(each - 8 * spread - mean / 2 for each in rewards[30:])]
+    told = [each for each in seen(Watch(300), [2.0] * 3 + [0.01] * 57, worse) if each]
+    assert len(told) == 1
+    found = re.search(r"worth less \((\S+), (\S+) at first\)", told[0])
+    assert found is not None
+    assert float(found[1]) < float(found[2]), "as printed"
+
+
 def test_a_policy_that_draws_blindly() -> None:
     equal = [0.5] * 5
     found = seen(Watch(300), [1.0, 5.0, 2.0, 5.7, 1.0], equal)
-    assert [each is not None for each in found] == [False, True, False, False, False]
-    assert f"{math.log(300):.2g} would be blind draws" in str(found[1])
+    assert [each is not None for each in found] == [False, False, False, True, False], "once, nearly blind"
+    assert f"{math.log(300):.2g} would be blind draws" in str(found[3])
+    found = seen(Watch(300), [1.0, 5.0, 5.0, 5.0, 1.0], equal)
+    assert [each is not None for each in found] == [False, False, True, False, False], "two in a row"
+    found = seen(Watch(300), [1.0, 1.0, 1.0, 1.0, 5.0, 2.0], [0.5, 0.5, 0.5, 0.5, 0.0, 0.0])
+    assert [each is not None for each in found] == [False] * 4 + [True, False], "one, and worth less"
     assert seen(Watch(300), [5.5, 5.7, 5.7, 5.7, 5.7], equal) == [None] * 5, "it never knew more"
     assert seen(Watch(300), [1.0, 2.0, 3.0, 3.0, 3.0], equal) == [None] * 5
 
 
+def test_one_that_tries_other_answers_and_gains_is_let_be() -> None:
+    """Half of the way is not far where there are few words and the first answers were sure."""
+    entropies, rewards = np.linspace(0.4, 1.5, 9).tolist(), np.linspace(0.1, 0.9, 9).tolist()
+    assert seen(Watch(12), [*entropies, 1.5, 1.5], [*rewards, 0.9, 0.9]) == [None] * 11
+    told = seen(Watch(12), [*entropies, 1.5, 1.5], [0.1] * 11)
+    assert [each is not None for each in told] == [False] * 9 + [True, False]
+
+
+def test_of_a_run_whose_beginning_was_not_watched_nothing_is_said() -> None:
+    """It went on from a checkpoint from before there was a watch."""
+    watch = Watch(300)
+    for step in range(5, 10):
+        assert watch.step(5.6 if step > 6 else 0.1, [0.9, 0.9, 0.9, *[0.0] * step]) is None
+
+
 def test_what_was_seen_and_told_outlasts_a_stop() -> None:
-    fallen, worse = [2.0, *[0.01] * LASTING], [0.5, *[0.0] * LASTING]
+    fallen, worse = [2.0, *[0.01] * 5], [0.5, *[0.0] * 5]
     one = Watch(300)
     seen(one, fallen[:-1], worse)
     other = Watch(300)
@@ -75,6 +109,9 @@ def test_what_was_seen_and_told_outlasts_a_stop() -> None:
     again = Watch(300)
     again.restore(other.state())
     assert again.step(0.01, worse) is None
+    seen(one := Watch(300), [1.0, 5.0], [0.5, 0.5])
+    other.restore(one.state())
+    assert other.step(5.0, [0.5] * 3) is not None, "the second step in a row"
 
 
 @pytest.mark.parametrize("placement", [None, {"backend": "inline"}], ids=["plain", "placed"])
