@@ -108,7 +108,7 @@ def run(context: JobContext[RlConfig]) -> dict[str, Any]:
         seed=config.seed,
         task=config.task,
         prefix=taught.prefix(config.rewards, context.base),
-        reward_model=context.one("reward_model").path if config.reward_model else None,
+        reward_model=rl_parts.reward_model(context),
         value_model=rl_parts.value_model(context, spec, spec.max_positions),
         unfinished=config.cut_off,
         stops=sorted({*Tokenizer.load(folder).stop_ids, *stops(folder)}),

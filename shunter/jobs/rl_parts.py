@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from shunter.post.writers import Writer
 
 
+_KIN = "Make it with reward_model, from the model that is tuned or one of its kind."
+
+
 def check_laid_out(config: RlConfig, base: Path) -> None:
     """Raise ShunterError for what does not go with `how.parallel`, and for layouts that cannot be."""
     how = config.how
@@ -90,7 +93,8 @@ def reference(config: RlConfig, folder: Path, policy: Pupil, precision: str) -> 
 
 def value_model(context: JobContext[RlConfig], spec: DecoderSpec, longest: int) -> Path | None:
     """The folder of the reward model that the value model begins as; None: as the policy, whose spec this is.
-    Raises ShunterError for one that cannot read the policy's texts, of at most `longest` tokens."""
+    Raises ShunterError for one that cannot read the policy's texts, of at most `longest` tokens, or that has
+    another tokenizer."""
     from shunter.models.hf import read_spec
 
     if context.config.value_model is None:
@@ -106,17 +110,47 @@ def value_model(context: JobContext[RlConfig], spec: DecoderSpec, longest: int) 
                 f"the value model is to read the policy's texts, with a {what} of {ours} tokens, and the "
                 f"reward model that it begins as has one of {has}",
                 where="value_model",
-                mend="Make it with reward_model, from the model that is tuned or one of its kind.",
+                mend=_KIN,
             )
+    _check_tokens(context, folder, "value_model")
     return folder
 
 
+def reward_model(context: JobContext[RlConfig]) -> Path | None:
+    """The folder of the reward model that answers are graded by; None without. Raises ShunterError for one of
+    another tokenizer."""
+    if context.config.reward_model is None:
+        return None
+    folder = context.one("reward_model").path
+    _check_tokens(context, folder, "reward_model")
+    return folder
+
+
+def _check_tokens(context: JobContext[RlConfig], folder: Path, where: str) -> None:
+    """Raise ShunterError for a model to which the policy's tokens, which it reads as they are, are others."""
+    from shunter.data.tokenizer import Tokenizer
+
+    policy, name = context.one("model").path, "tokenizer.json"
+    if (folder / name).is_file() and (folder / name).read_bytes() == (policy / name).read_bytes():
+        return
+    theirs, ours = (Tokenizer.load(each).engine.get_vocab() for each in (folder, policy))
+    if other := sorted((number, token) for token, number in ours.items() if theirs.get(token) != number):
+        number, token = other[0]
+        raise ShunterError(
+            "the reward model is to read the very tokens that the policy reads and writes, and has another "
+            f"tokenizer: {len(other)} of {len(ours)} tokens are others to it, the first {number} ({token!r})",
+            where=where,
+            mend=_KIN,
+        )
+
+
 def grader(config: RlConfig, context: JobContext[RlConfig], course: Course) -> Grading:
-    """All rules; of several ranks the first has them."""
+    """All rules; of several ranks the first has them. Raises ShunterError as `reward_model`."""
     if course.world is not None and course.world.rank > 0:
         from shunter.post.laid_out_rl import Elsewhere
 
         return Elsewhere()
+    reward_model(context)
     meanwhile = config.apart or config.staleness > 0
     return taught.grader(config.rewards, context, course.device, unfinished=config.cut_off, beside=meanwhile)
 

@@ -49,7 +49,8 @@ def load_head(folder: Path) -> nn.Linear:
 
 
 class Learnt(Unbounded):
-    """A rule that a model has learnt. It reads the very tokens that were written: tokenizers must agree."""
+    """A rule that a model has learnt. It reads the very tokens that were written: tokenizers must agree, as
+    the caller sees to."""
 
     name = "model"
     mend = "Take a reward model with the policy's tokenizer, and a context that its answers fit in."

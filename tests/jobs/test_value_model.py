@@ -151,6 +151,31 @@ def test_what_cannot_be_a_value_model_is_refused(
             learn(work, model, talks, other, key, how=how)
 
 
+@pytest.mark.parametrize("placement", [None, {"backend": "inline"}], ids=["plain", "placed"])
+@pytest.mark.parametrize("use", ["value_model", "reward_model"])
+def test_one_of_another_tokenizer_is_refused(
+    work: Work, model: Path, talks: Path, judge: Path, use: str, placement: Any
+) -> None:
+    """Though of the same size: it would read other words. A file in other lines is none."""
+    config = {
+        "model": "m", "prompts": "t", use: "v", "group": 4, "prompts_per_step": 3, "max_new_tokens": 5,
+        "rewards": [{"kind": "model"} if use == "reward_model" else {"kind": "number"}],
+        "policy": {"algorithm": "ppo" if use == "value_model" else "grpo"},
+        "train": {"steps": 1, "lr": 1e-3}, "how": {**HOW, "placement": placement},
+    }  # fmt: skip
+    inputs = {"model": model, "prompts": talks, use: judge}
+    path = judge / "tokenizer.json"
+    told = json.loads(path.read_text())
+    words = told["model"]["vocab"]
+    path.write_text(json.dumps(told, indent=3))
+    work(rl.JOB, config, inputs=inputs, name="written-otherwise")
+    words["a"], words["b"] = words["b"], words["a"]
+    path.write_text(json.dumps(told))
+    first = min(words["a"], words["b"])
+    with pytest.raises(ShunterError, match=rf"2 of \d+ tokens are others to it, the first {first} \('a'\)"):
+        work(rl.JOB, config, inputs=inputs, name="swapped")
+
+
 def test_a_job_without_one_is_the_job_it_was() -> None:
     """Its identity holds no word of it."""
     config = {
