@@ -37,6 +37,8 @@ PANELS: list[tuple[str, str, str, bool]] = [
     ("train/memory_mib", "Memory", "MiB", True),
     ("train/mfu", "Model FLOP/s utilisation", "fraction of peak", True),
 ]
+# metrics that older runs have under another name
+FORMERLY = {"rl/largest_gap": "rl/max_gap"}
 
 
 @dataclass
@@ -76,7 +78,7 @@ def _group(stem: str, runs: list[_Run], limit: int) -> Group:
         hidden = ", ".join(run.job.name for run in runs[MAX_VARIANTS:])
         group.facts.append(f"The charts show the first {MAX_VARIANTS} variants; not drawn: {hidden}.")
         runs = runs[:MAX_VARIANTS]
-    known = {name for name, *_ in PANELS} | {"train/loss", "valid/loss"}
+    known = {name for name, *_ in PANELS} | {"train/loss", "valid/loss", *FORMERLY.values()}
     panels = [*_loss_charts(runs, limit), *(_panel(runs, *panel, limit) for panel in PANELS)]
     others = sorted({name for run in runs for row in run.rows for name in row if "/" in name} - known)
     panels += [_panel(runs, name, name, "", False, limit) for name in others if name != "train/tokens"]
@@ -122,7 +124,8 @@ def _panel(
 
 
 def _points(run: _Run, metric: str) -> list[Point]:
-    values = ((float(row["step"]), number(row.get(metric))) for row in run.rows)
+    old = FORMERLY.get(metric, metric)
+    values = ((float(row["step"]), number(row.get(metric, row.get(old)))) for row in run.rows)
     return [(step, value) for step, value in values if value is not None]
 
 

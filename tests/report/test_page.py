@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from shunter.record.events import EventLog
+from shunter.report.curves import group_curves
 from shunter.report.facts import Facts, JobFacts, from_artefacts
 from shunter.report.page import render
 
@@ -266,6 +268,18 @@ def test_skipped_steps_and_broken_losses_are_said(store):
     text = " ".join(Page(page_of(store)[0]).text)
     assert "1 step was skipped for a loss or gradient that is not finite (step 12)" in text
     assert "The loss is not finite at 1 logged step" in text
+
+
+def test_a_metric_of_an_older_run_is_drawn_under_its_new_name(tmp_path):
+    """Also where a run that goes on has both."""
+    log = EventLog(tmp_path / "events.jsonl")
+    for step in range(1, 5):
+        log.metrics(step, **{"rl/max_gap" if step < 3 else "rl/largest_gap": step / 8})
+    log.close()
+    (group,) = group_curves([JobFacts("tuned", log=tmp_path)])
+    (chart,) = group.charts
+    assert chart.title == "Largest gap of log-probabilities between trainer and generator"
+    assert (json.loads(chart.hover)["x"], chart.unit) == ([1.0, 4.0], "nats")
 
 
 def luminance(color):
