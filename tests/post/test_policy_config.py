@@ -31,10 +31,16 @@ def test_k1_is_refused_with_where_it_belongs() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"algorithm": "ppo", **OF_PPO}, {"algorithm": "gspo", "estimator": "k2", "kl": 0.1}]
+    "given",
+    [
+        {"algorithm": "ppo", **OF_PPO},
+        {"algorithm": "gspo", "estimator": "k2", "kl": 0.1},
+        {"algorithm": "dapo", "estimator": "k2", "kl": 0},
+    ],
 )
 def test_what_an_algorithm_reads_is_taken(given: dict[str, Any]) -> None:
-    """And what configurations of others say by default, as one that was written out does."""
+    """And what configurations of others say by default, as one that was written out does; and an estimator
+    in a sweep over `kl` that begins at 0."""
     made = PolicyConfig.model_validate(given)
     assert PolicyConfig.model_validate(made.model_dump()) == made
     plain = PolicyConfig(algorithm="reinforce++")
