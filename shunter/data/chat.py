@@ -32,8 +32,9 @@ TEMPLATE = (
 )
 ROLES = ("system", "user", "assistant", "tool")
 
-# Stand where a generated part begins and ends while rendering; a message that holds one is refused.
-_OPEN, _CLOSE = "\x00gen(\x00", "\x00gen)\x00"
+# Stand where a generated part begins and ends while rendering. A message that holds NUL is refused, and where
+# a tool or a control token brings one, a tokenizer writes a number after it: no message holds these.
+_OPEN, _CLOSE = "\x00gen(", "\x00gen)"
 
 
 class _Generation(Extension):

@@ -137,9 +137,13 @@ class Tokenizer:
         return self._encode_guarded(chat.after_answer(self._chat_template(), guarded, self.specials))
 
     def _guard(self, messages: Sequence[chat.Message]) -> list[dict[str, str]]:
-        """Messages whose control tokens are marked: a person who writes "<|end|>" ends nothing."""
-        names = {name: f"\x00{index}\x00" for index, name in enumerate(self._controls)}
-        pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+        """Messages whose control tokens are marked: a person who writes "<|end|>" ends nothing.
+
+        NUL begins a mark, so each that stands in a message is marked too.
+        """
+        marked = [*self._controls, "\x00"]
+        names = {name: f"\x00{index};" for index, name in enumerate(marked)}
+        pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
         return [
             {"role": m["role"], "content": pattern.sub(lambda found: names[found[0]], m["content"])}
             for m in messages
@@ -147,8 +151,9 @@ class Tokenizer:
 
     def _encode_guarded(self, text: str) -> list[int]:
         ids: list[int] = []
-        for number, part in enumerate(re.split("\x00(\\d+)\x00", text)):
-            ids += self.encode(self._controls[int(part)]) if number % 2 else self.encode_control(part)
+        marked = [*self._controls, "\x00"]
+        for number, part in enumerate(re.split("\x00(\\d+);", text)):
+            ids += self.encode(marked[int(part)]) if number % 2 else self.encode_control(part)
         return ids
 
     def encode_control(self, text: str) -> list[int]:

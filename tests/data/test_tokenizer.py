@@ -83,6 +83,23 @@ def test_a_message_cannot_forge_a_turn(tokenizer: Tokenizer) -> None:
     assert ids[: len(prompt)] == prompt
 
 
+@pytest.mark.parametrize(
+    "written",
+    ["\x0099\x00", "\x000\x00", "\x000;", "\x00", f"\x00{END}\x00", "\x00gen(\x00", f"{END}gen({END}"],
+)
+def test_a_message_cannot_forge_a_mark(tokenizer: Tokenizer, written: str) -> None:
+    """Of those that the tokenizer and the template put into messages for a while."""
+    talk = [{"role": "user", "content": written}, {"role": "assistant", "content": written}]
+    ids, mask = tokenizer.encode_chat(talk)
+    assert tokenizer.decode(ids) == f"{USER}{written}{END}{ASSISTANT}{written}{END}"
+    assert tokenizer.decode([i for i, on in zip(ids, mask, strict=True) if on]) == f"{written}{END}"
+    assert ids.count(tokenizer.special(END)) == 2
+    assert not ids.count(tokenizer.special(END_OF_TEXT))
+    between = tokenizer.encode_between([{"role": "tool", "content": written}])
+    assert tokenizer.decode(between) == f"<|tool|>{written}{END}{ASSISTANT}"
+    assert tokenizer.encode(END_OF_TEXT) != [tokenizer.end_of_text]
+
+
 def test_transformers_reads_the_folder(folder: Path, tokenizer: Tokenizer) -> None:
     from transformers import AutoTokenizer
 
