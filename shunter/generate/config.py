@@ -65,6 +65,8 @@ class ToolConfig(Config):
             raise ValueError("a tool is named twice")
         if self.form == "note" and len(self.tools) > 1:
             raise ValueError("a note names no tool: set form to json for several, or leave one")
+        if self.form == "note" and "python" in self.tools:
+            raise ValueError("a note is one line without < and >, which holds no program: set form to json")
         if self.seconds != 2.0 and "python" not in self.tools:
             raise ValueError("seconds is of programs, and there is no tool python")
         return self

@@ -18,7 +18,7 @@ from tests.jobs.test_post_jobs import model, reinforce, talks
 
 __all__ = ["model", "talks"]  # fixtures
 
-TOOLS = {"tools": ["python"], "form": "note", "most": 1, "room": 12}
+TOOLS = {"tools": ["python"], "form": "json", "most": 1, "room": 12}
 
 
 @pytest.fixture

@@ -76,7 +76,8 @@ def test_of_much_output_beginning_and_end_are_told(box: Tools) -> None:
 
 def test_settings_that_cannot_be() -> None:
     for wrong in (
-        {"tools": ["python", "calculator"]},
+        {"tools": ["python"]},
+        {"tools": ["calculator", "python"]},
         {"tools": ["python", "python"], "form": "json"},
         {"seconds": 1.0},
     ):
