@@ -104,11 +104,16 @@ class Toolbox:
     def __init__(
         self, config: ToolConfig, tokenizer: Tokenizer, tools: Mapping[str, Tool] | None = None
     ) -> None:
-        """tools: by name; without, those of the configuration that run no program (`post.interpreter` does).
-        Raises ShunterError for a chat template that cannot go on after an answer."""
+        """tools: by name; without, those of the configuration, which must be functions of this module; empty:
+        what others are asked is counted here, and nothing is answered.
+
+        Raises ShunterError for a chat template that cannot go on after an answer, ValueError for a tool of
+        the configuration that is no function."""
         self.config, self.tokenizer = config, tokenizer
         if tools is None:
-            tools = {str(name): TOOLS[name] for name in config.tools if name in TOOLS}
+            if others := [name for name in config.tools if name not in TOOLS]:
+                raise ValueError(f"{others[0]} is no function: give the tools")
+            tools = {str(name): TOOLS[name] for name in config.tools}
         self.tools = tools
         ids, wrote = tokenizer.encode_chat(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -119,7 +124,10 @@ class Toolbox:
         self._said([{"role": "tool", "content": "1"}])
 
     def __call__(self, done: Rollout) -> list[int] | None:
-        """The tokens to go on after, or None where the model asked nothing, or has asked often enough."""
+        """The tokens to go on after, or None where the model asked nothing, or has asked often enough.
+        Raises RuntimeError where there are no tools."""
+        if not self.tools:
+            raise RuntimeError("this toolbox counts what others are asked, and answers nothing")
         if done.ids[-1] != self.closing or done.turns > self.config.most:
             return None
         asked = self.asked(self.last(done))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -187,6 +188,11 @@ class RlJob:
             )
         if config.how.parallel is not None and context.world is None:
             return ranks.spread(context, config.how.parallel.located(context.base))
+        with ExitStack() as held:
+            return self._run(context, held)
+
+    def _run(self, context: JobContext[RlConfig], held: ExitStack) -> dict[str, Any]:
+        """held: what runs beside, to be ended whatever happens."""
         from shunter.data.tokenizer import Tokenizer
         from shunter.generate.config import SamplingConfig
         from shunter.generate.toolbox import Toolbox
@@ -202,7 +208,7 @@ class RlJob:
         from shunter.train.device import choose_precision
 
         began = current_rss()
-        folder = context.one("model").path
+        config, folder = context.config, context.one("model").path
         tokenizer: Tokenizer = taught.opened(folder)
         model = pupils.Model.open(folder, context, config.adapter)
         room = model.spec.max_positions - config.max_new_tokens
@@ -221,9 +227,11 @@ class RlJob:
             context.events.write("problem", problem=told)
         course = pupils.course(context, "rl/reward")
         device = course.device
-        # Where another process writes, it asks them.
-        opened = Toolbox if config.apart else Tools
-        tools = None if config.tools is None else opened(config.tools, tokenizer)
+        tools: Toolbox | None = None
+        if config.tools is not None and config.apart:
+            tools = Toolbox(config.tools, tokenizer, {})  # who writes asks them, and here they are counted
+        elif config.tools is not None:
+            tools = held.enter_context(Tools(config.tools, tokenizer))
         sampling = SamplingConfig(
             temperature=config.temperature,
             max_new_tokens=config.max_new_tokens,
@@ -269,6 +277,8 @@ class RlJob:
             from shunter.post.laid_out_rl import LaidOutReinforcement
 
             kind = LaidOutReinforcement
+        grader = rl_parts.grader(config, context, course)
+        held.callback(grader.close)
         lessons: Reinforcement = kind(
             course,
             policy,
@@ -276,7 +286,7 @@ class RlJob:
             critic,
             prompts,
             tokenizer,
-            rl_parts.grader(config, context, course),
+            grader,
             config.policy,
             sampling,
             group=config.group,

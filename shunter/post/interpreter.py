@@ -19,15 +19,19 @@ class Interpreter:
     """The tool `python`: what a program prints. Each runs by itself, and knows nothing of those before it.
 
     Raises ShunterError where the machine has no sandbox. Calls raise ValueError, of which the model is told,
-    for a program that ends with an error, takes longer than `seconds` of CPU time, or prints nothing.
+    for a program that ends with an error, takes longer than `seconds` of CPU time, or prints nothing;
+    RuntimeError after `close`.
     """
 
     def __init__(self, seconds: float, shorten: Callable[[str], str]) -> None:
         """shorten: an output to as much as a model is to be told."""
-        self.box, self.seconds, self.shorten = Sandbox(slots=1), seconds, shorten
+        self.box: Sandbox | None = Sandbox(slots=1)
+        self.seconds, self.shorten = seconds, shorten
         self._one = threading.Lock()  # answers that a server writes ask from threads
 
     def __call__(self, code: str) -> str:
+        if self.box is None:  # a sandbox would begin anew, and nobody would end it
+            raise RuntimeError("the interpreter is closed")
         with self._one:
             ended = self.box.run([Program(LANGUAGES["python"], code, [""], self.seconds)])[0][-1]
         if ended.status == "error":
@@ -42,7 +46,9 @@ class Interpreter:
 
     def close(self) -> None:
         """End the sandbox."""
-        self.box.close()
+        box, self.box = self.box, None
+        if box is not None:
+            box.close()
 
 
 class Tools(Toolbox):

@@ -211,9 +211,11 @@ def main(descriptor: str) -> None:
         request, _ = wire.receive(link)
         writing = Writing(link, request)
         signal.signal(signal.SIGTERM, writing.end)  # which comes when the learner is killed, too
-        writing.run()
-        if writing.tools is not None:
-            writing.tools.close()
+        try:
+            writing.run()
+        finally:
+            if writing.tools is not None:
+                writing.tools.close()
     except wire.Closed:
         return
     except Exception as error:

@@ -102,6 +102,14 @@ def test_calls_are_read_and_answered(tokenizer: Tokenizer) -> None:
     assert (notes.calls, notes.failed, calls.calls, calls.failed) == (2, 1, 3, 2)
 
 
+def test_a_tool_that_is_not_there_is_an_error(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="python is no function"):
+        Toolbox(ToolConfig(tools=["calculator", "python"], form="json"), tokenizer)
+    counts = Toolbox(ToolConfig(), tokenizer, {})
+    with pytest.raises(RuntimeError, match="answers nothing"):
+        counts(said(tokenizer, "<<1+1>>"))
+
+
 def test_only_so_many_calls_are_answered(tokenizer: Tokenizer) -> None:
     box = Toolbox(ToolConfig(most=2), tokenizer)
     done = said(tokenizer, "<<1+1>>")

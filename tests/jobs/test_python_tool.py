@@ -12,6 +12,8 @@ from shunter.config.errors import ShunterError
 from shunter.data.tokenizer import Tokenizer
 from shunter.generate.toolbox import Toolbox
 from shunter.jobs import evaluate, rl
+from shunter.post.reinforce import Reinforcement
+from shunter.post.rewards import Grader
 from shunter.post.sandbox.box import Sandbox
 from tests.jobs.conftest import Work
 from tests.jobs.test_post_jobs import model, reinforce, talks
@@ -56,6 +58,27 @@ def test_a_policy_learns_beside_programs(
     assert any("<|tool|>42<|end|><|assistant|>" in text for text in samples)
     assert metrics["largest_gap"] < 1e-5
     assert [box._process for box in boxes] == [None]
+
+
+def test_a_training_that_cannot_begin_leaves_nothing_behind(
+    work: Work, model: Path, talks: Path, boxes: list[Sandbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Grader] = []
+    close = Grader.close
+
+    def closes(self: Grader) -> None:
+        ended.append(self)
+        close(self)
+
+    def fails(*given: Any, **more: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Reinforcement, "__init__", fails)
+    monkeypatch.setattr(Grader, "close", closes)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        reinforce(work, model, talks, tools=TOOLS)
+    assert [box._process for box in boxes] == [None]
+    assert len(ended) == 1
 
 
 def test_a_model_is_evaluated_with_programs(

@@ -74,6 +74,15 @@ def test_of_much_output_beginning_and_end_are_told(box: Tools) -> None:
     assert len(box.tokenizer.encode(found)) <= 54
 
 
+def test_none_begins_anew_after_its_end(box: Tools, tokenizer: Tokenizer) -> None:
+    with Tools(box.config, tokenizer) as other:
+        sandbox = other.interpreter and other.interpreter.box
+    assert sandbox is not None
+    assert sandbox._process is None
+    with pytest.raises(RuntimeError, match="closed"):
+        told(other, "python", "print(1)")
+
+
 def test_settings_that_cannot_be() -> None:
     for wrong in (
         {"tools": ["python"]},
