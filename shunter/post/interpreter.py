@@ -13,10 +13,13 @@ from shunter.post.sandbox.box import Program, Sandbox
 from shunter.post.sandbox.languages import LANGUAGES
 
 BETWEEN = " ... "  # stands for what is left out of a long output
+OUTPUT = 1 << 16  # bytes that a program may write: of more its beginning is told
+LENGTH = 16  # characters that are looked at, at each end, for a token that there is room for
 
 
 class Interpreter:
     """The tool `python`: what a program prints. Each runs by itself, and knows nothing of those before it.
+    One that prints without end is ended, and what it has printed by then is told.
 
     Raises ShunterError where the machine has no sandbox. Calls raise ValueError, of which the model is told,
     for a program that ends with an error, takes longer than `seconds` of CPU time, or prints nothing;
@@ -25,7 +28,7 @@ class Interpreter:
 
     def __init__(self, seconds: float, shorten: Callable[[str], str]) -> None:
         """shorten: an output to as much as a model is to be told."""
-        self.box: Sandbox | None = Sandbox(slots=1)
+        self.box: Sandbox | None = Sandbox(slots=1, output=OUTPUT)
         self.seconds, self.shorten = seconds, shorten
         self._one = threading.Lock()  # answers that a server writes ask from threads
 
@@ -38,6 +41,8 @@ class Interpreter:
             raise ValueError(
                 self.shorten((ended.errors.strip().splitlines() or [f"exit code {ended.code}"])[-1])
             )
+        if ended.status == "output" and ended.output.strip():
+            return self.shorten(ended.output.strip() + BETWEEN)
         if ended.status != "ok":
             raise ValueError(f"the program was ended: {ended.status}")
         if not ended.output.strip():
@@ -79,8 +84,11 @@ class Tools(Toolbox):
 
     def _shortened(self, text: str) -> str:
         """Its beginning and its end, about as many tokens as there is room for."""
-        ids = self.tokenizer.encode(text)
-        if len(ids) <= self.config.room:
+        # To encode all of a long output takes seconds.
+        long = len(text) > 2 * LENGTH * self.config.room
+        first = self.tokenizer.encode(text[: LENGTH * self.config.room] if long else text)
+        if not long and len(first) <= self.config.room:
             return text
+        last = self.tokenizer.encode(text[-LENGTH * self.config.room :]) if long else first
         half = max(1, (self.config.room - len(self.tokenizer.encode(BETWEEN))) // 2)
-        return self.tokenizer.decode(ids[:half]) + BETWEEN + self.tokenizer.decode(ids[-half:])
+        return self.tokenizer.decode(first[:half]) + BETWEEN + self.tokenizer.decode(last[-half:])

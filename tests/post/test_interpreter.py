@@ -74,6 +74,23 @@ def test_of_much_output_beginning_and_end_are_told(box: Tools) -> None:
     assert len(box.tokenizer.encode(found)) <= 54
 
 
+def test_of_an_output_without_end_little_is_encoded(box: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, lengths = Tokenizer.encode, [0]
+
+    def counted(self: Tokenizer, text: str) -> list[int]:
+        lengths.append(len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    box.taken()
+    found = told(box, "python", "print('first', 'and ' * 9999, 'last')")
+    assert (found[:9], found[-4:]) == ("first and", "last")
+    found = told(box, "python", "print('first')\nwhile True: print('and ' * 999)")
+    assert (found[:9], found[-5:]) == ("first\nand", " ... ")
+    assert box.taken() == (2, 0)
+    assert max(lengths) <= 16 * box.config.room
+
+
 def test_none_begins_anew_after_its_end(box: Tools, tokenizer: Tokenizer) -> None:
     with Tools(box.config, tokenizer) as other:
         sandbox = other.interpreter and other.interpreter.box

@@ -48,8 +48,8 @@ class Program:
 
 @dataclass(frozen=True)
 class Case:
-    """How one case ended: ok, error, timeout, output (too much of it), memory (likewise), or one of these
-    after `compile-`."""
+    """How one case ended: ok, error, timeout, output (too much of it: here is its beginning), memory (too
+    much), or one of these after `compile-`."""
 
     status: str
     output: str

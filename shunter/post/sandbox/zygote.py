@@ -228,7 +228,8 @@ def run(
     os.waitpid(program, 0)  # returns when all of the namespace are gone
     if outside.groups >= 0:
         grouped.end(outside.groups, group)
-    return {"status": status, "code": -9, "output": "", "errors": tail(said[err])}
+    begun = said[out][: limits["output"]].decode("utf-8", "replace") if status == "output" else ""
+    return {"status": status, "code": -9, "output": begun, "errors": tail(said[err])}
 
 
 def result(ended: int, out: bytes, err: bytes, *, late: bool, full: bool) -> dict[str, Any]:
