@@ -92,6 +92,16 @@ def _factor(words: list[str]) -> Fraction:
     return Fraction(word)
 
 
+def _code(arguments: object) -> str | None:
+    """The program in a call's arguments: `code`, or the only text among them; None where there is none."""
+    if not isinstance(arguments, dict):
+        return arguments if isinstance(arguments, str) else None
+    if isinstance(code := arguments.get("code"), str):
+        return code
+    texts = [value for value in arguments.values() if isinstance(value, str)]
+    return texts[0] if len(texts) == 1 else None
+
+
 TOOLS: Mapping[str, Tool] = {"calculator": calculator}
 
 
@@ -174,6 +184,9 @@ class Toolbox:
             name, arguments = values["name"], values.get("arguments", {})
         except (ValueError, KeyError, AttributeError, RecursionError):
             return "", "the call is no JSON object with name and arguments"
+        if name == "python":
+            code = _code(arguments)
+            return ("", "the call has no code") if code is None else (name, code)
         if isinstance(arguments, dict) and len(arguments) == 1:
             arguments = next(iter(arguments.values()))
         return str(name), arguments if isinstance(arguments, str) else json.dumps(arguments)

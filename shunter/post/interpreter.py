@@ -10,7 +10,7 @@ from shunter.data.tokenizer import Tokenizer
 from shunter.generate.config import ToolConfig
 from shunter.generate.toolbox import TOOLS, Tool, Toolbox
 from shunter.post.sandbox.box import Program, Sandbox
-from shunter.post.sandbox.languages import LANGUAGES
+from shunter.post.sandbox.languages import LANGUAGES, last_program
 
 BETWEEN = " ... "  # stands for what is left out of a long output
 OUTPUT = 1 << 16  # bytes that a program may write: of more its beginning is told
@@ -35,6 +35,8 @@ class Interpreter:
     def __call__(self, code: str) -> str:
         if self.box is None:  # a sandbox would begin anew, and nobody would end it
             raise RuntimeError("the interpreter is closed")
+        if code.lstrip().startswith("```"):  # as models write programs
+            code = last_program(code.lstrip()) or code
         with self._one:
             ended = self.box.run([Program(LANGUAGES["python"], code, [""], self.seconds)])[0][-1]
         if ended.status == "error":

@@ -32,8 +32,10 @@ def box(tokenizer: Tokenizer) -> Iterator[Tools]:
         yield made
 
 
-def told(box: Tools, name: str, what: str) -> str:
-    call = json.dumps({"name": name, "arguments": {"code": what}})
+def told(box: Tools, name: str, what: object) -> str:
+    """what: a program, or all arguments of a call."""
+    arguments = {"code": what} if isinstance(what, str) else what
+    call = json.dumps({"name": name, "arguments": arguments})
     ids = box(said(box.tokenizer, f"<tool_call>{call}</tool_call>"))
     assert ids is not None
     return box.tokenizer.decode(ids).removeprefix("<|tool|>").removesuffix("<|end|><|assistant|>")
@@ -43,6 +45,23 @@ def test_what_a_program_prints_is_the_answer(box: Tools) -> None:
     assert told(box, "python", "for n in range(3):\n    print(n, n * n)") == "0 0\n1 1\n2 4"
     assert told(box, "calculator", "6*7") == "42"
     assert told(box, "python", "x = 1") == "error: nothing was printed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"code": "print(6 * 7)", "timeout": 5, "why": "to see"}, "42"),
+        ({"timeout": 5, "program": "print(6 * 7)"}, "42"),
+        ({"code": "```python\nprint(6 * 7)\n```"}, "42"),
+        ({"code": 'print("""\n```\n7\n```""")'}, "```\n7\n```"),
+        ({"code": ["print(6 * 7)"]}, "error: the call has no code"),
+        ({"a": "print(1)", "b": "print(2)"}, "error: the call has no code"),
+        ({}, "error: the call has no code"),
+        (7, "error: the call has no code"),
+    ],
+)
+def test_the_program_of_a_call(box: Tools, arguments: object, says: str) -> None:
+    assert told(box, "python", arguments) == says
 
 
 def test_each_program_runs_by_itself(box: Tools) -> None:
