@@ -147,7 +147,8 @@ class RolloutEngine:
         """tokens: that the cache holds (0: of `config.batch` requests that fill the context). size: tokens a
         block (0: 16). tempered: log-probabilities are those at the temperature drawn with; else the model's
         own. reply: sees a text whose model has ended its turn, and may give tokens after which it goes on;
-        the text is read anew then. rounded: a precision to compute in where weights are in a wider one, of a
+        the text is read anew then. Where no more may be written, its `stop_reason` is `length` meanwhile, and
+        what is given is left out. rounded: a precision to compute in where weights are in a wider one, of a
         model without experts and adapters; keys and values are held in it. recorder: of steps that are
         replayed (`Replays`); default: on a GPU.
 
@@ -364,11 +365,14 @@ class RolloutEngine:
         if self.reply is None:
             return False
         rollout = request.rollout
+        full = request.written == request.limit
+        if full:
+            rollout.stop_reason = "length"  # so who replies need do nothing for it
         told = self.reply(rollout)
         if told is None:
+            rollout.stop_reason = "stop"
             return False
-        if request.written == request.limit:
-            rollout.stop_reason = "length"
+        if full:
             return False
         if len(rollout.prompt) + len(rollout.ids) + len(told) >= self.room:
             rollout.stop_reason = "context"

@@ -143,12 +143,13 @@ class ServedEngine:
         rollout.write(said.ids, said.logprobs, self.version)
         length = len(text) + len(said.ids)
         if said.reason == "stop":
-            rollout.stop_reason = "stop"
+            full = rollout.count >= request.limit
+            rollout.stop_reason = "length" if full else "stop"  # as of `RolloutEngine`
             told = None if self.reply is None else self.reply(rollout)
-            if told is not None:
-                if rollout.count >= request.limit:
-                    rollout.stop_reason = "length"
-                elif length + len(told) >= self.context:
+            if told is None:
+                rollout.stop_reason = "stop"
+            elif not full:
+                if length + len(told) >= self.context:
                     rollout.stop_reason = "context"
                 else:
                     rollout.stop_reason = "length"  # as of a text that is being written

@@ -135,6 +135,7 @@ class Toolbox:
 
     def __call__(self, done: Rollout) -> list[int] | None:
         """The tokens to go on after, or None where the model asked nothing, or has asked often enough.
+        Where nothing may follow (its `stop_reason` is `length`) no tool is asked, and the tokens are none.
         Raises RuntimeError where there are no tools."""
         if not self.tools:
             raise RuntimeError("this toolbox counts what others are asked, and answers nothing")
@@ -143,6 +144,8 @@ class Toolbox:
         asked = self.asked(self.last(done))
         if asked is None:
             return None
+        if done.stop_reason == "length":
+            return []
         self.count(1, 0)
         return self._said([{"role": "tool", "content": self._answer(*asked)}])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from types import TracebackType
 
@@ -13,6 +12,7 @@ from shunter.post.sandbox.box import Program, Sandbox
 from shunter.post.sandbox.languages import LANGUAGES, last_program
 
 BETWEEN = " ... "  # stands for what is left out of a long output
+WALL, LEAST = 2.0, 1.0  # times its CPU seconds that a program has by the clock, and seconds at least
 OUTPUT = 1 << 16  # bytes that a program may write: of more its beginning is told
 LENGTH = 16  # characters that are looked at, at each end, for a token that there is room for
 
@@ -22,23 +22,23 @@ class Interpreter:
     One that prints without end is ended, and what it has printed by then is told.
 
     Raises ShunterError where the machine has no sandbox. Calls raise ValueError, of which the model is told,
-    for a program that ends with an error, takes longer than `seconds` of CPU time, or prints nothing;
-    RuntimeError after `close`.
+    for a program that ends with an error, prints nothing, or takes longer than `seconds` of CPU time or twice
+    that, at least 1 s, by the clock; RuntimeError after `close`.
     """
 
     def __init__(self, seconds: float, shorten: Callable[[str], str]) -> None:
         """shorten: an output to as much as a model is to be told."""
         self.box: Sandbox | None = Sandbox(slots=1, output=OUTPUT)
         self.seconds, self.shorten = seconds, shorten
-        self._one = threading.Lock()  # answers that a server writes ask from threads
 
     def __call__(self, code: str) -> str:
         if self.box is None:  # a sandbox would begin anew, and nobody would end it
             raise RuntimeError("the interpreter is closed")
         if code.lstrip().startswith("```"):  # as models write programs
             code = last_program(code.lstrip()) or code
-        with self._one:
-            ended = self.box.run([Program(LANGUAGES["python"], code, [""], self.seconds)])[0][-1]
+        # All answers wait meanwhile.
+        wall = max(LEAST, WALL * self.seconds)
+        ended = self.box.run([Program(LANGUAGES["python"], code, [""], self.seconds, wall)])[0][-1]
         if ended.status == "error":
             raise ValueError(
                 self.shorten((ended.errors.strip().splitlines() or [f"exit code {ended.code}"])[-1])

@@ -7,6 +7,7 @@ recipes/rl-tools.yaml.
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -207,6 +208,25 @@ def test_limits_count_what_the_model_writes() -> None:
         assert done.count <= most
         assert len(done.prompt) + len(done.ids) <= 24
     assert done.count < 60
+
+
+def test_at_the_limit_no_tool_is_asked(tokenizer: Tokenizer) -> None:
+    """What it says would be thrown away. Who replies is told of the limit, and texts end as before."""
+    for last, reason in (([], "length"), (None, "stop")):
+        seen: list[tuple[int, str]] = []
+
+        def reply(done: Rollout, seen: Any = seen, last: Any = last) -> list[int] | None:
+            seen.append((done.count, done.stop_reason))
+            return TOLD if done.count < 3 else last
+
+        engine = RolloutEngine(model(), SamplingConfig(max_new_tokens=3, batch=1), range(61), reply=reply)
+        engine.submit([5, 6])
+        assert engine.run()[0].stop_reason == reason
+        assert seen == [(1, "stop"), (2, "stop"), (3, "length")]
+    box = Toolbox(ToolConfig(), tokenizer)
+    done = said(tokenizer, "<<1+1>>")
+    done.stop_reason = "length"
+    assert (box(done), box.calls) == ([], 0)
 
 
 def test_log_probabilities_of_several_turns_in_float32() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from shunter.config.errors import ShunterError
 from shunter.data.tokenizer import Tokenizer
 from shunter.generate.config import ToolConfig
 from shunter.post.interpreter import BETWEEN, Tools
+from shunter.post.sandbox.box import LEAST
 from tests.evaluate.small import a_tokenizer
 from tests.generate.test_toolbox import said
 
@@ -83,6 +85,12 @@ def test_a_program_that_fails_is_told_and_counted(box: Tools, code: str, why: st
     box.taken()
     assert told(box, "python", code).startswith(why)
     assert box.taken() == (1, 1)
+
+
+def test_a_program_that_waits_is_soon_ended(box: Tools) -> None:
+    begin = time.perf_counter()
+    assert told(box, "python", "import time\ntime.sleep(99)") == "error: the program was ended: timeout"
+    assert time.perf_counter() - begin < LEAST, "a reward's has so long"
 
 
 def test_of_much_output_beginning_and_end_are_told(box: Tools) -> None:
