@@ -120,6 +120,10 @@ class RlConfig(JobConfig):
             raise ValueError(
                 f"value_model belongs to ppo; {self.policy.algorithm} has no value model: leave it out"
             )
+        if self.how.deterministic and self.tools is not None and "python" in self.tools.tools:
+            raise ValueError(
+                "the tool python goes not with how.deterministic: a program may print the time or draw lots"
+            )
         if self.unfinished == "mask" and self.how.placement is not None:
             raise ValueError("unfinished: mask does not go with how.placement so far: leave one of them out")
         return self

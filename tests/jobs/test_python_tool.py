@@ -16,7 +16,7 @@ from shunter.post.reinforce import Reinforcement
 from shunter.post.rewards import Grader
 from shunter.post.sandbox.box import Sandbox
 from tests.jobs.conftest import Work
-from tests.jobs.test_post_jobs import model, reinforce, talks
+from tests.jobs.test_post_jobs import HOW, model, reinforce, talks
 
 __all__ = ["model", "talks"]  # fixtures
 
@@ -79,6 +79,11 @@ def test_a_training_that_cannot_begin_leaves_nothing_behind(
         reinforce(work, model, talks, tools=TOOLS)
     assert [box._process for box in boxes] == [None]
     assert len(ended) == 1
+
+
+def test_programs_go_not_with_the_same_bits(work: Work, model: Path, talks: Path) -> None:
+    with pytest.raises(ValueError, match="may print the time"):
+        reinforce(work, model, talks, tools=TOOLS, how={**HOW, "deterministic": True})
 
 
 def test_a_model_is_evaluated_with_programs(

@@ -239,11 +239,13 @@ class Sandbox:
         self._control, theirs = socket.socketpair()
         group = [] if self._group is None else [str(self._group)]
         with theirs:
-            # -I and -S: neither the environment nor an installed package has a say in what the zygote is.
+            # Neither the environment, a folder nor an installed package has a say in what the zygote is: -I,
+            # but for the seed of hashes, so that a program that prints a set prints the same again.
             self._process = subprocess.Popen(
                 [
                     sys.executable,
-                    "-I",
+                    "-P",
+                    "-s",
                     "-S",
                     str(ENTRY),
                     str(theirs.fileno()),
@@ -256,7 +258,7 @@ class Sandbox:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+                env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
                 start_new_session=True,
             )
         self._control.settimeout(START)

@@ -69,6 +69,13 @@ def test_an_attack_ends_and_its_neighbours_are_as_before(box: Sandbox, name: str
     assert box.starts == 1, "the zygote lives on"
 
 
+def test_a_set_is_printed_alike_by_another_sandbox(box: Sandbox) -> None:
+    code = "import sys\nprint({str(n) for n in range(99)}, sys.flags.safe_path, sys.flags.no_user_site)"
+    with Sandbox(slots=1) as other:
+        assert run(other, code) == run(box, code)
+    assert run(box, code)[0].output.endswith("} True 1\n")
+
+
 def test_programs_leave_no_processes_behind(box: Sandbox) -> None:
     run(box, ATTACKS["a child that outlives it"][0])
     run(box, ATTACKS["fork bomb"][0], seconds=0.3)
