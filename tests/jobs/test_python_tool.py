@@ -81,7 +81,7 @@ def test_a_training_that_cannot_begin_leaves_nothing_behind(
     assert len(ended) == 1
 
 
-def test_programs_go_not_with_the_same_bits(work: Work, model: Path, talks: Path) -> None:
+def test_programs_do_not_go_with_the_same_bits(work: Work, model: Path, talks: Path) -> None:
     with pytest.raises(ValueError, match="may print the time"):
         reinforce(work, model, talks, tools=TOOLS, how={**HOW, "deterministic": True})
 

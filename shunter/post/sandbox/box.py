@@ -231,7 +231,8 @@ class Sandbox:
                 f"untrusted programs cannot be run here: {refused}",
                 mend="Allow user namespaces (sysctl user.max_user_namespaces; on Ubuntu "
                 "kernel.apparmor_restrict_unprivileged_userns=0), run as root in a container that may make "
-                "namespaces, or leave out rewards of code and checkers.",
+                "namespaces, or leave out what runs programs: rewards of code and checkers, and the tool "
+                "python.",
             )
 
     def _begin(self) -> str | None:

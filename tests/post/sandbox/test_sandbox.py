@@ -370,8 +370,11 @@ def test_where_programs_cannot_be_shut_in_nothing_is_run(
     copy = tmp_path / "entry.py"
     copy.write_text(text.replace("    main()", refuse))
     monkeypatch.setattr(boxes, "ENTRY", copy)
-    with pytest.raises(ShunterError, match=r"cannot be run here: the system does not allow it \(no\)"):
+    with pytest.raises(
+        ShunterError, match=r"cannot be run here: the system does not allow it \(no\)"
+    ) as refused:
         Sandbox()
+    assert "rewards of code and checkers, and the tool python" in str(refused.value.mend)
 
 
 def test_blocks_outputs_and_targets() -> None:
