@@ -56,7 +56,7 @@ class ToolConfig(Config):
         2.0,
         gt=0,
         exclude_if=lambda value: value == 2.0,  # tools without are what they were before there was any
-        description="python: CPU time of a program.",
+        description="python: CPU time of a program; by the clock twice that, and at least a second.",
     )
 
     @model_validator(mode="after")

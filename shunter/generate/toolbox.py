@@ -187,7 +187,7 @@ class Toolbox:
             name, arguments = values["name"], values.get("arguments", {})
         except (ValueError, KeyError, AttributeError, RecursionError):
             return "", "the call is no JSON object with name and arguments"
-        if name == "python":
+        if name == "python" and name in self.config.tools:
             code = _code(arguments)
             return ("", "the call has no code") if code is None else (name, code)
         if isinstance(arguments, dict) and len(arguments) == 1:

@@ -122,7 +122,7 @@ class RlConfig(JobConfig):
             )
         if self.how.deterministic and self.tools is not None and "python" in self.tools.tools:
             raise ValueError(
-                "the tool python does not go with how.deterministic: a program may print the time or draw lots"
+                "the tool python does not go with how.deterministic: programs may print the time or draw lots"
             )
         if self.unfinished == "mask" and self.how.placement is not None:
             raise ValueError("unfinished: mask does not go with how.placement so far: leave one of them out")

@@ -99,8 +99,10 @@ def test_calls_are_read_and_answered(tokenizer: Tokenizer) -> None:
     named = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "2 + 3"}}\n</tool_call>'
     assert told(calls, named) == whole.format("5")
     assert "there is no tool 'search'" in str(told(calls, named.replace("calculator", "search")))
+    other = '<tool_call>{"name": "python", "arguments": {}}</tool_call>'
+    assert "there is no tool 'python'" in str(told(calls, other))
     assert "no JSON object" in str(told(calls, "<tool_call>{1}</tool_call>"))
-    assert (notes.calls, notes.failed, calls.calls, calls.failed) == (2, 1, 3, 2)
+    assert (notes.calls, notes.failed, calls.calls, calls.failed) == (2, 1, 4, 3)
 
 
 def test_a_tool_that_is_not_there_is_an_error(tokenizer: Tokenizer) -> None:

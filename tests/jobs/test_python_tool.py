@@ -151,7 +151,7 @@ def test_a_training_that_cannot_begin_leaves_nothing_behind(
 
 
 def test_programs_do_not_go_with_the_same_bits(work: Work, model: Path, talks: Path) -> None:
-    with pytest.raises(ValueError, match="may print the time"):
+    with pytest.raises(ValueError, match="programs may print the time"):
         reinforce(work, model, talks, tools=TOOLS, how={**HOW, "deterministic": True})
 
 
