@@ -51,6 +51,17 @@ def samples(seed: int) -> list[Sample]:
     return found
 
 
+def given(batch: Any) -> dict[str, torch.Tensor]:
+    """What trl's trainers of policies read of a batch, but for old log-probabilities."""
+    return {
+        "prompt_ids": torch.zeros(len(LENGTHS), 1, dtype=torch.int64),
+        "prompt_mask": torch.ones(len(LENGTHS), 1, dtype=torch.int64),
+        "completion_ids": torch.from_numpy(batch.targets).clamp_min(0),
+        "completion_mask": torch.from_numpy(batch.targets != -100).long(),
+        "advantages": torch.from_numpy(batch.known["advantage"][:, 0]),
+    }
+
+
 def drawn(batch: Any, seed: int) -> torch.Tensor:
     """Log-probabilities that lie near `old`, some inside and some outside of the clip. [B, T]."""
     noise = np.random.default_rng(seed + 100).normal(size=batch.targets.shape)
@@ -86,11 +97,7 @@ def test_policy_losses(kind: str, level: str, ours: PolicySettings, beta: float,
     )  # fmt: skip
     trainer._get_per_token_logps_and_entropies.return_value = (logprob, torch.zeros_like(logprob), None)
     inputs = {
-        "prompt_ids": torch.zeros(len(LENGTHS), 1, dtype=torch.int64),
-        "prompt_mask": torch.ones(len(LENGTHS), 1, dtype=torch.int64),
-        "completion_ids": torch.from_numpy(batch.targets).clamp_min(0),
-        "completion_mask": mask.long(),
-        "advantages": torch.from_numpy(batch.known["advantage"][:, 0]),
+        **given(batch),
         "old_per_token_logps": torch.from_numpy(batch.known["old"]),
         "ref_per_token_logps": torch.from_numpy(batch.known["reference"]),
         "num_items_in_batch": mask.sum(),
@@ -116,11 +123,7 @@ def test_the_loss_of_whole_answers(seed: int) -> None:
     )  # fmt: skip
     trainer._get_per_token_logps_and_entropies.return_value = (logprob, torch.zeros_like(logprob), None)
     inputs = {
-        "prompt_ids": torch.zeros(len(LENGTHS), 1, dtype=torch.int64),
-        "prompt_mask": torch.ones(len(LENGTHS), 1, dtype=torch.int64),
-        "completion_ids": torch.from_numpy(batch.targets).clamp_min(0),
-        "completion_mask": mask.long(),
-        "advantages": torch.from_numpy(batch.known["advantage"][:, 0]),
+        **given(batch),
         "old_logps": (torch.from_numpy(batch.known["old"]) * mask).sum(1),
     }
     theirs = trl.RLOOTrainer._compute_loss(trainer, None, inputs)
