@@ -7,7 +7,8 @@ are drawn, so the sides do not learn alike; that losses of equal batches are equ
 (tests/post/test_trl.py). trl recomputes no activations; neither has a reference model here (beta 0, kl 0).
 Ours keeps its journal and checkpoint. Setting up is in the time of both: 40 steps make little of it.
 
-Run it with a Python that has trl: `python -m bench.grpo` keeps the result; `--tiny` is a trial. With
+Run it with a Python that has trl: `python -m bench.grpo` keeps the result, `python -m bench.grpo short` that
+of one case, and the others' as they are: each tells where and when. `--tiny` is a trial. With
 `--device cuda` it is a model of half a billion parameters on a GPU, in bf16's autocast on both sides, with
 answers of at most 64 tokens.
 """
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from bench.measure import alternate, machine, rounded, save
+from bench.measure import RESULTS, alternate, machine, rounded, save
 from shunter.data import tokenizer as tokenizers
 from shunter.data.tokenizer import Tokenizer
 from shunter.jobs import rl
@@ -40,7 +41,7 @@ from shunter.record.events import EventLog
 GOAL = 1.5
 GROUP, PROMPTS, RATE = 8, 16, 1e-4
 # New tokens, and what is rewarded.
-CASES = {"short": (8, "any"), "long": (40, "any"), "long, graded": (40, "each")}
+CASES = {"short": (8, "any"), "long": (40, "any"), "graded": (40, "each")}
 REWARDS = {
     "any": [{"kind": "format", "pattern": r".*\d.*"}],
     "each": [{"kind": "format", "name": f"has{d}", "pattern": f".*{d}.*", "weight": 0.1} for d in range(10)],
@@ -184,15 +185,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.grpo")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--tiny", action="store_true", help="a trial, which is not kept")
+    parser.add_argument("cases", nargs="*", help="those to measure; default: all")
     chosen = parser.parse_args()
     device, gpu = chosen.device, chosen.device == "cuda"
+    name, known = ("grpo_cuda", GPU_CASES) if gpu else ("grpo", CASES)
+    if unknown := set(chosen.cases) - set(known):
+        parser.error(f"no case {sorted(unknown)[0]!r}: there are {', '.join(known)}")
     steps, rounds, limit = (3, 2, 0.0) if chosen.tiny else (5, 2, 0.0) if gpu else (40, 4, 180.0)
     samples = steps * GROUP * PROMPTS
-    cases: dict[str, Any] = {}
+    path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.is_file() else {}
+    cases: dict[str, Any] = {case: before[case] for case in known if case in before}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(folder, large=gpu)
-        for name, case in (GPU_CASES if gpu else CASES).items():
+        for label in chosen.cases or known:
+            case = known[label]
             found = alternate(
                 partial(ours, folder, steps, *case, device),
                 partial(theirs, folder, steps, *case, device),
@@ -201,17 +209,17 @@ def main() -> None:
             means = watched(folder, steps, *case, device)
             middle = sorted(found["a"])[len(found["a"]) // 2]
             print(
-                f"{name}: {samples / middle:.0f} samples/s, {found['ratio_median']:.2f}x trl "
+                f"{label}: {samples / middle:.0f} samples/s, {found['ratio_median']:.2f}x trl "
                 f"[{found['ratio_low']:.2f}, {found['ratio_high']:.2f}], "
                 f"CPU seconds {found['cpu_ratio_median']:.2f}x; {means['flat_groups']:.0%} of groups flat",
                 flush=True,
             )
             both = {"a": rounded(found["a"]), "b": rounded(found["b"])}
-            cases[name] = {**found, **both, "new_tokens": case[0], "reward": case[1], "steps": means}
+            told = machine() | ({"gpu": torch.cuda.get_device_name()} if gpu else {})
+            asked = {"new_tokens": case[0], "reward": case[1], "steps": means, "samples": samples}
+            cases[label] = {**found, **both, **asked, "machine": told}
             if not chosen.tiny:  # each case takes minutes
-                told = machine() | ({"gpu": torch.cuda.get_device_name()} if gpu else {})
-                kept = {"goal": GOAL, "samples": samples, "cases": cases, "machine": told}
-                print(save("grpo_cuda" if gpu else "grpo", kept), flush=True)
+                print(save(name, {"goal": GOAL, "cases": cases}), flush=True)
 
 
 if __name__ == "__main__":
