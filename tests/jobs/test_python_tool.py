@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from shunter.config.errors import ShunterError
 from shunter.data.tokenizer import Tokenizer
 from shunter.generate.rollout import RolloutEngine
 from shunter.generate.toolbox import Toolbox
@@ -23,6 +22,7 @@ from shunter.post.sandbox.box import Sandbox
 from shunter.record import events
 from tests.jobs.conftest import Work
 from tests.jobs.test_post_jobs import HOW, model, reinforce, spec, talks
+from tests.post.sandbox.running import or_skip
 
 __all__ = ["model", "talks"]  # fixtures
 
@@ -32,10 +32,8 @@ TOOLS = {"tools": ["python"], "form": "json", "most": 1, "room": 12}
 @pytest.fixture
 def boxes(monkeypatch: pytest.MonkeyPatch) -> list[Sandbox]:
     """All that are opened."""
-    try:
+    with or_skip():
         Sandbox(slots=1).close()
-    except ShunterError as refused:
-        pytest.skip(str(refused))
     found: list[Sandbox] = []
     start = Sandbox.__init__
 

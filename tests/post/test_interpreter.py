@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 from pydantic import ValidationError
 
-from shunter.config.errors import ShunterError
 from shunter.data.tokenizer import Tokenizer
 from shunter.generate.config import ToolConfig
 from shunter.post.interpreter import BETWEEN, Tools
 from shunter.post.sandbox.box import LEAST
 from tests.evaluate.small import a_tokenizer
 from tests.generate.test_toolbox import said
+from tests.post.sandbox.running import or_skip
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="module")
 def box(tokenizer: Tokenizer) -> Iterator[Tools]:
     config = ToolConfig(tools=["python", "calculator"], form="json", room=48, seconds=0.3)
-    try:
+    with or_skip():
         made = Tools(config, tokenizer)
-    except ShunterError as refused:
-        pytest.skip(str(refused))
     with made:
         yield made
 

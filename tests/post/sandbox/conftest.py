@@ -6,15 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from shunter.config.errors import ShunterError
 from shunter.post.sandbox.box import Sandbox
+from tests.post.sandbox.running import or_skip
 
 
 @pytest.fixture(scope="session")
 def box() -> Iterator[Sandbox]:
-    try:
+    with or_skip():
         made = Sandbox(slots=2)
-    except ShunterError as refused:
-        pytest.skip(str(refused))
     with made:
         yield made

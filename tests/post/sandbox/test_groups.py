@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from shunter.config.errors import ShunterError
 from shunter.post.sandbox import grouped, groups, zygote
 from shunter.post.sandbox.box import Program, Sandbox
 from shunter.post.sandbox.languages import LANGUAGES
+from tests.post.sandbox.running import or_skip
 
 MOUNT = "31 25 0:27 {root} {mount} rw,relatime shared:9 - cgroup2 cgroup2 rw\n"
 
@@ -61,10 +61,8 @@ def test_a_group_goes_with_those_in_it(tmp_path: Path) -> None:
 
 
 def sandbox() -> Sandbox:
-    try:
+    with or_skip():
         return Sandbox(slots=1)
-    except ShunterError as refused:
-        pytest.skip(str(refused))
 
 
 def test_each_program_gets_a_group_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from shunter.config.errors import ShunterError
 from shunter.post.sandbox import box as boxes
 from shunter.post.sandbox import jail
 from shunter.post.sandbox.box import Case, Program, Sandbox
-from tests.post.sandbox.running import COUNT, PYTHON
+from tests.post.sandbox.running import COUNT, PYTHON, or_skip
 
 SYSTEM = "/usr/bin/python3"
 NOBODY = 65534
@@ -65,10 +64,8 @@ def test_who_runs_beside_a_program_is_never_the_same_user() -> None:
     """However many requests come while it runs: processes are counted by user, and it may have all it may."""
     holds = "import os, time\nfor _ in range(31):\n  if os.fork() == 0: time.sleep(60)\ntime.sleep(60)"
     forks = "import os\nif os.fork() == 0: os._exit(0)\nos.wait()\nprint(1)"
-    try:
+    with or_skip():
         made = Sandbox(slots=2)
-    except ShunterError as refused:
-        pytest.skip(str(refused))
 
     def answered(code: str, *inputs: str) -> list[Case] | None:
         with made._send(made._request(Program(PYTHON, code, inputs)), slot=0) as ours:
